@@ -208,6 +208,12 @@ def script_process(path: Path, *arguments: str) -> Ended:
     return Lcsc(first=functools.partial(_as_script, str(path.resolve()), arguments)).wait()
 
 
+def run_script(path: Path) -> None:
+    """Run a script in this process, which has imported what it needs, as ``python PATH`` does."""
+    with mock.patch.object(sys, "path", [str(path.parent.resolve()), *sys.path]):
+        runpy.run_path(str(path.resolve()), run_name="__main__")
+
+
 def _as_script(path: str, arguments: tuple[str, ...]) -> NoReturn:
     sys.argv, sys.path[:] = [path, *arguments], [str(Path(path).parent), *sys.path]
     runpy.run_path(path, run_name="__main__")

@@ -14,9 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import typer
 
-from lcsc_opt.cli import app
 from tests.database_servers import free_port
 from tests.processes import wait_until
 
@@ -38,29 +36,6 @@ LCSC = 'trap "touch told; exit $TOLD" TERM; echo "$*" > lcsc.txt; while [ ! -e e
 
 def options(text: str) -> set[str]:
     return set(re.findall(r"(?<![\w-])--[a-z][a-z-]*", text))
-
-
-def known(command: Any, *names: str) -> set[str]:
-    for name in names:
-        command = command.commands[name]
-    return {option for parameter in command.params for option in (*parameter.opts, *parameter.secondary_opts)}
-
-
-@pytest.mark.parametrize("file", [JOB, HOSTS, RAYJOB], ids=lambda path: path.name)
-def test_lcsc_has_the_options_that_it_is_given(file: Path) -> None:
-    given = set().union(*(options(line) for line in file.read_text().splitlines() if "lcsc run" in line))
-    assert "--ray" in given
-    assert given <= known(typer.main.get_command(app), "run")
-
-
-@pytest.mark.parametrize("script", [JOB, HOSTS], ids=lambda path: path.name)
-def test_ray_has_the_options_that_it_is_given(script: Path) -> None:
-    subprocess.run(["bash", "-n", str(script)], check=True)
-    scripts = pytest.importorskip("ray.scripts.scripts")
-    lines = [line for line in script.read_text().splitlines() if re.search(r"start --|--head|ray --address", line)]
-    given = set().union(*map(options, lines))
-    assert given >= {"--head", "--port", "--address", "--num-cpus", "--block"}
-    assert given <= known(scripts.cli, "start")
 
 
 class Job:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import gc
 import importlib
-import os
 import re
 from pathlib import Path
 from typing import Any
@@ -112,27 +110,6 @@ def test_a_study_may_be_given_as_a_mapping_and_its_budget_raised(workplace: Path
         lcsc_opt.load_study("no/such/0", "sqlite:///here.db")
     with pytest.raises(StudySpecError, match=r"budgte: unknown key"):
         lcsc_opt.run(functional(budgte=1))
-
-
-def test_reading_a_study_leaves_no_connection_open(workplace: Path) -> None:
-    """A notebook that asks again and again would take all connections of a server."""
-    (study,) = lcsc_opt.run(functional(), storage="sqlite:///here.db")
-    database = str(workplace / "here.db")
-
-    def is_open() -> bool:
-        return any(os.path.realpath(file) == database for file in Path("/proc/self/fd").iterdir())
-
-    gc.collect()
-    gc.disable()
-    try:
-        assert not is_open()
-        read = [study.state, study.searched, study.steps, study.coefficients, study.trials, study.objective]
-        assert len(read) == 6
-        lcsc_opt.load_study(study.name, study.storage)
-        assert lcsc_opt.compare("plain", study.storage)
-        assert not is_open()
-    finally:
-        gc.enable()
 
 
 def test_every_example_of_the_page_runs(workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:

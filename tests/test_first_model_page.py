@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from tests.commands import Typed
-from tests.processes import script_process
+from tests.processes import run_script
 
 PAGE = (Path(__file__).parents[1] / "docs" / "first_model.md").read_text(encoding="utf-8")
 SHORTER = {
@@ -26,7 +26,7 @@ SHORTER = {
 
 
 @pytest.mark.slow
-def test_a_newcomer_types_the_page(workplace: Path, typed: Typed) -> None:
+def test_a_newcomer_types_the_page(workplace: Path, few_pairs: None, typed: Typed) -> None:
     page = PAGE
     for long, short in SHORTER.items():
         assert long in page
@@ -36,8 +36,7 @@ def test_a_newcomer_types_the_page(workplace: Path, typed: Typed) -> None:
     for name, code in files:
         Path(name).write_text(code, encoding="utf-8")
     for name in ("train.py", "real.py", "search.py"):
-        ran = script_process(workplace / name)
-        assert ran.status == 0, ran.err
+        run_script(workplace / name)
     assert torch.load("best.pt").keys() == torch.load("ckpts/step_6.pt")["model"].keys()
     lines = re.findall(r"^\$ lcsc (.*)$", page, re.M)
     assert len(lines) == 4

@@ -13,6 +13,8 @@ from typing import Any
 
 import pytest
 
+import lcsc_opt
+
 ROOT = Path(__file__).parents[1]
 MODULES = {
     ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
@@ -24,13 +26,19 @@ HEAVY = {"torch", "torchvision", "diffusers", "sklearn", "plotly", "nevergrad"}
 HEAVIER = HEAVY | {"optuna", "sqlalchemy", "scipy", "pandas"}
 
 IMPORT_IN_TURN = """
-import json, pkgutil, sys
+import json, logging, os, pkgutil, sys
+def state():
+    log = logging.getLogger("lcsc_opt")
+    return dict(os.environ), sys.path[:], sys.meta_path[:], log.level, [type(handler) for handler in log.handlers]
+before = state()
 found = []
 for names in json.loads(sys.argv[1]):
     for name in names:
         pkgutil.resolve_name(name)
     found.append(sorted(sys.modules))
-print(json.dumps(found))
+*after, handlers = state()
+changes = after != [*before[:-1]] or handlers not in ([], [logging.NullHandler])
+print(json.dumps([changes, found]))
 """
 LIGHT = {
     ("lcsc_opt.cli", "lcsc_opt.base.catalog"): HEAVIER,
@@ -41,6 +49,7 @@ LIGHT = {
 LIGHT_IN_PYTHON = {
     ("lcsc_opt.LcscError", "lcsc_opt.SearchFailedError"): HEAVIER,
     ("lcsc_opt.search", "lcsc_opt.run"): {"plotly", "dash"},  # until something is drawn
+    tuple(f"lcsc_opt.{name}" for name in lcsc_opt.__all__): set(),
 }
 
 
@@ -51,8 +60,10 @@ def test_commands_and_workers_import_nothing_heavy_and_the_dashboard_no_torch(
     command = [sys.executable, "-W", "error", "-c", IMPORT_IN_TURN, json.dumps(list(light))]
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
     assert done.returncode == 0, done.stderr
-    for heavy, found in zip(light.values(), json.loads(done.stdout), strict=True):
+    changes, modules = json.loads(done.stdout)
+    for heavy, found in zip(light.values(), modules, strict=True):
         assert heavy.isdisjoint(found)
+    assert not changes or light is LIGHT, "an application keeps its environment, its paths and its logging"
 
 
 def outside_of_functions(node: ast.AST) -> Iterator[ast.AST]:

@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[1]
 SHIPPED = ("objectives", "studies", "dashboards")
 OURS = ("LCSC_", "OPTUNA_", "PYTHON", "COV_")  # variables that would let this session leak into the new environment
 SHORTER = {  # of the notebook's study
-    '"images": 500': '"images": 65, "nfe": 2',  # one more image than the features of the digits' network
+    '"images": 500': '"images": 65, "nfe": 2, "select": {"last": 3}',  # one more image than features
     '"evaluations": 40': '"evaluations": 3',
     '"images": 2000': '"images": 65',
 }

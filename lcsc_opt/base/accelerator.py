@@ -185,11 +185,11 @@ def sums_halves(device: torch.device, dtype: torch.dtype) -> bool:
         return False
     matmul = getattr(getattr(torch.backends, device.type, None), "matmul", None)
     sums_in_halves = bool(getattr(matmul, "allow_fp16_accumulation", False))  # the process may change it
-    return not sums_in_halves and _widens_products(device, dtype)
+    return not sums_in_halves and widens_products(device, dtype)
 
 
 @functools.cache
-def _widens_products(device: torch.device, dtype: torch.dtype) -> bool:
+def widens_products(device: torch.device, dtype: torch.dtype) -> bool:
     try:
         ones = torch.ones(8, 8, dtype=dtype, device=device)
         torch.mm(ones, ones, out_dtype=torch.float32)

@@ -87,13 +87,6 @@ def test_what_is_installed_or_cannot_be_read_is_left_out(folder: Path) -> None:
     assert module_file("__phello__") is None, "Python has it frozen"
 
 
-def test_names_in_settings_may_be_of_any_letters(folder: Path) -> None:
-    (folder / "größe.py").write_text("def verlust(a):\n    return float(a[0])\n")
-    settings = {"callable": "größe:verlust", "steps": [1, 2]}
-    objective = load_objective(ObjectiveSpec(file="function.py", settings=settings), study_folder=folder)  # type: ignore[arg-type]
-    assert list(objective.code) == ["größe"]
-
-
 def test_an_objective_knows_its_file_and_what_its_settings_name(folder: Path) -> None:
     (folder / "code_loss.py").write_text("import code_late\n\ndef lose(a):\n    return float(a[0])\n")
     settings = {"callable": "code_loss:lose", "steps": [1, 2]}
@@ -173,13 +166,6 @@ def test_a_module_that_a_script_imported_before_it_was_edited_is_imported_again(
     (workplace_with_code / "reloaded_loss.py").write_text("def lose(coefficients):\n    return 5\n")
     assert searched("imported", "function.py") == 5
     assert module.lose(None) == 1, "what the script holds is left alone"
-
-
-def test_code_that_did_not_change_is_imported_once(workplace_with_code: Path) -> None:
-    searched("first", "function.py")
-    module = sys.modules["reloaded_loss"]
-    searched("second", "function.py")
-    assert sys.modules["reloaded_loss"] is module
 
 
 def test_a_module_in_a_folder_without_init_is_found_before_its_package_is_imported(

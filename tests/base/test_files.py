@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import os
-import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -13,7 +12,6 @@ from lcsc_opt.base.files import (
     only_process,
     replacing,
     shown_size,
-    sync_tree,
     try_lock,
     write_atomically,
 )
@@ -106,23 +104,6 @@ def test_contents_are_on_the_disk_before_the_name(tmp_path: Path, monkeypatch: p
         (pending / "inner").mkdir(parents=True)
         (pending / "inner" / "file").touch()
     assert calls == ["fsync", "fsync", "fsync", "replace", "fsync"]
-
-
-@pytest.mark.skipif(sys.platform == "win32", reason="syncs only files that are open for writing")
-def test_a_folder_of_files_that_may_only_be_read_is_synced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As links to files of a cache are."""
-    (tmp_path / "file").touch()
-    modes: list[int] = []
-    plain_open = os.open
-
-    def noted_open(path: Path, mode: int) -> int:
-        modes.append(mode)
-        return plain_open(path, mode)
-
-    with monkeypatch.context() as patch:  # pytest itself opens files, for one to delete this folder
-        patch.setattr(os, "open", noted_open)
-        sync_tree(tmp_path)
-    assert modes == [os.O_RDONLY, os.O_RDONLY]
 
 
 def test_a_lock_keeps_others_out_until_it_is_released_and_leaves_no_file(tmp_path: Path) -> None:

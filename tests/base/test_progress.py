@@ -1,18 +1,22 @@
 from __future__ import annotations
 
+import functools
 import io
 import logging
-import os
 import re
 import subprocess
 import sys
 import time
+from pathlib import Path
+from typing import NoReturn
 
 import pytest
 
+import lcsc_opt
 from lcsc_opt.base import progress as module
-from lcsc_opt.base.machine import WAITING
 from lcsc_opt.base.progress import each_notice_once, messages_on_stderr, notice, progress, said_if_slow
+from lcsc_opt.experiment import running
+from tests.processes import Lcsc
 
 
 def become_a_terminal(monkeypatch: pytest.MonkeyPatch) -> io.StringIO:
@@ -82,53 +86,24 @@ def test_a_notice_is_said_once_while_a_command_lasts(capsys: pytest.CaptureFixtu
 # in applications, each in a process of its own, which imports the library after what it does itself
 
 
-SCRIPT = """
-import gc, logging, os, sys, warnings
-warnings.simplefilter("ignore", UserWarning)  # of pycma, without matplotlib
-# once: they take seconds, and set up no logging
-import cma, nevergrad, optuna, PIL.Image, plotly, pydantic, scipy.stats, sqlalchemy.orm, torch, yaml
-gc.freeze()  # no fork collects what was imported
+def as_an_application(begin: str) -> NoReturn:
+    """It sets up its logging, and runs a study that says something."""
+    exec(begin, {"logging": logging})
+    notice("before")
+    running.run_studies = lambda *_, **__: notice("a notice")  # type: ignore[assignment]
+    lcsc_opt.run(
+        {
+            "name": "script",
+            "objective": {"file": "function.py", "settings": {"callable": "os:getpid", "steps": [1, 2]}},
+            "optimizers": ["LCSC"],
+            "budget": {"evaluations": 1},
+        }
+    )
+    notice("after")
+    assert [type(handler).__name__ for handler in module.log.handlers] == ["NullHandler"]
+    sys.exit()
 
-def script():
-    import lcsc_opt
-    from lcsc_opt.base import progress
-    from lcsc_opt.experiment import running
 
-    progress.notice("before")
-    running.run_studies = lambda *_, **__: progress.notice("a notice")
-    lcsc_opt.run({
-        "name": "script",
-        "objective": {"file": "function.py", "settings": {"callable": "os:getpid", "steps": [1, 2]}},
-        "optimizers": ["LCSC"],
-        "budget": {"evaluations": 1},
-    })
-    progress.notice("after")
-    assert [type(handler).__name__ for handler in progress.log.handlers] == ["NullHandler"]
-
-for begin in sys.argv[1:]:
-    assert "lcsc_opt" not in sys.modules
-    child = os.fork()
-    if child == 0:
-        exec(begin)
-        script()
-        sys.exit()
-    _, status = os.waitpid(child, 0)
-    print("status", status, file=sys.stderr)
-"""
-IMPORTING = """
-def state():
-    handlers = [type(handler).__name__ for handler in logging.getLogger("lcsc_opt").handlers]
-    return dict(os.environ), list(sys.meta_path), handlers, logging.getLogger("lcsc_opt").level, sys.path[:]
-
-before = state()
-import lcsc_opt
-for name in lcsc_opt.__all__:
-    getattr(lcsc_opt, name)
-after = state()
-assert after[2] in ([], ["NullHandler"]), after[2]
-assert [*before[:2], *before[3:]] == [*after[:2], *after[3:]], (before, after)
-sys.exit()
-"""
 CONFIGURED = "logging.basicConfig(format='%(name)s %(levelname)s %(message)s', level={})"
 PRINTED = {
     "": ["lcsc: a notice"],
@@ -138,29 +113,10 @@ PRINTED = {
 }
 
 
-@pytest.fixture(scope="module")
-def said() -> dict[str, list[str]]:
-    """How each application begins → what it says, the last of which is its exit status."""
-    programs = [IMPORTING, *PRINTED]
-    command = [sys.executable, "-W", "ignore::DeprecationWarning", "-c", SCRIPT, *programs]  # of forks with threads
-    set_by_conftest = (*WAITING, "OMP_WAIT_POLICY")
-    environment = {name: value for name, value in os.environ.items() if name not in set_by_conftest}
-    done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
-    lines: list[list[str]] = [[]]
-    for line in done.stderr.splitlines():
-        lines[-1].append(line)
-        if line.startswith("status"):
-            lines.append([])
-    return dict(zip(programs, lines, strict=False))
-
-
-def test_importing_the_library_and_its_names_changes_nothing_in_the_process(said: dict[str, list[str]]) -> None:
-    assert said[IMPORTING] == ["status 0"]
-
-
 @pytest.mark.parametrize("configure", PRINTED)
-def test_an_application_decides_where_messages_go(said: dict[str, list[str]], configure: str) -> None:
-    assert said[configure] == [*PRINTED[configure], "status 0"]
+def test_an_application_decides_where_messages_go(workplace: Path, configure: str) -> None:
+    ended = Lcsc(first=functools.partial(as_an_application, configure)).wait()
+    assert (ended.status, ended.err.splitlines()) == (0, PRINTED[configure])
 
 
 def test_silenced_messages_take_the_bar_with_them(capsys: pytest.CaptureFixture[str]) -> None:

@@ -26,14 +26,6 @@ parts = st.one_of(st.text(max_size=8), st.integers(-5, 5))
 names = st.lists(parts, max_size=4).map(tuple)
 
 
-@given(st.integers(0, 3), names, st.integers(0, 3), names)
-def test_different_names_give_different_seeds(
-    seed: int, name: tuple[str | int, ...], other_seed: int, other_name: tuple[str | int, ...]
-) -> None:
-    same = (seed, *map(repr, name)) == (other_seed, *map(repr, other_name))
-    assert (derive_seed(seed, *name) == derive_seed(other_seed, *other_name)) == same
-
-
 @given(st.integers(1, 256))
 def test_a_seed_is_the_beginning_of_a_sha256(bits: int) -> None:
     digest = int(hashlib.sha256(b'[7,"search",0]').hexdigest(), 16)

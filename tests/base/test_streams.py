@@ -66,25 +66,3 @@ def test_messages_and_progress_never_stop_the_work(stream: io.StringIO | None, m
         notice("a message")
         advance(2)
     write_message("another one\n")
-
-
-class _Tee:
-    """What scripts put in place of a stream to write to a file, too."""
-
-    def __init__(self) -> None:
-        self.text = ""
-
-    def write(self, text: str) -> None:
-        self.text += text
-
-    def flush(self) -> None:
-        pass
-
-
-def test_an_object_that_can_only_be_written_to_gets_messages_and_progress(monkeypatch: pytest.MonkeyPatch) -> None:
-    tee = _Tee()
-    monkeypatch.setattr(sys, "stderr", tee)
-    with messages_on_stderr(), progress("search", 2) as advance:
-        notice("a message")
-        advance(2)
-    assert tee.text == "lcsc: a message\n"

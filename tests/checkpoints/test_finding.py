@@ -10,7 +10,6 @@ from lcsc_opt.base.errors import TrajectoryError
 from lcsc_opt.checkpoints.finding import find_checkpoints
 from lcsc_opt.trajectory.packing import open_or_pack
 from tests.checkpoints.checkpoint_examples import saved, write_distributed
-from tests.trajectory.trajectory_examples import make_trajectory
 
 
 def touch(folder: Path, *names: str) -> None:
@@ -42,15 +41,6 @@ def test_states_beside_weights_are_never_checkpoints(tmp_path):
     for name in ("optimal", "resampler"):  # which only sound like states
         touch(tmp_path / name, f"{name}_1.pt", f"{name}_2.pt")
         assert found(tmp_path / name, tmp_path / name) == [f"{name}_1.pt", f"{name}_2.pt"]
-
-
-@pytest.mark.parametrize("name", ["model11.pt", "checkpoint-11"])
-def test_a_link_to_nothing_is_refused(tmp_path, name):
-    touch(tmp_path, "model9.pt", "model10.pt")
-    (tmp_path / name).symlink_to(tmp_path / "gone")
-    for patterns in (tmp_path, str(tmp_path / "*11*"), tmp_path / name):
-        with pytest.raises(TrajectoryError, match=f"{name} does not exist"):
-            find_checkpoints(patterns)
 
 
 def test_several_rates_are_told_apart(tmp_path):
@@ -111,14 +101,6 @@ def test_nothing_says_what_was_looked_for(tmp_path):
     ):
         with pytest.raises(TrajectoryError, match=message):
             find_checkpoints(patterns)
-
-
-def test_packed_trajectory_is_no_checkpoint(tmp_path):
-    make_trajectory(tmp_path / "run.trajectory")
-    touch(tmp_path, "model1.pt", "model2.pt")
-    assert found(tmp_path, tmp_path) == ["model1.pt", "model2.pt"]
-    with pytest.raises(TrajectoryError, match="packed already"):
-        find_checkpoints([tmp_path / "run.trajectory", tmp_path / "model1.pt"])
 
 
 @pytest.mark.parametrize(
@@ -205,13 +187,3 @@ def test_a_final_model_is_used_if_its_step_is_inside_and_else_said_to_be_left_ou
     assert (found[-1].name == "end.ckpt") == is_used
     assert len(found) == 3 + is_used
     assert ("end.ckpt" in caplog.text) == (not is_used)
-
-
-@pytest.mark.parametrize("beside", ["final/model.pt", "pytorch_model.bin"])
-def test_weights_beside_numbered_folders_are_said_to_be_left_out(tmp_path, caplog, beside):
-    caplog.set_level("INFO", logger="lcsc_opt")
-    for place in ("checkpoint-10/model.pt", "checkpoint-20/model.pt", beside):
-        (tmp_path / place).parent.mkdir(exist_ok=True)
-        torch.save({"w": torch.ones(2)}, tmp_path / place)
-    assert [path.name for path in find_checkpoints(tmp_path)] == ["checkpoint-10", "checkpoint-20"]
-    assert f"left out: {beside.split('/')[0]}" in caplog.text

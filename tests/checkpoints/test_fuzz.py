@@ -20,7 +20,7 @@ from tests.checkpoints import nvlabs_examples
 from tests.checkpoints.checkpoint_examples import optimizer_state, weights, write_script
 from tests.checkpoints.read_in_a_child import in_a_child
 
-FILES = 300
+FILES = 160
 SECONDS, MEGABYTES = 4.0, 500.0
 
 
@@ -110,7 +110,7 @@ def test_damaged_file_reads_as_tensors_or_is_refused_soon_and_nothing_runs(answe
     refused = [answer for answer in answers if answer["outcome"] == "refused"]
     assert all("\n" not in answer["message"] and len(answer["message"]) < 600 for answer in refused)
     assert all(str(Path(answer["path"]).parent) in answer["message"] for answer in refused)
-    assert 50 < len(refused) < FILES - 20, Counter(answer["outcome"] for answer in answers)  # both do happen
+    assert 20 < len(refused) < FILES - 20, Counter(answer["outcome"] for answer in answers)  # both do happen
     for answer in answers:
         assert answer["outcome"] in ("read", "refused"), answer
         assert answer["seconds"] < SECONDS, answer

@@ -230,23 +230,3 @@ def test_an_average_of_another_model_is_none(tmp_path):
         other = {"shadow_params": [torch.ones(7), torch.ones(2)]}
         saved(tmp_path / "run" / f"checkpoint-{step}/custom_checkpoint_0.pkl", other)
     assert open_or_pack([tmp_path / "run"], folder=tmp_path / "files").trainer_ema() is None
-
-
-@pytest.mark.parametrize("inside", [[], ["notes.txt"], ["run.trajectory/manifest.json", "run.trajectory/weights.bin"]])
-def test_a_folder_called_checkpoints_without_any_is_none(tmp_path, inside):
-    for number, name in enumerate(("a.pt", "b.pt", "c.pt")):
-        saved(tmp_path / name, {"state_dict": weights(number), "global_step": number})
-    (tmp_path / "checkpoints").mkdir()
-    for name in inside:
-        (tmp_path / "checkpoints" / name).parent.mkdir(exist_ok=True)
-        (tmp_path / "checkpoints" / name).touch()
-    assert len(find_checkpoints(tmp_path)) == 3
-
-
-def test_the_average_of_another_part_is_not_that_of_the_chosen_one(tmp_path):
-    for step in STEPS:
-        for part, number in (("unet", step), ("unet_ema", step + 0.5), ("transformer", -step)):
-            file = tmp_path / "run" / f"checkpoint-{step}" / part / "diffusion_pytorch_model.safetensors"
-            saved(file, weights(number))
-    assert open_or_pack([tmp_path / "run"], folder=tmp_path / "files").trainer_ema() is not None
-    assert open_or_pack([tmp_path / "run"], folder=tmp_path / "files", key="transformer").trainer_ema() is None

@@ -1,10 +1,8 @@
 from __future__ import annotations
 
 import hypothesis
-import pytest
 from hypothesis import strategies as st
 
-from lcsc_opt.base.errors import TrajectoryError
 from lcsc_opt.checkpoints.finding import Selection
 
 STEPS = tuple(range(100, 2100, 100))
@@ -54,14 +52,3 @@ def test_one_checkpoint_for_each_point_and_it_is_the_nearest(steps, interval):
         assert rivals, f"nothing stands for {steps[-1] - point}, where {step} is near"
     assert taken == sorted(set(taken))
     assert len(taken) <= (steps[-1] - steps[0]) // interval + 1
-
-
-@pytest.mark.parametrize("options", [{"first_step": 2000}, {"interval": 5000}], ids=str)
-def test_fewer_than_two_say_which_steps_there_are(options):
-    name, value = next(iter(options.items()))
-    message = rf"{name} {value} leaves 1 of 20 .*their steps: 100, 200, 300, .*, 700, …, 2000"
-    with pytest.raises(TrajectoryError, match=message):
-        Selection(**options).chosen(STEPS)
-    for steps, shown in (([5], "5"), ([], "none")):
-        with pytest.raises(TrajectoryError, match=rf"at least 2; their steps: {shown}\.$"):
-            Selection(**options).chosen(steps)

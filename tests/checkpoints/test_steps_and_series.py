@@ -127,15 +127,6 @@ def test_glob_of_a_series_matches_it(name, pattern):
     assert (Path("runs") / name).match(pattern)
 
 
-def test_the_rate_of_an_average_is_no_step(tmp_path: Path) -> None:
-    path = tmp_path / "0.9999.pt"
-    torch.save({"w": torch.zeros(2)}, path)
-    with pytest.raises(TrajectoryError, match="has no step in its name or contents"):
-        checkpoint_steps([path])[0]
-    torch.save({"w": torch.zeros(2), "step": torch.tensor(50)}, path)
-    assert checkpoint_steps([path])[0] == 50
-
-
 @pytest.mark.parametrize(
     ("final", "names"),
     [
@@ -238,10 +229,3 @@ def test_steps_that_another_clue_contradicts_are_a_question(tmp_path, contents):
     with pytest.raises(TrajectoryError, match=r"are in different orders.*pass --steps"):
         checkpoint_steps(paths)
     assert [*find_sources(paths, range(1, 1 + len(paths)))] == [*range(1, 1 + len(paths))]
-
-
-def test_a_counter_that_is_the_same_in_all_files_tells_nothing(tmp_path):
-    contents = {f"m_{step}.pt": {"step": 7, "epoch": 0} for step in (10, 20)}
-    assert checkpoint_steps(_written(tmp_path, contents)) == [10, 20]
-    by_epoch = {f"{name}.pt": {"step": 7, "epoch": epoch} for name, epoch in (("first", 1), ("second", 2))}
-    assert checkpoint_steps(_written(tmp_path, by_epoch)) == [1, 2]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import re
 import shutil
@@ -10,19 +9,13 @@ from pathlib import Path
 
 import optuna
 import pytest
-import torch
 import yaml
-from safetensors import safe_open
-from safetensors.torch import load_file
 
 from lcsc_opt.cli import run as lcsc
-from lcsc_opt.database.arrays import coefficients_of
 from lcsc_opt.database.connection import open_storage
 from lcsc_opt.database.experiment import StoredExperiment
 from lcsc_opt.database.store import StoredStudy
 from lcsc_opt.experiment.api import load_study
-from lcsc_opt.exports.images import attach_images
-from lcsc_opt.trajectory import Trajectory
 from tests.commands import Typed
 
 MODULE = """
@@ -232,19 +225,6 @@ def test_a_report_goes_with_a_study_that_is_in_it_and_with_the_last_one_the_expe
     assert optuna.get_all_study_names("sqlite:///studies.db") == []
 
 
-def test_a_plain_function_has_nothing_held_out(tiny: Path, typed: Typed) -> None:
-    write_study(tiny.parent, objective=of("loss", held_out=None))
-    command = ["run", "tiny.yaml", "--optimizer", "EMAGrid", "--optimizer", "CMA", "--seed", "0", "--budget", "2"]
-    assert typed(*command).err.count("nothing is held out: no held_out function") == 1, "not once a study"
-    assert [line.split()[-5] for line in typed("compare", "tiny").out.splitlines()[2:]] == ["–"] * 2
-    (tiny.parent / "my_losses.py").unlink()
-    typed(*command)  # finished: it is not even loaded
-    (tiny.parent / "my_losses.py").write_text(MODULE)
-    assert "no held_out function was given" in typed.refused("evaluate", "tiny")
-    write_study(tiny.parent)
-    assert "tiny: The answer is " in typed(*command).err, "it is given now"
-
-
 def of(callable_: str, **changes: object) -> dict[str, object]:
     """The objective with another function."""
     settings = STUDY["objective"]["settings"]  # type: ignore[index]
@@ -275,62 +255,6 @@ def test_a_wrong_command_is_one_line(command: str, message: str, tiny: Path, typ
     assert not Path("studies.db").exists() or optuna.get_all_study_names("sqlite:///studies.db") == []
 
 
-def test_a_real_model_end_to_end(workplace: Path, typed: Typed) -> None:
-    training = [
-        "ict",
-        "--data",
-        "digits",
-        "--steps",
-        "12",
-        "--checkpoint-every",
-        "2",
-        "batch_size=4",
-    ]
-    assert lcsc(["train", *training, "-o", "ict.trajectory"]) == 0
-    objective = {"file": "trained.py", "settings": {"checkpoints": "ict.trajectory", "images": 65}}
-    held_out = {"images": 65, "top": 2}
-    write_study(workplace, name="small", objective=objective, seeds=[0], budget={"images": 260}, held_out=held_out)
-    assert lcsc(["run", "tiny.yaml", "--optimizer", "EMAGrid", "--optimizer", "LCSC"]) == 0
-    study = stored("small/LCSC/0")
-    assert len(study.trials) == 4  # 260 images, 65 each
-    assert study.best_trial.user_attrs["cost"]["images"] == 65
-    assert study.best_trial.user_attrs["cost"]["sample_seconds"] > 0
-    chosen = study.trials[typed.json("show", "small/LCSC/0")["chosen_trial"]]
-    experiment = StoredExperiment.open(open_storage("sqlite:///studies.db", write=True), "small")
-    report = experiment.report
-    assert report is not None
-    assert not report.is_found
-    assert not experiment.record.artifacts(), "an answer that was there before is compared with nothing"
-    report = dataclasses.replace(report, answer=report.found["small/LCSC/0"])
-    attach_images(experiment, load_study("small/LCSC/0").objective, report)
-    artifacts = optuna.artifacts.get_all_artifact_meta(
-        stored("small"), storage=open_storage("sqlite:///studies.db", write=False)
-    )
-    assert sorted(meta.filename for meta in artifacts) == [
-        "images_1_before.png",
-        "images_2_answer.png",
-        "samples_1_before.png",
-        "samples_2_answer.png",
-        "samples_3_real.png",
-    ]
-
-    assert lcsc(["export", "small/LCSC/0", "-o", "best.safetensors"]) == 0
-    with safe_open("best.safetensors", "pt") as file:
-        recipe = json.loads(file.metadata()["lcsc_recipe"])
-    assert recipe["coefficients"] == coefficients_of(chosen).tolist()
-    trajectory = Trajectory.open(workplace / "ict.trajectory")
-    assert recipe["trajectory_sha256"] == trajectory.sha256
-    merged = trajectory.merge(recipe["coefficients"])
-    torch.testing.assert_close(load_file("best.safetensors"), merged)
-    assert "exists already" in typed.refused("export", "small/LCSC/0", "-o", "best.safetensors")
-
-    weights = trajectory.path / "weights.bin"
-    changed = bytearray(weights.read_bytes())
-    changed[len(changed) // 6 * 2 + 100] ^= 1  # in the third of six checkpoints
-    weights.write_bytes(changed)
-    assert "the weights of step 6 are damaged" in typed.refused("run", "small/LCSC/0", "--budget", "1200")
-
-
 def test_h_is_help_for_every_command(typed: Typed) -> None:
     assert "Exit status" in typed("-h").out
     assert "--dry-run" in typed("run", "-h").out
@@ -345,15 +269,3 @@ def test_a_removed_working_folder_is_one_line(tmp_path: Path, typed: Typed, monk
     finally:
         monkeypatch.chdir(tmp_path)  # pytest cannot return to a folder that it has no path of
     assert said == "lcsc: the working folder was removed: go to another one (cd)\n"
-
-
-def test_more_processes_than_the_machine_can_run_are_refused(workplace: Path, typed: Typed) -> None:
-    (workplace / "own.py").write_text(MODULE)
-    study = {
-        "name": "many",
-        "objective": {"file": "function.py", "settings": {"callable": "own:loss", "steps": [1, 2, 3]}},
-        "optimizers": ["LCSC"],
-        "budget": {"evaluations": 2},
-    }
-    (workplace / "many.yaml").write_text(yaml.safe_dump(study))
-    assert "expected at most" in typed("run", "many.yaml", "--dry-run", "workers=10000", status=2).err

@@ -33,12 +33,6 @@ def test_steps_are_of_the_files_in_natural_order_where_a_shell_sorted_them(epoch
     assert weights("run.trajectory") == [1, 2, 10]
 
 
-def test_steps_are_of_the_files_as_listed_in_any_other_order(epochs: list[str], typed: Typed) -> None:
-    listed = [epochs[1], epochs[0], epochs[2]]
-    typed("trajectory", "pack", *listed, "--steps", "1000,100,200", "-o", "run.trajectory")
-    assert weights("run.trajectory") == [1, 2, 10]
-
-
 def test_steps_in_the_order_of_a_shell_are_of_its_files(epochs: list[str], typed: Typed) -> None:
     typed("trajectory", "pack", *epochs, "--steps", "100,1000,200", "-o", "run.trajectory")
     assert Trajectory.open("run.trajectory").steps == (100, 200, 1000)

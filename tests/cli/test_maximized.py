@@ -15,12 +15,8 @@ import lcsc_opt
 from lcsc_opt.cli import run as lcsc
 from lcsc_opt.database.connection import open_storage
 from lcsc_opt.database.history import as_known, sign_of
-from lcsc_opt.database.names import LAST_CHECKPOINT
 from lcsc_opt.database.reader import HistoryReader
-from lcsc_opt.views.answer import first_line
-from lcsc_opt.views.figures.comparison import comparison_figure
 from lcsc_opt.views.landscape import landscape_figure
-from lcsc_opt.views.ranking import ANSWER, ranking
 
 MODULE = """
 import torch
@@ -145,26 +141,6 @@ def test_a_landscape_shows_the_score(database: HistoryReader) -> None:
     plane = database.read_study("up/Landscape/0")
     texts = [text for row in landscape_figure(database, plane, []).data[0].text for text in row]
     assert max(texts) == f"{-(plane.lowest_loss or 0.0):.4g}"
-
-
-def test_rankings_and_figures_are_of_the_score(database: HistoryReader) -> None:
-    studies = database.read("up")
-    rows = ranking(studies)
-    assert rows[0].optimizer == ANSWER
-    assert rows == sorted(rows, key=lambda row: -row.held_out.mean if row.held_out else 0.0), "the highest is first"
-    assert LAST_CHECKPOINT in [row.optimizer for row in rows]
-    rows = [row for row in rows if row.optimizer not in (ANSWER, LAST_CHECKPOINT)]
-    for row in rows:
-        assert row.searched is not None
-        assert row.searched.mean > 0
-    study = next(study for study in studies if study.optimizer == rows[0].optimizer)
-    assert study.held_out_loss is not None
-    assert study.reported == -study.held_out_loss
-    assert first_line(studies) == (
-        f"The answer is {study.label}, with accuracy {study.reported:.4g}: nothing certainly better was found."
-    )
-    for trace in comparison_figure(studies).data:
-        assert min(trace.y) > 0
 
 
 def test_a_loss_keeps_its_sign() -> None:

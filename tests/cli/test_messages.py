@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 
 import pytest
@@ -40,23 +39,9 @@ def test_a_verbose_command_prints_where_an_error_was_raised(workplace: Path, typ
     assert "Traceback" in said
 
 
-def test_a_command_is_not_both_quiet_and_verbose(typed: Typed) -> None:
-    assert "not both" in typed("-q", "-v", "list", status=2).err
-
-
 def test_a_study_without_its_seed_is_told_which_seeds_there_are(study_file: str, typed: Typed) -> None:
     typed("run", study_file)
     typed("run", study_file, "name=another")
     study = "said/Grid/0"
     said = typed("show", study.rpartition("/")[0], status=2).err
     assert said.endswith(f"its studies are: {study}\n")
-
-
-@pytest.mark.parametrize("group", ["", "trajectory"])
-def test_the_first_sentence_about_a_command_is_shown_whole(
-    typed: Typed, monkeypatch: pytest.MonkeyPatch, group: str
-) -> None:
-    monkeypatch.setenv("COLUMNS", "80")
-    commands = re.findall(r"^  [a-z]+  +[A-Z].*$", typed(*group.split(), "--help").out, re.M)
-    assert len(commands) > 1
-    assert not [line for line in commands if not line.endswith(".") or line.endswith("...")]

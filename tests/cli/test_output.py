@@ -7,13 +7,9 @@ import json
 import math
 from collections.abc import Callable
 
-import numpy as np
 import pytest
 
-from lcsc_opt.base.records import ReportedMetrics
-from lcsc_opt.cli.output import print_json, print_report, print_table
-from lcsc_opt.database.measurement import Measurement, Model
-from tests.history_examples import report_of
+from lcsc_opt.cli.output import print_json, print_table
 
 NAMES = ("study", "state", "evaluations", "searched", "images", "optimizer options")
 CELLS = ("mine/LCSCQuadratic/0", "unfinished", "27/40", "1.713 ± 0.012", "120,000", "two words")
@@ -81,17 +77,6 @@ def test_a_terminal_gets_the_columns_that_fit_it_and_the_names_of_the_others(
     assert (dropped == []) == (width >= 143)
 
 
-def test_columns_are_dropped_one_after_the_other(terminal: Terminal) -> None:
-    """A wider terminal never has fewer columns, and what it has uses its width."""
-    header, rows = COMPARED
-    shown = []
-    for width in (60, 80, 120, 200):
-        written = terminal(width)
-        print_table(header, rows, optional=METRICS)
-        shown.append(sum(name in written.getvalue().split() for name in METRICS))
-    assert shown == [1, 3, 6, 8]
-
-
 def test_a_file_gets_every_column_with_each_row_in_a_line(
     terminal: Terminal, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -112,24 +97,3 @@ def test_numbers_that_are_not_finite_are_null_in_json(capsys: pytest.CaptureFixt
 
     printed = json.loads(capsys.readouterr().out, parse_constant=refuse)
     assert printed == {"metrics": {"fid": None, "kid": 0.5}, "losses": [[1.0, None], None]}
-
-
-@pytest.mark.parametrize(("width", "dropped"), [(60, "EMA* [95 %]"), (80, "EMA* [95 %]"), (100, ""), (120, "")])
-def test_a_report_fits_the_terminal(
-    terminal: Terminal, capsys: pytest.CaptureFixture[str], width: int, dropped: str
-) -> None:
-    """The answer and the gain stay where there is no room for the baseline's interval."""
-    models = []
-    for name, fid, precision in (("LCSC, trial 3", 8.45, 0.3235), ("EMA*", 51.29, 0.313)):
-        values = {"loss": (fid,), "fid@cross_check": (fid,), "precision": (precision,)}
-        without = {metric: ((value, 1.05 * value) * 5,) for metric, (value,) in values.items()}
-        models.append(Measurement(Model(name, np.ones(1), trial=3), 0, (0,), values, without))
-    signs = {"fid@cross_check": 1, "precision": -1}
-    written = terminal(width)
-    print_report(report_of({"digits/LCSC/0": models[0]}, models[1], metrics=ReportedMetrics(signs=signs)))
-    assert longest(written.getvalue()) <= width
-    assert "8.45 [7.016, 9.884]" in written.getvalue()
-    assert ("+42.8 [+35.6, +50.1]" in written.getvalue()) == (width >= 80)
-    assert {"8.45", "[7.016,", "9.884]", "+42.8", "+0.0105"} <= set(written.getvalue().split())
-    said = capsys.readouterr().err
-    assert said.partition("; ")[0].partition(": ")[2] == dropped

@@ -134,20 +134,6 @@ def test_a_long_window_keeps_the_rates_of_the_paper() -> None:
     assert window_ema_rates(steps) == tuple(sorted((0.999, 0.9995, 0.9999, 0.999943, 0.99995, 0.99997, 0.99999)))
 
 
-@pytest.mark.parametrize("rates", [[0.9999], [0.9999, 0.9999]])
-def test_a_single_rate_is_rescaled_to_the_middle_of_a_short_window(rates: list[float]) -> None:
-    [*adapted] = window_ema_rates(range(100, 1100, 100), rates)
-    middle = 1 / (1 - np.array(adapted))  # between one interval of 100 steps and half of the 900
-    np.testing.assert_allclose(middle, np.sqrt(100 * 450) * np.ones(len(rates)))
-    assert window_ema_rates(range(100, 1100, 100), [0.9]) == (0.9,)
-
-
-@pytest.mark.parametrize("rates", [[], [1.0], [0.9, -0.1], [math.nan]])
-def test_rates_that_average_nothing_are_refused(rates: list[float]) -> None:
-    with pytest.raises(StudySpecError, match=r"^rates: expected numbers from 0 and below 1"):
-        window_ema_rates(range(100, 1100, 100), rates)
-
-
 @given(all_steps)
 def test_rates_of_any_window_are_told_apart(steps: tuple[int, ...]) -> None:
     adapted = window_ema_rates(steps)
@@ -316,8 +302,3 @@ def test_coefficients_are_described_by_a_few_numbers() -> None:
         "largest": 1.5,
         "largest_step": 20,
     }
-
-
-def test_huge_coefficients_are_described_without_an_overflow() -> None:
-    described = describe_coefficients(np.array([-1e308, 1e308, 1e308, -1e308]), (10, 20, 30, 40))
-    assert (described["negative"], described["effective"]) == (0.5, 4.0)

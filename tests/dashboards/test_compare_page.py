@@ -139,10 +139,6 @@ def test_an_empty_database_says_what_to_run(tmp_path: Path) -> None:
     assert sentence == shown["headline"]["children"]
 
 
-def test_an_experiment_that_is_not_there_asks_for_one_that_is(site: Site) -> None:
-    assert draw(site, experiment=None)["headline"]["children"] == "Choose an experiment."
-
-
 def test_a_clock_offers_new_experiments_and_leaves_a_choice_alone(site: Site, url: str) -> None:
     refresh = {"triggered": "refresh", "url": "", "refresh": 3}
     assert site.call("compare", "experiment.options", **refresh, experiment=["digits"]) == {}  # type: ignore[arg-type]

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from lcsc_opt.base.records import Candidate, Cost, Evaluation, Noise, ReportedMetrics
+from lcsc_opt.base.records import Candidate, ReportedMetrics
 from lcsc_opt.database.names import LAST_CHECKPOINT
 from lcsc_opt.views.dashboard import parts
 from tests.dashboard_site import Site, write_study, written
@@ -61,15 +61,6 @@ def test_what_was_measured_of_the_best_trial_is_a_table(url: str) -> None:
     assert shown["headline"]["children"] == "digits/LCSC/0 is finished: FID 2.5 held out, 2 searched"
     texts = json.dumps(shown["metrics"]["children"], ensure_ascii=False)
     assert all(json.dumps(cell) in texts for cell in ("LCSC, trial 1", "answer: last checkpoint", "-0.18 (worse)"))
-
-
-def test_a_search_without_a_loss_that_compares_shows_no_number(url: str) -> None:
-    study = write_study(url, "digits/LCSCGradient/0", [], ended=False)
-    key = study.add_candidate(Candidate(np.array([0.0, 0.0, 1.0]), images=4, noise=Noise("gradient", 1)))
-    study.finish(key, Evaluation(0.5, {"fid": 0.5}, Cost(images=4)), compares=False)
-    shown = draw(Site(url), "digits/LCSCGradient/0")
-    assert shown["headline"]["children"] == "digits/LCSCGradient/0 is interrupted: no result yet"
-    assert "1 of 9" in json.dumps(shown["progress"])
 
 
 def test_a_running_study_says_who_runs_it_and_what_is_evaluated(url: str) -> None:

@@ -8,10 +8,8 @@ import optuna
 import pytest
 from optuna.storages import RDBStorage
 
-from lcsc_opt.base.errors import StudyStoreError
 from lcsc_opt.base.records import HELD_OUT, Noise
 from lcsc_opt.database.history import Standing, ema_grid
-from lcsc_opt.database.names import is_ours, split_name
 from lcsc_opt.database.reader import HistoryReader
 from lcsc_opt.database.states import compared_trials
 from lcsc_opt.database.store import StoredStudy
@@ -66,21 +64,6 @@ def test_the_loss_has_the_name_of_the_metric_that_it_is(storage: RDBStorage, met
     write_experiment(storage, "digits").keep_yardstick("100 search 0", {"metrics": {}, "kept": "precision"})
     found = read(study)
     assert (found.metric, found.keeps) == ("loss", True), "it may have a penalty"
-
-
-@pytest.mark.parametrize(
-    ("name", "parts"), [("digits/LCSC/0", ("digits", "LCSC", 0)), ("a/b/EMAGrid/12", ("a/b", "EMAGrid", 12))]
-)
-def test_names_of_ours_have_three_parts(name: str, parts: tuple[str, str, int]) -> None:
-    assert split_name(name) == parts
-    assert is_ours(name)
-
-
-@pytest.mark.parametrize("name", ["digits", "digits/LCSC", "digits/LCSC/x", "digits/LCSC/-1", "digits/LCSC/", ""])
-def test_other_names_are_not_ours(name: str) -> None:
-    assert not is_ours(name)
-    with pytest.raises(StudyStoreError, match="their names are experiment/optimizer/seed"):
-        split_name(name)
 
 
 # losses of other noise, and of other numbers of images

@@ -63,17 +63,6 @@ def test_a_coordinator_that_has_not_written_its_name_yet_is_another_process(any_
     taken.free()
 
 
-def test_a_server_that_does_not_say_who_runs_a_study_is_one_line(postgresql_url: str) -> None:
-    study = open_study(postgresql_url)
-    with study.storage.engine.begin() as connection:
-        connection.exec_driver_sql("CREATE TABLE pg_locks (pid integer)")  # in the place of the server's own
-        name = study.storage.engine.url.database
-        connection.exec_driver_sql(f"ALTER DATABASE {name} SET search_path = public, pg_catalog")
-    study.storage.engine.dispose()
-    with pytest.raises(StudyStoreError, match='column "classid" does not exist'):
-        locked(study.storage, [NAME])
-
-
 def refuse_to_open(self: FileLock, **_: object) -> None:
     raise PermissionError(errno.EACCES, "Permission denied", self.lock_file)
 
@@ -175,19 +164,3 @@ def refuses_all_writes(study: StoredStudy, number: int) -> None:
     for write in writes:
         with pytest.raises(StudyStoreError, match="another process"):
             write()
-
-
-def test_a_coordinator_whose_lock_file_was_removed_goes_on_unless_another_one_began(url: str, tmp_path: Path) -> None:
-    study, other = open_study(url), open_study(url)
-    with study.hold():
-        number = study.add_candidate(ONE)
-        [file] = tmp_path.glob("*.lock")
-        file.unlink()
-        study.set_attribute("note", 1)
-        assert is_held(url)
-        file.unlink()
-        with other.hold():
-            refuses_all_writes(study, number)
-            assert is_held(url)
-        refuses_all_writes(study, number)
-    assert other.attributes["note"] == 1

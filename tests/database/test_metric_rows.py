@@ -190,21 +190,6 @@ def test_features_and_real_images_that_no_search_saw_are_judges(metric: str) -> 
     assert [row.is_judge for row in found] == [False, True]
 
 
-def test_a_perfect_score_has_no_second_row_of_the_other_direction() -> None:
-    found = metric_rows(
-        model([0.0], error=[0.0], calls=[0.0]), model([0.15], error=[0.15], calls=[2.0]), reported=NOTHING
-    )
-    assert [(row.metric, row.sign, row.lost) for row in found] == [("loss", 1, False), ("calls", None, False)]
-
-
-def test_a_metric_that_has_the_value_of_the_score_by_chance_has_no_direction() -> None:
-    baseline = model([-0.8], acc=[0.8], auc=[0.95])
-    found = metric_rows(model([-0.9], acc=[0.9], auc=[0.9]), baseline, reported=NOTHING, sign=-1)
-    assert [(row.metric, row.sign, row.lost) for row in found] == [("acc", -1, False), ("auc", None, False)]
-    found = metric_rows(model([0.1], error=[0.1], ece=[0.1]), reported=NOTHING)
-    assert [(row.metric, row.sign) for row in found] == [("loss", 1), ("ece", None)]
-
-
 def test_a_metric_that_is_minus_the_loss_is_better_where_it_is_higher() -> None:
     found = metric_rows(model([-0.7], precision=[0.7]), model([-0.6], precision=[0.6]), reported=NOTHING)
     assert [(row.metric, row.sign) for row in found] == [("loss", 1), ("precision", -1)]

@@ -44,23 +44,23 @@ def test_a_history_holds_what_optuna_reads(any_storage: RDBStorage) -> None:
     assert reader.failures(found) == [FailureReason("broken", 1, 1)]
 
 
-def test_what_a_failed_trial_was_asked_for_is_read(any_storage: RDBStorage) -> None:
-    study = write_study(any_storage, "digits/LCSC/0", [4.0, None])
+def test_what_a_failed_trial_was_asked_for_is_read(storage: RDBStorage) -> None:
+    study = write_study(storage, "digits/LCSC/0", [4.0, None])
     for number, loss, images in ((2, None, 40), (3, None, None), (4, 1.0, 30)):
         add_result(study, number, loss, asked=images)
-    reader = HistoryReader(any_storage)
+    reader = HistoryReader(storage)
     (found,) = reader.read("digits")
     spent = dataclasses.replace(found, budget={"images": 200}).budget_spent
     assert spent == 10 + 10 + 40 + 10 + 30, "a failed trial takes what it was asked for, else as much as others"
 
 
-def test_a_refresh_changes_what_has_changed(any_storage: RDBStorage) -> None:
+def test_a_refresh_changes_what_has_changed(storage: RDBStorage) -> None:
     for seed in range(3):
-        write_study(any_storage, f"digits/LCSC/{seed}", [4.0, 2.0], ended=False, running=1)
-    reader = HistoryReader(any_storage)
+        write_study(storage, f"digits/LCSC/{seed}", [4.0, 2.0], ended=False, running=1)
+    reader = HistoryReader(storage)
     first = reader.read("digits")
     trials = reader.trials(first[1])
-    study = StoredStudy.open(any_storage, "digits/LCSC/1")
+    study = StoredStudy.open(storage, "digits/LCSC/1")
     study.finish(2, Evaluation(1.0, {"fid": 1.0}, COST))
     study.add_candidate(Candidate(coefficients(3)))
     second = reader.read("digits")
@@ -69,7 +69,7 @@ def test_a_refresh_changes_what_has_changed(any_storage: RDBStorage) -> None:
     assert [trial.value for trial in reader.trials(second[1])] == [4.0, 2.0, 1.0, None]
     assert (second[1].searched, second[1].metric) == (1.0, "FID")
     study.set_attribute("search_ended", {"evaluations": 4})
-    write_report(any_storage, report_of({"digits/LCSC/1": measured(2.5, trial=1, images=7)}))
+    write_report(storage, report_of({"digits/LCSC/1": measured(2.5, trial=1, images=7)}))
     third = reader.read("digits")[1]
     assert (third.ended, third.chosen) == (True, 1)
     assert third.found is not None
@@ -78,25 +78,23 @@ def test_a_refresh_changes_what_has_changed(any_storage: RDBStorage) -> None:
 
 @pytest.mark.parametrize("name", ["digits/LCSC/0", "digits/CMA/0"])
 @pytest.mark.parametrize("is_held", [False, True])
-def test_a_study_that_was_deleted_and_made_again_is_read_anew(
-    any_storage: RDBStorage, name: str, is_held: bool
-) -> None:
+def test_a_study_that_was_deleted_and_made_again_is_read_anew(storage: RDBStorage, name: str, is_held: bool) -> None:
     def write(name: str, losses: list[float | None]) -> None:
-        study = write_study(any_storage, name, losses)
+        study = write_study(storage, name, losses)
         if is_held:
             with study.hold():  # stores a summary
                 pass
 
     write("digits/LCSC/0", [4.0, 2.0])
-    reader = HistoryReader(any_storage)
+    reader = HistoryReader(storage)
     (before,) = reader.read("digits")
     assert before.searched == 2.0
     assert [trial.value for trial in reader.trials(before)] == [4.0, 2.0]
-    any_storage.delete_study(any_storage.get_study_id_from_name("digits/LCSC/0"))
+    storage.delete_study(storage.get_study_id_from_name("digits/LCSC/0"))
     write(name, [9.0, 8.0, 7.0])  # SQLite gives it the same keys again
     (again,) = reader.read("digits")
     assert ([trial.value for trial in reader.trials(again)], again.searched) == ([9.0, 8.0, 7.0], 7.0)
-    any_storage.delete_study(any_storage.get_study_id_from_name(name))
+    storage.delete_study(storage.get_study_id_from_name(name))
     assert reader.read_studies([name]) == ()
 
 
@@ -128,23 +126,9 @@ def test_attempts_that_failed_are_kept_with_their_reasons(storage: RDBStorage) -
     assert reader.failures(found) == [FailureReason("out of memory", 1, 0), FailureReason("unknown", 1, 1)]
 
 
-def test_one_attempt_that_failed_is_found_whatever_became_of_its_trial(storage: RDBStorage) -> None:
+def test_forgotten_trials_are_gone_at_once(storage: RDBStorage) -> None:
+    study = write_study(storage, "digits/LCSC/0", [4.0, None, 2.0, None], running=1)
     reader = HistoryReader(storage)
-    study = write_study(storage, "digits/LCSC/0", [3.0], ended=False)
-    assert not reader.failures(reader.read_study(study.name))
-    key = study.add_candidate(Candidate(coefficients(1)))
-    study.note_attempts(key, [{"reason": "out of memory", "seconds": 1, "traceback": "Traceback"}])
-    running = reader.failures(reader.read_study(study.name))
-    study.finish(key, Evaluation(1.0, {}, COST))
-    assert reader.failures(reader.read_study(study.name)) == running
-    assert running == [FailureReason("out of memory", 1, 0, "Traceback")]
-    lost = write_study(storage, "digits/LCSC/1", [3.0, None])
-    assert [failure.lost for failure in reader.failures(reader.read_study(lost.name))] == [1]
-
-
-def test_forgotten_trials_are_gone_at_once(any_storage: RDBStorage) -> None:
-    study = write_study(any_storage, "digits/LCSC/0", [4.0, None, 2.0, None], running=1)
-    reader = HistoryReader(any_storage)
     (before,) = reader.read("digits")
     assert [trial.number for trial in reader.trials(before)] == [0, 1, 2, 3, 4]
     assert study.retry_failed() == 1

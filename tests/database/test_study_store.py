@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-import contextlib
-import sqlite3
 from pathlib import Path
 
 import numpy as np
@@ -126,14 +124,6 @@ def test_a_study_is_made_to_the_end_or_not_at_all(study: StoredStudy, monkeypatc
     assert StoredStudy.open(study.storage, "more/LCSC/0").attributes["steps"] == [1]
 
 
-def test_a_study_of_another_program_is_left_alone(study: StoredStudy, url: str) -> None:
-    theirs = optuna.create_study(study_name="theirs/LCSC/0", storage=study.storage)
-    theirs.add_trial(create_trial(value=1.0))
-    with pytest.raises(StudyStoreError, match="is a study of another program"):
-        StoredStudy.open_or_create(study.storage, "theirs/LCSC/0", {})
-    assert (len(theirs.trials), list(our_studies(study.storage))) == (1, [NAME])
-
-
 def test_a_trial_that_plain_optuna_adds_meanwhile_takes_no_number_of_ours(study: StoredStudy, url: str) -> None:
     with study.hold():
         assert study.add_candidate(candidate(1, 0)) == 0
@@ -196,15 +186,3 @@ def test_a_database_that_does_not_exist_yet_is_not_made(tmp_path: Path) -> None:
     assert list(our_studies(there)) == ["digits/LCSC/0"]
     with pytest.raises(StudyStoreError, match="its folder does not exist"):
         open_existing(f"{url}/new.db")
-
-
-@pytest.mark.parametrize("script", ["", "CREATE TABLE notes (text)"])
-def test_reading_makes_no_tables_in_another_programs_database(script: str, tmp_path: Path) -> None:
-    file = tmp_path / "other.db"
-    file.touch()
-    with contextlib.closing(sqlite3.connect(file)) as connection:
-        connection.executescript(script)
-    before = file.read_bytes()
-    with pytest.raises(StudyStoreError, match="holds no studies"):
-        open_storage(f"sqlite:///{file}", write=False)
-    assert file.read_bytes() == before

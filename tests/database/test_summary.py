@@ -119,7 +119,7 @@ def _killed_before_write(url: str, last: int) -> None:
     os._exit(0)
 
 
-@pytest.mark.parametrize("last", range(7))
+@pytest.mark.parametrize("last", [0, 3, 6])
 def test_a_kill_before_any_write_leaves_what_the_trials_say(any_url: str, last: int) -> None:
     storage = open_storage(any_url, write=True)
     study = searched(storage, [4.0, 2.0])

@@ -36,7 +36,7 @@ from tests.processes import Lcsc, lcsc_process
 
 ray = pytest.importorskip("ray")
 
-from lcsc_opt.evaluation.ray import _Cluster, _RayLink, ray_workers  # noqa: E402
+from lcsc_opt.evaluation.ray import _RayLink, ray_workers  # noqa: E402
 from tests.evaluation.ray_clusters import (  # noqa: E402
     OBJECTIVE,
     SPEC,
@@ -139,12 +139,6 @@ def test_a_cluster_that_is_too_small_is_one_line(folder: Path, typed: Typed, clu
     assert "at most 2 and 2 on one" in refused(folder, typed, "--dry-run", workers={"ray": 2, "cpus": 3, **on})
     assert not list(folder.glob("*.db*"))
     assert not ray.is_initialized()
-
-
-def test_a_cluster_whose_nodes_have_all_gone_is_one_line() -> None:
-    gone = types.SimpleNamespace(nodes=lambda: [{"NodeID": "one", "Alive": False}])
-    with pytest.raises(StudySpecError, match=r"^workers\.ray: no node of the cluster is alive"):
-        _Cluster(gone, RayWorkers(ray=2), SPEC).check()
 
 
 def test_a_job_that_a_worker_cannot_read_is_the_cause_of_its_end() -> None:

@@ -28,11 +28,6 @@ def gradient(coefficients: np.ndarray) -> np.ndarray:
     return np.asarray(2 * (coefficients - TARGET))
 
 
-def held_out_distance(coefficients: np.ndarray) -> float:
-    """Squared distance to another target."""
-    return float(sum((coefficients - TARGET - 0.0625) ** 2))
-
-
 class Network(nn.Module):
     """Two layers that turn noise into images of 1 × 4 × 4."""
 

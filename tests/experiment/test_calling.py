@@ -16,8 +16,6 @@ from safetensors.torch import load_file
 from torch import nn
 
 import lcsc_opt
-from lcsc_opt.base.study_file import parse_study_file
-from lcsc_opt.base.study_spec import BudgetSpec
 from lcsc_opt.cli import run as lcsc
 from tests.commands import Typed
 from tests.metrics.examples import pixels, write_folder
@@ -69,8 +67,6 @@ def without_graph(net: nn.Module) -> float:
 
 
 KEYS = {"model": 0.1, "ema": 0.09}  # and how large their weights are
-
-BAD_BUDGETS = ("soon", "50", 0, -3, 2.5, True, "0 s", datetime.timedelta(seconds=-1))
 
 
 @pytest.fixture
@@ -136,7 +132,7 @@ def test_a_result_whose_studies_were_deleted_says_so(search: Any) -> None:
             read()
 
 
-@pytest.mark.parametrize("name", ["a?seed=1.db", "q%41.db", Path("p%20q.db"), "{x}#1 é.db", "plain.db"])
+@pytest.mark.parametrize("name", ["a?seed=1%41.db", Path("{x}#1 é.db")])
 def test_a_database_may_have_any_file_name(search: Any, workplace: Path, name: str | Path) -> None:
     search = functools.partial(search, states(), score=without_graph, optimizers="CMA", storage=name)
     first = search()
@@ -188,9 +184,8 @@ def test_other_data_inside_an_object_are_another_search(workplace: Path, capfd: 
     assert far.calls == calls, "the search has ended"
 
 
-@pytest.mark.parametrize("number", [10, 2024])
-def test_a_number_in_a_name_that_the_user_gave_is_no_number_of_a_search(search: Any, number: int) -> None:
-    given = f"digits-{number}"
+def test_a_number_in_a_name_that_the_user_gave_is_no_number_of_a_search(search: Any) -> None:
+    given = "digits-2024"
     assert search(states(), score=lambda net: distance(net), optimizers="CMA", name=given).name == given
     digits = functools.partial(search, states(), optimizers="CMA", name="digits")
     for expected in ("digits", "digits-2"):
@@ -233,36 +228,6 @@ print(result.name, len(result.studies[1].trials))
     assert script_process(script, "6", "1").out == "score 6\n"
 
 
-def test_what_was_found_in_other_checkpoints_is_no_answer(workplace: Path) -> None:
-    script = workplace / "my_search.py"
-    script.write_text("""
-import sys, torch, lcsc_opt
-
-def build():
-    return torch.nn.Linear(2, 1, bias=False)
-
-def score(net):
-    return (net.weight[0, 1] - 5) ** 2
-
-given = {sys.argv[1]: True}
-result = lcsc_opt.search("runs/*.pt", build=build, score=score, budget=4, **given)
-print(len(result.studies))
-""")
-    for run in (1, 2):
-        (workplace / "runs").mkdir(exist_ok=True)
-        for step in (1, 2, 3):
-            torch.save({"weight": torch.tensor([[0.0, run * step]])}, workplace / "runs" / f"model{step}.pt")
-        if run == 1:
-            assert [script_process(script, "resume").out for _ in range(2)] == ["2\n"] * 2
-    ended = script_process(script, "resume")
-    assert (
-        "finished before this changed: its checkpoints were written again. Give the new search another name"
-        in ended.err
-    )
-    assert ended.out == ""
-    assert script_process(script, "accept_changes").out == "2\n"
-
-
 def test_functions_of_a_module_make_a_study_file_that_continues(search: Any, module: Any, typed: Typed) -> None:
     save_states()
     result = search("*.pt", build=module.build, score=module.score, held_out=module.held_out)
@@ -290,11 +255,8 @@ def test_a_study_file_is_refused_for_what_no_process_can_import(search: Any, typ
     assert "handed to lcsc_opt.search" in typed("run", "tried/LCSCGradient/0", "--budget", "9", status=2).err
 
 
-@pytest.mark.parametrize("rows", [None, "layers"])
-def test_what_no_process_can_import_is_exported_by_the_checkpoints_alone(
-    search: Any, typed: Typed, rows: str | None
-) -> None:
-    result = search(states(), score=lambda net: distance(net), rows=rows)
+def test_what_no_process_can_import_is_exported_by_the_checkpoints_alone(search: Any, typed: Typed) -> None:
+    result = search(states(), score=lambda net: distance(net), rows="layers")
     typed("export", "tried/LCSCGradient/0", "-o", "best.safetensors")
     [study] = [study for study in result.studies if study.name == "tried/LCSCGradient/0"]
     exported = load_file("best.safetensors")
@@ -332,8 +294,6 @@ def passes(net: nn.Module) -> None:
     ("returned", "said"),
     [
         ("good", "must return a number.*got 'good'"),
-        ("0.5", "must return a number.*got '0.5'"),
-        (1j, "must return a number.*got 1j"),
         (torch.tensor(1j), "must return a number.*got tensor"),
         ({"accuracy": "high"}, "must return a number.*got 'high'"),
         (torch.ones(2, 2), r"must return a number.*got the shape \[2, 2\]"),
@@ -375,26 +335,13 @@ def test_an_error_of_the_users_is_theirs(search: Any) -> None:
         ({**states(), 2: {"weight": torch.tensor([[0, 0, torch.nan, 0]])}}, {}, "'weight' at step 2 holds NaN"),
         ({**states(), 4: {"weight": torch.full((1, 4), torch.inf)}}, {}, "'weight' at step 4 holds NaN"),
         ({step: {"weight": torch.ones(1, 4)} for step in (1, 2)}, {}, "all checkpoints hold the same weights"),
-        (states(), {"jobs": "2"}, "jobs: Input should be a valid integer, got '2'"),
-        (states(), {"jobs": 0}, "jobs: Input should be greater than or equal to 1, got 0"),
-        (states(), {"storage": 3}, "storage: expected a file or the URL of a database, got 3"),
-        (states(), {"storage": ""}, "storage: expected a file or the URL"),
-        (states(), {"optimizers": nn}, "optimizers: expected names, or mappings"),
         (states(), {"optimizers": []}, r"optimizers: expected names, or mappings.*, got \[\]"),
-        (states(), {"optimizers": {}}, r"optimizers: expected names, or mappings.*, got \{\}"),
         (states(), {"score": None, "held_out": without_graph}, "give either score, or sample"),
         (states(), {"rows": "layer"}, "rows: Input should be 'layers' or 'auto'"),
-        *((states(), {"budget": budget}, "budget: expected a whole number") for budget in BAD_BUDGETS),
         (states(3, 5), {}, "do not fit"),
         (states(), {"build": lambda: 3}, "returned a int"),
         (states(), {"score": 3}, "score: expected a function"),
         (states(), {"sample": distance}, "either score, or sample"),
-        (states(), {"settings": {"model": "a:b"}}, "^settings.model: already given by the argument build"),
-        (
-            states(),
-            {"score": None, "sample": distance, "settings": {"sampler": "a:b"}},
-            "^settings.sampler: already given by the argument sample",
-        ),
         (
             states(),
             {"score": None, "sample": distance, "held_out": distance},
@@ -442,15 +389,6 @@ def test_checkpoints_may_come_from_a_generator(search: Any, workplace: Path) -> 
     numpy_steps = {np.int64(step): state for step, state in states().items()}
     result = search(numpy_steps, score=distance, storage=None, budget=np.int64(4))
     assert result.studies[0].steps == (1, 2, 3, 4)
-
-
-@pytest.mark.parametrize(
-    ("budget", "seconds"), [("2 seconds", 2), ("1 minute", 60), ("5 m", 300), ("1.5min", 90), ("2 hours", 7200)]
-)
-def test_times_are_read_as_people_write_them(budget: str, seconds: float) -> None:
-    assert BudgetSpec.of(budget) == BudgetSpec(seconds=seconds)
-    spec = parse_study_file({"name": "s", "objective": {"file": "a.py"}, "budget": budget}, source="test")
-    assert spec.budget == BudgetSpec(seconds=seconds)
 
 
 def test_without_a_storage_nothing_is_kept(search: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -521,8 +459,8 @@ def test_a_time_ends_the_search_but_no_grid_and_more_time_continues_it(search: A
     assert asked(same.studies[1]) == first
 
     begun = time.monotonic()
-    longer = search(states(), **options, budget="1 s")
-    assert 0.9 < time.monotonic() - begun < 20, "a machine may be slow"
+    longer = search(states(), **options, budget="0.3 s")
+    assert 0.2 < time.monotonic() - begun < 20, "a machine may be slow"
     assert len(longer.studies[0].trials) == candidates
     continued = asked(longer.studies[1])
     assert len(continued) > len(first)
@@ -566,11 +504,6 @@ def test_a_score_that_was_fixed_is_searched_again(search: Any) -> None:
     broken[0] = False
     again = search(states(), score=score, optimizers="CMA", budget=12, resume=True, retry_failed=True)
     assert [trial["state"] for trial in again.studies[0].trials] == ["COMPLETE"] * 12
-
-
-def test_rows(search: Any) -> None:
-    result = search(states(), score=lambda net: distance(net), rows="layers")
-    assert result.coefficients.shape == (1, 4)
 
 
 @pytest.fixture
@@ -629,11 +562,8 @@ def test_images_that_cannot_be_searched_are_refused_in_one_line(changed: dict[st
     ("optimizers", "arguments", "shape"),
     [
         (None, {}, (1, 3)),
-        (["EMAGrid", "LCSCGradient"], {"space": "convex"}, (1, 3)),
         (None, {"rows": None}, (3,)),
-        (None, {"space": {"rows": None}}, (3,)),
-        (["EMAGrid", "LCSCGradient"], {"space": {"kind": "convex", "rows": None}}, (3,)),
-        (["EMAGrid", "LCSCGradient", "CMA"], {}, (1, 3)),
+        (["EMAGrid", "LCSCGradient", "CMA"], {"space": {"kind": "convex", "rows": None}}, (3,)),
     ],
 )
 def test_images_have_coefficients_for_each_layer_wherever_the_gradient_leads(

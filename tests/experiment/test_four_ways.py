@@ -69,7 +69,7 @@ def run(workplace: Path) -> Run:
             "objective": {"file": "torch_module.py", "settings": settings},
             "optimizers": list(optimizers or ALL),
             "seeds": list(seeds),
-            "budget": {"evaluations": 8},
+            "budget": {"evaluations": 5},
             "held_out": held_out or {"images": 120, "top": 4},
         }
         lcsc_opt.run(content, storage="sqlite:///studies.db")
@@ -139,12 +139,11 @@ def test_another_metric_is_measured_for_all_models_and_loses_none(
     run: Run, before: dict[str, Any], after: dict[str, Any]
 ) -> None:
     run("EMAGrid", **before)
-    for optimizer in ("LCSC", "EMAGrid", "CMA"):
-        found = run(optimizer, **after)
-        assert EMA in found.had
-        [[metric]] = after.values()
-        assert all(metric in measured.metrics for measured in found.models)
-    assert found.found.keys() == {f"one/{optimizer}/0" for optimizer in ALL}
+    found = run("LCSC", "EMAGrid", **after)
+    assert EMA in found.had
+    [[metric]] = after.values()
+    assert all(metric in measured.metrics for measured in found.models)
+    assert found.found.keys() == {"one/EMAGrid/0", "one/LCSC/0"}
 
 
 def by_the_study_file(run: Run, typed: Typed) -> None:
@@ -157,8 +156,7 @@ def by_groups(run: Run, typed: Typed) -> None:
 
 @pytest.mark.parametrize("more", [by_the_study_file, by_groups])
 def test_no_model_wins_by_a_larger_sample(run: Run, typed: Typed, more: Callable[[Run, Typed], None]) -> None:
-    run("EMAGrid")
-    run("LCSC")
+    run("EMAGrid", "LCSC")
     more(run, typed)
     found = run("CMA")
     assert len({(measured.images, measured.seeds) for measured in found.models}) == 1

@@ -54,7 +54,7 @@ def study_file(**changes: Any) -> StudyFile:
 # storages
 
 
-@pytest.mark.parametrize("storage", [Path("some.db"), "some.db", "sqlite:///some.db"])
+@pytest.mark.parametrize("storage", [Path("some.db"), "sqlite:///some.db"])
 def test_a_storage_is_a_file_or_a_url_everywhere(run: Any, search: Any, typed: Typed, storage: str | Path) -> None:
     run(storage=storage)
     assert lcsc_opt.load_study("norm/LCSC/0", storage).state == "finished"
@@ -83,8 +83,8 @@ def test_a_file_in_the_environment_comes_before_the_study_files(
         (7, {"evaluations": 7}),
         (np.int64(7), {"evaluations": 7}),
         (np.array(7), {"evaluations": 7}),
-        ("5 min", {"seconds": 300}),
-        ("90 s", {"seconds": 90}),
+        ("1.5min", {"seconds": 90}),
+        ("2 hours", {"seconds": 7200}),
         (datetime.timedelta(minutes=2), {"seconds": 120}),
     ],
 )
@@ -120,18 +120,15 @@ def test_the_command_line_takes_the_same_budgets(typed: Typed, workplace: Path) 
 # seeds and optimizers
 
 
-@pytest.mark.parametrize("seeds", [np.arange(2), [0, 1], (0, np.int64(1)), range(2), torch.arange(2)])
+@pytest.mark.parametrize("seeds", [(0, np.int64(1)), torch.arange(2)])
 def test_seeds_are_any_sequence(run: Any, seeds: Any) -> None:
     assert names(run(seeds=seeds)) == ["norm/LCSC/0", "norm/LCSC/1"]
     assert study_file(seeds=seeds).seeds == (0, 1)
 
 
-@pytest.mark.parametrize("seed", [1, np.int64(1), np.uint8(1)])
-def test_a_seed_is_one_number(run: Any, search: Any, seed: Any) -> None:
-    assert names(run(seeds=seed)) == ["norm/LCSC/1"]
-    result = search(seed=seed)
-    assert names(result.studies) == ["tried/LCSC/1"]
-    assert result._content["seeds"] == [1]
+def test_a_seed_is_one_number(run: Any, search: Any) -> None:
+    assert names(run(seeds=1)) == ["norm/LCSC/1"]
+    assert names(search(seed=np.uint8(1)).studies) == ["tried/LCSC/1"]
 
 
 @pytest.mark.parametrize(

@@ -170,14 +170,6 @@ def test_a_folder_with_the_checkpoints_configuration_has_the_names_of_their_file
     sys.modules.pop("modules_here")
 
 
-def test_a_second_model_of_accelerate_is_mentioned(typed: Typed) -> None:
-    for step in (10, 20):
-        for name in ("model", "model_1"):
-            Path(f"runs/checkpoint_{step}").mkdir(parents=True, exist_ok=True)
-            save_file(weights(step), f"runs/checkpoint_{step}/{name}.safetensors")
-    assert "using 'model.safetensors'; there is also model_1" in typed("apply", "uniform", "runs", "-o", "b.pt").err
-
-
 WRAPPED = """
 import torch
 class Net(torch.nn.Module):
@@ -222,19 +214,3 @@ def test_the_network_decides_which_prefix_is_its_own(typed: Typed, name: str, pr
     typed("apply", "uniform", "runs", "-o", "uniform.safetensors")  # no network tells
     assert load_file("uniform.safetensors").keys() == state.keys()
     sys.modules.pop("wrapped_here")
-
-
-def test_several_models_that_fit_the_network_are_a_question(typed: Typed) -> None:
-    Path("wrapped_there.py").write_text(WRAPPED.format(name="layer"))
-    Path("runs").mkdir()
-    for step in range(1, 4):
-        layers = [torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.Linear(3, 1)) for _ in range(2)]
-        unets = torch.nn.ModuleList(torch.nn.ModuleDict({"layer": layer}) for layer in layers)
-        torch.save(torch.nn.ModuleDict({"unets": unets}).state_dict(), f"runs/{step}.pt")
-    settings = {"checkpoints": "runs", "model": "wrapped_there:build", "score": "wrapped_there:score"}
-    study = {"name": "s", "objective": {"file": "score.py", "settings": settings}, "optimizers": ["EMAGrid"]}
-    Path("s.yaml").write_text(yaml.safe_dump(study | {"budget": {"evaluations": 2}}))
-    said = typed("run", "s.yaml", status=2).err
-    assert "several models that fit the network: choose by key (unets.0, unets.1)" in said
-    typed("run", "s.yaml", "objective.settings.key=unets.1")
-    sys.modules.pop("wrapped_there")

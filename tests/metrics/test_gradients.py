@@ -51,7 +51,7 @@ def test_images_that_are_all_alike_have_the_gradient_of_their_mean(count):
     np.testing.assert_allclose(gradient, np.full((count, 8), 2 / count), atol=1e-6)
 
 
-@pytest.mark.parametrize("real", [12, 15, 9], ids=["all", "subsets of the real", "subsets of the samples"])
+@pytest.mark.parametrize("real", [12, 9], ids=["all", "subsets of the samples"])
 def test_gradient_of_kid_is_that_of_central_differences(real):
     samples, others = features(12, 5, 0), torch.from_numpy(features(real, 5, 1))
 
@@ -129,14 +129,6 @@ def test_other_metrics_need_no_gradient():
     metrics = filled(made, images(20), gradient=True)
     assert list(metrics.gradients()) == ["inception"]
     assert metrics.compute()[1] == pytest.approx(filled(made, images(20)).compute()[1], rel=1e-10)
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
-def test_gradients_have_the_type_of_the_images(dtype):
-    made = scores("fid@clip", dtype)
-    gradient = image_gradient(made, images(20).float(), filled(made, images(20).float(), gradient=True).gradients())
-    assert gradient.dtype == torch.float32
-    assert not gradient.requires_grad
 
 
 def test_a_loss_without_a_gradient_names_its_metric():

@@ -145,13 +145,12 @@ def others_of(features: Tensor) -> list[tuple[Any, Any]]:
     return [(part.mean(axis=0), np.cov(part.T)) for part in parts]
 
 
-@pytest.mark.parametrize("count", [60, 600])
-def test_the_error_of_a_difference_holds_what_other_real_images_would_have_given(count: int) -> None:
+def test_the_error_of_a_difference_holds_what_other_real_images_would_have_given() -> None:
     """Two models are compared by many sets of real images: the difference scatters as the jackknife of one set says."""
     one, other = drawn(2000, 4, seed=1, shift=0.6), drawn(2000, 4, seed=1, shift=0.3)
     differences, errors = [], []
     for seed in range(60):
-        real = reference_of(drawn(count, 4, seed=1000 + seed).float())
+        real = reference_of(drawn(100, 4, seed=1000 + seed).float())
         columns = [metrics_of(samples.float(), real).without_each_group("fid") for samples in (one, other)]
         values = [real.frechet.distance_from_features(samples) for samples in (one, other)]
         differences.append(values[0] - values[1])
@@ -159,14 +158,6 @@ def test_the_error_of_a_difference_holds_what_other_real_images_would_have_given
         assert columns[1] is not None
         errors.append(standard_error((columns[0] - columns[1])[GROUPS:].tolist()))
     assert 0.7 < np.median(errors) / np.std(differences) < 1.4
-
-
-def test_statistics_alone_have_no_error_of_the_real_images() -> None:
-    complete = reference_of(drawn(300, 4, seed=1))
-    statistics = Reference.of_gaussian(complete.extractor, complete.frechet)
-    values = metrics_of(drawn(200, 4, shift=0.4), statistics).without_each_group("fid")
-    assert values is not None
-    assert len(set(values[GROUPS:])) == 1
 
 
 @pytest.mark.parametrize("formula", ["fid", "kid", "precision", "recall"])

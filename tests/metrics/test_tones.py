@@ -141,12 +141,6 @@ def test_a_study_file_names_it_beside_other_representations_and_in_reports(tmp_p
     assert "tones" in scores.signs
 
 
-def test_statistics_alone_have_no_tones(tmp_path):
-    np.savez(tmp_path / "statistics.npz", mu=np.zeros(16), sigma=np.eye(16))
-    with pytest.raises(MetricError, match="mean and covariance only"):
-        build_scores(cache=tmp_path / "cache", reference=str(tmp_path / "statistics.npz"), loss="tones")
-
-
 def test_intervals_of_one_sort_are_those_of_a_sort_for_each_group():
     extractor = Tones()
     reference = Reference.of_images(extractor, photographs(300, seed=9))

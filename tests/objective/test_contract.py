@@ -39,10 +39,6 @@ def test_an_objective_is_called_with_coefficients_and_gives_its_loss() -> None:
     assert (candidate.noise, candidate.images) == (SEARCH, None)
 
 
-def test_an_objective_without_images_or_weights_says_so() -> None:
-    assert (Recorder().samples.per_evaluation, Recorder().trajectory) == (0, None)
-
-
 @pytest.mark.parametrize("wrong", [[0.5, 0.5], [1.0, 1.0, 1.0], [math.nan, 0.5, 0.5]])
 def test_wrong_coefficients_never_reach_the_objective(wrong: list[float]) -> None:
     with pytest.raises(StudySpecError):

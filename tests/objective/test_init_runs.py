@@ -12,7 +12,6 @@ import pytest
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from lcsc_opt.base.settings import parse_yaml
 from lcsc_opt.cli import run as lcsc
@@ -24,7 +23,6 @@ from tests.objectives.image_objectives import PIXELS
 from tests.unet_examples import unet
 
 OWN = "tests.objective.test_init_runs"
-LETTERS = "abcdefghijklmnopqrstuvwxyz ,.\n"
 
 
 pytestmark = pytest.mark.usefixtures("workplace", "few_pairs")
@@ -101,11 +99,6 @@ def classifier() -> nn.Module:
     return nn.Sequential(nn.Linear(3, 5), nn.Tanh(), nn.Linear(5, 2))
 
 
-def losses(model: nn.Module, draw: Any) -> Tensor:
-    inputs = torch.randn(draw.size, 3, generator=torch.Generator().manual_seed(draw.seed))
-    return F.cross_entropy(model(inputs), (inputs.sum(1) > 0).long(), reduction="none")
-
-
 def accuracy(model: nn.Module) -> float:
     inputs = torch.randn(50, 3, generator=torch.Generator().manual_seed(0))
     return float((model(inputs).argmax(1) == (inputs.sum(1) > 0)).float().mean())
@@ -117,13 +110,6 @@ def save_classifiers() -> None:
         tiny_pipelines.randomize(network, step)
         Path("out").mkdir(exist_ok=True)
         save_file(network.state_dict(), Path("out") / f"step{step}.safetensors")
-
-
-def test_a_classifier(capsys: pytest.CaptureFixture[str]) -> None:
-    save_classifiers()
-    answers = ("maximize=false", "size=500")
-    study = init("score", "out", f"model={OWN}:classifier", f"score={OWN}:losses", *answers)
-    runs(capsys, study)
 
 
 def test_a_score_of_fixed_data_without_a_gradient(capsys: pytest.CaptureFixture[str]) -> None:

@@ -180,22 +180,6 @@ def test_a_file_that_is_there_is_left_alone(typed: Typed) -> None:
     assert file.read_text() == written
 
 
-def test_settings_that_the_template_lacks_are_added() -> None:
-    plain()
-    settings, _ = init("score", "runs", "device=cpu", "held_out=my:test")
-    assert (settings["device"], settings["held_out"]) == ("cpu", "my:test")
-    assert parse_yaml(Path("study.yaml").read_text())["held_out"] == {"top": 5}
-
-
-def test_several_state_dicts_are_a_question(typed: Typed) -> None:
-    Path("runs").mkdir()
-    for step in (1, 2):
-        torch.save({name: {"w": torch.ones(2)} for name in ("generator", "model")}, f"runs/{step}.pt")
-    assert "choose one" in typed.refused("init", "module", "runs")
-    assert not Path("study.yaml").exists()
-    assert init("module", "runs", "--key", "generator")[0]["key"] == "generator"
-
-
 def test_steps_that_no_name_tells_are_given_to_init_and_searched(typed: Typed) -> None:
     Path("runs").mkdir()
     for name in ("first", "second"):
@@ -234,19 +218,6 @@ def test_what_is_no_setting_is_for_run(typed: Typed, given: str) -> None:
     assert not Path("study.yaml").exists()
 
 
-def test_a_key_that_the_objective_lacks_is_refused_as_by_run(typed: Typed) -> None:
-    plain()
-    said = typed.refused("init", "score", "runs", "evaluations=8", "maximise=true")
-    assert "objective.settings: evaluations: unknown key" in said
-    assert "maximise: unknown key (did you mean 'maximize'?)" in said
-    assert not Path("study.yaml").exists()
-
-
-def test_one_checkpoint_is_no_range_of_steps(typed: Typed) -> None:
-    plain()
-    assert "study.yaml: 1 checkpoint, step 3\n" in typed("init", "module", "runs/model3.safetensors").err
-
-
 @pytest.mark.parametrize("name", ["JiT, RiT, JLT"])
 def test_a_folder_of_a_known_trainer_needs_no_options(name: str, typed: Typed) -> None:
     checkpoint_examples.write(name, Path("run"))
@@ -258,20 +229,6 @@ def test_a_packed_trajectory_gives_the_study_its_name(typed: Typed) -> None:
     typed("trajectory", "pack", "runs", "-o", "digits.trajectory")
     typed("init", "diffusers", "digits.trajectory", "-o", "digits.yaml")
     assert "name: digits\n" in Path("digits.yaml").read_text()
-
-
-@pytest.mark.parametrize(
-    "name", ["photos #1", "2024", "a: b", "1e-4", "null", "it's", "[x", "ünï", "a\nb", "2024-01-01"]
-)
-def test_names_of_files_are_written_as_text(name: str) -> None:
-    Path(name).mkdir()
-    for step in (1, 2):
-        save_file({"w": torch.ones(2) * step}, Path(name) / f"model{step}.safetensors")
-    quoted = json.dumps(name)
-    settings, _ = init("module", name, f"reference={quoted}")
-    assert settings["checkpoints"] == name
-    assert settings["reference"] == name
-    assert isinstance(parse_yaml(Path("study.yaml").read_text(encoding="utf-8"))["name"], str)
 
 
 @pytest.mark.parametrize("page", ["start.md", "tutorials/mnist.ipynb"])

@@ -150,9 +150,8 @@ def test_a_reward_on_prompts_with_a_distance_keeps_the_contract_with_its_gradien
     assert evaluation.loss == pytest.approx(-reward + 0.1 * fid, rel=1e-6)
 
 
-@pytest.mark.parametrize(("optimizer", "held_out"), [("LCSCGradient", 24), ({"LCSC": {"mutation": 5.0}}, 120)])
 def test_a_reward_on_prompts_is_searched_and_a_worse_one_that_no_search_saw_is_reported(
-    place: Path, optimizer: Any, held_out: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    place: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     settings = {
         **{"pipeline": str(place / "pipeline"), "prompts": str(place / "prompts.txt")},
@@ -173,9 +172,9 @@ def test_a_reward_on_prompts_is_searched_and_a_worse_one_that_no_search_saw_is_r
             {
                 "name": "rewarded",
                 "objective": {"file": "latent_diffusion.py", "settings": settings},
-                "optimizers": [optimizer],
+                "optimizers": [{"LCSC": {"mutation": 5.0}}],
                 "budget": {"images": 120},
-                "held_out": {"images": held_out, "top": 2},
+                "held_out": {"images": 120, "top": 2},
             }
         )
     finally:
@@ -188,39 +187,8 @@ def test_a_reward_on_prompts_is_searched_and_a_worse_one_that_no_search_saw_is_r
     rows = {row.metric: row for row in report.rows(found, LAST_CHECKPOINT)}
     assert rows["reward"].gain == pytest.approx(-(rows["held_out_reward"].gain or 0))
     assert (rows["reward"].gain or 0) > 0
-    if study.name == "rewarded/LCSC/0":  # whose gain is beyond the error; 10 steps are few for a gradient
-        assert rows["held_out_reward"].lost
+    assert rows["held_out_reward"].lost
     assert rows["fid@tests.tiny_pipelines:Colours"].gain is not None, "the guard is compared, too"
-
-
-def test_a_report_that_would_leave_out_prompts_is_refused_before_the_search(
-    place: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(place)
-    settings = {
-        **{"pipeline": "pipeline", "component": "lora", "sampler": {"name": "lcm", "steps": 1}},
-        **{"checkpoints": "lora/checkpoint-*/pytorch_lora_weights.safetensors"},
-        **{"prompts": "other.txt", "held_out_prompts": "prompts.txt"},
-        **{"loss": "fid@tests.tiny_pipelines:Colours", "reference": "photographs", "held_out_metrics": []},
-        **{"images": 4, "device": "cpu"},
-    }
-    study_file = {
-        "name": "few",
-        "objective": {"file": "latent_diffusion.py", "settings": settings},
-        "optimizers": ["CMA"],
-        "budget": {"evaluations": 2},
-        "held_out": {"images": 2},
-        "storage": "sqlite:///few.db",
-    }
-    one_line(
-        StudySpecError,
-        r"held_out\.images: there are more prompts \(3\) than images \(2\)",
-        lambda: lcsc_opt.run(study_file),
-    )
-    assert not Path("few.db").exists()
-    lcsc_opt.run({**study_file, "held_out": {"images": 4, "top": 1}})
-    with pytest.raises(StudySpecError, match=r"there are more prompts \(3\) than images \(2\)"):
-        lcsc_opt.run({**study_file, "budget": {"evaluations": 3}})
 
 
 @pytest.mark.parametrize(

@@ -66,12 +66,6 @@ def batches(model: nn.Module, draw: Draw) -> Any:
         yield F.cross_entropy(model(inputs[part]), labels[part], reduction="none")
 
 
-def without_selection(model: nn.Module, draw: Draw) -> Tensor:
-    if draw.group == "selection":
-        raise FileNotFoundError("no data for it")
-    return loss(model, draw)
-
-
 def metrics(model: nn.Module) -> dict[str, Any]:
     inputs, labels = items(0, 40)
     logits = model(inputs)
@@ -232,12 +226,6 @@ def test_settings_that_do_not_fit_are_one_line(
     place: Path, changes: dict[str, Any], kind: type[LcscError], message: str
 ) -> None:
     one_line(kind, message, lambda: build(place, **changes))
-
-
-def test_checkpoints_that_are_not_there_are_known_before_anything_runs(folder: Path) -> None:
-    settings: Any = {"checkpoints": "nowhere*.pt", "model": f"{OWN}:network", "score": f"{OWN}:loss"}
-    with pytest.raises(LcscError, match="No checkpoint"):
-        load_objective(ObjectiveSpec(file="score.py", settings=settings), study_folder=folder)
 
 
 def test_statistics_of_batch_normalization_come_from_the_users_passes(

@@ -34,16 +34,13 @@ TINY = {"images": 70, "batch_size": 32}
 KINDS: dict[str, tuple[str, list[str], Bundled]] = {  # name → recipe, its settings, data
     "digits": ("ict", [], "digits"),
     "digits_ddpm": ("ddpm", [], "digits"),
-    "photographs": ("ict", ["sigma_max=80"], "photographs"),
 }
-NFE = {"digits": 1, "digits_ddpm": 10, "photographs": 1}  # of the recipes
+NFE = {"digits": 1, "digits_ddpm": 10}  # of the recipes
 FIRST, LAST = np.array([0.5, -0.5, 1.0]), np.array([0.0, 0.0, 1.0])
 MODULE = load_file(ROOT / "objectives" / "trained.py")
-CROPS, PARTS = bundled_images("photographs")
 DIGITS, CLASSES = bundled_images("digits")
 FEW = {
     "digits": (DIGITS[::4].clone(), CLASSES[::4].clone()),
-    "photographs": (CROPS[::8].clone(), PARTS[::8].clone()),
     "mnist": bundled_images("mnist"),
 }
 
@@ -62,7 +59,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 out=folder / f"{name}.trajectory",
                 steps=6,
                 checkpoint_every=2,
-                network=ROOT / "studies" / "photographs.json" if name == "photographs" else folder / "tiny",
+                network=folder / "tiny",
             )
         )
     AcceleratorState._reset_state(reset_partial_state=True)
@@ -171,14 +168,13 @@ def test_searches_of_mnist_see_one_quarter_and_reports_another() -> None:
     assert "fid_held_out" in objective.evaluate(Candidate(last, noise=HELD_OUT)).metrics
 
 
-@pytest.mark.parametrize(("name", "sigma"), [("digits", 20.0), ("photographs", 80.0)])
-def test_one_step_of_a_consistency_model_is_its_function_of_noise(name: str, sigma: float, build: Any) -> None:
-    objective = build(name, nfe=1)
+def test_one_step_of_a_consistency_model_is_its_function_of_noise(build: Any) -> None:
+    objective = build("digits", nfe=1)
     found = objective.images(FIRST, HELD_OUT, 5)  # which loads the weights
     network = objective.sampler.weights.trained  # type: ignore[attr-defined]
-    noise = ImageNoise(0).batch(HELD_OUT, 0, 5, CROPS.shape[1:] if name == "photographs" else (1, 8, 8))
+    noise = ImageNoise(0).batch(HELD_OUT, 0, 5, (1, 8, 8))
     with torch.no_grad():
-        expected = ConsistencyFunction(network)(sigma * noise, torch.full((5,), sigma)).clamp(-1, 1)
+        expected = ConsistencyFunction(network)(20.0 * noise, torch.full((5,), 20.0)).clamp(-1, 1)
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-4)
 
 
@@ -225,10 +221,6 @@ def test_a_study_file_begins_with_the_commands_that_train_its_models(path: Path)
     if "cd" in needed:
         needed = ["edm", *needed]
     assert lines[: len(needed)] == [f"# {MODULE.COMMANDS[name]}" for name in needed]
-
-
-def test_the_makefile_trains_on_mnist_by_the_same_command() -> None:
-    assert MODULE.COMMANDS["mnist"] in (ROOT / "Makefile").read_text(encoding="utf-8")
 
 
 WRONG: list[tuple[dict[str, Any], type[LcscError], str]] = [

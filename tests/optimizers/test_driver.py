@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 from nevergrad.optimization.base import Optimizer
 
-from lcsc_opt.base.errors import SearchFailedError
 from lcsc_opt.base.study_spec import OptimizerSpec
 from lcsc_opt.coefficients.profiles import default_origin
 from lcsc_opt.coefficients.spaces import AffineSpace
@@ -85,11 +84,3 @@ def test_no_thread_outlives_it(name: str, tells: int) -> None:
     for thread in alive:
         thread.stop()  # or the tests would not end
     assert not alive
-
-
-def test_its_own_error_is_one_line_that_names_it() -> None:
-    with (
-        driver("AX") as running,
-        pytest.raises(SearchFailedError, match=r"^the optimizer AX cannot ask here: .*; take another one$"),
-    ):
-        running.ask()

@@ -14,7 +14,7 @@ from lcsc_opt.base.records import HELD_OUT, Candidate, Evaluation, Noise
 from lcsc_opt.coefficients.profiles import default_origin
 from lcsc_opt.coefficients.spaces import CoefficientSpace, ConvexSpace
 from lcsc_opt.optimizers import ask_with, attach_evaluation, candidate_of, coefficient_array, space_of
-from lcsc_opt.optimizers.parametrization import DEFAULT_STEP_SIZE, failed, start_of, steps_of
+from lcsc_opt.optimizers.parametrization import DEFAULT_STEP_SIZE, failed, start_of
 from tests.optimizers.asking import AFFINE, PLAIN_ASK, STEPS, how
 
 ORIGIN = AFFINE.origin
@@ -63,20 +63,6 @@ def test_step_size_is_one_standard_deviation_of_a_coefficient(step_size: float) 
     drawn = np.random.default_rng(0).standard_normal((400, 19))
     moved = np.array([array.spawn_child().set_standardized_data(row).value for row in drawn]) - ORIGIN
     np.testing.assert_allclose(moved.std(axis=0), step_size * math.sqrt(19 / 20), rtol=0.2)
-
-
-def test_steps_are_those_of_the_space_or_counted() -> None:
-    assert steps_of(coefficient_array(AFFINE)) == STEPS
-    assert space_of(ng.p.Array(shape=(4,))) is None
-    assert steps_of(ng.p.Array(shape=(4,))) == (1, 2, 3, 4)
-
-
-@pytest.mark.parametrize(
-    "parametrization", [ng.p.Array(shape=(2, 2)), ng.p.Scalar(), ng.p.Instrumentation(ng.p.Array(shape=(3,)))]
-)
-def test_only_a_vector_can_be_coefficients(parametrization: ng.p.Parameter) -> None:
-    with pytest.raises(StudySpecError, match="one vector of coefficients"):
-        steps_of(parametrization)
 
 
 @SPACES

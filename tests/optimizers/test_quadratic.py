@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import nevergrad as ng
 import numpy as np
 import pytest
 
@@ -165,12 +164,6 @@ def test_a_convex_space_is_kept_to() -> None:
     for candidate in run(optimizer, Merged(), 160):
         np.testing.assert_allclose(space.to_coefficients(space.to_free(candidate.value)), candidate.value, atol=1e-9)
     assert left(optimizer) < 0.7
-
-
-def test_plain_nevergrad_can_use_it() -> None:
-    optimizer = ng.optimizers.registry["LCSCQuadratic"](coefficient_array(AFFINE, seed=0), budget=120)
-    optimizer.minimize(Merged().true)
-    assert left(optimizer) < 0.05
 
 
 def test_probes_move_the_weights_of_a_random_walk_about_equally() -> None:

@@ -274,16 +274,6 @@ def test_a_pipeline_that_is_not_supported_is_refused_before_its_weights_are_read
         load(tmp_path)
 
 
-def test_wrong_settings_of_a_pipelines_network_are_one_line(folder: Path, tmp_path: Path) -> None:
-    import shutil
-
-    shutil.copytree(folder, tmp_path / "wrong")
-    config = tmp_path / "wrong" / "unet" / "config.json"
-    config.write_text(json.dumps({**json.loads(config.read_text()), "norm_num_groups": 0}))
-    with pytest.raises(ObjectiveError, match="cannot be loaded"):
-        load(tmp_path / "wrong")
-
-
 def test_code_in_a_pipelines_folder_never_runs(folder: Path, tmp_path: Path) -> None:
     import shutil
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import math
 import re
@@ -11,7 +10,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -159,58 +157,3 @@ def test_consistency_sampling_is_the_librarys() -> None:
     torch.testing.assert_close(
         ours.sample(SEARCH, 0, 3).clamp(-1, 1), expected.sample(SEARCH, 0, 3).clamp(-1, 1), rtol=1e-4, atol=1e-5
     )
-
-
-class Exact(nn.Module):
-    """The noise that is in an image of a normal distribution of spread 0.3, at the timestep that it is told."""
-
-    def __init__(self, betas: Tensor) -> None:
-        super().__init__()
-        kept = (1 - betas.double()).cumprod(0)
-        self.levels, self.calls = (kept / (1 - kept)).log().numpy() / 2, 0
-
-    def signal(self, timestep: float) -> float:
-        """alpha^2, between timesteps too."""
-        level = np.interp(timestep * len(self.levels) / 1000, np.arange(len(self.levels)), self.levels)
-        return float(1 / (1 + np.exp(-2 * level)))
-
-    def forward(self, x: Tensor, t: Tensor) -> Tensor:
-        self.calls += 1
-        kept = self.signal(float(t[0]))
-        return x * (1 - kept) ** 0.5 / (0.09 * kept + 1 - kept)
-
-
-def schedule(name: str, timesteps: int) -> Tensor:
-    if name == "linear":
-        return torch.linspace(1e-4, 0.02, timesteps)
-    level = [math.cos((i / timesteps + 0.008) / 1.008 * math.pi / 2) ** 2 for i in range(timesteps + 1)]
-    return torch.tensor([min(1 - after / before, 0.999) for before, after in itertools.pairwise(level)])
-
-
-@pytest.mark.parametrize(("timesteps", "name"), [(1000, "linear"), (4000, "squaredcos_cap_v2")])
-def test_the_solver_solves_a_normal_distribution_in_as_many_calls(timesteps: int, name: str) -> None:
-    """The solution at the last noise level is the noise times the ratio of the spreads at both ends."""
-    model = Exact(schedule(name, timesteps))
-    noise = torch.randn(8, 3, 8, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    first = 1 / (1 + math.exp(-2 * max(model.levels[-1], -5.1)))
-    last = model.signal(0)
-    exact = noise * ((0.09 * last + 1 - last) / (0.09 * first + 1 - first)) ** 0.5
-    errors = []
-    for nfe in (9, 12, 15, 30, 60):
-        model.calls = 0
-        images = networks().dpm_solver(model, noise, nfe, timesteps=timesteps, beta_schedule=name)
-        assert model.calls == nfe
-        errors.append(float((images - exact).abs().max() / exact.abs().max()))
-    assert errors[2] < 0.03
-    assert errors == sorted(errors, reverse=True)
-    assert errors[3] / errors[4] > 4  # what the first two steps, of lower order, leave
-
-
-def test_torchs_attention_is_what_flash_attention_computes() -> None:
-    """``rearrange(qkv, "b (three h d) s -> b s three h d")``, softmax(q k / sqrt(d)) v, and back."""
-    attention = networks().TorchAttention(6, 2)
-    qkv = torch.randn(2, 18, 5, generator=torch.Generator().manual_seed(1))
-    q, k, v = qkv.reshape(2, 3, 2, 3, 5).unbind(1)  # [N, heads, dim, positions]
-    weights = (torch.einsum("nhds,nhdt->nhst", q, k) / math.sqrt(3)).softmax(-1)
-    expected = torch.einsum("nhst,nhdt->nhds", weights, v).reshape(2, 6, 5)
-    torch.testing.assert_close(attention(qkv), expected)

@@ -93,15 +93,6 @@ def test_callbacks_get_each_trial_as_optuna_reads_it(run: Callable[..., lcsc_opt
     assert not again.trials, "finished trials were called for when they ended"
 
 
-def test_each_callback_has_a_copy_of_its_own(run: Callable[..., lcsc_opt.Study]) -> None:
-    def spoil(study: optuna.Study, trial: FrozenTrial) -> None:
-        trial.user_attrs.clear()
-
-    recorder = Recorder()
-    run(spoil, recorder)
-    assert all("coefficients" in trial.user_attrs for trial in recorder.trials)
-
-
 def stop_after(number: int) -> TrialCallback:
     def stop(study: optuna.Study, trial: FrozenTrial) -> None:
         if trial.number == number:
@@ -133,10 +124,6 @@ def test_trials_that_run_in_other_processes_when_a_search_is_stopped_are_finishe
     assert recorder.numbers == [0, 1, 2, 3, 4], "three trials are in flight"
     assert recorder.processes == {os.getpid()}
     assert [trial["state"] for trial in study.trials] == ["COMPLETE"] * 5
-
-
-def test_stop_with_the_last_trial_of_a_budget_changes_nothing(run: Callable[..., lcsc_opt.Study]) -> None:
-    assert run(stop_after(7)).state == "finished"
 
 
 def test_a_stopped_search_is_reported_and_again_when_it_has_continued(workplace: Path) -> None:

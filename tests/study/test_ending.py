@@ -82,5 +82,5 @@ def test_a_budget_is_a_bound_of_one_unit_and_each_optimizer_has_its_own_by_defau
     assert [spec.budget.evaluations for spec in specs] == [200, 100]
     with pytest.raises(StudySpecError, match="patience"):
         parse_study_file({**content, "budget": {"evaluations": 5, "patience": 0}}, source="x")
-    with pytest.raises(StudySpecError, match="expected either evaluations or images"):
+    with pytest.raises(StudySpecError, match="expected one unit"):
         parse_study_file({**content, "budget": {"patience": 5}}, source="x")

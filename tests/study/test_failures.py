@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lcsc_opt.base.errors import MetricError, ObjectiveError, SearchFailedError, TrajectoryError
+from lcsc_opt.base.errors import ObjectiveError, SearchFailedError, TrajectoryError
 from lcsc_opt.base.records import Candidate
 from lcsc_opt.base.study_spec import BudgetSpec, FailureSpec, OptimizerSpec
 from lcsc_opt.coefficients.profiles import default_origin
@@ -22,7 +22,7 @@ from lcsc_opt.objective.contract import CoefficientFunction
 from lcsc_opt.optimizers import build_optimizer
 from lcsc_opt.optimizers.driver import Driver
 from lcsc_opt.study.loop import Loop
-from lcsc_opt.views.study_status import FailureReason, overview
+from lcsc_opt.views.study_status import overview
 
 STEPS = (100, 200, 300, 400)
 TWICE = FailureSpec(retries=1)
@@ -105,7 +105,7 @@ def test_the_database_keeps_tracebacks_and_the_terminal_says_once_for_each_reaso
     assert overview(study)["tracebacks"] == {"KeyError: 'b'": text}
     reader = HistoryReader(study.storage)
     failures = reader.failures(reader.read_study(study.name))
-    assert [failure.traceback for failure in FailureReason.of(failures)] == [text]
+    assert [failure.traceback for failure in failures] == [text]
 
 
 class TestManyInARow:
@@ -179,23 +179,6 @@ class TestRetryFailed:
         with pytest.raises(Killed):
             study.retry_failed()
         assert study.attributes["search_ended"] is None
-
-
-@pytest.mark.parametrize("error", [ValueError, MetricError, SystemExit])
-def test_control_characters_of_a_reason_reach_no_terminal(
-    study: StoredStudy, error: type[BaseException], capfd: pytest.CaptureFixture[str]
-) -> None:
-    def raise_hostile(coefficients: np.ndarray) -> float:
-        raise error("bad \x1b]0;another title\x07")
-
-    with pytest.raises(SearchFailedError) as raised:
-        search(study, raise_hostile).run()
-    [first, *_] = study.trials()
-    stored = str(first.user_attrs)
-    for text in (str(raised.value), stored, capfd.readouterr().err):
-        assert "\x1b" not in text
-        assert "\x07" not in text
-    assert r"bad \x1b]0;another title\x07" in first.user_attrs["reason"]
 
 
 def test_an_error_of_ours_prints_one_line_without_the_code_that_raised_it(

@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 import torch
 
-from lcsc_opt.base.errors import TrainingError
 from lcsc_opt.training.models import TrainedModel
 from tests.unet_examples import unet
 
@@ -46,11 +45,3 @@ def test_an_edm_model_is_the_denoiser_of_its_scheduler(tmp_path: Path) -> None:
 )
 def test_a_scheduler_tells_how_a_model_was_trained(tmp_path: Path, scheduler: Any, kind: str) -> None:
     assert written(tmp_path, scheduler).kind == kind
-
-
-def test_a_consistency_model_knows_its_noise_and_is_no_teacher(tmp_path: Path) -> None:
-    model = written(tmp_path, {"_class_name": "CMStochasticIterativeScheduler"}, 0.001)
-    assert (model.folder.timestep_scale, model.noise_scale) == (0.001, 0.25)
-    assert "timestep_scale" not in (model.folder.scheduler or {})
-    with pytest.raises(TrainingError, match="is a consistency model; expected an EDM model"):
-        model.denoiser()

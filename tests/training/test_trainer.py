@@ -21,7 +21,7 @@ from lcsc_opt.training import trainer
 from lcsc_opt.training.recipes import Batch
 from lcsc_opt.training.recipes.consistency import Ct
 from lcsc_opt.training.recipes.diffusion import Edm
-from lcsc_opt.training.trainer import LearningCurve, Trainer, Training
+from lcsc_opt.training.trainer import Trainer, Training
 from lcsc_opt.trajectory import Trajectory
 from tests.training.toy_network import IMAGES, ToyNetwork
 from tests.trajectory.trajectory_examples import interrupt
@@ -196,27 +196,16 @@ def test_a_damaged_state_is_one_line(tmp_path: Path) -> None:
             run(tmp_path, Ct(batch_size=8), steps=8, resume=True)
 
 
+@pytest.mark.usefixtures("often_saved")
 def test_a_disk_that_is_full_is_one_line_and_the_training_goes_on_from_the_state_before(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(trainer, "STATE_SECONDS", 0.0)
     run(tmp_path, EDM, steps=4)
     with monkeypatch.context() as patch:
         interrupt(patch, os, "fsync", 7, OSError(28, "full"))
         with pytest.raises(LcscError, match="full"):
             run(tmp_path, EDM, steps=12, resume=True)
     assert run(tmp_path, EDM, steps=12, resume=True).steps == (4, 8, 12)
-
-
-def test_a_learning_curve_that_cannot_be_written_is_one_line_and_damaged_lines_are_dropped(tmp_path: Path) -> None:
-    folder = LearningCurve(tmp_path)
-    folder.losses = [1.0]
-    for use in (lambda: folder.write(1, 0.5), lambda: folder.rewind(1)):
-        with pytest.raises(TrainingError, match=f"{tmp_path}: cannot be"):
-            use()
-    (tmp_path / "run.jsonl").write_bytes(b'{"step": 4, "loss": 1}\n\xff\n{"step": 8, "loss": 1}\n')
-    LearningCurve(tmp_path / "run.jsonl").rewind(8)
-    assert (tmp_path / "run.jsonl").read_text() == '{"step": 4, "loss": 1}\n{"step": 8, "loss": 1}\n'
 
 
 def test_a_finished_training_continues_to_more_steps(tmp_path: Path) -> None:

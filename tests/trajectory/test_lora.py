@@ -190,19 +190,6 @@ def test_a_packed_trajectory_keeps_the_alphas_without_its_sources(saved: Saved, 
     assert_products(trajectory.checkpoint(1), trajectory.lora_alphas(), networks[1])
 
 
-@pytest.mark.parametrize(("place", "key"), [(".", None), ("unet_lora", "unet_lora")])
-def test_alphas_of_weights_in_a_subfolder_are_found(saved: Saved, tmp_path: Path, place: str, key: str | None) -> None:
-    """PEFT's configuration lies beside the weights, or beside their folder."""
-    folder = tmp_path / "checkpoint-300"
-    saved("peft", 1, folder / "unet_lora")
-    if place == ".":
-        (folder / "unet_lora" / "adapter_config.json").rename(folder / "adapter_config.json")
-    alphas = LoraAlphas.read(folder, key=key)
-    assert alphas is not None
-    scale = {"lora_alpha": ALPHA, "alpha_pattern": {}, "use_rslora": False, "init_lora_weights": True}
-    assert alphas.model_dump() == {"configs": {"": scale}}  # and nothing that names a folder of this machine
-
-
 @pytest.mark.parametrize("flavour", ["diffusers", "peft"])
 def test_alphas_that_are_not_known_are_asked_for_or_assumed(
     saved: Saved, tmp_path: Path, flavour: str, capsys: pytest.CaptureFixture[str]

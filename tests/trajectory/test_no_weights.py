@@ -63,8 +63,3 @@ def test_singular_vectors_of_spectral_norm_come_from_one_checkpoint(tmp_path, no
     merged = packed(tmp_path, *states).merge([0.4, 0.6])
     for name, tensor in merged.items():
         assert tensor.equal(states[1][name]) == (name in vectors or states[0][name].equal(states[1][name]))
-
-
-def test_a_weight_that_is_only_called_so_is_merged(tmp_path):
-    states = [{"low.weight_u": torch.full((2,), step), "low.weight_v": torch.full((2,), step)} for step in (1.0, 3.0)]
-    assert packed(tmp_path, *states).merge([0.5, 0.5])["low.weight_u"].tolist() == [2, 2]

@@ -60,13 +60,6 @@ def test_projections_are_those_of_the_map(trajectory: Trajectory, way: Placement
         np.testing.assert_allclose(placed.project(some), trajectory.project(some), rtol=1e-5, atol=1e-5)
 
 
-def test_slots_that_are_free_or_in_another_order_change_nothing(tmp_path: Path, way: Placement) -> None:
-    trajectory = make_trajectory(tmp_path / "ring", range(1, 10), keep_last=4)
-    row = [0.5, -0.5, 2.0, -1.0]
-    assert_close(trajectory.on("cpu", how=way).merge(row), trajectory.merge(row))
-    assert same_bits(trajectory.on("cpu", how=way).merge(np.eye(4)[0]), trajectory.checkpoint(0))
-
-
 @pytest.mark.parametrize("how", ["mapped", "resident", "streamed"])
 def test_results_belong_to_the_caller(trajectory: Trajectory, how: Placement) -> None:
     placed = trajectory.on("cpu", how=how)

@@ -13,7 +13,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import Shard, distribute_tensor
 
 from lcsc_opt.base.errors import TrajectoryError
-from lcsc_opt.trajectory import Trajectory, TrajectoryWriter, matrix
+from lcsc_opt.trajectory import Trajectory, TrajectoryWriter
 from tests.processes import CONTEXT, forked
 from tests.trajectory.ended_writers import append_for_ever
 from tests.trajectory.trajectory_examples import append, assert_whole, interrupt, make_trajectory, same_bits, state_dict
@@ -301,34 +301,6 @@ def test_what_a_killed_writer_left_half_done_is_removed(tmp_path):
     append(tmp_path / "t", 2)
     assert_whole(tmp_path / "t", [1, 2])
     assert sorted(entry.name for entry in (tmp_path / "t").iterdir()) == ["manifest.json", "weights.bin"]
-
-
-def test_writer_that_cannot_remove_what_a_killed_one_left_releases_its_lock(tmp_path, monkeypatch):
-    append(tmp_path / "t", 1)
-    (tmp_path / "t" / ".manifest.json.0123.partial").touch()
-    with monkeypatch.context() as patch:
-        interrupt(patch, matrix, "remove", 1, PermissionError(13, "Permission denied"))
-        with pytest.raises(TrajectoryError, match="Permission denied") as refused:
-            append(tmp_path / "t", 2)
-    append(tmp_path / "t", 2)
-    assert refused.value.__traceback__ is not None  # which would hold the lock
-
-
-def test_append_inside_an_append_is_refused_and_harms_nothing(tmp_path):
-    """As from the handler of a signal that comes in the middle of one."""
-
-    class Interrupting(torch.Tensor):
-        @property
-        def layout(self):
-            with pytest.raises(TrajectoryError, match="Step 2 comes while another is appended"):
-                writer.append(2, state_dict(2))
-            return torch.strided
-
-    with TrajectoryWriter(tmp_path / "t") as writer:
-        weights = state_dict(1)
-        writer.append(1, weights | {"bias": weights["bias"].as_subclass(Interrupting)})
-        writer.append(2, state_dict(2))
-    assert_whole(tmp_path / "t", [1, 2])
 
 
 def test_a_part_of_a_sharded_tensor_is_refused(tmp_path):

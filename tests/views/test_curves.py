@@ -6,11 +6,9 @@ from hypothesis import strategies as st
 
 from lcsc_opt.views.curves import (
     AXES,
-    MOST_POINTS,
     best_so_far,
     curves,
     default_axis,
-    thinned,
 )
 from tests.history_examples import history
 
@@ -64,9 +62,3 @@ def test_curves_are_drawn_against_images_where_there_are_any() -> None:
     assert default_axis([history([3.0]), history([])]) == "images"
     without = history([3.0], images=0)
     assert default_axis([without]) == default_axis([]) == "evaluations"
-
-
-def test_a_long_curve_is_thinned_and_keeps_its_ends() -> None:
-    found = thinned(np.arange(5000.0))
-    assert (len(found), found[0], found[-1]) == (MOST_POINTS, 0, 4999)
-    assert len(curves([history(list(np.linspace(9, 1, 5000)))], "evaluations")[0].positions) == MOST_POINTS

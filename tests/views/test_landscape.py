@@ -135,10 +135,3 @@ def test_the_page_shows_the_newest_landscape_or_the_one_in_the_address(storage: 
     assert "plane-new" not in draw(site, triggered="refresh", seen=shown["seen"]["data"])
     write_study(storage, "digits/CMA/0", [1.75])
     assert "CMA/0" in str(draw(site, triggered="refresh", seen=shown["seen"]["data"])["plane-new"])
-
-
-def test_the_page_says_what_to_do_where_there_is_nothing_to_show(storage: RDBStorage, url: str) -> None:
-    write_study(storage, "digits/LCSC/0", [2.0])
-    site = Site(url)
-    assert "optimizers=[Landscape]" in draw(site, name=None)["headline"]["children"]
-    assert f"{NAME}: is not in the database" in draw(site)["problem"]["children"]

@@ -121,11 +121,6 @@ def test_before_a_report_the_line_says_who_is_ahead() -> None:
     assert [headline([history(losses)]) for losses in ([], [None])] == ["No result yet."] * 2
 
 
-def test_the_best_of_several_seeds_is_named_with_its_seed_as_it_is_handed_out() -> None:
-    seeds = [history([loss], optimizer="LCSC", seed=seed) for seed, loss in enumerate((4.0, 2.0))]
-    assert headline([history([2.5], optimizer="CMA"), *seeds]).startswith("Best searched FID: LCSC (seed 1) with 2;")
-
-
 # the answer
 
 

@@ -20,8 +20,6 @@ from lcsc_opt.views.study_status import (
     rate,
     rate_text,
     seconds_left,
-    seconds_per_trial,
-    shares_of_time,
 )
 from tests.history_examples import history, measured, reported, standing, trials_of
 from tests.study_examples import coefficients, write_report, write_study
@@ -161,16 +159,3 @@ def test_an_answer_that_is_no_trial_is_one_error(url: str) -> None:
     write_report(study.storage, reported(5.0, trial=9))
     with pytest.raises(StudyStoreError, match="has no trial 9 of a search"):
         overview(study)
-
-
-def test_seconds_per_trial_are_means() -> None:
-    assert seconds_per_trial(history([4.0, 2.0, 1.0], cost={"merge_seconds": 0.3})) == {"merge": pytest.approx(0.3)}
-    assert seconds_per_trial(history([None])) == {}
-    assert seconds_per_trial(history([4.0, 2.0], seconds=1.0)) == {"evaluation": pytest.approx(1.0)}
-
-
-def test_the_shares_of_a_search_s_time_are_in_words_the_largest_first() -> None:
-    parts = {"merge_seconds": 0.2, "sample_seconds": 0.5, "features_seconds": 0.1, "metric_seconds": 0.001}
-    study = history([4.0, 2.0], seconds=0.8, cost=parts)
-    assert shares_of_time(study) == "sampling 62 %, merging 25 %, features 12 %"
-    assert shares_of_time(history([None])) == ""

@@ -6,8 +6,7 @@ from typing import Any
 
 from lcsc_opt.base.records import STANDARD_ERROR, ReportedMetrics
 from lcsc_opt.database.names import EMA, LAST_CHECKPOINT
-from lcsc_opt.views import percent, unbroken
-from lcsc_opt.views.ranking import Difference
+from lcsc_opt.views import unbroken
 from lcsc_opt.views.tables import comparison_rows, comparison_tables, report_table
 from tests.history_examples import history, in_one_report, measured, report_of
 
@@ -49,16 +48,6 @@ def test_intervals_are_shown_where_they_are_known() -> None:
     ]
     assert unbroken("near ↓") == "near\u00a0↓"
     assert unbroken("3 [2.02, 3.98]") == "3 [2.02,\u00a03.98]"
-
-
-def test_nothing_gained_has_no_minus() -> None:
-    """0.5 is the precision of both; higher is better, so the gain is -1 * 0.0."""
-    found = {"digits/LCSC/0": measured(2.0, precision=0.5)}
-    report = report_of(found, measured(5.0, name=EMA, precision=0.5), metrics=ReportedMetrics(signs=SIGNS))
-    _, [_, [*_, gain]] = report_table(report, ANSWER)
-    assert gain == "+0"
-    assert Difference(-0.0, -0.0, 1.0).text == "+0 [+0, +1]"
-    assert percent(-0.0001) == "+0.0 %"
 
 
 def test_a_comparison_begins_with_the_answer_and_has_what_judges_it_precision_and_recall() -> None:

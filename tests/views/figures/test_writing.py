@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import io
 import json
 import shutil
 from pathlib import Path
@@ -34,12 +33,10 @@ def test_json_is_what_plotly_reads_and_a_page_needs_nothing_else(figure: go.Figu
 
 
 @needs_browser
-def test_images_are_drawn_in_their_format_and_size(figure: go.Figure, tmp_path: Path) -> None:
-    for kind in ("png", "svg", "pdf"):
-        write_figure(tmp_path / f"figure.{kind}", figure)
-    assert Image.open(io.BytesIO((tmp_path / "figure.png").read_bytes())).size == (1800, 600)
-    assert (tmp_path / "figure.svg").read_text().startswith("<svg")
-    assert (tmp_path / "figure.pdf").read_bytes().startswith(b"%PDF")
+def test_images_are_drawn_in_their_size(figure: go.Figure, tmp_path: Path) -> None:
+    write_figure(tmp_path / "figure.png", figure)
+    with Image.open(tmp_path / "figure.png") as drawn:
+        assert drawn.size == (1800, 600)
 
 
 def test_without_a_browser_the_error_says_what_to_install(
