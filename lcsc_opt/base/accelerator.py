@@ -190,6 +190,7 @@ def sums_halves(device: torch.device, dtype: torch.dtype) -> bool:
 
 @functools.cache
 def widens_products(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether a product of this dtype sums in float32 there; one that does not is widened first."""
     try:
         ones = torch.ones(8, 8, dtype=dtype, device=device)
         torch.mm(ones, ones, out_dtype=torch.float32)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import platform
 import signal
 import time
 from pathlib import Path
@@ -120,10 +119,6 @@ def test_images_spread_over_workers_change_no_candidate_and_no_loss(folder: Path
     assert lcsc(["run", study_file(folder, optimizers=optimizers, **changes)]) == 0
     alone, spread = stored("e/LCSCGradient/0"), stored("spread/LCSCGradient/0")
     np.testing.assert_allclose(asked(alone.name), asked(spread.name), rtol=1e-9)
-    [node] = spread.attributes["nodes"]["nodes"]
-    assert (node["name"], node["deaths"]) == (platform.node(), 0)
-    assert 1 <= node["alive"] <= 3
-    assert "nodes" not in alone.attributes, "the process that searches is its only worker"
     for one, other in zip(alone.trials(), spread.trials(), strict=True):
         assert other.value == pytest.approx(one.value, rel=1e-9)
     workers = {tuple(trial.user_attrs["metrics"].values()) for trial in spread.trials()}

@@ -176,12 +176,6 @@ def test_a_database_is_named_by_its_whole_path_and_shown_from_here(tmp_path: Pat
     assert with_driver.database == f"{tmp_path}/d.db"
 
 
-def test_an_sqlite_uri_in_place_of_a_file_is_refused(workplace: Path, typed: Typed) -> None:
-    said = typed("list", "--storage", "sqlite:///file:studies.db?uri=true", status=2).err
-    assert "give the file itself, as in sqlite:///studies.db" in said
-    assert not list(workplace.iterdir())
-
-
 @pytest.fixture
 def small(task: Any, tmp_path: Path) -> Any:
     write_project(tmp_path)
