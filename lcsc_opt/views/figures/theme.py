@@ -9,6 +9,8 @@ from typing import Any, Literal, NamedTuple
 
 import plotly.graph_objects as go
 
+from lcsc_opt.database.names import LAST_CHECKPOINT, TRAINER_EMA
+
 Theme = Literal["light", "dark"]
 
 
@@ -36,6 +38,8 @@ STYLES = {
     "LCSCGradient": Style(ORANGE, "solid", "star"),
     "CMA": Style(BLUE, "solid", "circle"),
     "LCSCQuadratic": Style(GREEN, "solid", "hexagon"),
+    LAST_CHECKPOINT: Style(GREY, "solid", "circle-open"),
+    TRAINER_EMA: Style(GREY, "dashdot", "square-open"),
 }
 _TITLE_CHARACTERS = 36
 _OTHER_COLOURS = (ORANGE, SKY, GREEN, BLUE, VERMILLION, PURPLE)
