@@ -17,6 +17,8 @@ from lcsc_opt.base.errors import LcscError, StudySpecError
 
 Model = TypeVar("Model", bound=pydantic.BaseModel)
 
+_SHOULD_BE = "Input should be "
+
 Second = TypeVar("Second", bound="AlsoSettings")
 
 
@@ -67,7 +69,11 @@ def parse_settings(model: type[Model], content: Any, *, source: str) -> Model:
     try:
         return model.model_validate(dict(content))
     except pydantic.ValidationError as error:
-        problems = "; ".join(_problem(model, detail) for detail in error.errors())
+        details = error.errors()
+        wrong_entries = {detail["loc"][:-1] for detail in details}
+        # without these, pydantic finds their list too short
+        reported = [detail for detail in details if detail["type"] != "too_short" or detail["loc"] not in wrong_entries]
+        problems = "; ".join(_problem(model, detail) for detail in _one_for_each_place(reported))
         raise StudySpecError(f"{source}: {problems}") from error
 
 
@@ -116,6 +122,26 @@ def first_problem(error: pydantic.ValidationError) -> str:
     if place:
         return f"{place}: {message}"
     return message
+
+
+def _is_form(part: str | int) -> bool:
+    """Whether a part of a place says what a value was expected to be, and is no key."""
+    return part in ("str", "int", "float", "bool") or "[" in str(part)
+
+
+def _one_for_each_place(details: Sequence[Any]) -> list[Any]:
+    """Where a value may have several forms, pydantic has an error for each: at ``loss.str`` and at ``loss.dict[…]``."""
+    merged: dict[tuple[str | int, ...], Any] = {}
+    for detail in details:
+        *way, last = detail["loc"] or ("",)
+        place = tuple(part for part in way if not _is_form(part))
+        if detail["type"] in ("extra_forbidden", "missing") or not _is_form(last):
+            place = (*place, last)
+        if place in merged:
+            merged[place]["msg"] += f" or {detail['msg'].removeprefix(_SHOULD_BE)}"
+        else:
+            merged[place] = {**detail, "loc": place}
+    return list(merged.values())
 
 
 def _problem(model: type[pydantic.BaseModel], detail: Any) -> str:

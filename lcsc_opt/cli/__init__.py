@@ -24,10 +24,18 @@ from lcsc_opt.base.progress import each_notice_once, log, messages_on_stderr, no
 from lcsc_opt.base.streams import results_apart, results_on_a_descriptor_of_their_own
 from lcsc_opt.cli import deleting, exports, results, studies, training, trajectory
 
-COMMANDS: tuple[Callable[..., None], ...] = (  # and trajectory
-    *(training.train, studies.init, studies.run),
-    *(studies.list_, studies.show, results.compare, results.report, results.dashboard),
-    *(results.evaluate, exports.export, exports.apply),
+COMMANDS: tuple[Callable[..., None], ...] = (  # in the order of use; and trajectory
+    training.train,
+    studies.init,
+    studies.run,
+    studies.list_,
+    studies.show,
+    results.compare,
+    results.report,
+    results.dashboard,
+    results.evaluate,
+    exports.export,
+    exports.apply,
     deleting.delete,
 )
 
@@ -98,8 +106,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         status = run(arguments)
         sys.stdout.flush()
-    except (BrokenPipeError, SystemExit):  # nobody reads on, as of `| head`; of that, click makes the latter
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the interpreter writes again at its exit
+    except (BrokenPipeError, SystemExit) as error:  # click makes the latter of the former
+        if not isinstance(error, BrokenPipeError) and not isinstance(error.__context__, BrokenPipeError):
+            raise
+        # nobody reads on, as of `| head`, and the interpreter would write again at its exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         status = 128 + signal.SIGPIPE
     sys.exit(status)
 

@@ -7,7 +7,7 @@ import copy
 import gc
 import re
 import types
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import torch
@@ -96,15 +96,18 @@ class PreparedNetwork:
         self.dtype = torch.float32
         if any(parameter.dtype == torch.float64 for parameter in module.parameters()):
             self.dtype = torch.float64
+        self._as_prepared = {name: _kind(tensor) for name, tensor in _tensors(self.module)}
 
     def load(self, weights: Mapping[str, Tensor]) -> None:
         """Copy merged weights into the part that the checkpoints hold, and put the network into evaluation mode.
 
-        The user's code may have left it in training mode.
+        Whatever the user's code has changed since the last call is as before: mode, dtypes, devices, and what requires
+        a gradient. The mode comes last, whatever kind of network it is.
 
         Raises:
-            ObjectiveError: they do not fit it.
+            ObjectiveError: they do not fit it, or weights that they do not replace have lost digits.
         """
+        self._restore(weights)
         if self._puts_averages_in:
             self.module.train()
         if self._adapter is None:
@@ -121,6 +124,23 @@ class PreparedNetwork:
             self.weights.replaced = next(
                 (name for name in weights if _is_replaced(weights[name], state.get(name))), None
             )
+
+    def _restore(self, weights: Mapping[str, Tensor]) -> None:
+        state = self.trained.state_dict(keep_vars=True) if self._adapter is None else self._adapter
+        replaced = {id(tensor) for name, tensor in state.items() if name in weights}
+        for name, tensor in list(_tensors(self.module)):
+            kind = self._as_prepared.get(name, _kind(tensor))
+            if _kind(tensor) == kind:
+                continue
+            device, dtype, requires_grad = kind
+            has_lost_digits = torch.promote_types(tensor.dtype, dtype) != tensor.dtype
+            if has_lost_digits and id(tensor) not in replaced:
+                raise ObjectiveError(
+                    f"your function has left the network in {tensor.dtype}, and its {name} is in no checkpoint, so "
+                    "its digits are lost; let the function work on a copy (copy.deepcopy), or leave the dtype as it is"
+                )
+            tensor.data = tensor.data.to(device, dtype)
+            tensor.requires_grad_(requires_grad)
 
     def __call__(
         self,
@@ -145,6 +165,16 @@ class PreparedNetwork:
         """While this is open, the network computes in the dtype of the settings, on tensors of any dtype."""
         dtype = DTYPES[self.settings.dtype]
         return torch.autocast(self.device.type, dtype=dtype, enabled=dtype != torch.float32)
+
+
+def _tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    yield from module.named_parameters()
+    yield from module.named_buffers()
+
+
+def _kind(tensor: Tensor) -> tuple[torch.device, torch.dtype, bool]:
+    """What a function may change of a tensor without giving it other values."""
+    return tensor.device, tensor.dtype, tensor.requires_grad
 
 
 class NetworkSampler:

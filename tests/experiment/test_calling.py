@@ -544,7 +544,7 @@ def search_images(checkpoints: Any = None, **changed: Any) -> Any:
         ({"reference": "nowhere"}, "nowhere does not exist"),
         (
             {"reference": torch.zeros(4, 3, 8, 8)},
-            r"reference\.str: Input should be a valid string, got tensor\(\[\[\[\[0",
+            r"reference: Input should be a valid string or a valid dictionary, got tensor\(\[\[\[\[0",
         ),
         ({"image_shape": 8}, "image_shape: Input should be a valid list, got 8"),
         ({"held_out": 0}, "images: Input should be greater than or equal to 2, got 0"),

@@ -176,6 +176,51 @@ def test_a_database_is_named_by_its_whole_path_and_shown_from_here(tmp_path: Pat
     assert with_driver.database == f"{tmp_path}/d.db"
 
 
+def test_what_a_score_leaves_behind_in_the_network_is_put_back(task: Any, tmp_path: Path) -> None:
+    write_project(tmp_path)
+    seen = []
+
+    def build() -> torch.nn.Module:
+        network = torch.nn.Sequential(torch.nn.Linear(3, 1, bias=False), torch.nn.BatchNorm1d(1, affine=False))
+        network[0].weight.requires_grad_(False)
+        return network
+
+    def score(network: Any) -> float:
+        seen.append(
+            (network.training, network[0].weight.dtype, network[0].weight.requires_grad, network[1].running_var.dtype)
+        )
+        network.train().half()
+        network[0].weight.requires_grad_(True)
+        return float(network[0].weight.detach().float().norm())
+
+    states = {
+        step: {
+            "0.weight": torch.randn(1, 3),
+            "1.running_mean": torch.zeros(1),
+            "1.running_var": torch.ones(1),
+            "1.num_batches_tracked": torch.tensor(step),
+        }
+        for step in (1, 2, 3)
+    }
+    lcsc_opt.search(states, build=build, score=score, optimizers=["LCSC"], budget=4, storage=None)
+    assert set(seen) == {(False, torch.float32, False, torch.float32)}
+
+
+def test_digits_that_cannot_come_back_are_refused(task: Any) -> None:
+    def build() -> torch.nn.Module:
+        inner = torch.nn.ModuleDict({"frozen": torch.nn.ModuleDict({"searched": torch.nn.Linear(3, 1)})})
+        return torch.nn.ModuleDict({"searched": torch.nn.Linear(3, 1), "inner": inner})
+
+    def score(network: Any) -> float:
+        network.half()
+        return 1.0
+
+    network = lcsc_opt.sampling.network.PreparedNetwork(build(), trained=None)  # type: ignore[attr-defined]
+    score(network.module)
+    with pytest.raises(lcsc_opt.LcscError, match=r"in torch\.float16, and its inner\.frozen\.searched\.weight is"):
+        network.load({"searched.weight": torch.zeros(1, 3), "searched.bias": torch.zeros(1)})
+
+
 @pytest.fixture
 def small(task: Any, tmp_path: Path) -> Any:
     write_project(tmp_path)
