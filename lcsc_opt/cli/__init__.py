@@ -105,7 +105,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
         arguments = sys.argv[1:]
     try:
         status = run(arguments)
-        sys.stdout.flush()
     except (BrokenPipeError, SystemExit) as error:  # click makes the latter of the former
         if not isinstance(error, BrokenPipeError) and not isinstance(error.__context__, BrokenPipeError):
             raise

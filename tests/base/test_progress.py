@@ -6,6 +6,7 @@ import logging
 import re
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import NoReturn
@@ -149,3 +150,5 @@ def test_what_takes_long_is_said_while_it_does(
         while is_said and not caplog.messages and time.monotonic() < deadline:
             time.sleep(0.01)
     assert caplog.messages == ["loading"] * is_said
+    waiting = [thread for thread in threading.enumerate() if isinstance(thread, threading.Timer)]
+    assert all(timer.finished.is_set() for timer in waiting), "nothing is said later"

@@ -80,6 +80,17 @@ def test_the_faster_layout_is_chosen_if_it_gains_enough(
     assert sampler.network.get_parameter("weight").grad is None
 
 
+@pytest.mark.parametrize(("seconds", "is_said"), [(1.0, True), (0.02, False)])
+def test_a_measurement_that_takes_long_is_said_before_it(
+    clock: Callable[[OneNetwork, float, float], None], caplog: pytest.LogCaptureFixture, seconds: float, is_said: bool
+) -> None:
+    caplog.set_level("INFO", logger="lcsc_opt")
+    sampler = OneNetwork(nn.Conv2d(3, 4, 3))
+    clock(sampler, seconds, seconds)
+    fastest_layout(sampler, trial_images=100, gradient=False)
+    assert any("timing in which layout" in message for message in caplog.messages) == is_said
+
+
 def test_short_trials_are_not_worth_the_measurement(clock: Callable[[OneNetwork, float, float], None]) -> None:
     sampler = OneNetwork(nn.Conv2d(3, 4, 3))
     clock(sampler, 0.01, 0.001)

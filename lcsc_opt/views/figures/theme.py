@@ -34,6 +34,7 @@ PURPLE = "#CC79A7"
 STYLES = {
     "EMAGrid": Style(GREY, "dash", "square"),
     "Grid": Style(SKY, "dash", "square"),
+    "Landscape": Style(PURPLE, "dot", "x"),
     "LCSC": Style(VERMILLION, "solid", "diamond"),
     "LCSCGradient": Style(ORANGE, "solid", "star"),
     "CMA": Style(BLUE, "solid", "circle"),
