@@ -108,7 +108,9 @@ def test_of_a_path_the_earliest_model_is_taken_that_is_within_one_error_of_the_b
     assert best_of(blurred, blurred).model.name == "1", "the search has seen the real images"
     # behind by more than one standard error, and by less than two
     apart = [measured("0", 0.8), measured("1", 0.7, own=0.07)]
-    assert 1 < gain(*apart).value / gain(*apart).error < 2
+    base, model = apart
+    found = gain(base, model)
+    assert 1 < found.value / found.error < 2
     assert best_of(apart, apart).model.name == "1"
     off_the_path = measured("¾", 0.6)
     assert best_of([*path, off_the_path], path) is off_the_path
