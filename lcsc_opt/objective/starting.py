@@ -155,11 +155,18 @@ def _of_diffusers(run: _Run) -> tuple[str, Facts]:
     with contextlib.suppress(ObjectiveError):
         model.image_shape()
         facts["image_shape"] = None
-    if model.classes is None:
-        facts["labels"] = None
+    facts["labels"] = _labels(model.classes)
     if not _makes_latents(model.model.get("in_channels")):
         facts["decoder"] = None
     return "diffusers", facts
+
+
+def _labels(classes: int | None) -> str | None:
+    """All classes in turn; whether the last one is a class is known to the user alone."""
+    if classes is None:
+        return None
+    last = classes - 1
+    return f"balanced  # classes 0 to {last}; if {last} means no class, add guidance: {{scale: 1, null_label: {last}}}"
 
 
 _SAMPLER = (
@@ -246,7 +253,7 @@ def _filled(template: str, facts: Facts) -> str:
         if value is None:
             continue
         filled = f"{match['indent']}{match['key']}: {value}"
-        if match["comment"] and not value.startswith(FILL_IN):
+        if match["comment"] and "  # " not in value:
             filled = f"{filled:<{_COMMENT_COLUMN - 2}}  {match['comment']}"
         lines.append(filled)
     end = 1 + max(index for index, line in enumerate(lines) if line.startswith(_SETTING))

@@ -154,7 +154,11 @@ class ClassLabels:
                 raise ObjectiveError("guidance: the model has no classes; leave it out")
             return None
         if labels is None:
-            raise ObjectiveError(f"labels: the model has {classes} classes; give balanced, random, or one of them")
+            last = classes - 1
+            raise ObjectiveError(
+                f"labels: the model has {classes} classes; give balanced, random, or one of them; if {last} means no "
+                f"class, guidance: {{scale: 1, null_label: {last}}}, too"
+            )
         if guidance is not None and guidance[1] == classes - 1:
             classes -= 1
         return cls(classes, labels, noise=noise, guidance=guidance)

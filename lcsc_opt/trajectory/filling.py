@@ -29,7 +29,7 @@ from lcsc_opt.checkpoints.weights import completed
 from lcsc_opt.trajectory.layout import Layout, stored_dtype
 from lcsc_opt.trajectory.manifest import PACKED, PREFIX, Manifest, foreign_files
 from lcsc_opt.trajectory.matrix import MatrixWriter
-from lcsc_opt.trajectory.neighbours import check_neighbours
+from lcsc_opt.trajectory.neighbours import check_distinct, check_neighbours
 from lcsc_opt.trajectory.side_data import check_alphas, side_data
 from lcsc_opt.trajectory.sources import PackRequest, Sources
 from lcsc_opt.trajectory.trajectory import Trajectory
@@ -63,8 +63,8 @@ def pack_sources(request: PackRequest, sources: Sources, out: Path) -> Trajector
     trajectory grows in ``OUT.partial`` and gets its name when it is complete.
 
     Raises:
-        TrajectoryError: a checkpoint cannot be read or does not fit the first one, they are of several runs
-            (:func:`check_neighbours`), or the disk refuses.
+        TrajectoryError: a checkpoint cannot be read or does not fit the first one, two hold the same weights, they are
+            of several runs (:func:`check_neighbours`), or the disk refuses.
     """
     partial = partial_path(out)
     fingerprint = request.fingerprint(sources)
@@ -85,6 +85,8 @@ def pack_sources(request: PackRequest, sources: Sources, out: Path) -> Trajector
     try:
         manifest = Manifest.load(partial)
         check_alphas(manifest.layout, manifest.varying)
+        if request.steps is None:  # who names the steps knows better
+            check_distinct(manifest)
         check_neighbours(Trajectory.open(partial), steps_given=request.steps is not None)
     except TrajectoryError:
         shutil.rmtree(partial)

@@ -36,18 +36,31 @@ def pack_state_dicts(states: StateDicts, folder: Path) -> Path:
         The path of the packed trajectory. It stays, like all packed trajectories, until it is deleted.
 
     Raises:
-        TrajectoryError: fewer than two, or of different models; or the disk refuses.
+        TrajectoryError: fewer than two, of different models, or two of the same weights; or the disk refuses.
     """
     if len(states) < 2:
         raise TrajectoryError(f"checkpoints: got {len(states)} state dict, and a combination needs at least 2.")
-    digest = hashlib.sha256()
+    digests: dict[int, str] = {}
     for step, weights in states.items():
         with _naming(step):
             check_weights(weights)
-        digest.update(f"{step} {weights_sha256(weights)}\n".encode())
+        digests[step] = weights_sha256(weights)
+    _check_distinct(digests)
+    digest = hashlib.sha256("".join(f"{step} {sha256}\n" for step, sha256 in digests.items()).encode())
     out = path_of_packed(folder, digest.hexdigest())
     made_once(out, functools.partial(_write, states, out))
     return out
+
+
+def _check_distinct(digests: Mapping[int, str]) -> None:
+    """Refuse two steps with the same weights; those of all steps are left to the search."""
+    step_of = {sha256: step for step, sha256 in reversed(digests.items())}
+    for step, sha256 in digests.items():
+        if step != step_of[sha256] and len(step_of) > 1:
+            raise TrajectoryError(
+                f"checkpoints: steps {step_of[sha256]} and {step} hold the same weights: keep copies of what training "
+                "goes on to change (copy.deepcopy(network.state_dict())), or leave one out."
+            )
 
 
 def _write(states: StateDicts, out: Path) -> None:

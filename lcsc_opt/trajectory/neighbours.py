@@ -1,4 +1,4 @@
-"""Whether checkpoints lie in the order of one training run, by their weights: neighbours are nearer than others."""
+"""Whether checkpoints are the steps of one run, by their weights: no step twice, and neighbours nearer than others."""
 
 from __future__ import annotations
 
@@ -7,11 +7,30 @@ from torch import Tensor
 
 from lcsc_opt.base.errors import TrajectoryError
 from lcsc_opt.base.progress import notice
+from lcsc_opt.trajectory.manifest import Manifest
 from lcsc_opt.trajectory.trajectory import Trajectory
 
 _FEWEST = 5  # checkpoints that tell anything
 _NEARER = 0.6  # of the distance between neighbours; unrelated weights of one size have 1, a steady run has 2
 _SHARE = 0.75  # of the places at which that is so
+
+
+def check_distinct(manifest: Manifest) -> None:
+    """Refuse two steps with the same weights: training never stood still, so a step was misread or a file is a copy.
+
+    Checkpoints that are all the same are left to the search, which says what that means.
+
+    Raises:
+        TrajectoryError: naming both files.
+    """
+    first_with: dict[str, int] = {}
+    for place, saved in enumerate(manifest.checkpoints):
+        first = manifest.checkpoints[first_with.setdefault(saved.sha256, place)]
+        if first is not saved and manifest.varying:
+            raise TrajectoryError(
+                f"{first.source} and {saved.source} hold the same weights, at steps {first.step} and {saved.step}: one "
+                "is a copy, or its number counts something else. Leave one out, by naming the files or a window."
+            )
 
 
 def check_neighbours(trajectory: Trajectory, *, steps_given: bool) -> None:

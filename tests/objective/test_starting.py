@@ -78,6 +78,7 @@ def test_shapes_classes_and_latents_are_read_from_the_configuration() -> None:
     settings, missing = init("diffusers", "out")
     assert missing == {"reference", "image_shape", "decoder"}
     assert settings["labels"] == "balanced"
+    assert "if 4 means no class, add guidance: {scale: 1, null_label: 4}" in Path("study.yaml").read_text()
 
 
 def test_a_network_that_reads_text_needs_its_pipeline_and_prompts() -> None:

@@ -119,7 +119,7 @@ def test_the_null_class_at_the_end_is_not_sampled() -> None:
     ("labels", "guidance", "classes", "message"),
     [
         ("balanced", None, None, "labels: the model has no classes"),
-        (None, None, 10, "labels: the model has 10 classes; give balanced, random, or one of them"),
+        (None, None, 10, "labels: the model has 10 classes; .*if 9 means no class, guidance: .*null_label: 9"),
         (10, (2.0, 10), 11, "classes 0 to 9, got 10"),
     ],
 )

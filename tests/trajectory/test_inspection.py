@@ -30,11 +30,6 @@ def test_a_packed_trajectory_is_described(folder, tmp_path):
     assert packed["warnings"] == []
 
 
-def test_identical_weights(folder, tmp_path):
-    for step in (600, 700):
-        write(folder, step, state_dict(200))
-    described = inspect(pack(folder, tmp_path / "t.trajectory").path)
-    assert described["warnings"] == ["identical weights: steps 200, 600, 700"]
 
 
 def test_files_that_are_not_packed_are_refused(folder):

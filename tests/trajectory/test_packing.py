@@ -314,6 +314,18 @@ def test_checkpoints_of_two_runs_are_refused_by_their_weights(tmp_path, caplog, 
     assert "of several runs" in caplog.text
 
 
+def test_the_same_weights_at_two_steps_are_refused(tmp_path):
+    run = tmp_path / "run"
+    run.mkdir()
+    for step, value in ((100, 1.0), (200, 2.0), (300, 2.0)):
+        torch.save({"w": torch.full((4,), value)}, run / f"model_{step}.pt")
+    with pytest.raises(TrajectoryError, match=r"model_200.pt and .*model_300.pt hold the same weights, at steps 200 "):
+        pack(run, tmp_path / "t")
+    assert names(tmp_path) == {"run"}
+    packed = pack(run, tmp_path / "t", steps=[1, 2, 3])  # who names the steps knows better
+    assert packed.identical() == ["identical weights: steps 2, 3"]
+
+
 def test_a_run_that_wanders_is_no_mixture(tmp_path):
     draw = torch.Generator().manual_seed(1)
     place = torch.zeros(50)

@@ -54,7 +54,8 @@ def test_blocks_and_free_slots_change_nothing(tmp_path: Path, rows: int) -> None
     trajectory = make_trajectory(tmp_path / "run", weights=lambda step: {"weight": step + weights}, keep_last=3)
     gradient = torch.randn(rows, 3, generator=torch.Generator().manual_seed(0))
     expected = [float((trajectory.checkpoint(i)["weight"].double() * gradient.double()).sum()) for i in range(3)]
-    np.testing.assert_allclose(trajectory.project({"weight": gradient}), expected, rtol=1e-6)
+    added = 200 * float(gradient.abs().sum())  # 200 steps apart; processors differ in how they round sums
+    np.testing.assert_allclose(trajectory.project({"weight": gradient}), expected, rtol=0, atol=1e-7 * added)
 
 
 def test_what_checkpoints_have_in_common_costs_no_digits(tmp_path: Path) -> None:
