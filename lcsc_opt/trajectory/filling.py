@@ -34,7 +34,7 @@ from lcsc_opt.trajectory.side_data import check_alphas, side_data
 from lcsc_opt.trajectory.sources import PackRequest, Sources
 from lcsc_opt.trajectory.trajectory import Trajectory
 
-_COMMIT_SECONDS = 30
+_COMMIT_SECONDS = 0.5
 
 
 def made_once(out: Path, make: Callable[[], object]) -> Trajectory:
@@ -166,12 +166,19 @@ class _Row(NamedTuple):
 
 
 def _write_rows(writer: MatrixWriter, sources: Sources, key: str, stored: str | None) -> None:
-    """Write the rows that are missing. What a killed process has written is kept up to the last half a minute."""
+    """Write the rows that are missing.
+
+    A thread commits what is written, so that the disk works from the first row on, and a killed process loses little.
+    """
     steps = list(sources)
     missing = steps[len(writer.steps) :]
-    committed_at = time.monotonic()
     try:
-        with progress("pack", len(steps), done=len(writer.steps)) as advance:
+        with (
+            progress("pack", len(steps), done=len(writer.steps)) as advance,
+            ThreadPoolExecutor(1, "lcsc-commit") as pool,
+        ):
+            committing = pool.submit(writer.commit)
+            begun_at = time.monotonic()
             rows = _read_ahead([sources[step] for step in missing], key, stored)
             for step, row in zip(missing, rows, strict=True):
                 path = sources[step]
@@ -180,10 +187,12 @@ def _write_rows(writer: MatrixWriter, sources: Sources, key: str, stored: str | 
                     writer.write(step, layout, row.content, source=_as_text(path))
                 except TrajectoryError as error:
                     raise TrajectoryError(f"{path}: {error}") from error
-                if step == steps[-1] or time.monotonic() - committed_at > _COMMIT_SECONDS:
-                    writer.commit()
-                    committed_at = time.monotonic()
+                if committing.done() and time.monotonic() - begun_at > _COMMIT_SECONDS:
+                    committing.result()  # raises what the disk refused
+                    committing = pool.submit(writer.commit)
+                    begun_at = time.monotonic()
                 advance(note=f"step {step}")
+            committing.result()
     finally:
         writer.commit()
 
