@@ -9,11 +9,12 @@ import importlib.metadata
 import json
 import os
 import platform
+import random
 import threading
 from collections.abc import Iterator
 from typing import Any
 
-import numpy as np  # noqa: F401 - loads the BLAS that is described
+import numpy as np
 from threadpoolctl import ThreadpoolController, threadpool_info
 
 _PACKAGES = (
@@ -70,6 +71,18 @@ def derive_seed(seed: int, *name: str | int, bits: int = 63) -> int:
     text = json.dumps([seed, *name], separators=(",", ":"))
     digest = hashlib.sha256(text.encode()).digest()
     return int.from_bytes(digest, "big") >> (256 - bits)
+
+
+@contextlib.contextmanager
+def kept_generators() -> Iterator[None]:
+    """What is drawn meanwhile from the global generators of numpy and Python does not count for the caller's code."""
+    of_numpy = np.random.get_state()  # noqa: NPY002 - what others draw from
+    of_python = random.getstate()
+    try:
+        yield
+    finally:
+        np.random.set_state(of_numpy)  # noqa: NPY002
+        random.setstate(of_python)
 
 
 _lock = threading.RLock()

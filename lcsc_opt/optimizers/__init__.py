@@ -1,5 +1,10 @@
 """Optimizers: a free vector in, the next free vector out. Importing this registers ours with Nevergrad."""
 
+from lcsc_opt.base.reproducibility import kept_generators
+
+with kept_generators():  # nevergrad draws from them while it is imported
+    import nevergrad  # noqa: F401
+
 from lcsc_opt.optimizers.evolution import LCSC
 from lcsc_opt.optimizers.gradient import LCSCGradient
 from lcsc_opt.optimizers.grids import PlaneGrid, ProfileGrid

@@ -20,7 +20,7 @@ import numpy as np
 from nevergrad.optimization.base import Optimizer
 
 from lcsc_opt.base.errors import LcscError, SearchFailedError, one_line
-from lcsc_opt.base.reproducibility import blas_threads, derive_seed
+from lcsc_opt.base.reproducibility import blas_threads, derive_seed, kept_generators
 
 _POLL_SECONDS = 0.001
 _MOST_SECONDS = 60.0  # that a thread may compute
@@ -36,17 +36,14 @@ def seeded_generators(seed: int, *stream: str | int) -> Iterator[None]:
     """
     pycma_defaults = cma.options_parameters.cma_default_options
     seed_of_pycma = pycma_defaults["seed"]
-    of_numpy = np.random.get_state()  # noqa: NPY002 - what optimizers draw from
-    of_python = random.getstate()
-    np.random.seed(derive_seed(seed, "generators", *stream, bits=32))  # noqa: NPY002
-    random.seed(derive_seed(seed, "generators", *stream))
-    pycma_defaults["seed"] = math.nan
-    try:
-        yield
-    finally:
-        np.random.set_state(of_numpy)  # noqa: NPY002
-        random.setstate(of_python)
-        pycma_defaults["seed"] = seed_of_pycma
+    with kept_generators():
+        np.random.seed(derive_seed(seed, "generators", *stream, bits=32))  # noqa: NPY002
+        random.seed(derive_seed(seed, "generators", *stream))
+        pycma_defaults["seed"] = math.nan
+        try:
+            yield
+        finally:
+            pycma_defaults["seed"] = seed_of_pycma
 
 
 class Driver:

@@ -7,10 +7,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from nevergrad.optimization.base import Optimizer
 
 from lcsc_opt.base.errors import ObjectiveError, StudySpecError
 from lcsc_opt.base.records import Candidate, Coefficients
@@ -29,6 +28,9 @@ from lcsc_opt.optimizers.driver import Driver
 from lcsc_opt.optimizers.gradient import MANY_CHECKPOINTS, STEP_WITH_FEW_CHECKPOINTS
 from lcsc_opt.optimizers.registry import build_optimizer, configure
 from lcsc_opt.trajectory import Trajectory
+
+if TYPE_CHECKING:
+    from nevergrad.optimization.base import Optimizer
 
 FEWEST_REAL_IMAGES = 10  # per effective dimension of the features (docs/optimizers.md)
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import random
+import subprocess
+import sys
 import threading
 from typing import Any
 
@@ -84,3 +86,14 @@ def test_no_thread_outlives_it(name: str, tells: int) -> None:
     for thread in alive:
         thread.stop()  # or the tests would not end
     assert not alive
+
+
+def test_importing_optimizers_draws_nothing_from_the_callers_generators() -> None:
+    """Nevergrad draws while it is imported."""
+    code = (
+        "import random, numpy as np\n"
+        "before = random.getstate(), np.random.get_state()[1].tolist()\n"
+        "import lcsc_opt.study.planning\n"
+        "assert before == (random.getstate(), np.random.get_state()[1].tolist())"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
