@@ -30,6 +30,20 @@ def worker_environments(spec: StudySpec) -> list[Mapping[str, str]]:
     return [*accelerator.environments(spec.worker_count, spec.devices)]
 
 
+def check_workers(spec: StudySpec) -> None:
+    """Refuse more processes than this machine can run, before anything is loaded.
+
+    Raises:
+        StudySpecError: it is too small for so many.
+    """
+    most = _MOST_A_CORE * cores()
+    if spec.ray is None and spec.worker_count > most:
+        raise StudySpecError(
+            f"workers: {spec.worker_count} processes on {cores()} cores; expected at most {most}, or auto: one for "
+            "each GPU"
+        )
+
+
 @contextlib.contextmanager
 def open_workers(
     spec: StudySpec,
@@ -48,7 +62,7 @@ def open_workers(
 
     Raises:
         ObjectiveError: a worker's device is not there.
-        StudySpecError: the Ray cluster has no room, or this machine is too small for so many.
+        StudySpecError: the Ray cluster has no room.
     """
     expected = objective.fingerprint()
     if spec.ray is not None:
@@ -61,12 +75,6 @@ def open_workers(
     elif spec.worker_count == 1 and not spec.devices:
         yield None
     else:
-        most = _MOST_A_CORE * cores()
-        if spec.worker_count > most:
-            raise StudySpecError(
-                f"workers: {spec.worker_count} processes on {cores()} cores; expected at most {most}, or auto: one for "
-                "each GPU"
-            )
         pool = WorkerPool(loader, spec.worker_count, expected=expected, environments=worker_environments(spec))
         with contextlib.closing(pool):
             yield pool

@@ -36,7 +36,7 @@ from lcsc_opt.database.store import StoredStudy, has_succeeded, read_contents
 from lcsc_opt.evaluation.base import InProcessEvaluator, Outcome, persistently
 from lcsc_opt.evaluation.pool import WorkerPool
 from lcsc_opt.evaluation.spread import SpreadEvaluator
-from lcsc_opt.evaluation.workers import open_workers
+from lcsc_opt.evaluation.workers import check_workers, open_workers
 from lcsc_opt.experiment.finalists import Searched
 from lcsc_opt.experiment.measuring import Measurer, score_as_trained, trained_models
 from lcsc_opt.experiment.origin import ended_grid, origin_at
@@ -66,6 +66,9 @@ class Experiment:
         accept_changes: continue although the code, the versions or the reference have changed.
         retry_failed: repeat trials that failed after the last success.
 
+    Raises:
+        StudySpecError: this machine is too small for so many workers.
+
     Attributes:
         name: of the experiment.
         database: the same.
@@ -82,6 +85,8 @@ class Experiment:
         accept_changes: bool = False,
         retry_failed: bool = False,
     ) -> None:
+        for spec in specs:
+            check_workers(spec)
         self.name = specs[0].experiment
         self.database = database
         self.rehearsal: Rehearsal | None = None

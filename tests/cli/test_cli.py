@@ -246,6 +246,7 @@ def test_an_objective_that_always_fails_is_refused_with_the_place_where_it_faile
         ("objective.file=functoin.py", "no such file in objectives (did you mean 'function'?)"),
         ("--sed 1", "No such option: --sed"),
         ("--budget 0", "budget: expected a whole number of evaluations, or a time"),
+        ("--dry-run workers=1000", "workers: 1000 processes on"),  # a dry run would start them
         ("space.rows=layers", "space.rows: this objective merges no weights; leave the key out"),
     ],
 )
