@@ -7,6 +7,8 @@ from typing import Any
 
 import pytest
 
+import lcsc_opt.optimizers  # noqa: F401 - else the first command says that it imports them
+
 
 class Typed:
     """Runs a command that must end with a status, and gives what it prints."""
