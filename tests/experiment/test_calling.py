@@ -336,7 +336,6 @@ def test_an_error_of_the_users_is_theirs(search: Any) -> None:
         ({**states(), 2: {"weight": torch.tensor([[0, 0, torch.nan, 0]])}}, {}, "'weight' at step 2 holds NaN"),
         ({**states(), 4: {"weight": torch.full((1, 4), torch.inf)}}, {}, "'weight' at step 4 holds NaN"),
         ({step: {"weight": torch.ones(1, 4)} for step in (1, 2)}, {}, "all checkpoints hold the same weights"),
-        ({**states(), 4: states()[3]}, {}, "steps 3 and 4 hold the same weights: keep copies"),
         (states(), {"optimizers": []}, r"optimizers: expected names, or mappings.*, got \[\]"),
         (states(), {"score": None, "held_out": without_graph}, "give either score, or sample"),
         (states(), {"rows": "layer"}, "rows: Input should be 'layers' or 'auto'"),
