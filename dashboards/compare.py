@@ -22,7 +22,7 @@ from lcsc_opt.views.curves import AXES, default_axis
 from lcsc_opt.views.dashboard import parts
 from lcsc_opt.views.figures.comparison import comparison_figure
 from lcsc_opt.views.figures.theme import empty_figure, style
-from lcsc_opt.views.ranking import CONFIDENCE, Difference, Ranked, Spread, ranking, spread_text
+from lcsc_opt.views.ranking import ANSWER, CONFIDENCE, Difference, Ranked, Spread, ranking, spread_text
 from lcsc_opt.views.study_status import duration
 from lcsc_opt.views.tables import comparison_tables
 
@@ -220,7 +220,7 @@ def _row(row: Ranked) -> dict[str, Any]:
         **_difference_cells(row.difference),
         "below_ema_percent": None if row.below_ema is None else 100 * row.below_ema,
         "below_ema_text": percent(row.below_ema),
-        "colour": style(row.optimizer).colour,
+        "colour": "transparent" if row.optimizer == ANSWER else style(row.optimizer).colour,  # it is one of the others
     }
 
 

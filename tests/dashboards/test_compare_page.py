@@ -69,6 +69,7 @@ def test_the_ranking_sorts_by_numbers_and_shows_texts(site: Site) -> None:
     assert shown["headline"]["children"] == line
     answer, first, second = shown["ranking"]["rowData"]
     assert (answer["optimizer"], answer["held_out"]) == ("answer: LCSC (seed 2), trial 0", 1.1)
+    assert answer["colour"] == "transparent", "no line of the figures is the answer"
     assert answer["seeds_text"] == "–"
     assert (first["optimizer"], first["verdict"], first["held_out_text"]) == ("LCSC", "best", "1.2 ± 0.1")
     assert (second["optimizer"], second["verdict"]) == ("EMA*", "worse")
