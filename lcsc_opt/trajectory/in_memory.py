@@ -54,12 +54,13 @@ def pack_state_dicts(states: StateDicts, folder: Path) -> Path:
 
 def _check_distinct(digests: Mapping[int, str]) -> None:
     """Refuse two steps with the same weights; those of all steps are left to the search."""
-    step_of = {sha256: step for step, sha256 in reversed(digests.items())}
+    step_of: dict[str, int] = {}
     for step, sha256 in digests.items():
-        if step != step_of[sha256] and len(step_of) > 1:
+        first = step_of.setdefault(sha256, step)
+        if first != step and len(set(digests.values())) > 1:
             raise TrajectoryError(
-                f"checkpoints: steps {step_of[sha256]} and {step} hold the same weights: keep copies of what training "
-                "goes on to change (copy.deepcopy(network.state_dict())), or leave one out."
+                f"checkpoints: steps {first} and {step} hold the same weights: keep copies of what training goes on to "
+                "change (copy.deepcopy(network.state_dict())), or leave one out."
             )
 
 
