@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import csv
 import json
+import multiprocessing
 import os
 import platform
 import shlex
@@ -14,6 +15,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -98,6 +100,12 @@ def watched(run: Callable[[], object]) -> dict[str, float]:
     done.set()
     watcher.join()
     return {"seconds": seconds, **peak}
+
+
+def watched_apart(run: Callable[[], object]) -> dict[str, float]:
+    """The same of a call that can be pickled, in a new process of its own."""
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as process:
+        return process.submit(watched, run).result()
 
 
 def markdown(rows: Sequence[Sequence[str]]) -> list[str]:
