@@ -47,7 +47,7 @@ def main() -> None:
     arguments = parse(__doc__, evaluations=7, checkpoints=8, images=16, calls=5, folder=place, small=small)
     model = network(quick=arguments.quick)
     weights = sum(parameter.numel() for parameter in model.parameters())
-    memory = [("search with", "own memory", "pages of files", "both")]
+    memory: list[tuple[str, ...]] = [("search with", "own memory", "pages of files", "both")]
     with tempfile.TemporaryDirectory(dir=arguments.folder) as name:
         folder = Path(name)
         write_files(model, folder, arguments.checkpoints)

@@ -17,6 +17,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 from common import machine, parse, write_json
@@ -36,7 +37,7 @@ def main() -> None:
     print(machine())
     torch.set_num_threads(arguments.threads)
     model = nn.Sequential(*(layer for _ in range(LAYERS) for layer in (nn.Linear(WIDTH, WIDTH), nn.SiLU())))
-    rows = []
+    rows: list[dict[str, Any]] = []
     for way, seconds in measure(model, arguments.rounds).items():
         call, most = 1e3 * statistics.median(seconds), 1e3 * max(seconds)
         print(f"{way:20s} the loop stands still {call:6.1f} ms, at most {most:.1f}", flush=True)
