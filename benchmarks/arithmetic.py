@@ -2,7 +2,7 @@
 
     pip install '.[benchmarks]'
     python benchmarks/arithmetic.py [--turns 5] [--images 1000] [--threads 1 2] [--quick]
-                                    [--cases flow check inception demo photographs search workers] [--evaluations 20]
+                                    [--cases flow check inception demo photographs search] [--evaluations 20]
 
 ``flow``: the U-Net of real.py in three Euler steps, layers, ``fdr`` in EfficientNet-Lite0's features, a gradient of 100
 images, which are most trials of its search. ``check``: 256 images without a gradient, as averages and checks are.
@@ -10,8 +10,7 @@ images, which are most trials of its search. ``check``: 256 images without a gra
 Inception with random weights. ``demo``: the model and the settings of studies/demo.yaml, a gradient of 100 images.
 ``photographs``: those of studies/photographs.yaml after a few steps of its training, ``--images`` images. Weights are
 random but for the demo's: they change no time. ``search``: a whole short search of the flow, with its rehearsal, its
-checks and its report, in this process (real.py searches with 70 evaluations or more); ``workers``: the same in two
-processes of one thread each.
+checks and its report, in this process (real.py searches with 70 evaluations or more).
 
 Each turn evaluates the same candidate, or searches, once without folds in the contiguous layout, and once as a study
 does. Written to ``results/arithmetic.md``, where the rows of what is not measured stay.
@@ -21,7 +20,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import io
 import math
 import resource
 import shlex
@@ -36,17 +34,15 @@ from unittest import mock
 import numpy as np
 import torch
 import yaml
+from cifar import inception_weights
 from common import RESULTS, ROOT, machine, markdown, parse
 from real import FLOW_STEPS, SIDE, ImageNetFeatures, UNet, digits
-from torch import nn
-from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
 import lcsc_opt
 from lcsc_opt.base.records import Candidate
 from lcsc_opt.base.study_spec import ObjectiveSpec
 from lcsc_opt.cli import run as lcsc
 from lcsc_opt.coefficients.profiles import default_origin
-from lcsc_opt.metrics.extractors.published import InceptionExtractor
 from lcsc_opt.objective.contract import Objective
 from lcsc_opt.objective.loading import load_objective
 from lcsc_opt.trajectory import TrajectoryWriter
@@ -71,13 +67,11 @@ TRIAL_HEADER = (
 SEARCH_HEADER = (
     "",
     "evaluations",
-    "processes",
     "processor time",
     "time",
     "in each turn, of the processor",
     "processor seconds before",
 )
-PROCESSES = {"search": 1, "workers": 2}
 
 
 class Unfolded(ImageNetFeatures):
@@ -86,29 +80,6 @@ class Unfolded(ImageNetFeatures):
     def __deepcopy__(self, memo: dict[int, Any]) -> NoReturn:
         """Refuse."""
         raise TypeError
-
-
-class RandomInception(InceptionExtractor):
-    """Inception's network with He normal weights, which preserve the size of signals, always the same ones."""
-
-    label = "inception-random"
-
-    def _build(self, weights: Path | None) -> tuple[Any, int, Mapping[str, torch.Tensor]]:  # noqa: ARG002
-
-        class Unloaded(FeatureExtractorInceptionV3):  # type: ignore[misc]
-            def load_state_dict(self, *_: Any, **__: Any) -> None:
-                pass
-
-        empty = io.BytesIO()
-        torch.save({}, empty)
-        empty.seek(0)
-        network = Unloaded("inception-v3-compat", ["2048", "logits_unbiased"], empty)
-        generator = torch.Generator().manual_seed(0)
-        for module in network.modules():
-            if isinstance(module, (nn.Conv2d, nn.Linear)):
-                nn.init.kaiming_normal_(module.weight, nonlinearity="relu", generator=generator)
-        nn.init.zeros_(network.fc.bias)
-        return network, 2048, network.state_dict()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -168,6 +139,8 @@ def cases(work: Path, images: int) -> Mapping[str, Case]:
 
     real = str(work / "digits.npz")
     few = str(work / "few.npz")
+    inception = str(work / "inception.pth")
+    torch.save(inception_weights(), inception)
     return {
         "flow": Case(
             lambda: flow(SIDE, reference=real, images=GRADIENT_IMAGES, loss="fdr@real:ImageNetFeatures"),
@@ -180,7 +153,7 @@ def cases(work: Path, images: int) -> Mapping[str, Case]:
             gradient=False,
         ),
         "inception": Case(
-            lambda: flow(INCEPTION_SIDE, reference=few, images=images, loss="fid@arithmetic:RandomInception"),
+            lambda: flow(INCEPTION_SIDE, reference=few, images=images, loss="fid", weights={"inception": inception}),
             images,
             gradient=False,
         ),
@@ -250,12 +223,11 @@ def measured(case: Case, turns: int) -> list[str]:
     return cells
 
 
-def searched(work: Path, name: str, evaluations: int, *, plainly: bool) -> tuple[float, float]:
+def searched(work: Path, evaluations: int, *, plainly: bool) -> tuple[float, float]:
     """Processor time of all processes, and time, of a whole search of the flow.
 
     Args:
         work: where the flow's checkpoints and real images are.
-        name: of :data:`PROCESSES`.
         evaluations: the budget.
         plainly: without folds, in the contiguous layout.
     """
@@ -269,12 +241,11 @@ def searched(work: Path, name: str, evaluations: int, *, plainly: bool) -> tuple
         processor_start = processor_seconds()
         lcsc_opt.run(
             {
-                "name": name,
+                "name": "search",
                 "objective": {"file": "torch_module.py", "settings": settings},
                 "space": {"rows": "layers"},
                 "optimizers": ["LCSCGradient"],
                 "budget": {"evaluations": evaluations},
-                "workers": PROCESSES[name],
                 "storage": f"sqlite:///{folder}/studies.db",
                 "held_out": {"images": REAL_IMAGES, "top": 1},
             }
@@ -288,12 +259,12 @@ def processor_seconds() -> float:
     return sum(one.ru_utime + one.ru_stime for one in used)
 
 
-def measured_search(work: Path, name: str, evaluations: int, turns: int) -> list[str]:
+def measured_search(work: Path, evaluations: int, turns: int) -> list[str]:
     """Ratios of processor and wall-clock time, and the processor seconds before."""
     pairs = []
     for _ in range(turns):
-        before = searched(work, name, evaluations, plainly=True)
-        pairs.append((before, searched(work, name, evaluations, plainly=False)))
+        before = searched(work, evaluations, plainly=True)
+        pairs.append((before, searched(work, evaluations, plainly=False)))
     processor = [after[0] / before[0] for before, after in pairs]
     return [
         f"{statistics.median(processor):.2f}",
@@ -318,7 +289,7 @@ def table(header: Sequence[str], rows: list[list[str]], written: str) -> list[st
 def main() -> None:
     """Measure, print the tables and write them."""
     of_trials = ("flow", "check", "inception", "demo", "photographs")
-    names = (*of_trials, *PROCESSES)
+    names = (*of_trials, "search")
     arguments = parse(
         __doc__,
         small={"turns": 1, "images": 100, "threads": [1], "evaluations": 2},
@@ -339,9 +310,9 @@ def main() -> None:
                 trials.append([name, str(threads), *measured(found[name], arguments.turns)])
                 print(trials[-1], flush=True)
         torch.set_num_threads(1)
-        for name in filter(PROCESSES.__contains__, arguments.cases):
-            ratios = measured_search(work, name, arguments.evaluations, arguments.turns)
-            searches.append([name, str(arguments.evaluations), str(PROCESSES[name]), *ratios])
+        if "search" in arguments.cases:
+            ratios = measured_search(work, arguments.evaluations, arguments.turns)
+            searches.append(["search", str(arguments.evaluations), *ratios])
             print(searches[-1], flush=True)
     path = RESULTS / "arithmetic.md"
     written = path.read_text() if path.exists() else ""
@@ -354,7 +325,7 @@ def main() -> None:
             "",
             *table(TRIAL_HEADER, trials, written),
             "",
-            "A whole search of the flow, each process on one thread:",
+            "A whole search of the flow, on one thread:",
             "",
             *table(SEARCH_HEADER, searches, written),
             "",

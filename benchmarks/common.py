@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import csv
 import json
+import multiprocessing
 import os
 import platform
 import shlex
@@ -14,6 +15,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -70,15 +72,9 @@ def _processor() -> str:
     return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.machine())
 
 
-def memory(process: int | None = None) -> dict[str, float]:
-    """The memory that a process holds now (``None``: this one), in megabytes: what it asked for, pages of files, both.
-
-    Empty for a process that has ended.
-    """
-    status = Path(f"/proc/{process or 'self'}/status").read_text()
-    lines = dict(line.split(":", 1) for line in status.splitlines())
-    if "VmRSS" not in lines:
-        return {}
+def memory() -> dict[str, float]:
+    """What this process holds now, in megabytes: what it asked for, pages of files, both."""
+    lines = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
     fields = {"anonymous": "RssAnon", "mapped": "RssFile", "total": "VmRSS"}
     return {name: int(lines[field].split()[0]) * 1024 / 1e6 for name, field in fields.items()}
 
@@ -98,6 +94,12 @@ def watched(run: Callable[[], object]) -> dict[str, float]:
     done.set()
     watcher.join()
     return {"seconds": seconds, **peak}
+
+
+def watched_apart(run: Callable[[], object]) -> dict[str, float]:
+    """The same of a call that can be pickled, in a new process of its own."""
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as process:
+        return process.submit(watched, run).result()
 
 
 def markdown(rows: Sequence[Sequence[str]]) -> list[str]:

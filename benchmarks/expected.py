@@ -11,7 +11,6 @@ bf16, and its autoencoder decodes in TF32.
 
 from __future__ import annotations
 
-import dataclasses
 import sys
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -136,63 +135,6 @@ def expected(
             PASSES_OF_SAMPLER * sample + PASSES_OF_FEATURES * features,
             "arithmetic: forward, and again with backward",
         ),
-    }
-
-
-@dataclasses.dataclass(frozen=True)
-class Work:
-    """What a trial does.
-
-    Attributes:
-        checkpoints: K, kept in float32 and read from memory.
-        weights: of one checkpoint.
-        flops: of one call of the network for one image.
-        calls: of the network, for each image.
-        images: of a trial, below the number of features.
-        images_with_graph: the images of a backward pass at once, which divide ``images``.
-        reference_images: the rank of the reference's covariance, below the number of features.
-    """
-
-    checkpoints: int
-    weights: int
-    flops: float
-    calls: int
-    images: int
-    images_with_graph: int
-    reference_images: int
-
-
-def parts(work: Work, of: Mapping[str, float], *, gradient: bool = False) -> dict[str, float]:
-    """Part of a trial → its seconds, on a processor that does one after the other.
-
-    A gradient of the coefficients samples again with a graph, all but the last batch, and again all calls but the last
-    of a batch, whose activations are not kept; backward costs two calls. Inception's weights need no gradient, so its
-    backward costs one. The derivatives in the weights are projected on the checkpoints, which are read once more.
-
-    Args:
-        work: what a trial does.
-        of: ``bandwidth`` of the memory in GB/s, TFLOP/s of convolutions (``fp32``) and of products in float64
-            (``fp64``).
-        gradient: whether the trial has the gradient of its loss.
-    """
-    passes_of_sampler = 1.0
-    passes_of_inception = 1.0
-    reads = work.checkpoints
-    if gradient:
-        sampled_once = work.images_with_graph / work.images
-        passes_of_sampler = PASSES_OF_SAMPLER - sampled_once + (work.calls - 1) / work.calls
-        passes_of_inception = float(PASSES_OF_FEATURES)
-        reads = 2 * work.checkpoints + 1
-    merged_bytes = 4 * work.weights * (reads + 3)  # the merged weights are written, read, and copied into the model
-    sampling = passes_of_sampler * work.images * work.calls * work.flops
-    inception = passes_of_inception * work.images * INCEPTION_FLOPS
-    inner = FEATURES if gradient else work.reference_images
-    product = 2 * work.images * FEATURES * inner  # of N < D features and the covariance, or its factor: frechet.py
-    return {
-        "merge": merged_bytes / (1e9 * of["bandwidth"]),
-        "sample": sampling / (1e12 * of["fp32"]),
-        "features": inception / (1e12 * of["fp32"]),
-        "metric": product / (1e12 * of["fp64"]),
     }
 
 

@@ -38,9 +38,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import optuna
 import torch
-from clipping import write_reference
 from common import RESULTS, machine, markdown, parse
-from mature_models import JUDGES, MODELS, SAMPLERS, Judges, images_of, sampled, train, trained_on
+from mature_models import JUDGES, MODELS, SAMPLERS, Judges, images_of, sampled, train, trained_on, write_reference
 from torch import Tensor, nn
 
 import lcsc_opt
@@ -113,7 +112,7 @@ def search(
     first = min(cell.seed * 100, max(0, len(images) - cell.real))
     if cell.real < len(images):
         images = images[first : first + cell.real]
-    write_reference(images, reference, count=len(images))
+    write_reference(images, reference)
     return lcsc_opt.search(
         [str(path) for path in checkpoints_of(cell, work, checkpoints, longer)],
         build=model.build,
@@ -234,7 +233,7 @@ def floor(work: Path, seeds: int, real: int) -> list[str]:
         with torch.no_grad():
             images = sample_linear(net, torch.randn(real, 1, 8, 8, generator=generator)).clamp(-1, 1)
         reference = work / f"floor_{real}_{seed}"
-        write_reference(images, reference, count=real)
+        write_reference(images, reference)
         result = lcsc_opt.search(
             checkpoints,
             build=Linear,

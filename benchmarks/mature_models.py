@@ -137,6 +137,15 @@ def images_of(model: Model, work: Path) -> Images:
     return model.read(work, model.side)
 
 
+def write_reference(images: Tensor, folder: Path) -> None:
+    """Images ``[N, C, H, W]`` as PNG files, unless the folder is there."""
+    if folder.exists():
+        return
+    folder.mkdir()
+    for index, pixels in enumerate(((images + 1) * 127.5).round().byte().permute(0, 2, 3, 1).numpy()):
+        Image.fromarray(pixels.squeeze()).save(folder / f"{index:04d}.png")
+
+
 def learning_rate(step: int, steps: int) -> float:
     """The share of the full rate: a short rise, then half a cosine to zero."""
     return min(1, (step + 1) / 500) * 0.5 * (1 + math.cos(math.pi * step / steps))

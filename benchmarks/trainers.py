@@ -74,10 +74,10 @@ class Trainer:
         name: of its package.
         file: in ``trainers/``, without its suffix.
         kind: what ``lcsc init`` calls its checkpoints.
-        checkpoints: what ``lcsc init`` is given, relative to the folder of the run.
         last: the last checkpoint, as the trainer's loader takes it.
         export: where the found model is written.
         answers: key → value, of the lines that ``lcsc init`` asks for.
+        checkpoints: what ``lcsc init`` is given, relative to the folder of the run.
         run: the overrides of ``lcsc run``.
         needs: further requirements.
     """
@@ -85,10 +85,10 @@ class Trainer:
     name: str
     file: str
     kind: str
-    checkpoints: str
     last: str
     export: str
     answers: Mapping[str, str]
+    checkpoints: str = "runs"
     run: tuple[str, ...] = ()
     needs: tuple[str, ...] = ()
     copies: tuple[str, ...] = ()
@@ -127,7 +127,6 @@ TRAINERS = (
         "diffusers",
         "diffusers_unconditional_digits",
         kind="diffusers",
-        checkpoints="runs",
         last="runs/checkpoint-800/unet_ema",
         export="best",
         answers={"reference": "images"},
@@ -138,7 +137,6 @@ TRAINERS = (
         "transformers",
         "transformers_text",
         kind="score",
-        checkpoints="runs",
         last="runs/checkpoint-500",
         export="best",
         answers={
@@ -154,7 +152,6 @@ TRAINERS = (
         "trl",
         "trl_text",
         kind="score",
-        checkpoints="runs",
         last="runs/checkpoint-240",
         export="best",
         answers=score("trl_text"),
@@ -165,7 +162,6 @@ TRAINERS = (
         "denoising-diffusion-pytorch",
         "denoising_diffusion",
         kind="module",
-        checkpoints="runs",
         last="runs/model-20.pt",
         export="model-21.pt",
         answers=images("denoising_diffusion"),
@@ -175,7 +171,6 @@ TRAINERS = (
         "rectified-flow-pytorch",
         "rectified_flow",
         kind="module",
-        checkpoints="runs",
         last="runs/checkpoint.500.pt",
         export="best.pt",
         answers=images("rectified_flow"),
@@ -185,7 +180,6 @@ TRAINERS = (
         "pytorch-lightning",
         "pytorch_lightning_digits",
         kind="score",
-        checkpoints="runs",
         last="runs/epoch=9-step=300.ckpt",
         export="best.ckpt",
         answers=score("pytorch_lightning_digits"),
@@ -195,7 +189,6 @@ TRAINERS = (
         "timm",
         "timm_digits",
         kind="score",
-        checkpoints="runs",
         last="runs/checkpoint-19.pth.tar",
         export="best.pth.tar",
         answers=score("timm_digits"),
@@ -215,7 +208,6 @@ TRAINERS = (
         "k-diffusion",
         "k_diffusion_digits",
         kind="module",
-        checkpoints="runs",
         last="runs/model_00000600.pth",
         export="best.pth",
         answers=images("k_diffusion_digits"),
@@ -225,7 +217,6 @@ TRAINERS = (
         "flow-matching",
         "flow_matching_digits",
         kind="module",
-        checkpoints="runs",
         last="runs/checkpoint-23.pth",
         export="best.pth",
         answers=images("flow_matching_digits"),
@@ -235,7 +226,6 @@ TRAINERS = (
         "imagen-pytorch",
         "imagen_digits",
         kind="module",
-        checkpoints="runs",
         last="runs/checkpoint.600.pt",
         export="best.pt",
         answers=images("imagen_digits"),
@@ -245,7 +235,6 @@ TRAINERS = (
         "torch",
         "torch_distributed_digits",
         kind="score",
-        checkpoints="runs",
         last="runs/step_300",
         export="best.pt",
         answers=score("torch_distributed_digits"),

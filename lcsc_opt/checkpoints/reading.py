@@ -81,7 +81,7 @@ def read_checkpoint(path: str | Path, *, key: str | None = None) -> Checkpoint:
 def searched_key(path: Path, *later: Path) -> str | None:
     """The key of the weights that are searched if nobody chooses: raw ones, where the files have an average, too.
 
-    What is found in raw weights is better (``benchmarks/raw_or_average.py``). A notice says which weights they are.
+    What is found in raw weights is better (``benchmarks/results/tried.md``). A notice says which weights they are.
     ``None`` where :func:`read_checkpoint` finds them.
 
     Args:
