@@ -74,8 +74,7 @@ class FeatureMetrics:
         self._unbiased = unbiased
         self._device = device
         dimension = reference.extractor.dimension
-        is_small = total < dimension
-        needs_rows = gradient or unbiased or is_small or need_real_features(formulas)
+        needs_rows = gradient or unbiased or total < dimension or need_real_features(formulas)
         self._adds_moments = not needs_rows
         self._keeps_rows = needs_rows or (intervals and total * dimension <= MOST_KEPT)
         self._moments = Moments()

@@ -124,8 +124,7 @@ def _without_images(loss: Loss, reference: str | dict[str, JsonValue]) -> Loss:
         "loss: the reference has statistics and no images, so fdr compares features of the network only; give the "
         "images, so that a search does not gain by what clipping hides"
     )
-    first = next(iter(loss.weights))
-    return dataclasses.replace(loss, weights={first: 1.0})
+    return dataclasses.replace(loss, weights={next(iter(loss.weights)): 1.0})
 
 
 class ScoreSources:

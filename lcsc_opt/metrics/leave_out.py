@@ -156,8 +156,7 @@ def _kernel_distance(samples: Tensor, labels: Labels, reference: Reference) -> A
         sums_inside = sums.sum() - sums.sum(dim=0) - sums.sum(dim=1) + sums.diagonal()
         sums_across = (members.T @ across.sum(dim=1)).double()  # [G]
         within = sums_inside / pairs + inside_real.sum().double() / real_pairs
-        between = (sums_across.sum() - sums_across) / (remaining * len(y))
-        values.append(within - 2 * between)
+        values.append(within - 2 * (sums_across.sum() - sums_across) / (remaining * len(y)))
     return torch.stack(values).mean(dim=0).cpu().numpy()
 
 
