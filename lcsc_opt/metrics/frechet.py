@@ -307,8 +307,7 @@ class FrechetReference:
         factor, triangular = self._factor
         half = self._after(scatter)
         if not triangular:
-            full: Array = factor.T @ half
-            return full
+            return np.asarray(factor.T @ half)
         product = np.zeros_like(half)
         for start in range(0, len(half), BLOCK):
             stop = start + BLOCK
@@ -388,8 +387,7 @@ def _is_positive(values: npt.NDArray[np.floating[Any]]) -> npt.NDArray[np.bool_]
     largest = 0.0
     if len(values):
         largest = max(float(values[-1]), 0.0)
-    is_positive: npt.NDArray[np.bool_] = values > ROUNDING * largest
-    return is_positive
+    return values > ROUNDING * largest
 
 
 def _checked(values: npt.ArrayLike, name: str, *expected_shape: int | None, advice: str = "") -> Array:
@@ -427,5 +425,4 @@ def _covariance(cov: npt.ArrayLike, dimension: int, name: str) -> Array:
     """``cov`` as ``[D, D]`` float64, exactly symmetric. Raises MetricError for another shape, NaN and infinity."""
     advice = "; mean and covariance have to be of the same features"
     array = _checked(cov, name, dimension, dimension, advice=advice)
-    symmetric: Array = (array + array.T) / 2
-    return symmetric
+    return np.asarray((array + array.T) / 2)

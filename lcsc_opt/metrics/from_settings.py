@@ -315,10 +315,8 @@ class ScoreSources:
 
         Its own reference if that is images, not statistics; else the first reference that is.
         """
-        if name in self._references and self._references[name].holds_images:
-            return self._references[name]
-        for settings in self._references.values():
-            if settings.holds_images:
+        for settings in (self._references.get(name), *self._references.values()):
+            if settings is not None and settings.holds_images:
                 return settings
         raise MetricError(f"{name} needs real images; give them under reference: {{{name}: a folder, a .zip, ...}}")
 

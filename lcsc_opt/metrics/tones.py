@@ -124,8 +124,7 @@ def tones_without_each_group(features: Tensor, quantiles: Tensor, groups: Tensor
     of_groups.scatter_add_(1, labels, potentials)
     sizes = torch.bincount(labels[0], minlength=count)
     of_others = (of_groups.sum(dim=1, keepdim=True) - of_groups) / (ordered.shape[1] - sizes)
-    changes = of_others - potentials.mean(dim=1, keepdim=True)
-    distances = ways.square().mean(dim=1, keepdim=True) + changes
+    distances = ways.square().mean(dim=1, keepdim=True) + (of_others - potentials.mean(dim=1, keepdim=True))
     return (distances / variances[:, None]).mean(dim=0)
 
 
