@@ -69,20 +69,12 @@ def environments(workers: int, devices: Sequence[str] = ()) -> list[dict[str, st
         devices_of_workers = [find(accelerators[worker % len(accelerators)]) for worker in range(workers)]
     kind = accelerators[0].partition(":")[0]
     variable = VISIBLE.get(kind, f"{kind.upper()}_VISIBLE_DEVICES")
-    identifiers = _identifiers(variable, len(accelerators))
-    result = []
-    for device in devices_of_workers:
-        identifier = "" if device.type == "cpu" else identifiers[device.index or 0]  # an empty text hides all
-        result.append({variable: identifier})
-    return result
-
-
-def _identifiers(variable: str, count: int) -> list[str]:
-    """How the variable names this process's accelerators: as its value lists them, else by their numbers."""
-    listed = [name.strip() for name in os.environ.get(variable, "").split(",") if name.strip()]
-    if len(listed) >= count:
-        return listed
-    return [str(index) for index in range(count)]
+    identifiers = [name.strip() for name in os.environ.get(variable, "").split(",") if name.strip()]
+    if len(identifiers) < len(accelerators):  # it does not name them
+        identifiers = [str(index) for index in range(len(accelerators))]
+    # an empty text hides all
+    chosen = ["" if device.type == "cpu" else identifiers[device.index or 0] for device in devices_of_workers]
+    return [{variable: identifier} for identifier in chosen]
 
 
 @functools.cache
@@ -120,12 +112,11 @@ def measures_memory(device: torch.device) -> bool:
     """Whether the device says how much memory is free, and how much was used at most."""
     if device.type == "cpu":
         return False
-    try:
+    with contextlib.suppress(RuntimeError, AttributeError):  # NotImplementedError is among these
         free_bytes(device)
         peak_bytes(device)
-    except (RuntimeError, AttributeError):  # NotImplementedError is among these
-        return False
-    return True
+        return True
+    return False
 
 
 def allocated_bytes(device: torch.device) -> int:

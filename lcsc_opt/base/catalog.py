@@ -33,8 +33,11 @@ _loaded: dict[Path, tuple[ModuleType, str]] = {}
 
 def entries(kind: Kind, *, study_folder: Path | None = None) -> dict[str, Path]:
     """Name → file of every entry. Of several files with one name, the nearest counts."""
+    folders = [Path(kind), SHIPPED / kind]
+    if study_folder is not None:
+        folders.insert(0, study_folder / kind)
     files: dict[str, Path] = {}
-    for folder in _folders_of(kind, study_folder):
+    for folder in folders:
         if not folder.is_dir():
             continue
         for path in sorted(folder.iterdir()):
@@ -65,10 +68,9 @@ def find(kind: Kind, name: str, *, study_folder: Path | None = None) -> Path:
             if (folder / candidate).is_file():
                 return (folder / candidate).resolve()
     names = list(entries(kind, study_folder=study_folder))
-    searched = ", ".join(str(folder) for folder in folders)
     raise StudySpecError(
         f"{name}: no such file in {kind}{near_miss(path.stem, names)}; looked for {' and '.join(SUFFIXES[kind])} in "
-        f"{searched}; known names: {', '.join(names) or 'none'}"
+        f"{', '.join(map(str, folders))}; known names: {', '.join(names) or 'none'}"
     )
 
 
@@ -80,14 +82,6 @@ def _candidates(kind: Kind, path: Path) -> list[Path]:
     if path.suffix in suffixes:
         return [path, *(path.with_suffix(suffix) for suffix in suffixes)]
     return [path.with_name(path.name + suffix) for suffix in suffixes]
-
-
-def _folders_of(kind: Kind, study_folder: Path | None) -> list[Path]:
-    """The folders that hold nothing but this kind of file, the nearest first."""
-    folders = [Path(kind), SHIPPED / kind]
-    if study_folder is not None:
-        folders.insert(0, study_folder / kind)
-    return folders
 
 
 def load_file(path: Path) -> ModuleType:
@@ -128,8 +122,7 @@ def _run_as_module(name: str, path: Path, content: bytes) -> ModuleType:
         exec(compile(content, path, "exec", dont_inherit=True), module.__dict__)  # noqa: S102 - the bytes in its name
     except (Exception, SystemExit) as error:  # a script may parse arguments when it is loaded
         del sys.modules[name]
-        raised = f"{type(error).__name__} while loading it: {error}"
-        raise StudySpecError(f"{path}: {raised}") from error
+        raise StudySpecError(f"{path}: {type(error).__name__} while loading it: {error}") from error
     if not callable(getattr(module, "build", None)):
         del sys.modules[name]
         raise StudySpecError(f"{path}: defines no function build")

@@ -66,6 +66,11 @@ class SearchFailedError(LcscError):
     exit_status = 1
 
 
+def text_of(error: BaseException) -> str:
+    """What an exception that somebody else raised says, in one line."""
+    return " ".join(str(error).split())
+
+
 def one_line(error: BaseException) -> str:
     """``ValueError: what it says``, of an exception that somebody else raised."""
     return " ".join(f"{type(error).__name__}: {error}".split())

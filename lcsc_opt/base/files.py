@@ -108,9 +108,7 @@ def remove(path: Path) -> None:
 def sync_tree(path: Path) -> None:
     """Make a file, or a folder with all that it holds, survive a power cut; its name needs :func:`sync_folder`."""
     for entry in (path, *path.rglob("*")):
-        if entry.is_dir():
-            sync_folder(entry)
-        elif entry.is_file():
+        if entry.is_dir() or entry.is_file():
             _sync(entry)
 
 
@@ -138,10 +136,9 @@ class LockedFile:
     @property
     def is_in_place(self) -> bool:
         """Whether the file still has its name; if somebody has removed it, another process may lock a new one."""
-        try:
+        with contextlib.suppress(OSError):
             return os.path.samestat(self._file, self._path.stat())
-        except OSError:
-            return False
+        return False
 
     def release(self) -> None:
         """Release the lock, and remove the file if it is still the one with this name. A second call does nothing."""

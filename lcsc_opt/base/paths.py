@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -35,6 +37,12 @@ def expanded_path(path: str | Path, *, error: type[LcscError]) -> Path:
     except OSError as refused:
         raise error(f"{path}: cannot be read ({refused.strerror}); check the path") from refused
     return expanded
+
+
+def natural_order(name: str | Path) -> list[object]:
+    """The key that sorts ``model2.pt`` before ``model10.pt``, and layer.9 before layer.10."""
+    texts_and_numbers = re.split("([0-9]+)", str(name))
+    return [int(part) if index % 2 else part for index, part in enumerate(texts_and_numbers)]
 
 
 def from_here(path: Path) -> Path:
@@ -105,10 +113,7 @@ class BuildContext:
         directory = self.directory
         if directory is None or expanded.is_absolute():
             return expanded
-        try:
-            is_in_directory = (directory / expanded).exists() or any(True for _ in directory.glob(path))
-        except (ValueError, NotImplementedError, OSError):  # a text that is neither a path nor a glob
-            is_in_directory = False
-        if is_in_directory:
-            return directory / expanded
+        with contextlib.suppress(ValueError, NotImplementedError, OSError):  # neither a path nor a glob
+            if (directory / expanded).exists() or any(True for _ in directory.glob(path)):
+                return directory / expanded
         return expanded

@@ -88,8 +88,7 @@ def messages_on_stderr(level: int = logging.INFO) -> Iterator[None]:
     handler = _TerminalHandler()
     handler.setFormatter(logging.Formatter("lcsc: %(message)s"))
     level_before = log.level
-    is_printed_already = any(isinstance(attached, _TerminalHandler) for attached in log.handlers)
-    if not is_printed_already:
+    if not any(isinstance(attached, _TerminalHandler) for attached in log.handlers):
         log.addHandler(handler)
     log.setLevel(level)
     try:
@@ -102,19 +101,15 @@ def messages_on_stderr(level: int = logging.INFO) -> Iterator[None]:
 @contextlib.contextmanager
 def messages_by_default() -> Iterator[None]:
     """While this is open, messages are printed on stderr, unless the application has configured logging."""
-    if _is_configured():
+    handlers = list(log.handlers)
+    if log.propagate:
+        handlers += logging.getLogger().handlers
+    has_handler = any(not isinstance(handler, logging.NullHandler) for handler in handlers)
+    if log.level != logging.NOTSET or has_handler:  # the application has set what receives our messages
         yield
     else:
         with messages_on_stderr():
             yield
-
-
-def _is_configured() -> bool:
-    """Whether the application has set the level of our logger, or a handler that receives our messages."""
-    handlers = list(log.handlers)
-    if log.propagate:
-        handlers += logging.getLogger().handlers
-    return log.level != logging.NOTSET or any(not isinstance(handler, logging.NullHandler) for handler in handlers)
 
 
 class _Listener(logging.Handler):
@@ -146,8 +141,7 @@ def progress(description: str, total: int, *, done: int = 0, after: float = 0.0)
     While one loop is shown, loops that begin inside it or in other threads show nothing. Nothing is shown where notices
     are silenced, and of a loop that ends within ``after`` seconds; in a log, before its first line.
     """
-    is_silenced = log.level > logging.INFO
-    if is_silenced or not _showing.acquire(blocking=False):
+    if log.level > logging.INFO or not _showing.acquire(blocking=False):
         yield lambda *_, **__: None
         return
     try:

@@ -47,10 +47,9 @@ def environment() -> dict[str, Any]:
 @functools.cache
 def _version(package: str) -> str | None:
     """The installed version, or ``None``; cached, since a process keeps what it has imported, whatever is installed."""
-    try:
+    with contextlib.suppress(importlib.metadata.PackageNotFoundError):
         return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None
+    return None
 
 
 def _blas_libraries() -> list[str]:
@@ -68,8 +67,7 @@ def derive_seed(seed: int, *name: str | int, bits: int = 63) -> int:
 
     ``torch.Generator.manual_seed`` accepts 63 bits, ``numpy.random.RandomState`` 32.
     """
-    text = json.dumps([seed, *name], separators=(",", ":"))
-    digest = hashlib.sha256(text.encode()).digest()
+    digest = hashlib.sha256(json.dumps([seed, *name], separators=(",", ":")).encode()).digest()
     return int.from_bytes(digest, "big") >> (256 - bits)
 
 

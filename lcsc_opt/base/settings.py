@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 import pydantic
 import yaml
 
-from lcsc_opt.base.errors import LcscError, StudySpecError
+from lcsc_opt.base.errors import LcscError, StudySpecError, text_of
 
 Model = TypeVar("Model", bound=pydantic.BaseModel)
 
@@ -283,7 +283,7 @@ def parse_yaml(text: str) -> Any:
     except RecursionError as error:
         raise ValueError("nested too deeply") from error
     except (yaml.YAMLError, ValueError) as error:  # ValueError: an integer with too many digits
-        raise ValueError(" ".join(str(error).split())) from error
+        raise ValueError(text_of(error)) from error
 
 
 @contextlib.contextmanager
@@ -297,7 +297,6 @@ def naming_setting(settings: Mapping[str, Any]) -> Iterator[None]:
         yield
     except LcscError as error:
         message = str(error)
-        name = re.split(r"[:.\[]", message, maxsplit=1)[0]
-        if name in settings:
+        if re.split(r"[:.\[]", message, maxsplit=1)[0] in settings:
             error.args = (f"objective.settings.{message}", *error.args[1:])
         raise

@@ -57,10 +57,9 @@ def write_message(text: str) -> None:
 
 def is_terminal(stream: TextIO | None) -> bool:
     """Whether a person reads this stream; not if it is missing or closed, or an object that can only be written to."""
-    try:
+    with contextlib.suppress(AttributeError, ValueError):
         return stream is not None and stream.isatty()
-    except (AttributeError, ValueError):
-        return False
+    return False
 
 
 def results_on_a_descriptor_of_their_own() -> None:
@@ -68,6 +67,5 @@ def results_on_a_descriptor_of_their_own() -> None:
 
     No text is refused, since what an encoding lacks is escaped.
     """
-    apart = os.dup(1)
-    sys.stdout = os.fdopen(apart, "w", 1, sys.stdout.encoding, "backslashreplace")
+    sys.stdout = os.fdopen(os.dup(1), "w", 1, sys.stdout.encoding, "backslashreplace")
     os.dup2(2, 1)

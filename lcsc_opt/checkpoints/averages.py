@@ -14,7 +14,7 @@ from torch import Tensor
 from lcsc_opt.base.errors import TrajectoryError
 from lcsc_opt.base.progress import notice
 from lcsc_opt.checkpoints.folders import find_weights
-from lcsc_opt.checkpoints.inventory import Container, Inventory, Role, is_average
+from lcsc_opt.checkpoints.inventory import Inventory, Role, is_average
 from lcsc_opt.checkpoints.matching import counterparts, named_averages
 from lcsc_opt.checkpoints.names import CHECKPOINT_SUFFIXES, OBJECTS_OF_ACCELERATE, TORCH_SUFFIXES, read_names
 from lcsc_opt.checkpoints.reading import is_constant, naming, read_checkpoint
@@ -122,7 +122,7 @@ def _averages_in(file: Path, weights: Mapping[str, Tensor]) -> Iterator[Average]
             yield Average(file, "", {names[name]: tensor for name, tensor in tensors.items()})
         return
     for container in Inventory(read_content(file)).containers:
-        if not _may_be_average(container, file):
+        if not (container.is_shadow or container.role is Role.AVERAGE or is_average(file.stem)):
             continue
         if container.has_no_names:
             listed = map_tensors(file, {str(number): tensor for number, tensor in container.tensors.items()})
@@ -168,7 +168,3 @@ def _distance(average: Tensor, weights: Tensor) -> float:
     """Between the first scalars."""
     difference = average.reshape(-1)[:_COMPARED].double() - weights.reshape(-1)[:_COMPARED].double()
     return float(difference.norm())
-
-
-def _may_be_average(container: Container, file: Path) -> bool:
-    return container.is_shadow or container.role is Role.AVERAGE or is_average(file.stem)

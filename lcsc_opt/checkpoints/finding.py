@@ -15,7 +15,7 @@ from typing import Annotated, NamedTuple
 from pydantic import Field, NonNegativeInt, PositiveInt
 
 from lcsc_opt.base.errors import TrajectoryError
-from lcsc_opt.base.paths import MANIFEST, WEIGHTS, expanded_path
+from lcsc_opt.base.paths import MANIFEST, WEIGHTS, expanded_path, natural_order
 from lcsc_opt.base.progress import notice
 from lcsc_opt.base.settings import FrozenModel
 from lcsc_opt.checkpoints.folders import find_weights
@@ -26,7 +26,6 @@ from lcsc_opt.checkpoints.names import (
     is_numbered_folder,
     is_state_file,
     is_weights_file,
-    natural_order,
     read_names,
     without_suffix,
 )
@@ -79,8 +78,7 @@ def find_run(patterns: Patterns, *, key: str | None = None, has_steps: bool = Fa
     checkpoints: dict[Path, None] = {}  # an ordered set
     for pattern in patterns:
         path = expanded_path(pattern, error=TrajectoryError)
-        is_state = is_state_file(path) and path.is_file()
-        if not is_state:  # a shell's glob may name them
+        if not (is_state_file(path) and path.is_file()):  # a shell's glob may name them
             checkpoints.update(dict.fromkeys(sorted(_expand(path, key), key=natural_order)))
     if not checkpoints:
         names = ", ".join(map(str, patterns[:4])) or "an empty list"
@@ -93,8 +91,7 @@ def find_run(patterns: Patterns, *, key: str | None = None, has_steps: bool = Fa
     if has_steps and len(patterns) > 1:
         return RunFiles(list(checkpoints), {})
     left_out: dict[Path, str] = {}
-    originals = _without_copies(list(checkpoints), left_out)
-    used = _only_series(_place(patterns), originals, left_out)
+    used = _only_series(_place(patterns), _without_copies(list(checkpoints), left_out), left_out)
     folder = expanded_path(patterns[0], error=TrajectoryError)
     if len(patterns) == 1 and folder.is_dir() and used != [folder]:
         for file, reason in why_left_out(folder, used, key).items():
@@ -150,11 +147,13 @@ def _in_folder(folder: Path, key: str | None) -> list[Path]:
     numbered = [path for path in entries if is_numbered_folder(path.name) and not path.is_file()]
     reasons = {path: _why_no_checkpoint(path, key) for path in numbered}
     checkpoints = [path for path in numbered if reasons[path] is None]
+    files = [path for path in entries if is_weights_file(path)]
     if checkpoints:
-        return [*checkpoints, *_unnumbered(entries, key)]
+        # what is beside them, as `final/` and a root's `pytorch_model.bin`, may be the end of the run
+        copies = [path for path in entries if path.is_dir() and _COPY.fullmatch(path.name)]
+        return [*checkpoints, *(path for path in copies if _why_no_checkpoint(path, key) is None), *files]
     if _why_no_checkpoint(folder, key, may_be_alone=False) is None:
         return [folder]
-    files = [path for path in entries if is_weights_file(path)]
     inner = folder / _INNER_FOLDER
     if inner.is_dir() and not any(map(is_numbered, files)):
         try:
@@ -168,13 +167,6 @@ def _in_folder(folder: Path, key: str | None) -> list[Path]:
         raise TrajectoryError(f"{path} {reason}")
     names = ", ".join(sorted(path.name for path in entries)[:4]) or "nothing"
     raise TrajectoryError(f"No checkpoint in {folder}: expected {_expected()}; it holds {names}.")
-
-
-def _unnumbered(entries: Sequence[Path], key: str | None) -> list[Path]:
-    """Weights beside numbered folders, as ``final/`` and a root's ``pytorch_model.bin``: perhaps the end of the run."""
-    folders = [path for path in entries if path.is_dir() and _COPY.fullmatch(path.name)]
-    files = [path for path in entries if is_weights_file(path)]
-    return [*(folder for folder in folders if _why_no_checkpoint(folder, key) is None), *files]
 
 
 def _why_no_checkpoint(folder: Path, key: str | None, *, may_be_alone: bool = True) -> str | None:
@@ -275,11 +267,10 @@ def _numbered_parts(pattern: str) -> tuple[str, ...]:
 
 def _is_later(path: Path, numbered: Sequence[Path]) -> bool:
     """Whether a checkpoint without a number is the end of a run: all files tell their steps, and it the last."""
-    try:
+    with contextlib.suppress(TrajectoryError):
         *steps, last = checkpoint_steps([*numbered, path])
-    except TrajectoryError:
-        return False
-    return last > max(steps)
+        return last > max(steps)
+    return False
 
 
 class Selection(FrozenModel):

@@ -320,8 +320,7 @@ def is_any_tensor(value: Any) -> bool:
 def _is_ddim_list(value: Any) -> bool:
     if not isinstance(value, list) or len(value) not in (4, 5):
         return False
-    optimizer = entries_of(value[1]) or {}
-    return "param_groups" in optimizer and bool(_parts(value[0]))
+    return "param_groups" in (entries_of(value[1]) or {}) and bool(_parts(value[0]))
 
 
 def _parts(value: object) -> Mapping[Any, Any] | None:
@@ -388,10 +387,9 @@ def _whole(key: str, value: Any, entries: Mapping[Any, Any]) -> Container | None
             weights = module_weights(value)
         return Container(key, weights, is_module=True)
     if isinstance(value, (list, tuple)):
-        is_list = word_of(key) is Role.AVERAGE and bool(value) and all(map(is_tensor, value[:_MAX_SAMPLED]))
-        if not is_list:
-            return None
-        return Container(key, dict(enumerate(value)))
+        if word_of(key) is Role.AVERAGE and value and all(map(is_tensor, value[:_MAX_SAMPLED])):
+            return Container(key, dict(enumerate(value)))
+        return None
     averages = entries.get(_SHADOW)
     if isinstance(averages, list) and averages and is_tensor(averages[0]):
         return Container(key, dict(enumerate(averages)), is_shadow=True)

@@ -94,7 +94,7 @@ class _Scale(pydantic.BaseModel):
     def alpha_of(self, path: str) -> float:
         """The alpha of the module at ``path``: that of the first pattern that matches, else that of all modules."""
         for pattern, alpha in (self.alpha_pattern or {}).items():
-            if re.match(_module_pattern(pattern), path):
+            if re.match(rf"(.*\.)?({pattern})$", path):  # as PEFT matches the paths of modules
                 return alpha
         return self.lora_alpha
 
@@ -194,7 +194,7 @@ def lora_modules(names: Iterable[str]) -> tuple[LoraModule, ...]:
     modules = []
     names_in_modules: set[str | None] = set()
     for down in names:
-        suffixes = _factor_suffixes(down)
+        suffixes = next((pair for pair in LORA_FACTORS if down.endswith(pair[0])), None)
         if suffixes is None:
             continue
         down_suffix, up_suffix = suffixes
@@ -212,14 +212,6 @@ def lora_modules(names: Iterable[str]) -> tuple[LoraModule, ...]:
         if name not in names_in_modules:
             raise TrajectoryError(f"{name!r} is not part of a LoRA of two factors: no other adapters are supported.")
     return tuple(modules)
-
-
-def _factor_suffixes(name: str) -> tuple[str, str] | None:
-    """How the names of a module's two factors end, if ``name`` is that of its down factor."""
-    for down_suffix, up_suffix in LORA_FACTORS:
-        if name.endswith(down_suffix):
-            return down_suffix, up_suffix
-    return None
 
 
 def _component_and_path(flavour: Flavour, stem: str, *, is_old: bool) -> tuple[str, str]:
@@ -264,8 +256,3 @@ def _parse(path: Path, text: str | bytes) -> LoraAlphas:
         raise TrajectoryError(
             f"{path}: not the configuration of a LoRA; expected JSON with a number lora_alpha."
         ) from error
-
-
-def _module_pattern(pattern: str) -> str:
-    """The regular expression that PEFT makes of a key of ``alpha_pattern`` to match the path of a module."""
-    return rf"(.*\.)?({pattern})$"

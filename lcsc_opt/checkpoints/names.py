@@ -98,12 +98,6 @@ def torch_suffix(path: Path) -> str:
     return max((suffix for suffix in TORCH_SUFFIXES if path.name.endswith(suffix)), key=len, default="")
 
 
-def natural_order(path: Path) -> list[object]:
-    """The key that sorts ``model2.pt`` before ``model10.pt``."""
-    texts_and_numbers = re.split("([0-9]+)", str(path))
-    return [int(part) if index % 2 else part for index, part in enumerate(texts_and_numbers)]
-
-
 def is_numbered_folder(name: str) -> bool:
     """Whether a folder of this name is a checkpoint of a run: ``checkpoint-500``, ``epoch_3``, ``1000``."""
     return _NUMBERED_FOLDER.fullmatch(name) is not None
@@ -146,8 +140,7 @@ class _StepPart(NamedTuple):
     @classmethod
     def of_folder(cls, path: Path) -> _StepPart | None:
         """The nearest folder of ``checkpoint-500/model.pt`` or ``checkpoint-500/unet/model.pt``; ``None`` for none."""
-        nearest_folders = path.absolute().parts[-2:-4:-1]
-        for depth, folder in enumerate(nearest_folders, start=1):
+        for depth, folder in enumerate(path.absolute().parts[-2:-4:-1], start=1):
             if _NUMBERED_FOLDER.fullmatch(folder):
                 text = without_suffix(folder)
                 return cls(depth, text, tuple(_possible_steps(text)))

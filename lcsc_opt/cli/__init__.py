@@ -125,13 +125,9 @@ def _commands() -> Any:
     return typer.main.get_command(app)
 
 
+@messages_on_stderr()
 def run(arguments: Sequence[str]) -> int:
     """Run ``lcsc`` with these arguments, and return the exit status."""
-    with messages_on_stderr():
-        return _run(arguments)
-
-
-def _run(arguments: Sequence[str]) -> int:
     try:
         _check_working_folder()
         with each_notice_once():

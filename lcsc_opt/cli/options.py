@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 import typer
 
+from lcsc_opt.base.paths import natural_order
 from lcsc_opt.base.settings import parse_yaml
-from lcsc_opt.checkpoints.names import natural_order
 
 if TYPE_CHECKING:  # SQLAlchemy and Optuna are imported when a command opens a database
     from optuna.storages import RDBStorage

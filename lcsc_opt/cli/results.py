@@ -53,8 +53,7 @@ def compare(
         from lcsc_opt.views.figures.writing import check_suffix
 
         check_suffix(plot)  # before the tables are printed
-    reader = HistoryReader(open_database(storage, database_of=experiment))
-    studies = reader.read(experiment)
+    studies = HistoryReader(open_database(storage, database_of=experiment)).read(experiment)
     report = studies[0].report
     if output == "json":
         print_json(comparison_rows(studies))
@@ -141,9 +140,8 @@ def evaluate(
     from lcsc_opt.experiment.running import evaluate_again
     from lcsc_opt.views.answer import answer_line
 
-    database = Database(chosen_storage(storage, experiment))
     made, is_kept = evaluate_again(
-        database,
+        Database(chosen_storage(storage, experiment)),
         experiment,
         images=images,
         top=top,

@@ -135,8 +135,7 @@ def run(
     if ray is not None:
         study_file = study_file.on_ray(ray)
     objectives = ObjectiveLoader(BuildContext(directory, files=files_directory(url)))
-    has_said = say_found(study_file.objective, objectives.context)
-    if not has_said and "nevergrad" not in sys.modules:
+    if not say_found(study_file.objective, objectives.context) and "nevergrad" not in sys.modules:
         notice("importing the optimizers")
 
     from lcsc_opt.experiment.running import run_studies, studies_of  # and with it Nevergrad
@@ -217,8 +216,7 @@ def list_(
     from lcsc_opt.views.study_status import studies_table
 
     database = open_database(storage)
-    reader = HistoryReader(database)
-    studies = reader.read_studies()
+    studies = HistoryReader(database).read_studies()
     foreign = read_contents(database).others
     if foreign:
         say(f"{foreign} studies of other programs are in {masked(database.url)}, too; they are left alone")
@@ -229,9 +227,7 @@ def list_(
 
 
 def _print_catalog(output: str) -> None:
-    places: dict[str, dict[str, str]] = {}
-    for kind in SUFFIXES:
-        places[kind] = {name: str(path) for name, path in entries(kind).items()}
+    places = {kind: {name: str(path) for name, path in entries(kind).items()} for kind in SUFFIXES}
     if output == "json":
         print_json(places)
         return

@@ -46,13 +46,7 @@ def pack(
     if steps is not None:
         checkpoints = in_order_of(steps, checkpoints)
     trajectory = packing.pack(
-        checkpoints,
-        out,
-        steps=steps,
-        key=key,
-        selection=chosen,
-        overwrite=overwrite,
-        dtype=dtype,
+        checkpoints, out, steps=steps, key=key, selection=chosen, overwrite=overwrite, dtype=dtype
     )
     size = shown_size(trajectory.nbytes)
     say(f"{out}: {len(trajectory)} checkpoints, of {trajectory.parameters:,} parameters in {size}")

@@ -9,6 +9,7 @@ from collections.abc import Collection, Mapping
 import numpy as np
 
 from lcsc_opt.base.errors import StudySpecError
+from lcsc_opt.base.paths import natural_order
 from lcsc_opt.base.records import Coefficients
 from lcsc_opt.base.study_spec import LAYERS
 
@@ -66,20 +67,18 @@ class LayerGroups:
             raise StudySpecError(f"space.rows: expected {LAYERS}, got {rule!r}")
         group_of = {name: _layer(name) for name in tensors if name not in tied}
         group_of |= {name: group_of[first_name] for name, first_name in tied.items()}
-        names = tuple(sorted(set(group_of.values()), key=_natural))
+        names = tuple(sorted(set(group_of.values()), key=natural_order))
         rows = {name: row for row, name in enumerate(names)}
         return cls(names, {tensor: rows[group] for tensor, group in group_of.items()}, rule)
 
     def in_rows(self, coefficients: Coefficients) -> Coefficients:
         """``[S, K]`` of coefficients ``[K]``, which all layers share."""
-        rows: Coefficients = np.broadcast_to(coefficients, (len(self), coefficients.shape[-1])).copy()
-        return rows
+        return np.asarray(np.broadcast_to(coefficients, (len(self), coefficients.shape[-1])).copy())
 
 
 def mean_of_rows(coefficients: Coefficients) -> Coefficients:
     """``[K]``: the mean of the rows of coefficients ``[S, K]``; ``[K]`` as they are."""
-    mean: Coefficients = np.atleast_2d(coefficients).mean(axis=0)
-    return mean
+    return np.asarray(np.atleast_2d(coefficients).mean(axis=0))
 
 
 def _layer(tensor: str) -> str:
@@ -89,9 +88,3 @@ def _layer(tensor: str) -> str:
         return module or tensor
     layer, _, _ = tensor.rpartition(".")
     return layer or tensor
-
-
-def _natural(name: str) -> list[object]:
-    """A key that sorts layer.9 before layer.10."""
-    texts_and_numbers = re.split("([0-9]+)", name)
-    return [int(part) if index % 2 else part for index, part in enumerate(texts_and_numbers)]

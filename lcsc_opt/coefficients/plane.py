@@ -42,16 +42,14 @@ class Plane:
         if corners is None:
             rates = window_ema_rates(steps)
             corners = [f"ema:{rate!r}" for rate in (rates[0], rates[len(rates) // 2], rates[-1])]
-        rows: list[Coefficients] = []
-        labels: list[str] = []
+        models: list[tuple[Coefficients, str]] = []
         for corner in corners:
             model = named_model(corner, steps)
             if model is None:
                 raise StudySpecError(f"corners: expected the step of a checkpoint or ema:RATE, got {str(corner)!r}")
-            coefficients, label = model
-            rows.append(coefficients)
-            labels.append(label)
-        return cls(np.stack(rows), tuple(labels))
+            models.append(model)
+        rows, labels = zip(*models, strict=True)
+        return cls(np.stack(rows), labels)
 
     @property
     def directions(self) -> Floats:
@@ -64,8 +62,7 @@ class Plane:
 
     def project(self, coefficients: Floats) -> Floats:
         """``[n, 2]``: for each of n models, ``[n, K]``, the point of the plane whose coefficients are nearest."""
-        moved = coefficients - self.corners[0]
-        points, *_ = np.linalg.lstsq(self.directions.T, moved.T, rcond=None)
+        points, *_ = np.linalg.lstsq(self.directions.T, (coefficients - self.corners[0]).T, rcond=None)
         return np.asarray(points.T)
 
 
@@ -75,8 +72,7 @@ def named_model(name: int | str, steps: tuple[int, ...]) -> tuple[Coefficients, 
     try:
         if kind == "ema":
             return ema_coefficients(steps, float(rate)), f"EMA {float(rate):.6g}"
-        one_hot = np.eye(len(steps))[steps.index(int(name))]
-        return one_hot, f"step {int(name):,}"
+        return np.eye(len(steps))[steps.index(int(name))], f"step {int(name):,}"
     except ValueError:
         return None
 

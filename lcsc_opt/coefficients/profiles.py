@@ -7,7 +7,7 @@ Coefficients are ``[K]`` float64, of any sign, and sum to one (within 1e-12); wi
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Sequence, Sized
 from typing import Any
 
 import numpy as np
@@ -95,12 +95,8 @@ def plain_averages(steps: Sequence[int], rates: Sequence[float] | None = None) -
         StudySpecError: a rate is out of range, or :func:`check_steps` refuses the steps.
     """
     averages = [ema_coefficients(steps, rate) for rate in rates or window_ema_rates(steps)]
-    return averages + [uniform_coefficients(len(steps), window) for window in _plain_windows(len(steps))]
-
-
-def _plain_windows(count: int) -> list[int]:
-    """1, 3, 10 … and all of so many checkpoints."""
-    return [*(window for window in (1, 3, 10, 30, 100) if window < count), count]
+    windows = [*(window for window in (1, 3, 10, 30, 100) if window < len(steps)), len(steps)]
+    return averages + [uniform_coefficients(len(steps), window) for window in windows]
 
 
 def uniform_coefficients(total: int, last: int) -> Coefficients:
@@ -266,8 +262,7 @@ def window_ema_rates(steps: Sequence[int], rates: Sequence[float] = PAPER_EMA_RA
         raise StudySpecError(f"rates: expected numbers from 0 and below 1, got {list(rates)}")
     steps = check_steps(steps)
     window = steps[-1] - steps[0]
-    intervals = len(steps) - 1
-    mean_interval = window / intervals
+    mean_interval = window / (len(steps) - 1)
     lengths = np.sort(1 / (1 - np.asarray(rates, dtype=np.float64)))
     if lengths[-1] <= 5 * window:
         return tuple(sorted(rates))
@@ -338,7 +333,7 @@ def effective_count(coefficients: Coefficients) -> float:
     return float((relative.sum(axis=-1) ** 2 / np.maximum(squares, 1e-300)).mean())
 
 
-def check_coefficients(coefficients: npt.ArrayLike, count: int, *, rows: int | None = None) -> Coefficients:
+def check_coefficients(coefficients: npt.ArrayLike, count: int, *, rows: Sized | None = None) -> Coefficients:
     """Finite float64 coefficients that sum to one: ``[K]``; where there are S ``rows``, also ``[S, K]``.
 
     Coefficients of a search sum to one within 1e-12 (:func:`close_sum`). The sum of those that a user gives, perhaps
@@ -347,7 +342,7 @@ def check_coefficients(coefficients: npt.ArrayLike, count: int, *, rows: int | N
     Args:
         coefficients: numbers, an array, or a tensor on any device.
         count: K.
-        rows: S, the number of layer groups; ``None`` without such.
+        rows: what the S rows are of, as layer groups; ``None`` without such.
 
     Raises:
         StudySpecError: another shape, no numbers, a value that is not finite, or another sum.
@@ -358,7 +353,7 @@ def check_coefficients(coefficients: npt.ArrayLike, count: int, *, rows: int | N
         values = np.asarray(coefficients, dtype=np.float64)
     except (TypeError, ValueError, OverflowError) as error:
         raise StudySpecError(f"Coefficients are not numbers: {error}.") from None
-    _check_shape(values.shape, count, rows)
+    _check_shape(values.shape, count, None if rows is None else len(rows))
     if not np.isfinite(values).all():
         raise StudySpecError("Coefficients have to be finite; some are NaN or infinite.")
     off = max(abs(exact_sum(row) - 1.0) for row in values.reshape(-1, count))

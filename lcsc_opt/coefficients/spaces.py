@@ -105,8 +105,7 @@ class ConvexSpace:
         clipped = np.maximum(self.origin + free, 0.0)
         empty = _sums(clipped) < NEAR_ZERO
         if empty.all():
-            start: Coefficients = self.origin.copy()
-            return start
+            return np.asarray(self.origin.copy())
         return normalize(np.where(empty, self.origin, clipped))
 
     def to_free(self, coefficients: Coefficients) -> _Array:
@@ -130,6 +129,5 @@ class ConvexSpace:
 
 def _sums(rows: _Array) -> _Array:
     """``[..., K]`` → ``[..., 1]``, correctly rounded."""
-    flat = rows.reshape(-1, rows.shape[-1]).tolist()
-    sums = np.array([math.fsum(row) for row in flat])
+    sums = np.array([math.fsum(row) for row in rows.reshape(-1, rows.shape[-1]).tolist()])
     return sums.reshape(*rows.shape[:-1], 1)

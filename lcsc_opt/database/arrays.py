@@ -25,8 +25,7 @@ def stored_array(array: npt.NDArray[np.float64]) -> dict[str, Any]:
 def array_of(stored: Mapping[str, Any]) -> npt.NDArray[np.float64]:
     """The inverse of :func:`stored_array`."""
     content = np.frombuffer(base64.b64decode(stored["float64"]), dtype="<f8")
-    array: npt.NDArray[np.float64] = content.reshape(stored["shape"]).astype(np.float64)
-    return array
+    return np.asarray(content.reshape(stored["shape"]).astype(np.float64))
 
 
 def coefficients_of(trial: FrozenTrial) -> Coefficients:

@@ -59,14 +59,13 @@ def open_storage(url: str, *, write: bool) -> RDBStorage:
     """
     parsed = parse_url(url)
     file = sqlite_file(parsed)
-    if file is not None and not write:
-        _check_is_there(file)
     url_with_driver = url
     if sa.make_url(url).drivername != parsed.drivername:  # an installed driver was chosen
         url_with_driver = parsed.render_as_string(hide_password=False)
     engine_kwargs: dict[str, Any] = {"pool_pre_ping": True, "connect_args": _connect_args(parsed)}
-    if file is not None and not write:  # a connection that stays would read on in a file that was deleted
-        engine_kwargs["poolclass"] = sa.NullPool
+    if file is not None and not write:
+        _check_is_there(file)
+        engine_kwargs["poolclass"] = sa.NullPool  # a connection that stays would read on in a deleted file
     try:
         storage = _when_unlocked(url, lambda: _connect(url_with_driver, engine_kwargs, write=write))
     except ImportError as error:
@@ -81,7 +80,7 @@ def open_storage(url: str, *, write: bool) -> RDBStorage:
             problem = "holds no studies; start one with `lcsc run`, or give another --storage"
         raise StudyStoreError(f"{masked(url)}: {problem}") from error
     if file is not None and not write:
-        _check_before_each_connection(storage.engine, file)
+        sa.event.listen(storage.engine, "do_connect", lambda *_: _check_is_there(file))
     weakref.finalize(storage, storage.engine.dispose)  # no connection outlives what it was opened for
     sa.event.listen(storage.engine, "handle_error", _past_optuna)
     if write and file is not None:
@@ -147,8 +146,7 @@ def _connect(url: str, engine_kwargs: dict[str, Any], *, write: bool) -> RDBStor
             try:
                 return RDBStorage(escaped, engine_kwargs=dict(engine_kwargs), skip_table_creation=not write)
             except (sa.exc.SQLAlchemyError, optuna.exceptions.OptunaError) as error:
-                message = str(error).lower()
-                if not any(part in message for part in _TABLE_EXISTS):
+                if not any(part in str(error).lower() for part in _TABLE_EXISTS):
                     raise
             time.sleep(pause)
         return RDBStorage(escaped, engine_kwargs=dict(engine_kwargs), skip_table_creation=not write)
@@ -189,21 +187,12 @@ def _check_is_there(file: Path) -> None:
         )
 
 
-def _check_before_each_connection(engine: sa.Engine, file: Path) -> None:
-    """Before a reader connects, check that the file is there still."""
-
-    @sa.event.listens_for(engine, "do_connect")
-    def _check(*_: Any) -> None:
-        _check_is_there(file)
-
-
 def _first_line(error: BaseException, url: str) -> str:
     """The cause, without SQL, links and passwords."""
     cause: BaseException = error
     while cause.__cause__ is not None:
         cause = cause.__cause__
-    message = str(getattr(cause, "orig", None) or cause)
-    for line in message.splitlines():
+    for line in str(getattr(cause, "orig", None) or cause).splitlines():
         if line.strip():
             return without_secrets(line, url)
     return type(cause).__name__

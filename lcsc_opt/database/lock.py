@@ -95,10 +95,9 @@ class _AdvisoryLock:
     def is_held(self) -> bool:
         if self._connection is None:
             return False
-        try:
+        with contextlib.suppress(ConnectionError, sa.exc.SQLAlchemyError):
             return self._connection.scalar(sa.select(1)) == 1
-        except (ConnectionError, sa.exc.SQLAlchemyError):
-            return False
+        return False
 
     def free(self) -> None:
         if self._connection is not None:

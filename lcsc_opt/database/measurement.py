@@ -57,8 +57,7 @@ class Model:
     @property
     def key(self) -> str:
         """The same for models that have the same weights."""
-        sha256 = self.weights_sha256 or hashlib.sha256(self.coefficients.tobytes()).hexdigest()
-        return sha256[:16]
+        return (self.weights_sha256 or hashlib.sha256(self.coefficients.tobytes()).hexdigest())[:16]
 
     @property
     def title(self) -> str:
@@ -108,9 +107,7 @@ class Measurement:
     def joined(cls, parts: Sequence[Measurement]) -> Measurement:
         """One measurement on all groups of noise, of at least one of the same model on some of them."""
         first = parts[0]
-        seeds: tuple[int, ...] = ()
-        for part in parts:
-            seeds += part.seeds
+        seeds = tuple(seed for part in parts for seed in part.seeds)
         values = {}
         for name in first.values:
             if all(name in part.values for part in parts):

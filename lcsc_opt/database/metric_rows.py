@@ -137,21 +137,17 @@ def _difference(baseline: Measurement, model: Measurement) -> Measurement:
     values = {}
     for metric in model.values:
         if metric in baseline.values:
-            pairs = list(zip(baseline.values[metric], model.values[metric], strict=True))
+            of_both = list(zip(baseline.values[metric], model.values[metric], strict=True))
             if metric.endswith(STANDARD_ERROR):
-                values[metric] = tuple(math.hypot(*errors) for errors in pairs)
+                values[metric] = tuple(math.hypot(*errors) for errors in of_both)
             else:
-                values[metric] = tuple(of_baseline - of_model for of_baseline, of_model in pairs)
+                values[metric] = tuple(of_baseline - of_model for of_baseline, of_model in of_both)
     without_groups = {}
     for metric in model.without_groups:
         if metric in baseline.without_groups:
-            columns = zip(baseline.without_groups[metric], model.without_groups[metric], strict=True)
-            without_groups[metric] = tuple(_subtracted(*pair) for pair in columns)
+            pairs = zip(baseline.without_groups[metric], model.without_groups[metric], strict=True)
+            without_groups[metric] = tuple(tuple(x - y for x, y in zip(*pair, strict=True)) for pair in pairs)
     return Measurement(model.model, model.images, model.seeds, values, without_groups)
-
-
-def _subtracted(values: tuple[float, ...], others: tuple[float, ...]) -> tuple[float, ...]:
-    return tuple(value - subtracted for value, subtracted in zip(values, others, strict=True))
 
 
 def _against(row: MetricRow, baseline: Measurement, difference: Measurement) -> MetricRow:
@@ -174,32 +170,12 @@ def _against(row: MetricRow, baseline: Measurement, difference: Measurement) -> 
         low, high = sorted(row.sign * end for end in interval)  # of the gain
         interval = (low, high)
         is_worse = high < 0
-    is_tolerated = -gain < _TOLERATED.get(metric, 0.0)
-    return dataclasses.replace(
-        row,
-        gain=gain,
-        gain_interval=interval,
-        lost=is_worse and not is_tolerated,
-    )
+    lost = is_worse and not -gain < _TOLERATED.get(metric, 0.0)
+    return dataclasses.replace(row, gain=gain, gain_interval=interval, lost=lost)
 
 
 def _mean(measured: Measurement, metric: str) -> float:
     return statistics.fmean(measured.values[metric])
-
-
-def _deviation(measured: Measurement, metric: str) -> float | None:
-    """The sample standard deviation over groups of noise; ``None`` for one group."""
-    values = measured.values[metric]
-    if len(values) > 1:
-        return statistics.stdev(values)
-    return None
-
-
-def _jackknife_error(measured: Measurement, metric: str) -> float | None:
-    """The standard error of the mean over groups of noise, from the images in them; ``None`` if it is not known."""
-    if metric not in measured.without_groups:
-        return None
-    return error_of_mean(measured.without_groups[metric])
 
 
 def _interval(measured: Measurement, metric: str) -> Interval | None:
@@ -207,18 +183,16 @@ def _interval(measured: Measurement, metric: str) -> Interval | None:
 
     It is that of the jackknife, else of the standard error that was measured, else of the spread over groups of noise.
     """
-    mean = _mean(measured, metric)
+    values = measured.values[metric]
     groups = len(measured.seeds)
-    error = _jackknife_error(measured, metric)
-    degrees: float = groups * (GROUPS - 1)
-    if error is None:
-        error_of_one = measured.value(metric + STANDARD_ERROR)
-        degrees = math.inf
-        if error_of_one is None:
-            error_of_one = _deviation(measured, metric)
-            degrees = groups - 1
-        if error_of_one is None:
-            return None
-        error = error_of_one / math.sqrt(groups)
-    width = half_width(error, degrees)
+    error_of_one = measured.value(metric + STANDARD_ERROR)
+    if metric in measured.without_groups:
+        width = half_width(error_of_mean(measured.without_groups[metric]), groups * (GROUPS - 1))
+    elif error_of_one is not None:
+        width = half_width(error_of_one / math.sqrt(groups), math.inf)
+    elif len(values) > 1:
+        width = half_width(statistics.stdev(values) / math.sqrt(groups), groups - 1)
+    else:
+        return None
+    mean = statistics.fmean(values)
     return mean - width, mean + width

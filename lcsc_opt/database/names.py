@@ -12,10 +12,7 @@ EMA = "EMA*"
 LAST_CHECKPOINT = "last checkpoint"  # the baseline that every report has
 TRAINER_EMA = "trainer's EMA"  # the baseline where the trainer kept one
 TRAINED = (LAST_CHECKPOINT, TRAINER_EMA)  # the baselines that no search made
-BASELINES = {
-    EMA_GRID: EMA,
-    "Grid": "best of the grid",
-}
+BASELINES = {EMA_GRID: EMA, "Grid": "best of the grid"}
 """Optimizer that only tries averages of a family → the name of its best, as in the paper's tables."""
 
 

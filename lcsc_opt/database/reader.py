@@ -110,7 +110,10 @@ class HistoryReader:
         return self._read_all(studies, list(studies if names is None else names))
 
     def _read_all(self, studies: Mapping[str, Mapping[str, Any]], names: Sequence[str]) -> tuple[Standing, ...]:
-        self._forget_what_is_gone(studies)
+        created = {name: attributes.get("created") for name, attributes in studies.items()}
+        if not self._created.items() <= created.items():  # one is gone, and another may have its key
+            self._cached_storage = get_storage(self.storage)
+        self._created = created
         running = locked(self.storage, names)
         standings = []
         for name in names:
@@ -173,13 +176,6 @@ class HistoryReader:
                 return trial
         raise StudyStoreError(f"{study.study}: has no trial {number} of a search")
 
-    def _forget_what_is_gone(self, studies: Mapping[str, Mapping[str, Any]]) -> None:
-        """Forget the trials that were read if one of their studies is gone: another one may have its key."""
-        created = {name: attributes.get("created") for name, attributes in studies.items()}
-        if not self._created.items() <= created.items():
-            self._cached_storage = get_storage(self.storage)
-        self._created = created
-
     def _read(self, name: str, attributes: Mapping[str, Any], *, is_running: bool) -> Standing:
         """One study as it is now. Its trials are read only while it has no summary.
 
@@ -189,7 +185,10 @@ class HistoryReader:
         study_id = in_database(self.storage, lambda: self.storage.get_study_id_from_name(name))
         study = _standing(study_id, name, attributes)
         study = self._with_summary(study, Summary.stored(attributes) or Summary.of(self.trials(study)))
-        return _with_holder(study, attributes, is_running=is_running)
+        holder = None
+        if is_running:
+            holder = attributes.get(HOLDER)
+        return dataclasses.replace(study, holder=None if holder is None else holder["host"])
 
     def _with_summary(self, study: Standing, summary: Summary) -> Standing:
         """The study with a new summary, and the names of its loss and of a baseline's answer."""
@@ -199,14 +198,6 @@ class HistoryReader:
             if coefficients is not None:  # other coefficients than those of averages have no name
                 study = dataclasses.replace(study, average=average_name(coefficients, study.steps))
         return study
-
-
-def _with_holder(study: Standing, attributes: Mapping[str, Any], *, is_running: bool) -> Standing:
-    """The study with the machine that runs it now, if one does."""
-    holder = None
-    if is_running:
-        holder = attributes.get(HOLDER)
-    return dataclasses.replace(study, holder=None if holder is None else holder["host"])
 
 
 def _standing(study_id: int, name: str, attributes: Mapping[str, Any]) -> Standing:

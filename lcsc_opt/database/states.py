@@ -26,8 +26,7 @@ def is_ours(trial: FrozenTrial) -> bool:
 
 def forgotten_trials(attributes: Attributes) -> frozenset[int]:
     """The numbers of the trials of a study that ``--retry-failed`` has forgotten."""
-    retry = attributes.get("retry") or {}
-    return frozenset(retry.get("forgotten", ()))
+    return frozenset((attributes.get("retry") or {}).get("forgotten", ()))
 
 
 def shown_trials(trials: Sequence[FrozenTrial], *, sign: int, forgotten: Collection[int]) -> list[FrozenTrial]:

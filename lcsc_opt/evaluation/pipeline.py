@@ -80,8 +80,7 @@ class Pipeline:
         part = sampled.result()
         if isinstance(part, Failure):
             return part
-        outcome = attempt(lambda: self._objective.score(candidate, [part])[0])
-        return checked(outcome, candidate)
+        return checked(attempt(lambda: self._objective.score(candidate, [part])[0]), candidate)
 
 
 def _begin_thread(stop: threading.Event, torch_threads: int | None) -> None:

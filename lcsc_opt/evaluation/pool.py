@@ -143,9 +143,7 @@ class WorkerPool:
             self._closing = True
         for worker in self._workers:
             worker.terminate()
-        unfinished: list[_Waiting] = []
-        for worker in self._workers:
-            unfinished += worker.join()
+        unfinished = [waiting for worker in self._workers for waiting in worker.join()]
         for waiting in unfinished:
             waiting.cancel()
         self._hand_out()
@@ -178,8 +176,7 @@ class WorkerPool:
             free = [worker for worker in usable if worker.ready and worker.load < waiting.most_jobs]
             if not free:
                 return False
-            least_busy = min(free, key=lambda worker: worker.load)
-            if least_busy.send(waiting):
+            if min(free, key=lambda worker: worker.load).send(waiting):  # the least busy one
                 return True
 
     def _allowed(self, waiting: _Waiting) -> Sequence[_Worker]:

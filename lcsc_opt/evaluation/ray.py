@@ -18,7 +18,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from lcsc_opt.base.errors import LcscError, StudySpecError
+from lcsc_opt.base.errors import LcscError, StudySpecError, text_of
 from lcsc_opt.base.imports import import_extra
 from lcsc_opt.base.paths import DEFAULT_FILES
 from lcsc_opt.base.progress import hand_notices_to, notice
@@ -133,8 +133,7 @@ class _Cluster:
             "scheduling_strategy": "SPREAD",
         }
         try:
-            actor = self._ray.remote(_RayWorker).options(**options).remote(settings)
-            return _RayLink(self._ray, actor)
+            return _RayLink(self._ray, self._ray.remote(_RayWorker).options(**options).remote(settings))
         except self._ray.exceptions.RayError as error:
             raise OSError(f"Ray refused it ({_first_line(error)})") from error
 
@@ -178,8 +177,7 @@ class _RayWorker:
     def do(self, content: bytes) -> _Reply:
         """Do a job, which is pickled."""
         job: Job = pickle.loads(content)  # noqa: S301 - of our own coordinator
-        begin = getattr(self._evaluator, job.kind)
-        future: Future[Any] = self._thread.submit(begin, *job.arguments).result()
+        future: Future[Any] = self._thread.submit(getattr(self._evaluator, job.kind), *job.arguments).result()
         return self._reply(Answer.of_future(job.number, future))
 
     def _reply(self, answer: Answer) -> _Reply:
@@ -246,12 +244,12 @@ class _RayLink:
             where = f" on node {self.machine}"
         if isinstance(self._error, self._ray.exceptions.RayTaskError):  # such as a job that cannot be unpickled
             error = self._error.cause
-            return f"the worker{where} died ({type(error).__name__}: {' '.join(str(error).split())[:200]})", True
+            return f"the worker{where} died ({type(error).__name__}: {text_of(error)[:200]})", True
         if self._is_preempted():
             return f"the worker{where} went away with its node", False
         cause = "killed, or out of memory"
         if not self.node:  # it never ran: Ray says why
-            cause = " ".join(str(self._error).split())[:200]
+            cause = text_of(self._error)[:200]
         return f"the worker{where} died ({cause})", True
 
     def _kill(self) -> None:
@@ -280,8 +278,7 @@ class _RayLink:
             return True
         until = time.monotonic() + _NODE_SECONDS
         while self.node and time.monotonic() < until:
-            alive = {node["NodeID"] for node in self._ray.nodes() if node["Alive"]}
-            if self.node not in alive:
+            if self.node not in {node["NodeID"] for node in self._ray.nodes() if node["Alive"]}:
                 return True
             time.sleep(0.1)
         return False

@@ -40,8 +40,7 @@ class SpreadEvaluator:
         """Hand out the images of a candidate, and join the parts that come back."""
         images = self._objective.images_of(candidate)
         workers = min(len(self._pool), images)  # so that each has an image
-        ends = [images * worker // workers for worker in range(workers + 1)]
-        ranges = list(itertools.pairwise(ends))
+        ranges = list(itertools.pairwise(images * worker // workers for worker in range(workers + 1)))
         sampled = [
             self._pool.submit("sample", candidate, first, last, worker=worker, most_jobs=AT_ONCE)
             for worker, (first, last) in enumerate(ranges)

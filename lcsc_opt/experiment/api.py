@@ -179,13 +179,9 @@ class Study:
             raise ObjectiveError(f"{self.name}: its objective combines no weights, so there is nothing to merge")
         if coefficients is None:
             coefficients = self.coefficients
-        groups = objective.layer_groups
-        rows = None
-        if groups is not None:
-            rows = len(groups)
         checked = trainer_ema(len(self.steps))  # one number more than a search's coefficients
         if not np.array_equal(coefficients, checked):
-            checked = check_coefficients(coefficients, len(self.steps), rows=rows)
+            checked = check_coefficients(coefficients, len(self.steps), rows=objective.layer_groups)
         merged = trajectory.merge(checked) | dict(objective.statistics(checked))
         return {name: tensor.cpu() for name, tensor in merged.items()}  # some trajectories merge on a GPU
 

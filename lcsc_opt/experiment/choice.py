@@ -8,6 +8,7 @@ real images that may choose; :mod:`~lcsc_opt.experiment.answer` says who is ahea
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Iterable, Mapping, Sequence
 
 from lcsc_opt.base.errors import SearchFailedError
@@ -121,8 +122,7 @@ class Race:
     @property
     def _all_found(self) -> list[Measurement]:
         """What was found by searches, and the ways to it; averages of a grid are what the user had."""
-        of_searches = [measured for models in self._of_searches.values() for measured in models]
-        return of_searches + self._ways
+        return [*itertools.chain.from_iterable(self._of_searches.values()), *self._ways]
 
     @property
     def _of_searches(self) -> dict[str, list[Measurement]]:
@@ -133,12 +133,8 @@ class Race:
     def _best(self, models: Sequence[Measurement]) -> Measurement:
         """The best model of one or more searches: one that the judge does not veto, if there is such."""
         allowed = self._without_vetoed(models) or models
-        return best_of(allowed, self._path_of(allowed))
-
-    def _path_of(self, models: Sequence[Measurement]) -> list[Measurement]:
-        """Those that stand on the path of a search, in the order of time."""
-        of_name = {measured.model.name: measured for measured in models}
-        return [of_name[name] for name in self._path if name in of_name]
+        of_name = {measured.model.name: measured for measured in allowed}
+        return best_of(allowed, [of_name[name] for name in self._path if name in of_name])
 
     def _answer(self) -> Measurement:
         """What would be the answer if the race ended now: a way only if it is certainly better than where it leads."""
@@ -210,7 +206,8 @@ class Race:
         averages = [search.study for search in self._searches if search.is_ema_grid and search.study in self._found]
         if not averages:
             return
-        best = min((measured for study in averages for measured in self._found[study]), key=_loss)
+        of_grids = (measured for study in averages for measured in self._found[study])
+        best = min(of_grids, key=lambda measured: measured.loss)
         ema = dataclasses.replace(best, model=dataclasses.replace(best.model, name=EMA))
         self._had.append(ema)
         self._losses[EMA] = self._losses.pop(best.model.name)
@@ -278,7 +275,3 @@ class Race:
 
     def _note(self, measured: Iterable[Measurement]) -> None:
         self._losses.update({entrant.model.name: entrant.loss for entrant in measured})
-
-
-def _loss(measured: Measurement) -> float:
-    return measured.loss

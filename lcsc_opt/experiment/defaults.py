@@ -37,7 +37,12 @@ def completed(
 
     @functools.cache
     def specifications() -> dict[str, Mapping[str, Any]]:
-        return _specifications(study_file.name, stored())
+        first_of: dict[str, Mapping[str, Any]] = {}  # optimizer → specification of the first search with it
+        for name, attributes in stored().items():
+            experiment, optimizer, _ = split_name(name)
+            if experiment == study_file.name:
+                first_of.setdefault(optimizer, attributes["specification"])
+        return first_of
 
     chosen = list(study_file.optimizers)
     # an experiment keeps the searches that it has
@@ -53,7 +58,9 @@ def completed(
             return None
         if optimizer.name in specifications():
             return specifications()[optimizer.name]["space"]["rows"]
-        return default_rows(objective())
+        if objective().sampler is None or objective().trajectory is None:
+            return None
+        return LAYERS  # a row for each layer of a network that samples images
 
     return [
         study_file.model_copy(
@@ -71,23 +78,3 @@ def default_optimizers(experiment: str, objective: Objective) -> list[OptimizerS
         search = "LCSCQuadratic"
         notice(f"{experiment}: using {search}, because there is no gradient: {reason}")
     return [OptimizerSpec(name=EMA_GRID), OptimizerSpec(name=search)]
-
-
-def default_rows(objective: Objective) -> str | None:
-    """Of an optimizer that follows the gradient: a row for each layer of a network that samples images, else ``None``.
-
-    ``None`` is one row for all layers.
-    """
-    if objective.sampler is None or objective.trajectory is None:
-        return None
-    return LAYERS
-
-
-def _specifications(experiment: str, studies: Mapping[str, Mapping[str, Any]]) -> dict[str, Mapping[str, Any]]:
-    """Optimizer → specification of the experiment's first search with it."""
-    specifications: dict[str, Mapping[str, Any]] = {}
-    for name in studies:
-        stored_experiment, optimizer, _ = split_name(name)
-        if stored_experiment == experiment:
-            specifications.setdefault(optimizer, studies[name]["specification"])
-    return specifications

@@ -194,8 +194,7 @@ class Experiment:
 
     @functools.cached_property
     def _checkpoints(self) -> KnownCheckpoints | None:
-        directory = self._objectives.context.directory
-        return known_checkpoints(self._specs[0].objective, directory, self._before)
+        return known_checkpoints(self._specs[0].objective, self._objectives.context.directory, self._before)
 
     def begun(self) -> StoredExperiment:
         """What is stored of the experiment, which begins or continues in the database with the first call.
@@ -282,8 +281,7 @@ class Experiment:
             rows = rule
         if self._workers_of is None or (candidate.coefficients.ndim > 1 and self._workers_of[1] != rows):
             self._use(self._specs[-1], rows)
-        evaluate = persistently(self._evaluator, self._specs[0].failures.retries)
-        return evaluate(candidate)
+        return persistently(self._evaluator, self._specs[0].failures.retries)(candidate)
 
     # searches
 
@@ -303,11 +301,9 @@ class Experiment:
         """
         search = self._opened(spec)
         self._say_how_long()
-        stored = self.begun()
-        with search.held(stored.storage, self.studies.get(spec.name)):
+        with search.held(self.begun().storage, self.studies.get(spec.name)):
             self._score_as_trained()
-            yardstick = self._measurer(0).yardstick(SEARCH)
-            search.run(yardstick, pool=self._pool, callbacks=callbacks)
+            search.run(self._measurer(0).yardstick(SEARCH), pool=self._pool, callbacks=callbacks)
             self.studies[spec.name] = search.stored.attributes
             self._check_drift(spec.space.rows)
             return search.outcome()
@@ -358,11 +354,6 @@ class Experiment:
             parts.append(f"choosing the answer and its report {about(reports)}")
         total = about(prepared + searches + reports)
         notice(f"{self.name}: the whole run takes up to {total}: {', '.join(parts)}")
-
-    @property
-    def to_search(self) -> list[StudySpec]:
-        """The searches with something left to do."""
-        return [spec for spec in self._specs if not self.is_finished(spec)]
 
     @property
     def is_hopeless(self) -> bool:
@@ -447,11 +438,11 @@ class Experiment:
         try:
             for search in without_result:
                 check(search, self.objective)
-            first = first_candidate(spec, self.objective, None)
+            first = first_candidate(spec, self.objective)
             self._rehearsed_rows = spec.space.rows
             follows_gradient = [search for search in without_result if configure(search.optimizer).needs_gradient]
             if follows_gradient:
-                first = first_candidate(follows_gradient[0], self.objective, None, gradient=True)
+                first = first_candidate(follows_gradient[0], self.objective, gradient=True)
                 self._rehearsed_rows = follows_gradient[0].space.rows
                 self._use(spec, self._rehearsed_rows)
             in_flight = parallelism(spec, self.objective)["in_flight"]
@@ -522,27 +513,22 @@ class Experiment:
             LcscError: as :func:`~lcsc_opt.experiment.report.make_report`.
         """
         if self._held_out is None or self.has_report:
-            return self._stored_report
-        reason = self.objective.why_nothing_held_out()
+            if self._stored is not None:
+                return self._stored.report
+            return Report.from_json((self._before or {}).get(REPORT))
         plan = self._plan()
         if plan is None:
-            notice(f"{self.name}: nothing is held out: {reason}")
+            notice(f"{self.name}: nothing is held out: {self.objective.why_nothing_held_out()}")
             return None
         return self.evaluate(plan)
 
     @property
-    def _stored_report(self) -> Report | None:
-        if self._stored is not None:
-            return self._stored.report
-        if self._before is None:
-            return None
-        return Report.from_json(self._before.get(REPORT))
-
-    @property
     def has_report(self) -> bool:
         """Whether the report that was stored before this run is what the study file asks for; nothing is loaded."""
-        if self._held_out is None or self._before is None or self.to_search:
+        if self._held_out is None or self._before is None:
             return self._held_out is None
+        if [spec for spec in self._specs if not self.is_finished(spec)]:
+            return False
         problem = Problem(**self._before[PROBLEM])
         _, reported = settings_of(self._specs[0].objective, problem.decides["objective"])
         if reported == problem.reported["settings"] and self._before["holds_out"] is False:

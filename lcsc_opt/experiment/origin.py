@@ -22,10 +22,8 @@ from lcsc_opt.trajectory import Trajectory
 
 def ended_grid(studies: Mapping[str, Attributes]) -> str | None:
     """The name of the first EMA grid of these studies that has ended, whose best is EMA*; ``None`` if none has."""
-    for name in studies:
-        if split_name(name)[1] == EMA_GRID and studies[name].get("search_ended") is not None:
-            return name
-    return None
+    grids = [name for name in studies if split_name(name)[1] == EMA_GRID]
+    return next((name for name in grids if studies[name].get("search_ended") is not None), None)
 
 
 def origin_at(

@@ -83,12 +83,10 @@ def make_report(
         metrics=measurer.reported,
         sign=experiment.record.sign,
     )
-    report = dataclasses.replace(
-        report, warnings=tuple(warnings_of(report, choice, with_result, measurer.yardstick(noises[0])))
-    )
-    for warning in report.warnings:
+    warnings = tuple(warnings_of(report, choice, with_result, measurer.yardstick(noises[0])))
+    for warning in warnings:
         notice(f"{experiment.name}: {warning}")
-    return report
+    return dataclasses.replace(report, warnings=warnings)
 
 
 def _part(choice: Choice, noises: Sequence[Noise], measurer: Measurer, sampler: str | None) -> Part:

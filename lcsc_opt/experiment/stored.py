@@ -62,7 +62,4 @@ def spec_of(study: str, contents: Contents) -> StudySpec:
 def context_of(experiment: Attributes, url: str) -> BuildContext:
     """Where the files of a stored experiment are."""
     directory = experiment["directory"]
-    return BuildContext(
-        directory=None if directory is None else Path(directory),
-        files=files_directory(url),
-    )
+    return BuildContext(None if directory is None else Path(directory), files=files_directory(url))

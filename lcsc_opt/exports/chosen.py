@@ -66,8 +66,7 @@ class Chosen:
         contents = read_contents(storage)
         if is_ours(name):
             return cls._of_study(storage, contents, name, trial)
-        reader = HistoryReader(storage)
-        studies = reader.read(name)  # raises where there is no such experiment
+        studies = HistoryReader(storage).read(name)  # raises where there is no such experiment
         report = studies[0].report
         if report is not None:
             return cls._of(storage, contents, name, report.of_answer.model, report)
@@ -124,11 +123,6 @@ class Chosen:
         if isinstance(sha256, str):
             return sha256
         return None
-
-    @property
-    def loaded_as(self) -> str:
-        """The study whose objective is loaded for the model: that which found it, else the experiment's first."""
-        return self.study or self.first_study
 
     @property
     def title(self) -> str:

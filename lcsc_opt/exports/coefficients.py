@@ -9,13 +9,9 @@ import numpy as np
 from lcsc_opt.base.errors import StudySpecError
 from lcsc_opt.base.records import Coefficients
 from lcsc_opt.checkpoints.finding import shown_steps
-from lcsc_opt.coefficients.profiles import (
-    ema_coefficients,
-    power_ema_coefficients,
-    uniform_coefficients,
-)
+from lcsc_opt.coefficients import profiles
 
-_PROFILES = {"ema": ema_coefficients, "power": power_ema_coefficients}
+_PROFILES = {"ema": profiles.ema_coefficients, "power": profiles.power_ema_coefficients}
 _WINDOWS = ("uniform", "last", "step")
 
 
@@ -34,14 +30,14 @@ def average_coefficients(kind: str, steps: Sequence[int]) -> Coefficients:
         except ValueError as error:
             raise StudySpecError(f"{kind}: expected a number, as in ema:0.9999 or power:0.1") from error
     if kind == "uniform":
-        return uniform_coefficients(len(steps), len(steps))
+        return profiles.uniform_coefficients(len(steps), len(steps))
     if name == "uniform" or not text.isdecimal():
         raise StudySpecError(f"{kind}: expected uniform, last:N or step:N")
     number = int(text)
     if name == "last":
         if not 0 < number <= len(steps):
             raise StudySpecError(f"{kind}: there are {len(steps)} checkpoints")
-        return uniform_coefficients(len(steps), number)
+        return profiles.uniform_coefficients(len(steps), number)
     if number not in steps:
         raise StudySpecError(f"{kind}: there is no checkpoint of this step; the steps are {shown_steps(steps)}")
     one_hot = np.zeros(len(steps))

@@ -63,8 +63,7 @@ def export(chosen: Chosen, objective: Objective, to: Destination) -> Recipe:
     if statistics:
         named = {trajectory.renaming.undone(name): tensor for name, tensor in statistics.items()}
         changes["statistics"] = save(_cast(named, to.dtype)).hex()
-    recipe = recipe.model_copy(update=changes)
-    return _write(trajectory, recipe, to, config)
+    return _write(trajectory, recipe.model_copy(update=changes), to, config)
 
 
 def needs_network(chosen: Chosen, objective: Objective, to: Destination) -> bool:
@@ -224,8 +223,7 @@ def _write(
     document = _document(trajectory, weights, to)
     if to.form in ("safetensors", "pt"):
         weights = {prefix + name: tensor for name, tensor in weights.items()}
-    header = json.loads(trajectory.metadata.get(HEADER, "{}"))
-    to.write(Content(weights, recipe, config, document, header))
+    to.write(Content(weights, recipe, config, document, json.loads(trajectory.metadata.get(HEADER, "{}"))))
     return recipe
 
 
@@ -300,8 +298,7 @@ def merge(trajectory: Trajectory, recipe: Recipe) -> dict[str, Tensor]:
     if recipe.rows:
         row_of = {name: row_of.get(trajectory.renaming.undone(name), 0) for name in trajectory.names}
         groups = LayerGroups(tuple(recipe.rows), row_of, LAYERS)
-    merged = trajectory.in_groups(groups).merge(placed[0] if groups is None else placed)
-    return _cast(merged, recipe.dtype)
+    return _cast(trajectory.in_groups(groups).merge(placed[0] if groups is None else placed), recipe.dtype)
 
 
 def _check_checkpoints(trajectory: Trajectory, recipe: Recipe, places: Mapping[int, int]) -> None:

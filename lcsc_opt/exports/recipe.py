@@ -122,9 +122,8 @@ class Recipe(pydantic.BaseModel):
     def of(cls, trajectory: Trajectory, coefficients: Coefficients, **fields: Any) -> Recipe:
         """The recipe of a merge of these checkpoints, made with what is installed here; ``fields`` are added to it."""
         installed = environment()
-        versions = {"python": installed["python"]}
-        for package in ("torch", "numpy"):
-            versions[package] = installed["packages"][package]
+        packages = installed["packages"]
+        versions = {"python": installed["python"], "torch": packages["torch"], "numpy": packages["numpy"]}
         rows = None
         numbers = tuple(coefficients.tolist())
         if trajectory.layer_groups is not None and coefficients.ndim > 1:
@@ -211,13 +210,8 @@ class Recipe(pydantic.BaseModel):
         Raises:
             StudySpecError: a row does not sum to one.
         """
-        row_of: dict[str, int] = {}
-        row_count = None
-        if self.rows:
-            row_count = len(self.rows)
-            for row, names in enumerate(self.rows.values()):
-                row_of.update(dict.fromkeys(names, row))
-        coefficients = check_coefficients(self.coefficients, len(self.steps), rows=row_count)
+        row_of = {name: row for row, names in enumerate((self.rows or {}).values()) for name in names}
+        coefficients = check_coefficients(self.coefficients, len(self.steps), rows=self.rows or None)
         return row_of, coefficients.reshape(-1, len(self.steps))
 
     def find_needed(self, steps: Sequence[int]) -> dict[int, int]:

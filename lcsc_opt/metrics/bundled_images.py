@@ -39,22 +39,14 @@ def bundled_images(name: Bundled) -> tuple[Tensor, Tensor]:
     ``mnist`` are 5,000 of MNIST's digits, 500 of each class, at 16×16 pixels and in random order.
     """
     if name == "mnist":
-        return _mnist()
+        with np.load(MNIST) as shipped:
+            images = torch.from_numpy(shipped["images"].astype(np.float32) / 127.5 - 1)
+            return images[:, None], torch.from_numpy(shipped["classes"].astype(np.int64))
     if name == "digits":
-        return _digits()
+        pixels, labels = import_extra("sklearn.datasets").load_digits(return_X_y=True)
+        images = torch.from_numpy(np.asarray(pixels, dtype=np.float32) / 8 - 1)
+        return images.reshape(-1, 1, 8, 8), torch.from_numpy(np.array(labels, dtype=np.int64))
     return _photographs()
-
-
-def _mnist() -> tuple[Tensor, Tensor]:
-    with np.load(MNIST) as shipped:
-        images = torch.from_numpy(shipped["images"].astype(np.float32) / 127.5 - 1)
-        return images[:, None], torch.from_numpy(shipped["classes"].astype(np.int64))
-
-
-def _digits() -> tuple[Tensor, Tensor]:
-    pixels, labels = import_extra("sklearn.datasets").load_digits(return_X_y=True)
-    images = torch.from_numpy(np.asarray(pixels, dtype=np.float32) / 8 - 1)
-    return images.reshape(-1, 1, 8, 8), torch.from_numpy(np.array(labels, dtype=np.int64))
 
 
 def _photographs() -> tuple[Tensor, Tensor]:

@@ -124,8 +124,7 @@ def _without_images(loss: Loss, reference: str | dict[str, JsonValue]) -> Loss:
         "loss: the reference has statistics and no images, so fdr compares features of the network only; give the "
         "images, so that a search does not gain by what clipping hides"
     )
-    first = next(iter(loss.weights))
-    return dataclasses.replace(loss, weights={first: 1.0})
+    return dataclasses.replace(loss, weights={next(iter(loss.weights)): 1.0})
 
 
 class ScoreSources:
@@ -316,10 +315,8 @@ class ScoreSources:
 
         Its own reference if that is images, not statistics; else the first reference that is.
         """
-        if name in self._references and self._references[name].holds_images:
-            return self._references[name]
-        for settings in self._references.values():
-            if settings.holds_images:
+        for settings in (self._references.get(name), *self._references.values()):
+            if settings is not None and settings.holds_images:
                 return settings
         raise MetricError(f"{name} needs real images; give them under reference: {{{name}: a folder, a .zip, ...}}")
 

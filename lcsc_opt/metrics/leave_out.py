@@ -19,26 +19,10 @@ import torch
 from torch import Tensor
 
 from lcsc_opt.base.jackknife import GROUPS, group_of_each
-from lcsc_opt.metrics.distances import (
-    EACH,
-    kernel_subsets,
-    precise_and_covered,
-    radii_of,
-    real_features,
-    rows_at_once,
-)
+from lcsc_opt.metrics import distances, tones
 from lcsc_opt.metrics.frechet import Array, FrechetReference, Moments
 from lcsc_opt.metrics.names import TO_HELD_OUT, Formula
 from lcsc_opt.metrics.reference.reference import Reference
-from lcsc_opt.metrics.tones import (
-    LEVELS,
-    by_distribution,
-    distance_of_sorted,
-    interpolated,
-    quantiles_of,
-    sorted_without_each_group,
-    tones_without_each_group,
-)
 
 DISTANCES_WITH_ERROR = {"fid": "fid", "fid_held_out": "fid", "tones": "tones", "tones_held_out": "tones"}
 """A distance → its formula, of those that have an error of the real images."""
@@ -62,13 +46,14 @@ def without_each_group(formula: Formula, samples: Tensor, reference: Reference) 
         samples: ``[N, D]`` features, on the device where distances are computed; enough of each group for the metric.
         reference: the real images.
     """
-    of_samples = _without_samples(formula, samples, reference)
-    of_real = np.full(GROUPS, of_samples.mean())
     if formula in TO_HELD_OUT.values():
         reference = reference.unseen
+    distance = DISTANCES_WITH_ERROR.get(formula, formula)  # to these or to the unseen images
+    of_samples = _without_samples(distance, samples, reference)
+    of_real = np.full(GROUPS, of_samples.mean())
     if formula in DISTANCES_WITH_ERROR and reference.features is not None and len(reference.features) >= FEWEST_REAL:
-        distance = _real_fid if DISTANCES_WITH_ERROR[formula] == "fid" else _real_tones
-        of_real = distance(samples, reference)
+        without_real = _real_fid if distance == "fid" else _real_tones
+        of_real = without_real(samples, reference)
     return np.concatenate([of_samples, of_real])
 
 
@@ -78,21 +63,17 @@ def _without_samples(formula: Formula, samples: Tensor, reference: Reference) ->
     match formula:
         case "fid":
             return _fid(samples, labels, reference.frechet)
-        case "fid_held_out":
-            return _fid(samples, labels, reference.unseen.frechet)
         case "kid":
             return _kernel_distance(samples, labels, reference)
         case "precision":
-            precise, _ = precise_and_covered(samples, reference)
+            precise, _ = distances.precise_and_covered(samples, reference)
             return _means(precise, labels)
         case "recall":
             return _recall(samples, labels, reference)
         case "tones":
             return _tones(samples, labels, reference)
-        case "tones_held_out":
-            return _tones(samples, labels, reference.unseen)
         case "near" | "hinge":
-            return _means(EACH[formula](samples, reference), labels)
+            return _means(distances.EACH[formula](samples, reference), labels)
         case _:  # the mean of the only feature
             return _means(samples[:, 0], labels)
 
@@ -101,15 +82,14 @@ def _means(values: Tensor, labels: Labels) -> Array:
     """``[N]`` → ``[G]``: the means over all samples but those of a group."""
     sums = np.bincount(labels, weights=values.cpu().double().numpy(), minlength=GROUPS)
     counts = np.bincount(labels, minlength=GROUPS)
-    means: Array = (sums.sum() - sums) / (counts.sum() - counts)
-    return means
+    return np.asarray((sums.sum() - sums) / (counts.sum() - counts))
 
 
 def _fid(samples: Tensor, labels: Labels, reference: FrechetReference) -> Array:
     features = samples.cpu().numpy()
     if len(features) < features.shape[1]:  # through the smaller N × N matrix
-        distances = [reference.distance_from_features(features[labels != group]) for group in range(GROUPS)]
-        return np.array(distances)
+        groups = range(GROUPS)
+        return np.array([reference.distance_from_features(features[labels != group]) for group in groups])
     without = _gaussians_without_each_group(features, labels)
     if features.shape[1] > MANY_FEATURES:
         return reference.distances_from_others(features, without)
@@ -121,11 +101,11 @@ def _recall(samples: Tensor, labels: Labels, reference: Reference) -> Array:
 
     Radii among the others would grow a little, by the same for every group on average, and that cancels in an interval.
     """
-    real = real_features(samples, reference)
-    radii = radii_of(samples)
+    real = distances.real_features(samples, reference)
+    radii = distances.radii_of(samples)
     members = _members(samples, labels)
     spheres = torch.zeros(len(real), GROUPS).to(samples)  # around each real image, of samples in each group
-    step = rows_at_once(len(real))
+    step = distances.rows_at_once(len(real))
     for start in range(0, len(samples), step):
         rows = slice(start, start + step)
         inside = torch.cdist(samples[rows], real) <= radii[rows, None]
@@ -136,11 +116,11 @@ def _recall(samples: Tensor, labels: Labels, reference: Reference) -> Array:
 
 def _kernel_distance(samples: Tensor, labels: Labels, reference: Reference) -> Array:
     """The means over the subsets of KID, from which the samples of a group are removed."""
-    real = real_features(samples, reference)
+    real = distances.real_features(samples, reference)
     dimension = real.shape[1]
     all_members = _members(samples, labels)
     values = []
-    for rows, real_rows in kernel_subsets(samples, real):
+    for rows, real_rows in distances.kernel_subsets(samples, real):
         x = samples[rows]
         y = real[real_rows]
         members = all_members[rows]
@@ -156,8 +136,7 @@ def _kernel_distance(samples: Tensor, labels: Labels, reference: Reference) -> A
         sums_inside = sums.sum() - sums.sum(dim=0) - sums.sum(dim=1) + sums.diagonal()
         sums_across = (members.T @ across.sum(dim=1)).double()  # [G]
         within = sums_inside / pairs + inside_real.sum().double() / real_pairs
-        between = (sums_across.sum() - sums_across) / (remaining * len(y))
-        values.append(within - 2 * between)
+        values.append(within - 2 * (sums_across.sum() - sums_across) / (remaining * len(y)))
     return torch.stack(values).mean(dim=0).cpu().numpy()
 
 
@@ -167,8 +146,8 @@ def _members(samples: Tensor, labels: Labels) -> Tensor:
 
 
 def _tones(samples: Tensor, labels: Labels, reference: Reference) -> Array:
-    quantiles = reference.once("quantiles", samples.device, quantiles_of)
-    return tones_without_each_group(samples, quantiles, torch.from_numpy(labels), GROUPS).cpu().numpy()
+    quantiles = reference.once("quantiles", samples.device, tones.quantiles_of)
+    return tones.tones_without_each_group(samples, quantiles, torch.from_numpy(labels), GROUPS).cpu().numpy()
 
 
 def _real_fid(samples: Tensor, reference: Reference) -> Array:
@@ -193,8 +172,9 @@ def _real_tones(samples: Tensor, reference: Reference) -> Array:
 
     def quantiles(features: Tensor) -> list[Tensor]:
         labels = torch.from_numpy(group_of_each(len(features)))
-        return [interpolated(ordered, LEVELS) for ordered in sorted_without_each_group(features, labels, GROUPS)]
+        rests = tones.sorted_without_each_group(features, labels, GROUPS)
+        return [tones.interpolated(ordered, tones.LEVELS) for ordered in rests]
 
-    ordered = interpolated(by_distribution(samples).sort(dim=1).values, LEVELS)
+    ordered = tones.interpolated(tones.by_distribution(samples).sort(dim=1).values, tones.LEVELS)
     without = reference.once("quantiles without groups", samples.device, quantiles)
-    return np.array([float(distance_of_sorted(ordered, of_others)) for of_others in without])
+    return np.array([float(tones.distance_of_sorted(ordered, of_others)) for of_others in without])

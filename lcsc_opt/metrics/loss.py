@@ -44,17 +44,13 @@ class Constraint:
 
     Attributes:
         loss: the loss of the yardstick.
-        value: the bound.
-        deviation: the standard deviation of the kept metric between images.
         guide: the yardstick's value of the metric whose gradient is followed.
-        sign: −1 if higher values of the kept metric are better, else 1.
+        yardstick: has the bound itself, and the standard deviation of the kept metric between images.
     """
 
     loss: float
-    value: float
-    deviation: float
     guide: float
-    sign: int = 1
+    yardstick: Yardstick
 
     @property
     def scale(self) -> float:
@@ -63,15 +59,16 @@ class Constraint:
 
     def violation(self, value: float, images: int) -> float:
         """By how many standard errors, for this many images, ``value`` is worse than the bound."""
-        excess = self.sign * (value - self.value)
-        standard_error = self.deviation / math.sqrt(images)
+        excess = self.yardstick.sign * (value - self.yardstick.bound)
+        standard_error = self.yardstick.deviation / math.sqrt(images)
         if standard_error > 0:
             return excess / standard_error
         return float(excess > 0)
 
     def penalty(self, value: float) -> float:
         """What is added to the loss."""
-        return PENALTY * abs(self.loss) / (self.value or 1.0) * max(0.0, self.sign * (value - self.value))
+        bound = self.yardstick.bound
+        return PENALTY * abs(self.loss) / (bound or 1.0) * max(0.0, self.yardstick.sign * (value - bound))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -127,8 +124,7 @@ class Loss:
         bound = bounds.get(name)
         formula = name.partition("@")[0]
         largest = 1.0 if formula == "precision" else sys.float_info.max
-        is_in_range = bound is None or 0 < bound <= largest
-        if len(bounds) != 1 or formula not in KEPT or not is_in_range:
+        if len(bounds) != 1 or formula not in KEPT or not (bound is None or 0 < bound <= largest):
             raise MetricError(
                 f"keep: {keep!r} cannot be kept; known: {', '.join(KEPT)}, each optionally with @extractor; or a "
                 "bound, as {precision: 0.7}"
@@ -180,13 +176,7 @@ class Loss:
         if self.keep is None:
             return loss
         measured = {metric: yardstick.metrics[str(metric)] for metric in self.metrics}
-        constraint = Constraint(
-            loss=loss.value(measured),
-            value=yardstick.bound,
-            deviation=yardstick.deviation,
-            guide=measured[self.keep.guide],
-            sign=yardstick.sign,
-        )
+        constraint = Constraint(loss.value(measured), measured[self.keep.guide], yardstick)
         return dataclasses.replace(loss, constraint=constraint)
 
     def describe(self) -> dict[str, Any]:
@@ -299,6 +289,6 @@ def _checked_weight(metric: MetricName, weight: object) -> float:
 def why_no_gradient(loss: Iterable[MetricName]) -> str | None:
     """Why a sum of these metrics has no gradient in the features, as one clause; ``None`` if it has one."""
     for metric in loss:
-        if not metric.is_differentiable:
+        if metric.formula not in DIFFERENTIABLE:
             return f"{metric} in the loss has no gradient, only {', '.join(DIFFERENTIABLE)} have one"
     return None

@@ -145,11 +145,6 @@ class MetricName:
         """Whether it compares with real images; the Inception Score and rewards do not."""
         return self.formula not in WITHOUT_REFERENCE
 
-    @property
-    def is_differentiable(self) -> bool:
-        """Whether it has a derivative in the features of the samples."""
-        return self.formula in DIFFERENTIABLE
-
 
 def need_real_features(formulas: Iterable[Formula]) -> bool:
     """Whether any of these needs the features of all real images, not only their mean and covariance."""

@@ -93,19 +93,11 @@ class CheckpointsAlone(Objective):
 
 def checkpoints_written_again(experiment: Attributes, files: Path) -> bool:
     """Whether the files of an experiment's checkpoints are others by now, by their sizes and times."""
-    begun_with = _known_request(experiment, files)
-    return begun_with is not None and changes_at(*begun_with).written_again
-
-
-def _known_request(experiment: Attributes, files: Path) -> tuple[PackRequest, KnownCheckpoints] | None:
-    """Where the checkpoints of an experiment are, and which it began with; ``None`` if it names none."""
     context = _context(experiment, files)
     if context is None or context.checkpoints is None:
-        return None
+        return False
     request = _request(experiment["objective"]["settings"], context)
-    if request is None:
-        return None
-    return (request, context.checkpoints)
+    return request is not None and changes_at(request, context.checkpoints).written_again
 
 
 def _context(experiment: Attributes, files: Path) -> BuildContext | None:

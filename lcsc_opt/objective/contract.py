@@ -141,11 +141,7 @@ class Objective(abc.ABC):
 
     def __call__(self, coefficients: npt.ArrayLike) -> float:
         """The loss of ``[K]`` or ``[S, K]`` coefficients that sum to one."""
-        groups = self.layer_groups
-        rows = None
-        if groups is not None:
-            rows = len(groups)
-        checked = check_coefficients(coefficients, len(self.steps), rows=rows)
+        checked = check_coefficients(coefficients, len(self.steps), rows=self.layer_groups)
         return self.evaluate(Candidate(checked, noise=SEARCH, yardstick=self._search_yardstick)).loss
 
     @property
@@ -362,8 +358,7 @@ class CoefficientFunction(Objective):
         if candidate.noise.group == HELD_OUT.group:
             function = self._held_out_function(candidate)
             name = self._held_out_name or "held_out"
-        returned = function(candidate.coefficients.copy())  # a copy, which the function may change
-        loss = _as_loss(returned, name)
+        loss = _as_loss(function(candidate.coefficients.copy()), name)  # a copy, which it may change
         if not candidate.gradient:
             return Evaluation(loss)
         return Evaluation(loss, gradient=self._gradient_at(candidate.coefficients))

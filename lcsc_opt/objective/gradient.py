@@ -74,5 +74,4 @@ class WeightGradient:
             if name in self.sums:
                 self.sums[name].add_(part, alpha=2.0**exponent)
             else:
-                wide = torch.promote_types(part.dtype, torch.float32)
-                self.sums[name] = part.to(wide) * 2.0**exponent
+                self.sums[name] = part.to(torch.promote_types(part.dtype, torch.float32)) * 2.0**exponent

@@ -72,8 +72,7 @@ class ImageStages:
         Raises:
             MetricError: their features are not finite.
         """
-        prompts = prompts_of(self.sampler, noise, first, first + len(images))
-        metrics.update(images, prompts=prompts)
+        metrics.update(images, prompts=prompts_of(self.sampler, noise, first, first + len(images)))
 
     def image_gradient(
         self, images: Tensor, noise: Noise, first: int, feature_gradients: Mapping[str, Tensor]

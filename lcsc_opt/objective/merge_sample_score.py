@@ -428,8 +428,7 @@ def _real_images_per_dimension(scores: MetricSuite) -> float | None:
 def _divided(gradients: Mapping[str, npt.NDArray[Any]], counts: Sequence[int]) -> list[FeatureGradients]:
     """The rows of ``gradients`` for consecutive parts of ``counts`` images."""
     ends = np.cumsum(counts)
-    starts = ends - counts
     return [
         {name: gradient[start:end] for name, gradient in gradients.items()}
-        for start, end in zip(starts, ends, strict=True)
+        for start, end in zip(ends - counts, ends, strict=True)
     ]

@@ -9,7 +9,7 @@ from pydantic import Field
 
 from lcsc_opt.base.paths import BuildContext
 from lcsc_opt.base.progress import notice
-from lcsc_opt.checkpoints.finding import Selection
+from lcsc_opt.checkpoints.finding import Selection, as_patterns
 from lcsc_opt.coefficients.profiles import last_alone
 from lcsc_opt.metrics import MetricSuite
 from lcsc_opt.metrics.from_settings import ReferenceScoreSettings, ScoreSources
@@ -81,8 +81,7 @@ class CheckpointSettings(NetworkSettings):
 
     def checkpoint_paths(self, context: BuildContext) -> list[Path]:
         """The files, folders and globs of ``checkpoints``."""
-        patterns = [self.checkpoints] if isinstance(self.checkpoints, str) else self.checkpoints
-        return [context.path(pattern) for pattern in patterns]
+        return [context.path(str(pattern)) for pattern in as_patterns(self.checkpoints)]
 
 
 class ImageObjectiveSettings(CheckpointSettings, ReferenceScoreSettings):

@@ -27,12 +27,5 @@ class Stopwatch:
 
     def cost(self, *, images: int = 0, model_calls: int = 0) -> Cost:
         """The seconds of each stage, and of all together."""
-        return Cost(
-            images=images,
-            model_calls=model_calls,
-            seconds=sum(self._seconds.values()),
-            merge_seconds=self._seconds["merge"],
-            sample_seconds=self._seconds["sample"],
-            features_seconds=self._seconds["features"],
-            metric_seconds=self._seconds["metric"],
-        )
+        seconds_of_stages = {f"{stage}_seconds": seconds for stage, seconds in self._seconds.items()}
+        return Cost(images, model_calls, sum(seconds_of_stages.values()), **seconds_of_stages)

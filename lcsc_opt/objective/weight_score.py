@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor
 
-from lcsc_opt.base.records import HELD_OUT, SELECTION, Candidate, Coefficients, Cost, Evaluation
+from lcsc_opt.base.records import HELD_OUT, SELECTION, Candidate, Coefficients, Evaluation
 from lcsc_opt.coefficients.profiles import is_saved
 from lcsc_opt.objective.contract import Objective, Samples, stop_if_told
 from lcsc_opt.objective.network_scorer import NetworkScorer
 from lcsc_opt.objective.scorer import Draw
+from lcsc_opt.objective.stopwatch import Stopwatch
 from lcsc_opt.trajectory import Trajectory
 from lcsc_opt.trajectory.trajectory import renamed
 
@@ -68,30 +68,24 @@ class WeightScore(Objective):
             ObjectiveError: it is no number; or a gradient is asked for and it has no graph.
             Exception: whatever the score raises.
         """
-        start = time.perf_counter()
+        watch = Stopwatch()
         draw = Draw.of(candidate.noise, candidate.images or self._size)
-        weights = self._merged(candidate.coefficients)
-        merged = time.perf_counter()
+        with watch.timing("merge"):
+            weights = self._merged(candidate.coefficients)
         stop_if_told()
         varying = None
         if candidate.gradient:
             varying = self.trajectory.varying
-        measured, weight_gradients = self.scorer.measure(
-            weights, draw, varying, as_saved=is_saved(candidate.coefficients)
-        )
         coefficient_gradient = None
-        if candidate.gradient:
-            coefficient_gradient = self._sign * self.trajectory.project(weight_gradients)
-            if coefficient_gradient.ndim > candidate.coefficients.ndim:
-                # a trajectory in rows, and coefficients that all rows share
-                coefficient_gradient = coefficient_gradient.sum(axis=0)
-        end = time.perf_counter()
-        cost = Cost(
-            images=draw.size or 0,
-            seconds=end - start,
-            merge_seconds=merged - start,
-            metric_seconds=end - merged,
-        )
+        with watch.timing("metric"):
+            measured, weight_gradients = self.scorer.measure(
+                weights, draw, varying, as_saved=is_saved(candidate.coefficients)
+            )
+            if candidate.gradient:
+                coefficient_gradient = self._sign * self.trajectory.project(weight_gradients)
+                if coefficient_gradient.ndim > candidate.coefficients.ndim:
+                    # a trajectory in rows, and coefficients that all rows share
+                    coefficient_gradient = coefficient_gradient.sum(axis=0)
         name, score = next(iter(measured.metrics.items()))
         without_groups: dict[str, list[float]] = {}
         if candidate.noise.group in (SELECTION.group, HELD_OUT.group):
@@ -101,7 +95,7 @@ class WeightScore(Objective):
         return Evaluation(
             self._sign * score,
             measured.metrics,
-            cost,
+            watch.cost(images=draw.size or 0),
             gradient=coefficient_gradient,
             without_groups=without_groups,
         )

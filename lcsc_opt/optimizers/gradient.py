@@ -87,19 +87,6 @@ class DualAscent:
 
 
 @dataclasses.dataclass(frozen=True)
-class _PendingAsk:
-    """A candidate between ask and tell.
-
-    Attributes:
-        number: how many asks came before it.
-        steps: how many steps the path had made when it was asked.
-    """
-
-    number: int
-    steps: int
-
-
-@dataclasses.dataclass(frozen=True)
 class _Check:
     """A plain evaluation of the average.
 
@@ -147,7 +134,7 @@ class _LCSCGradient(Optimizer):  # type: ignore[misc]
         self._budget_in_images = False
         self._checks: list[_Check] = []
         self._idle_checks = 0  # of the last ones, how many brought nothing
-        self._pending: dict[str, _PendingAsk] = {}  # by uid
+        self._pending: dict[str, tuple[int, int]] = {}  # uid → the number of asks and of steps before it
         self._retreated_at = 0
         self._best_told = np.inf  # of candidates that it did not ask
         self._dual_ascent = DualAscent()
@@ -185,8 +172,7 @@ class _LCSCGradient(Optimizer):  # type: ignore[misc]
         before = min(self._checks, key=lambda check: abs(check.steps - 2 / 3 * last.steps))
         if before.without is None or len(before.without) != len(last.without):
             return False
-        error = standard_error(np.subtract(before.without, last.without).tolist())
-        return before.loss - last.loss <= error
+        return before.loss - last.loss <= standard_error(np.subtract(before.without, last.without).tolist())
 
     def _internal_ask_candidate(self) -> ng.p.Parameter:
         if self._check_is_due():
@@ -195,7 +181,7 @@ class _LCSCGradient(Optimizer):  # type: ignore[misc]
         else:
             asked = self._spawn(self._path.free)
             self._ask_for_gradient(asked)
-        self._pending[asked.uid] = _PendingAsk(self.num_ask, self._path.steps)
+        self._pending[asked.uid] = (self.num_ask, self._path.steps)
         self._charge(candidate_of(asked))
         return asked
 
@@ -220,22 +206,16 @@ class _LCSCGradient(Optimizer):  # type: ignore[misc]
         no step was told yet, as with many workers; else the study would end without a comparable loss.
         """
         if self._budget_left is not None and self._budget_left > 0:
-            taken = self._taken_by_check
+            taken = 1  # by the check, of the budget
+            if self._budget_in_images:
+                taken = self._check_images or 1
             # only the last check is still to come: one now would leave no budget for steps before it
             if self._budget_left <= 2 * taken:
                 return self._budget_left <= taken and self._cost_since_check > 0
         if self._path.steps == 0:
             return False
         check_images = self._check_images or 1
-        with_check = self._cost_since_check + check_images
-        return bool(check_images <= self._options["checks"] * with_check)
-
-    @property
-    def _taken_by_check(self) -> int:
-        """What a plain evaluation takes from the budget."""
-        if self._budget_in_images:
-            return self._check_images or 1
-        return 1
+        return bool(check_images <= self._options["checks"] * (self._cost_since_check + check_images))
 
     def _ask_for_gradient(self, asked: ng.p.Parameter) -> None:
         """Make it a step: its gradient is wanted, on noise of its own.
@@ -254,13 +234,13 @@ class _LCSCGradient(Optimizer):  # type: ignore[misc]
         ask_with(asked, images=images, noise=noise, gradient=True, keep_weight=weight, unbiased=True)
 
     def _internal_tell_candidate(self, candidate: ng.p.Parameter, loss: float) -> None:
-        pending = self._pending.pop(candidate.uid)
+        number, steps = self._pending.pop(candidate.uid)
         evaluation = evaluation_of(candidate)
         if not candidate_of(candidate).gradient:
             self._tell_check(candidate, loss)
             return
         if failed(candidate):
-            self._retreat(pending)
+            self._retreat(number)
             return
         if evaluation is None or evaluation.gradient is None:
             raise StudySpecError(
@@ -268,9 +248,9 @@ class _LCSCGradient(Optimizer):  # type: ignore[misc]
                 "objective.evaluate(candidate_of(candidate)) to attach_evaluation"
             )
         if not np.isfinite(evaluation.gradient).all():
-            self._retreat(pending)
+            self._retreat(number)
             return
-        self._path.step(candidate.value, evaluation.gradient, delay=self._path.steps - pending.steps)
+        self._path.step(candidate.value, evaluation.gradient, delay=self._path.steps - steps)
         self._dual_ascent.update(evaluation)
 
     def _tell_check(self, candidate: ng.p.Parameter, loss: float) -> None:
@@ -284,9 +264,9 @@ class _LCSCGradient(Optimizer):  # type: ignore[misc]
         self._checks.append(_Check(self._path.steps, loss, without))
         self._idle_checks = self._idle_checks + 1 if self._brought_nothing() else 0
 
-    def _retreat(self, pending: _PendingAsk) -> None:
+    def _retreat(self, number: int) -> None:
         """Retreat once for all candidates that were asked before the retreat."""
-        if pending.number >= self._retreated_at:
+        if number >= self._retreated_at:
             self._path.retreat()
             self._retreated_at = self.num_ask
 
@@ -310,8 +290,7 @@ class _LCSCGradient(Optimizer):  # type: ignore[misc]
     def _internal_provide_recommendation(self) -> _Floats:
         """The average of the iterates, in Nevergrad's form."""
         child = self.parametrization.spawn_child(new_value=self._space.to_coefficients(self._path.average))
-        data: _Floats = child.get_standardized_data(reference=self.parametrization)
-        return data
+        return np.asarray(child.get_standardized_data(reference=self.parametrization))
 
 
 class LCSCGradient(ConfiguredOptimizer):  # type: ignore[misc]
@@ -411,8 +390,7 @@ class _Adam:
         self._square += (1 - _MEMORY) * (np.square(slopes) - self._square)
         mean = self._momentum / (1 - _MOMENTUM**self._since_forgotten)
         spread = np.sqrt(self._square / (1 - _MEMORY**self._steps))
-        ratio: _Floats = np.divide(mean, spread, out=np.zeros_like(mean), where=spread > 0)
-        return ratio
+        return np.divide(mean, spread, out=np.zeros_like(mean), where=spread > 0)
 
     def forget_momentum(self) -> None:
         """Start again with the mean, but not with the spread."""
@@ -422,14 +400,12 @@ class _Adam:
 
 def _onto_directions(directions: _Floats, free: _Floats) -> _Floats:
     """``[d, K - 1]`` and a vector ``[d]`` → its components along the directions, ``[K - 1]``."""
-    components: _Floats = (directions * free[:, None]).sum(axis=0)
-    return components
+    return np.asarray((directions * free[:, None]).sum(axis=0))
 
 
 def _along_directions(directions: _Floats, components: _Floats) -> _Floats:
     """``[d, K - 1]`` and components ``[K - 1]`` → the vector ``[d]``."""
-    vector: _Floats = (directions * components).sum(axis=1)
-    return vector
+    return np.asarray((directions * components).sum(axis=1))
 
 
 def _free_directions(space: CoefficientSpace, cosines: _Floats) -> _Floats:
@@ -444,5 +420,4 @@ def cosine_directions(count: int) -> npt.NDArray[np.float64]:
     """``[K, K - 1]`` orthonormal columns that sum to zero: the discrete cosine transform II without its constant."""
     frequencies = np.arange(1, count)
     positions = np.arange(count)[:, None] + 0.5
-    directions: npt.NDArray[np.float64] = np.sqrt(2 / count) * np.cos(np.pi / count * positions * frequencies)
-    return directions
+    return np.asarray(np.sqrt(2 / count) * np.cos(np.pi / count * positions * frequencies))

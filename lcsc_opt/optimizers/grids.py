@@ -13,15 +13,8 @@ from pydantic import Field
 
 from lcsc_opt.base.errors import StudySpecError
 from lcsc_opt.base.records import Coefficients
+from lcsc_opt.coefficients import profiles
 from lcsc_opt.coefficients.plane import DEFAULT_SIZE, Plane, plane_grid
-from lcsc_opt.coefficients.profiles import (
-    POWER_EMA_SIGMAS,
-    extrapolated_average,
-    normalize,
-    plain_averages,
-    power_ema_coefficients,
-    uniform_coefficients,
-)
 from lcsc_opt.optimizers.parametrization import Numbers, steps_of
 
 ProfileName = Literal["ema", "power", "uniform", "extrapolated", "single"]
@@ -31,11 +24,11 @@ _EXTRAPOLATIONS = (0.0, 0.25, 0.5, 1.0, 2.0)
 
 
 def _powers(steps: Steps, widths: Sequence[float] | None) -> list[Coefficients]:
-    return [power_ema_coefficients(steps, width) for width in widths or POWER_EMA_SIGMAS]
+    return [profiles.power_ema_coefficients(steps, width) for width in widths or profiles.POWER_EMA_SIGMAS]
 
 
 def _uniforms(steps: Steps, windows: Sequence[float] | None) -> list[Coefficients]:
-    return [uniform_coefficients(len(steps), window) for window in _windows(windows, len(steps))]
+    return [profiles.uniform_coefficients(len(steps), window) for window in _windows(windows, len(steps))]
 
 
 def _windows(windows: Sequence[float] | None, count: int) -> list[int]:
@@ -52,10 +45,10 @@ def _extrapolated(steps: Steps, extrapolations: Sequence[float] | None) -> list[
     """Of the last 1, 2, 4 … and a half of the checkpoints."""
     half = len(steps) // 2
     if half == 0:
-        return [normalize(np.ones(len(steps)))]
+        return [profiles.normalize(np.ones(len(steps)))]
     windows = [2**power for power in range(half) if 2**power < half] + [half]
     return [
-        extrapolated_average(len(steps), window, extrapolation)
+        profiles.extrapolated_average(len(steps), window, extrapolation)
         for window in windows
         for extrapolation in extrapolations or _EXTRAPOLATIONS
     ]
@@ -70,7 +63,7 @@ def _singles(steps: Steps, chosen: Sequence[float] | None) -> list[Coefficients]
 
 
 PROFILES: Mapping[ProfileName, Callable[[Steps, Sequence[float] | None], list[Coefficients]]] = {
-    "ema": plain_averages,
+    "ema": profiles.plain_averages,
     "power": _powers,
     "uniform": _uniforms,
     "extrapolated": _extrapolated,
@@ -85,8 +78,7 @@ class _Grid(Optimizer):  # type: ignore[misc]
 
     def __init__(self, *arguments: Any, config: Any = None, **options: Any) -> None:
         super().__init__(*arguments, **options)
-        grid = config or ProfileGrid()
-        self._to_ask = deque(grid.points(steps_of(self.parametrization)))
+        self._to_ask = deque((config or ProfileGrid()).points(steps_of(self.parametrization)))
 
     @property
     def finished(self) -> bool:

@@ -55,8 +55,7 @@ class _CoefficientLayer(ForwardableOperation):  # type: ignore[misc]
         if self._last_coefficients is None or content != self._last_free:
             self._last_free = content
             self._last_coefficients = self.space.to_coefficients(free)
-        coefficients: Coefficients = self._last_coefficients.copy()
-        return coefficients
+        return np.asarray(self._last_coefficients.copy())
 
     def backward(self, value: npt.ArrayLike) -> npt.NDArray[np.float64]:
         """``[K]`` → ``[d]``."""
@@ -153,8 +152,7 @@ def candidate_of(parameter: ng.p.Parameter) -> Candidate:
 
     Nevergrad's own optimizers say nothing but coefficients, and get plain evaluations.
     """
-    asked_with = parameter._meta.get(_ASKED_WITH, {})
-    return Candidate(np.asarray(parameter.value, dtype=np.float64), **asked_with)
+    return Candidate(np.asarray(parameter.value, dtype=np.float64), **parameter._meta.get(_ASKED_WITH, {}))
 
 
 def attach_evaluation(parameter: ng.p.Parameter, evaluation: Evaluation | None) -> None:

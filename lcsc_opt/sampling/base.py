@@ -64,8 +64,7 @@ def prompts_of(sampler: Sampler, noise: Noise, start: int, stop: int) -> list[st
 
 def fewest_report_images(sampler: Sampler) -> int:
     """The images of a report with which each of the sampler's prompts has one; 0 if it has none."""
-    fewest: int = getattr(sampler, "fewest_report_images", 0)
-    return fewest
+    return getattr(sampler, "fewest_report_images", 0)
 
 
 def why_no_graph(sampler: Sampler) -> str | None:
@@ -78,8 +77,7 @@ def why_no_graph(sampler: Sampler) -> str | None:
 
 def networks_to_lay_out(sampler: Sampler) -> tuple[nn.Module, ...]:
     """A sampler's networks whose layout is to be chosen; empty if there is no choice."""
-    networks: tuple[nn.Module, ...] = getattr(sampler, "networks_to_lay_out", ())
-    return networks
+    return getattr(sampler, "networks_to_lay_out", ())
 
 
 @runtime_checkable

@@ -12,7 +12,7 @@ from typing import Any, cast
 
 from torch import nn
 
-from lcsc_opt.base.errors import ObjectiveError
+from lcsc_opt.base.errors import ObjectiveError, text_of
 from lcsc_opt.base.imports import import_extra
 from lcsc_opt.base.settings import excerpt
 from lcsc_opt.checkpoints.names import is_numbered_folder
@@ -78,8 +78,7 @@ class DiffusersFolder:
         try:
             network: nn.Module = model_class.from_config(self.model)
         except Exception as error:  # models raise all kinds of errors for wrong settings
-            reason = " ".join(str(error).split())
-            raise ObjectiveError(f"model: {self.path}: {class_name}: {reason}") from error
+            raise ObjectiveError(f"model: {self.path}: {class_name}: {text_of(error)}") from error
         return network
 
     def image_shape(self) -> tuple[int, int, int]:

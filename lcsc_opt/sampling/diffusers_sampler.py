@@ -14,7 +14,7 @@ import torch
 from pydantic import Field, JsonValue, model_validator
 from torch import Tensor, nn
 
-from lcsc_opt.base.errors import ObjectiveError
+from lcsc_opt.base.errors import ObjectiveError, text_of
 from lcsc_opt.base.imports import has_parameter, import_extra
 from lcsc_opt.base.records import Noise
 from lcsc_opt.base.settings import AlsoSettings, near_miss
@@ -152,8 +152,7 @@ def build_scheduler(
     try:
         return scheduler_class.from_config(pipeline_config, **changes)
     except Exception as error:  # schedulers raise all kinds of errors for wrong settings
-        reason = " ".join(str(error).split())
-        raise ObjectiveError(f"sampler.scheduler: {class_name}: {reason}") from error
+        raise ObjectiveError(f"sampler.scheduler: {class_name}: {text_of(error)}") from error
 
 
 def _in_family(name: SchedulerName, config: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
@@ -163,26 +162,21 @@ def _in_family(name: SchedulerName, config: Mapping[str, Any]) -> tuple[str, dic
         ObjectiveError: there is none: it would take what the network predicts for something else.
     """
     own_class = str(config.get("_class_name", ""))
-    family = _family_of(own_class)
+    family = next((start for start in _FAMILIES if own_class.startswith(start)), None)
     if config.get("use_flow_sigmas") or config.get("prediction_type") == "flow_prediction":
         family = "FlowMatch"
     schedulers: dict[SchedulerName, tuple[str, dict[str, Any]]] = dict(SCHEDULERS)
     if own_class:
         schedulers = _FAMILIES.get(family or "", {})
     if name not in schedulers:
-        names = ", ".join(schedulers) or "none"
         raise ObjectiveError(
             f"sampler.name: {name} is not for a network of {own_class}, whose predictions mean something else; "
-            f"leave it out, or name one of these: {names}"
+            f"leave it out, or name one of these: {', '.join(schedulers) or 'none'}"
         )
     class_name, settings = schedulers[name]
     if "shift" in config and "use_flow_sigmas" in settings:
         settings = {**settings, "flow_shift": config["shift"]}
     return class_name, dict(settings)
-
-
-def _family_of(class_name: str) -> str | None:
-    return next((start for start in _FAMILIES if class_name.startswith(start)), None)
 
 
 def _scheduler_class(class_name: str) -> Any:
@@ -207,8 +201,8 @@ def set_timesteps(scheduler: Any, schedule: Mapping[str, Any]) -> Tensor:
     try:
         scheduler.set_timesteps(**schedule)
     except Exception as error:  # schedulers raise all kinds of errors for wrong timesteps
-        reason = " ".join(str(error).split())
-        raise ObjectiveError(f"sampler: {type(scheduler).__name__} refuses {schedule}: {reason}") from error
+        name = type(scheduler).__name__
+        raise ObjectiveError(f"sampler: {name} refuses {schedule}: {text_of(error)}") from error
     timesteps: Tensor = scheduler.timesteps
     return timesteps
 

@@ -142,7 +142,8 @@ class HeunSampler(NetworkSampler):
         """``[stop - start, C, H, W]`` images, nominally in [-1, 1]."""
         labels = self._labels(noise, start, stop)
         z = self.noise.batch(noise, start, stop, self.image_shape)
-        levels = self._levels()
+        *positive, zero = self.schedule.levels()
+        levels = [*(self._denoiser.rounded(sigma) for sigma in positive), zero]
         x = levels[0] * z.to(self._network.device).to(self._dtype)
         for sigma, lower in itertools.pairwise(levels):
             derivative = self._derivative(x, sigma, labels, recompute=lower > 0)
@@ -153,11 +154,6 @@ class HeunSampler(NetworkSampler):
                 derivative_at_euler = self._derivative(euler, lower, labels, recompute=True)
                 x = x + (lower - sigma) * (derivative + derivative_at_euler) / 2
         return self._decoded(x.to(self._network.dtype))
-
-    def _levels(self) -> list[float]:
-        """``[steps + 1]`` noise levels that the network knows, decreasing to zero."""
-        *positive, zero = self.schedule.levels()
-        return [*(self._denoiser.rounded(sigma) for sigma in positive), zero]
 
     def describe(self) -> dict[str, object]:
         """Settings that change the images."""

@@ -49,8 +49,7 @@ class EncodedPrompts:
         signature = inspect.signature(encode)
 
         def encode_prompt(*positional: Any, **keywords: Any) -> _Embeddings:
-            arguments = signature.bind(*positional, **keywords).arguments
-            return self._batch(encode, arguments)
+            return self._batch(encode, signature.bind(*positional, **keywords).arguments)
 
         pipeline.encode_prompt = encode_prompt
         try:

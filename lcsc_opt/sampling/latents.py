@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from lcsc_opt.base import accelerator
 from lcsc_opt.base.batches import Batches
-from lcsc_opt.base.errors import ObjectiveError
+from lcsc_opt.base.errors import ObjectiveError, text_of
 from lcsc_opt.base.imports import import_extra
 from lcsc_opt.base.paths import BuildContext
 from lcsc_opt.base.settings import FrozenModel
@@ -88,8 +88,7 @@ class LatentDecoder(nn.Module):
 
     def _batches(self, device: torch.device) -> Batches:
         """How many latents are decoded at once: what settings say, or as many as the device's memory holds."""
-        is_fixed = self._given is not None or torch.is_grad_enabled()
-        if is_fixed or not accelerator.measures_memory(device):
+        if self._given is not None or torch.is_grad_enabled() or not accelerator.measures_memory(device):
             return self._fixed
         if self._growing is None:
             self._growing = Batches(_LATENTS, grows_on=device, inside=True)
@@ -127,6 +126,5 @@ def load_autoencoder(folder: Path) -> nn.Module:
         autoencoder_class = getattr(diffusers, name)
         autoencoder: nn.Module = autoencoder_class.from_pretrained(folder, local_files_only=True, use_safetensors=True)
     except (OSError, ValueError, RuntimeError, AttributeError) as error:
-        reason = " ".join(str(error).split())[:300]
-        raise ObjectiveError(f"decoder: {folder} cannot be loaded: {reason}") from error
+        raise ObjectiveError(f"decoder: {folder} cannot be loaded: {text_of(error)[:300]}") from error
     return autoencoder

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lcsc_opt.base.errors import ObjectiveError, TrajectoryError
+from lcsc_opt.base.errors import ObjectiveError, TrajectoryError, text_of
 from lcsc_opt.base.imports import import_extra
 from lcsc_opt.base.libraries import quiet_libraries
 from lcsc_opt.checkpoints.lora import LoraAlphas, LoraModule, lora_flavour, lora_modules
@@ -83,8 +83,7 @@ class LoraAdapter:
             self._places = self._create(factors)
             for name, (_, checkpoint_name) in named.items():
                 self.factors[checkpoint_name] = self._places[name][1]
-        parameters = {name: parameter for name, (_, parameter) in self._places.items()}
-        misfit = difference(factors, parameters)
+        misfit = difference(factors, {name: parameter for name, (_, parameter) in self._places.items()})
         if misfit is not None:
             raise ObjectiveError(f"the LoRA does not fit the one in the pipeline: it {misfit}")
         with torch.no_grad():
@@ -105,8 +104,8 @@ class LoraAdapter:
             with quiet_libraries():
                 self._pipeline.load_lora_weights(copies, adapter_name=ADAPTER)
         except (ValueError, RuntimeError, KeyError, TypeError, AttributeError, IndexError) as error:
-            reason = " ".join(str(error).split())[:300]
-            raise ObjectiveError(f"the LoRA does not fit {type(self._pipeline).__name__}: {reason}") from error
+            pipeline = type(self._pipeline).__name__
+            raise ObjectiveError(f"the LoRA does not fit {pipeline}: {text_of(error)[:300]}") from error
         return {name: self._place(name) for name in factors}
 
     def _component_of(self, name: str) -> Any:
@@ -241,8 +240,4 @@ def _kohya_places(modules: Sequence[LoraModule], unet_config: Any) -> dict[str, 
             f"diffusers does not know the names of this LoRA, such as {modules[0].down!r}: it converts kohya's files "
             "of Stable Diffusion and SDXL; convert it with the trainer's own tools."
         ) from error
-    places: dict[str, tuple[str, str]] = {}
-    for module in converted:
-        original = modules[int(renamed[module.down])]
-        places[original.name] = (module.component, module.path)
-    return places
+    return {modules[int(renamed[module.down])].name: (module.component, module.path) for module in converted}

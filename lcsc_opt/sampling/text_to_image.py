@@ -18,7 +18,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from lcsc_opt.base.errors import LcscError, ObjectiveError
+from lcsc_opt.base.errors import LcscError, ObjectiveError, text_of
 from lcsc_opt.base.imports import import_extra
 from lcsc_opt.base.libraries import quiet_libraries
 from lcsc_opt.base.records import HELD_OUT, SEARCH, SELECTION, Noise
@@ -61,11 +61,10 @@ def load_pipeline(name: str, settings: NetworkSettings, *, lora: bool = False) -
         MissingPackageError: one of the packages that it runs on cannot be imported.
         ObjectiveError: there is no such pipeline or device, it is not supported, or it needs custom code.
     """
-    packages = ["transformers", "accelerate"]
-    if lora:
-        packages.append("peft")
-    for package in packages:
+    for package in ("transformers", "accelerate"):
         import_extra(package)  # its error says more than that of diffusers
+    if lora:
+        import_extra("peft")
     device = settings.torch_device()
     loader = import_extra("diffusers").DiffusionPipeline
     try:
@@ -77,10 +76,10 @@ def load_pipeline(name: str, settings: NetworkSettings, *, lora: bool = False) -
     except LcscError:
         raise
     except Exception as error:  # models raise all kinds of errors for wrong settings
-        reason = " ".join(str(error).split())[:300]
         raise ObjectiveError(
             f"pipeline: {name} cannot be loaded, neither as a folder of a pipeline nor from the Hugging Face hub: "
-            f"{reason} On a machine with a network, 'hf download {name} --local-dir FOLDER' fetches one"
+            f"{text_of(error)[:300]} On a machine with a network, "
+            f"'hf download {name} --local-dir FOLDER' fetches one"
         ) from error
     pipeline.set_progress_bar_config(disable=True)
     pipeline.to(device)
@@ -279,7 +278,7 @@ class LatentDiffusionSampler:
             call = inspect.unwrap(call)  # without the decorator torch.no_grad
         with contextlib.ExitStack() as stack:
             stack.enter_context(quiet_libraries())
-            if not self._trains_text_encoder:
+            if self._lora is None or not self._lora.trains_text_encoder:  # else embeddings change
                 stack.enter_context(self.encoded_prompts.answering(self.pipeline))
             if self.recomputed:
                 stack.enter_context(recomputed_calls(self.denoiser))
@@ -298,11 +297,6 @@ class LatentDiffusionSampler:
             set_timesteps(self.pipeline.scheduler, self._schedule)
         unit_range: Tensor = output.images.to(torch.promote_types(output.images.dtype, torch.float32))
         return unit_range * 2 - 1
-
-    @property
-    def _trains_text_encoder(self) -> bool:
-        """Whether a prompt's embeddings depend on the merged weights."""
-        return self._lora is not None and self._lora.trains_text_encoder
 
     def _prompt_options(self, prompts: list[str]) -> dict[str, Any]:
         """The pipeline's arguments for these prompts, with the ``options`` of all images."""
@@ -362,8 +356,7 @@ class LatentDiffusionSampler:
         """SHA-256 of all weights but the merged ones, as they were before any LoRA was loaded."""
         fixed: dict[str, Tensor] = {}
         for component, module in self._modules().items():
-            is_merged = self._lora is None and module is self.denoiser
-            if is_merged:
+            if self._lora is None and module is self.denoiser:  # which is merged
                 continue
             for name, tensor in module.state_dict().items():
                 if ".lora_" not in name:

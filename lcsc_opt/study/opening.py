@@ -32,17 +32,9 @@ from lcsc_opt.evaluation.spread import SpreadEvaluator
 from lcsc_opt.objective.contract import Objective, StagedObjective
 from lcsc_opt.optimizers.driver import Driver
 from lcsc_opt.optimizers.registry import OURS
+from lcsc_opt.study import planning
 from lcsc_opt.study.ending import how_it_ended
 from lcsc_opt.study.loop import Loop, TrialCallback
-from lcsc_opt.study.planning import (
-    advice,
-    check,
-    first_attributes,
-    new_driver,
-    stored_specification,
-    usable_budget,
-    why_incomplete,
-)
 
 _PLANNED_IN_A_DRY_RUN = BudgetSpec(evaluations=100)  # none of which are made
 
@@ -83,18 +75,18 @@ class Search:
         changed: str = "",
         retry_failed: bool = False,
     ) -> None:
-        check(spec, objective)
+        planning.check(spec, objective)
         self.spec = spec
         self._objective = objective
         self._changed = changed
         self._retry_failed = retry_failed
-        self._updated = {"specification": stored_specification(spec), "environment": environment}
+        self._updated = {"specification": planning.stored_specification(spec), "environment": environment}
         if stored is None:
-            for line in advice(spec, objective):
+            for line in planning.advice(spec, objective):
                 notice(line)
-            stored = first_attributes(spec, objective, origin, planned)
+            stored = planning.first_attributes(spec, objective, origin, planned)
         self.attributes: Attributes = {**stored, **self._updated}
-        incomplete = why_incomplete(spec, objective)
+        incomplete = planning.why_incomplete(spec, objective)
         if incomplete is not None:
             notice(incomplete)
         known_origin = stored.get("origin")
@@ -192,13 +184,12 @@ class Search:
             notice(f"{study.name}: a callback has stopped the search before its budget was spent")
             return
         ended: dict[str, Any] = {"evaluations": loop.told, "exhausted": driver.finished, "at": time.time()}
-        if not self.spec.is_grid:
-            patience = None
-            if loop.is_out_of_patience:
-                patience = self.spec.budget.patience
-            ended["how"] = how_it_ended(study.trials(), by_itself=driver.finished, patience=patience)
+        patience = None
         if loop.is_out_of_patience:
-            ended["patience"] = self.spec.budget.patience
+            patience = self.spec.budget.patience
+            ended["patience"] = patience
+        if not self.spec.is_grid:
+            ended["how"] = how_it_ended(study.trials(), by_itself=driver.finished, patience=patience)
         if self.spec.budget.seconds is not None:
             ended["deadline"] = self.spec.budget.seconds
         study.set_attribute("search_ended", ended)
@@ -220,7 +211,7 @@ class Search:
 
     def _begun_budget(self) -> BudgetSpec:
         """The total for this run. One that differs from the stored one is stored, and reopens an ended search."""
-        budget = usable_budget(self.spec, self._objective)
+        budget = planning.usable_budget(self.spec, self._objective)
         if budget.model_dump() != self.stored.attributes["budget"]:
             self.stored.set_attribute("search_ended", None)  # first: a crash in between must leave work to do
             self.stored.set_attribute("budget", budget.model_dump())
@@ -231,7 +222,7 @@ class Search:
 
         Others would make it ask other candidates than those that are stored.
         """
-        return new_driver(
+        return planning.new_driver(
             self.spec,
             self._objective,
             planned,

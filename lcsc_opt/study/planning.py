@@ -84,11 +84,9 @@ def advice(spec: StudySpec, objective: Objective) -> Iterator[str]:
         yield from objective.trajectory.identical()
 
 
-def first_candidate(
-    spec: StudySpec, objective: Objective, origin: Coefficients | None, *, gradient: bool = False
-) -> Candidate:
-    """A candidate at the origin of the space; ``origin`` and errors are those of :func:`space_of`."""
-    space = space_of(spec, objective, origin)
+def first_candidate(spec: StudySpec, objective: Objective, *, gradient: bool = False) -> Candidate:
+    """A candidate at the origin of the space; errors are those of :func:`space_of`."""
+    space = space_of(spec, objective)
     return Candidate(space.to_coefficients(np.zeros(space.shape)), gradient=gradient)
 
 

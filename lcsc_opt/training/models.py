@@ -10,7 +10,7 @@ from typing import Any, cast
 
 from torch import nn
 
-from lcsc_opt.base.errors import TrainingError
+from lcsc_opt.base.errors import TrainingError, text_of
 from lcsc_opt.base.files import replacing, write_atomically
 from lcsc_opt.base.libraries import quiet_libraries
 from lcsc_opt.sampling.consistency import EDM_NOISE, SONG_NOISE, ConsistencyFunction
@@ -63,7 +63,7 @@ class TrainedModel:
                     component, local_files_only=True, use_safetensors=True
                 )
         except (OSError, ValueError, RuntimeError) as error:
-            reason = " ".join(str(error).split())[:200]
+            reason = text_of(error)[:200]
             raise TrainingError(f"{option}: {folder.path} holds no weights that can be loaded: {reason}") from error
         return cls(folder, loaded, kind)
 

@@ -73,8 +73,7 @@ class PatchedUNet(nn.Module):
 
     def forward(self, x: Tensor, t: Tensor) -> Tensor:
         """``[N, C, H, W]`` at times ``[N]`` → ``[N, C, H, W]``."""
-        patches = self.unet(F.pixel_unshuffle(x, self.patch), t).sample
-        return F.pixel_shuffle(patches, self.patch)
+        return F.pixel_shuffle(self.unet(F.pixel_unshuffle(x, self.patch), t).sample, self.patch)
 
 
 @torch.no_grad()

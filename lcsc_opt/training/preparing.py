@@ -95,7 +95,8 @@ def _train(training: Training, *, resume: bool) -> nn.Module:
         _check_fits(teacher.folder, shape, "--teacher")
     network = _network(training, shape, begin)
     noise_scale = recipe.noise_scale if begin is None else begin.noise_scale
-    _write_description(training)
+    description = json.dumps(_described(training), indent=2) + "\n"
+    write_atomically(_description(training), description.encode(), error=TrainingError)
     model = sibling_path(training.out, ".model")
     if reference is None:
         write_images(model / "images.npz", pixels)
@@ -164,25 +165,13 @@ def _description(training: Training) -> Path:
     return sibling_path(training.out, ".model") / "training.json"
 
 
-def _write_description(training: Training) -> None:
-    text = json.dumps(_described(training), indent=2) + "\n"
-    write_atomically(_description(training), text.encode(), error=TrainingError)
-
-
 def _described(training: Training) -> dict[str, Any]:
     """Everything that decides the weights, as JSON."""
     described: dict[str, Any] = {"recipe": training.recipe.name}
     described |= training.recipe.model_dump()
-    for name in ("data", "steps", "checkpoint_every", "seed"):
-        described[name] = getattr(training, name)
-    paths = {
-        "teacher": training.teacher,
-        "from": training.begin,
-        "network": training.network,
-    }
-    for name, path in paths.items():
-        described[name] = None if path is None else str(path)
-    return described
+    described |= {name: getattr(training, name) for name in ("data", "steps", "checkpoint_every", "seed")}
+    paths = {"teacher": training.teacher, "from": training.begin, "network": training.network}
+    return described | {name: None if path is None else str(path) for name, path in paths.items()}
 
 
 def _beginning(training: Training, teacher: TrainedModel | None) -> TrainedModel | None:

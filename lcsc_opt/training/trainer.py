@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from lcsc_opt.base import accelerator
-from lcsc_opt.base.errors import LcscError, TrainingError
+from lcsc_opt.base.errors import LcscError, TrainingError, text_of
 from lcsc_opt.base.files import remove, write_atomically
 from lcsc_opt.base.paths import MANIFEST
 from lcsc_opt.base.progress import notice, progress
@@ -266,9 +266,8 @@ class Trainer:
         self.generator.manual_seed(derive_seed(self.training.seed, "training", self.step, 0))
         size = (recipe.batch_size,)
         chosen = torch.randint(len(self.images), size, generator=self.generator, device=self.device)
-        images = self.images[chosen.to(self.images.device)].to(self.device)
         batch = Batch(
-            images=as_floats(images),
+            images=as_floats(self.images[chosen.to(self.images.device)].to(self.device)),
             step=self.step,
             steps=self.training.steps,
             network=self.network,
@@ -343,7 +342,7 @@ class Trainer:
         self.curve.losses = list(state["losses"])
 
     def _unreadable(self, error: Exception) -> LcscError:
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        reason = text_of(error)[:200] or type(error).__name__
         return TrainingError(
             f"{self.state_file}: cannot be read ({reason}); search the checkpoints, or train again under another name"
         )
@@ -372,11 +371,8 @@ def _interrupt_deferred() -> Iterator[Callable[[], bool]]:
     if threading.current_thread() is not threading.main_thread():
         yield lambda: False
         return
-    handlers: dict[int, Any] = {}
-    for deferred in _DEFERRED:
-        handler = signal.getsignal(deferred)
-        if callable(handler):
-            handlers[deferred] = handler
+    all_handlers: dict[int, Any] = {number: signal.getsignal(number) for number in _DEFERRED}
+    handlers = {number: handler for number, handler in all_handlers.items() if callable(handler)}
     waiting: list[tuple[int, Any]] = []
 
     def defer(number: int, frame: Any) -> None:

@@ -92,14 +92,10 @@ class TrajectorySaver:
         if self._writer is None and self.saves:
             self.begin(0)
         if self._writer is not None and step != self._last_step:
-            self._writer.append(step, self._unwrapped(weights), wait=False)
+            if self._accelerator is not None and isinstance(weights, nn.Module):
+                weights = self._accelerator.unwrap_model(weights)
+            self._writer.append(step, weights, wait=False)
         self._last_step = step
-
-    def _unwrapped(self, weights: nn.Module | Mapping[str, Tensor]) -> nn.Module | Mapping[str, Tensor]:
-        if self._accelerator is None or not isinstance(weights, nn.Module):
-            return weights
-        unwrapped: nn.Module = self._accelerator.unwrap_model(weights)
-        return unwrapped
 
     def keep_start(self, weights: nn.Module | Mapping[str, Tensor]) -> None:
         """Save the weights that a tuning begins with, as the checkpoint of step 0, as :meth:`step` does."""

@@ -103,8 +103,7 @@ class Manifest(pydantic.BaseModel):
         names = {spec.name for spec in self.tensors}
         if len(names) < len(self.tensors) or not set(self.varying) <= names:
             raise ValueError("a tensor is listed twice, or 'varying' names an unknown one")
-        slots = {saved.slot for saved in self.rows}
-        if len(slots) < len(self.rows):
+        if len({saved.slot for saved in self.rows}) < len(self.rows):
             raise ValueError("two rows share a slot")
         if any(later.step <= earlier.step for earlier, later in itertools.pairwise(self.checkpoints)):
             raise ValueError("steps do not increase")

@@ -214,16 +214,16 @@ def place(
 
 def _fastest(device: torch.device, size: int) -> Placement:
     """The fastest way for ``size`` bytes of columns that there is room for."""
-    if size > _room(device):
+    room = _SHARE_OF_MEMORY * os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    if device != CPU:
+        room = _SHARE_OF_DEVICE * accelerator.free_bytes(device)
+    if size > room:
         return "streamed"
     return "mapped" if device == CPU else "resident"
 
 
 def _copied(
-    streamed: _StreamedColumns,
-    segments: Sequence[Segment],
-    slots: Sequence[int],
-    name: str,
+    streamed: _StreamedColumns, segments: Sequence[Segment], slots: Sequence[int], name: str
 ) -> ColumnsInMemory:
     device = streamed.device
     rows = aligned(streamed.rows, _ROWS)
@@ -238,13 +238,6 @@ def _copied(
             advance()
     accelerator.synchronize(device)
     return ColumnsInMemory(device, columns, rows, multiplies_all=True)
-
-
-def _room(device: torch.device) -> float:
-    """Bytes that columns may use, of a GPU's or the machine's memory."""
-    if device != CPU:
-        return _SHARE_OF_DEVICE * accelerator.free_bytes(device)
-    return _SHARE_OF_MEMORY * os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 def runs_of(slots: Sequence[int]) -> list[slice]:

@@ -22,15 +22,9 @@ from lcsc_opt.base import accelerator
 from lcsc_opt.base.errors import TrajectoryError
 from lcsc_opt.base.paths import MANIFEST, WEIGHTS, KnownCheckpoints
 from lcsc_opt.base.progress import notice, progress
+from lcsc_opt.checkpoints import lora
 from lcsc_opt.checkpoints.finding import shown_steps
 from lcsc_opt.checkpoints.inventory import is_average
-from lcsc_opt.checkpoints.lora import (
-    ADAPTER_CONFIG,
-    PACKED_ALPHAS,
-    LoraAlphas,
-    lora_flavour,
-    lora_modules,
-)
 from lcsc_opt.checkpoints.reading import read_checkpoint
 from lcsc_opt.checkpoints.weights import Renaming, completed, difference, renaming, weights_sha256
 from lcsc_opt.coefficients.layer_groups import LayerGroups, Rule
@@ -108,12 +102,10 @@ class Trajectory:
     @classmethod
     def holding(cls, path: Path, checkpoints: KnownCheckpoints) -> Trajectory | None:
         """A study's checkpoints out of the trajectory at ``path``; ``None`` if it does not hold exactly these."""
-        try:
-            if Manifest.load(path).sha256_of(checkpoints.steps) != checkpoints.sha256:
-                return None
-            return cls.open(path, steps=checkpoints.steps)
-        except TrajectoryError:  # being written, broken, or gone
-            return None
+        with contextlib.suppress(TrajectoryError):  # being written, broken, or gone
+            if Manifest.load(path).sha256_of(checkpoints.steps) == checkpoints.sha256:
+                return cls.open(path, steps=checkpoints.steps)
+        return None
 
     @classmethod
     def open(cls, path: str | Path, *, steps: Sequence[int] | None = None) -> Trajectory:
@@ -160,14 +152,8 @@ class Trajectory:
         """
         merger = self._merger
         with self._unchanged():
-            source = place(
-                self.path / WEIGHTS,
-                self._rows,
-                merger.segments,
-                merger.slots,
-                accelerator.find(str(device)),
-                how,
-            )
+            found = accelerator.find(str(device))
+            source = place(self.path / WEIGHTS, self._rows, merger.segments, merger.slots, found, how)
         return self._merged_by(source, self.layer_groups)
 
     def in_rows(self, rule: Rule | None) -> Trajectory:
@@ -355,10 +341,7 @@ class Trajectory:
             if average is None:
                 raise TrajectoryError("The last checkpoint has no average of the trainer's any more.")
             return {name: tensor.to(self.device) for name, tensor in average.items()}
-        rows = None
-        if self.layer_groups is not None:
-            rows = len(self.layer_groups)
-        checked = check_coefficients(coefficients, len(self), rows=rows)
+        checked = check_coefficients(coefficients, len(self), rows=self.layer_groups)
         with self._unchanged():
             return self._merger.merge(checked)
 
@@ -416,27 +399,28 @@ class Trajectory:
             raise TrajectoryError(f"Cannot read {self.path}: {error.strerror}.") from error
         return weights > manifest
 
-    def lora_alphas(self) -> LoraAlphas:
+    def lora_alphas(self) -> lora.LoraAlphas:
         """The alphas of LoRA checkpoints whose tensors hold none, as they were packed.
 
         Raises:
             TrajectoryError: PEFT has them in a file, which was not there; or the metadata is broken.
         """
-        text = self.metadata.get(PACKED_ALPHAS)
+        text = self.metadata.get(lora.PACKED_ALPHAS)
         if text:
             try:
-                return LoraAlphas.model_validate_json(text)
+                return lora.LoraAlphas.model_validate_json(text)
             except ValueError as error:
                 raise TrajectoryError(f"{self.path}: the configuration of its LoRA is broken.") from error
-        if all(module.alpha is not None for module in lora_modules(self.names)):
-            return LoraAlphas()
-        if lora_flavour(self.names) == "peft":
-            raise TrajectoryError(f"{self.path}: its LoRA was saved without {ADAPTER_CONFIG}: give lora_alpha.")
+        if all(module.alpha is not None for module in lora.lora_modules(self.names)):
+            return lora.LoraAlphas()
+        if lora.lora_flavour(self.names) == "peft":
+            file = lora.ADAPTER_CONFIG
+            raise TrajectoryError(f"{self.path}: its LoRA was saved without {file}: give lora_alpha.")
         notice(
             f"{self.path}: assuming that the LoRA's alpha is its rank, as diffusers does; "
             "if that is wrong, give lora_alpha"
         )
-        return LoraAlphas()
+        return lora.LoraAlphas()
 
     def verify(self) -> None:
         """Hash every row again, also that of the trainer's average.
@@ -446,8 +430,7 @@ class Trajectory:
         """
         with progress("verify", len(self._manifest.rows)) as advance:
             for saved in self._manifest.rows:
-                row = self._rows[saved.slot].numpy()
-                if hashlib.sha256(row.data).hexdigest() != saved.sha256:
+                if hashlib.sha256(self._rows[saved.slot].numpy().data).hexdigest() != saved.sha256:
                     raise TrajectoryError(f"{self.path}: the weights of step {saved.step} are damaged: pack again.")
                 advance()
 
@@ -499,8 +482,7 @@ def _reopened(
 
 def _stamp(path: Path) -> tuple[int, int, int] | None:
     """Identifies a version of the manifest: every write makes a new file. ``None`` if it is not there."""
-    try:
+    with contextlib.suppress(OSError):
         status = (path / MANIFEST).stat()
-    except OSError:
-        return None
-    return status.st_ino, status.st_mtime_ns, status.st_size
+        return status.st_ino, status.st_mtime_ns, status.st_size
+    return None

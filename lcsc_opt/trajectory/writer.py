@@ -75,10 +75,12 @@ class TrajectoryWriter:
         self._appending = threading.Lock()
         if resume is not None:
             try:
-                self._go_back(resume)
+                dropped = self._saver.truncate(resume)
             except TrajectoryError:
                 self._saver.close()
                 raise
+            if dropped:
+                notice(f"{self.path}: goes back to step {resume}, {dropped} later checkpoints are dropped")
         self._previous = max(self._saver.steps, default=resume)
 
     def __enter__(self) -> TrajectoryWriter:
@@ -120,12 +122,6 @@ class TrajectoryWriter:
                 not saved.
         """
         self._background.finish()
-
-    def _go_back(self, step: int) -> None:
-        """Drop the checkpoints of later steps."""
-        dropped = self._saver.truncate(step)
-        if dropped:
-            notice(f"{self.path}: goes back to step {step}, {dropped} later checkpoints are dropped")
 
     def append(
         self,

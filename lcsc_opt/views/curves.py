@@ -77,8 +77,7 @@ class Curve:
 
 def default_axis(studies: Sequence[Standing]) -> str:
     """Images, if any were sampled, else evaluations: optimizers may ask for different numbers of images."""
-    has_images = any(study.images for study in studies)
-    if has_images:
+    if any(study.images for study in studies):
         return "images"
     return "evaluations"
 

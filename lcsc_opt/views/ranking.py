@@ -77,9 +77,7 @@ class Difference:
         """The difference between maximized scores where ``sign`` is −1, else itself."""
         if sign > 0:
             return self
-        low = as_known(self.high, sign)
-        high = as_known(self.low, sign)
-        return Difference(-self.mean, low, high)
+        return Difference(-self.mean, as_known(self.high, sign), as_known(self.low, sign))
 
     @property
     def verdict(self) -> str:
@@ -173,8 +171,7 @@ def ranking(studies: Sequence[Standing]) -> list[Ranked]:
             losses.insert(place, measured.loss)
             ranked.insert(place, _without_search(name, name, measured, report, "not searched"))
     answer = report.of_answer
-    title = f"{ANSWER}: {answer.model.title}"
-    return [_without_search(ANSWER, title, answer, report, ANSWER), *ranked]
+    return [_without_search(ANSWER, f"{ANSWER}: {answer.model.title}", answer, report, ANSWER), *ranked]
 
 
 def _without_search(optimizer: str, title: str, measured: Measurement, report: Report, verdict: str) -> Ranked:

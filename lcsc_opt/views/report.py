@@ -115,8 +115,7 @@ def _ranking_table(ranked: Sequence[Ranked]) -> _Table:
         difference = UNKNOWN if row.difference is None else row.difference.text
         cells: list[object] = [row.label, row.seeds or UNKNOWN, spread_text(row.held_out), spread_text(row.searched)]
         rows.append([*cells, percent(row.below_ema), difference, row.verdict])
-    has_best = bool(ranked) and ranked[0].optimizer == ANSWER
-    return header, rows, 0 if has_best else None
+    return header, rows, 0 if ranked and ranked[0].optimizer == ANSWER else None
 
 
 def _study(reader: HistoryReader, study: Standing, studies: Sequence[Standing]) -> dict[str, Any]:
@@ -125,13 +124,12 @@ def _study(reader: HistoryReader, study: Standing, studies: Sequence[Standing]) 
     if study.report is not None and study.found is not None:
         metrics = _tables(study.report, study.found.model.name)
     coefficients = coefficients_figure(reader, study, ema_grid(studies))
-    failures = reader.failures(study)
     return {
         "name": study.study,
         "state": _state(study),
         "metrics": metrics,
         "coefficients": _drawn(coefficients) if coefficients.data else None,
-        "failures": [[failure.reason, failure.attempts, failure.lost] for failure in failures],
+        "failures": [[failure.reason, failure.attempts, failure.lost] for failure in reader.failures(study)],
     }
 
 

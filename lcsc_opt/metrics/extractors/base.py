@@ -72,9 +72,7 @@ def extract(extractor: FeatureExtractor, images: Tensor | Iterable[Tensor], *, b
     """
     parts = [images] if isinstance(images, Tensor) else images
     rows: list[Array] = []
-    for part in parts:
-        if not len(part):  # split() would give one empty batch
-            continue
+    for part in filter(len, parts):  # of an empty one, split() would give one empty batch
         for batch in part.split(batch_size):
             features = features_in_parts(extractor, seen_images(extractor, batch))
             rows.append(features.to("cpu", torch.float64).numpy())

@@ -37,8 +37,8 @@ class ClassifierSettings:
         image_shape: ``[C, H, W]``.
         strides: the strides of the three convolutions; their product divides height and width.
         classes: how many there are.
-        dimension: D, the number of features.
         epochs: passes over the 80 % of the images that are trained on.
+        dimension: D, the number of features.
         seed: the seed of the split, the initial weights and the order of the batches.
     """
 
@@ -46,39 +46,17 @@ class ClassifierSettings:
     image_shape: tuple[int, int, int]
     strides: tuple[int, int, int]
     classes: int
-    dimension: int
     epochs: int
-    seed: int
+    dimension: int = 64
+    seed: int = 0
 
 
 SETTINGS: dict[Bundled, ClassifierSettings] = {
-    "digits": ClassifierSettings(
-        name="digits",
-        image_shape=(1, 8, 8),
-        strides=(1, 2, 2),
-        classes=10,
-        dimension=64,
-        epochs=40,
-        seed=0,
-    ),
+    "digits": ClassifierSettings("digits", (1, 8, 8), strides=(1, 2, 2), classes=10, epochs=40),
     "photographs": ClassifierSettings(
-        name="photographs",
-        image_shape=(3, SIZE, SIZE),
-        strides=(2, 2, 2),
-        classes=2 * ROWS * COLUMNS,
-        dimension=64,
-        epochs=40,
-        seed=0,
+        "photographs", (3, SIZE, SIZE), strides=(2, 2, 2), classes=2 * ROWS * COLUMNS, epochs=40
     ),
-    "mnist": ClassifierSettings(
-        name="mnist",
-        image_shape=(1, SIDE, SIDE),
-        strides=(2, 1, 2),
-        classes=10,
-        dimension=64,
-        epochs=30,
-        seed=0,
-    ),
+    "mnist": ClassifierSettings("mnist", (1, SIDE, SIDE), strides=(2, 1, 2), classes=10, epochs=30),
 }
 
 

@@ -123,9 +123,10 @@ class _FactoryExtractor:
 
 def _weights_of(extractor: FeatureExtractor) -> list[Mapping[str, Tensor]]:
     """First all single tensors and arrays that an extractor holds, then the state dict of each module."""
-    values = _held_by(extractor)
     tensors = {
-        name: torch.as_tensor(value) for name, value in values.items() if isinstance(value, (Tensor, np.ndarray))
+        name: torch.as_tensor(value)
+        for name, value in _held_by(extractor).items()
+        if isinstance(value, (Tensor, np.ndarray))
     }
     return [tensors, *(module.state_dict() for module in _modules_of(extractor))]
 

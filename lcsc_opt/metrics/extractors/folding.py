@@ -52,9 +52,8 @@ def folded(extractor: FeatureExtractor, modules_of: Callable[[Any], list[nn.Modu
         except Exception:  # the user's code need not bear to be copied, or to run without the normalization
             return extractor
         rounding = ROUNDING if expected.device.type == "cpu" else ROUNDING_ON_DEVICE
-        agrees = bool(difference.norm() <= rounding * expected.norm())
-    if agrees:
-        return faster
+        if difference.norm() <= rounding * expected.norm():
+            return faster
     return extractor
 
 
@@ -69,8 +68,7 @@ def fold(modules: Iterable[nn.Module], run: Callable[[], object]) -> bool:
     modules = list(modules)
     pairs = _pairs(modules, run)
     for convolution, normalization in pairs:
-        folded_convolution = fuse_conv_bn_eval(convolution, normalization)
-        _replace(modules, convolution, folded_convolution)
+        _replace(modules, convolution, fuse_conv_bn_eval(convolution, normalization))
         _replace(modules, normalization, nn.Identity())
     # measured on CPUs: such networks take .6 to .8 of the time in this layout
     if pairs and pairs[0][0].weight.device.type == "cpu":

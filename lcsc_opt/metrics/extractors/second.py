@@ -7,6 +7,7 @@ convolutions with fixed random weights, which respond to edges and colours and k
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Sequence
 
 import torch
@@ -66,9 +67,7 @@ class SecondFeatures:
         """The weights of the random convolutions, He normal."""
         generator = torch.Generator().manual_seed(derive_seed(0, "second-features", "weights"))
         kernels = []
-        channels = 3
-        for width in WIDTHS:
+        for channels, width in itertools.pairwise((3, *WIDTHS)):
             scale = (2 / (channels * 9)) ** 0.5
             kernels.append((torch.randn(width, channels, 3, 3, generator=generator) * scale).to(self._device))
-            channels = width
         return kernels

@@ -50,13 +50,11 @@ def site(storage: RDBStorage) -> Application:
     menu = {name: f"{HOME}{quote(name)}" for name in names}
     mounts: dict[str, Any] = {}
     for name, path in menu.items():
-        header = functools.partial(_header, storage, menu, name)
-        mounts[path] = _page(storage, name, files[name], header)
+        mounts[path] = _page(storage, name, files[name], functools.partial(_header, storage, menu, name))
     first_page = next(iter(menu.values()))
     static_files = {"/_static": str(Path(__file__).parent / "static")}
     mounts[HOME.rstrip("/")] = SharedDataMiddleware(_redirect(first_page), static_files, cache=False)
-    application: Application = DispatcherMiddleware(_redirect(HOME), mounts)
-    return application
+    return DispatcherMiddleware(_redirect(HOME), mounts)
 
 
 def _title(name: str) -> str:
@@ -76,8 +74,7 @@ def _page(storage: RDBStorage, name: str, file: Path, header: Callable[[], str])
 
     def answer(environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
         """Answer at the page's address with a slash at its end, and without."""
-        content: Iterable[bytes] = server({**environ, "PATH_INFO": environ.get("PATH_INFO") or "/"}, start_response)
-        return content
+        return server({**environ, "PATH_INFO": environ.get("PATH_INFO") or "/"}, start_response)
 
     return answer
 
@@ -114,8 +111,7 @@ def _with_menu(app: dash.Dash, name: str, header: Callable[[], str]) -> Applicat
     server: Any = app.server
 
     def protect(answer: Any) -> Any:
-        scripts = " ".join(["'self'", *app.csp_hashes()])
-        directives = {**_POLICY, "script-src": scripts}
+        directives = {**_POLICY, "script-src": " ".join(["'self'", *app.csp_hashes()])}
         policy = "; ".join(f"{name} {value}" for name, value in directives.items())
         answer.headers.setdefault("Content-Security-Policy", policy)
         return answer
@@ -160,5 +156,4 @@ def _redirect(path: str) -> Application:
             return Response("no such page\n", HTTPStatus.NOT_FOUND, mimetype="text/plain")
         return Response(status=HTTPStatus.FOUND, headers={"Location": path}, mimetype="text/plain")
 
-    application: Application = answer
-    return application
+    return answer

@@ -116,8 +116,7 @@ def guarded(inner: Application) -> Application:
             response = Response(text, status=HTTPStatus.INTERNAL_SERVER_ERROR, mimetype="text/plain")
         return _with_headers(response)
 
-    application: Application = answer
-    return application
+    return answer
 
 
 def _refusal(request: Request) -> Response | None:
@@ -145,10 +144,9 @@ def _is_same_site(request: Request) -> bool:
 
 
 def _host_name(request: Request) -> str | None:
-    try:
+    with contextlib.suppress(ValueError):
         return urlsplit(f"//{request.headers.get('Host', '')}").hostname
-    except ValueError:
-        return None
+    return None
 
 
 def _with_headers(answer: Response) -> Response:

@@ -39,18 +39,14 @@ def comparison_figure(
     if ema is not None and ema.searched is not None:
         level = Level(ema.searched, "EMA*")
         lowest = min(lowest, level.y)
-    is_logarithmic = lowest > 0
-    traces: list[go.Scatter] = []
-    for line in lines:  # under all lines
-        traces += _range_traces(line)
-    for line in lines:
-        traces.append(_line_trace(line))
+    traces = [trace for line in lines for trace in _range_traces(line)]  # under all lines
+    traces += map(_line_trace, lines)
     x_options: dict[str, Any] = {}
     if axis == "evaluations" and max(line.positions[-1] for line in lines) < _FEW_EVALUATIONS:
         x_options["dtick"] = 1  # no ticks between whole numbers
     panel = Panel(
         traces,
-        y=Axis(f"best {inert(loss_name(studies))} so far", logarithmic=is_logarithmic, tick_format="~g"),
+        y=Axis(f"best {inert(loss_name(studies))} so far", logarithmic=lowest > 0, tick_format="~g"),
         level=level,
     )
     view = f"comparison/{studies[0].experiment}/{axis}"

@@ -78,14 +78,7 @@ class Panel:
     level: Level | None = None
 
 
-def draw(
-    panels: Sequence[Panel],
-    *,
-    x: Axis,
-    theme: Theme,
-    view: str,
-    **layout: Any,
-) -> go.Figure:
+def draw(panels: Sequence[Panel], *, x: Axis, theme: Theme, view: str, **layout: Any) -> go.Figure:
     """The figure of at least one panel.
 
     Args:
@@ -115,8 +108,11 @@ def draw(
         drawn.update_yaxes(panel.y.layout(), row=row, col=1)
         for trace in panel.traces:
             drawn.add_trace(trace, row=row, col=1)
-            if len(panels) > 1:
-                _place_colorbar(drawn.data[-1], panel, top=drawn.layout[f"yaxis{suffix}"].domain[1])
+            if len(panels) > 1 and isinstance(trace, go.Heatmap):  # its colorbar belongs beside its panel
+                length = min(panel.height, _LONGEST_COLORBAR)
+                upper_edge = drawn.layout[f"yaxis{suffix}"].domain[1]
+                colorbar = {"lenmode": "pixels", "len": length, "yanchor": "top", "y": upper_edge}
+                drawn.data[-1].update(colorbar=colorbar)
         if panel.level is not None:
             _add_level(drawn, panel.level, suffix, logarithmic=panel.y.logarithmic)
     drawn.update_layout(figure_layout(theme, view=view, height=height), margin={"t": top})
@@ -128,13 +124,6 @@ def _lines(panel: Panel) -> int:
     if panel.title:
         return len(panel.title.split("<br>"))
     return 0
-
-
-def _place_colorbar(trace: BaseTraceType, panel: Panel, *, top: float) -> None:
-    """Put the colour scale next to its own panel; plotly's default is next to the whole figure."""
-    if isinstance(trace, go.Heatmap):
-        length = min(panel.height, _LONGEST_COLORBAR)
-        trace.update(colorbar={"lenmode": "pixels", "len": length, "yanchor": "top", "y": top})
 
 
 def _add_level(drawn: go.Figure, level: Level, suffix: str, *, logarithmic: bool) -> None:

@@ -100,10 +100,9 @@ def _rows_panel(study: Standing, rows: Floats) -> Panel:
         customdata=np.broadcast_to(np.array(steps, dtype=np.int32), rows.shape),
         hovertemplate="%{y}, step %{customdata:,}: %{z:.4g}<extra></extra>",
     )
-    y_options = {"type": "category", "autorange": "reversed", "tickfont": {"size": 9}, "ticklen": 2}
     return Panel(
         [heat_map],
-        y=Axis(options=y_options),
+        y=Axis(options={"type": "category", "autorange": "reversed", "tickfont": {"size": 9}, "ticklen": 2}),
         height=min(max(_HEAT_MAP_ROW * len(rows), _LOWEST_HEAT_MAP), _HIGHEST_HEAT_MAP),
     )
 

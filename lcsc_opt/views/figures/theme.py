@@ -125,11 +125,7 @@ def figure_layout(theme: Theme, *, view: str, height: int) -> dict[str, Any]:
 
     While ``view`` stays the same, a refresh keeps what a reader zoomed or switched off.
     """
-    return {
-        "template": template(theme),
-        "uirevision": inert(view),
-        "height": height,
-    }
+    return {"template": template(theme), "uirevision": inert(view), "height": height}
 
 
 def empty_figure(message: str, theme: Theme = "light", *, height: int = 260) -> go.Figure:
