@@ -57,7 +57,8 @@ class Model:
     @property
     def key(self) -> str:
         """The same for models that have the same weights."""
-        return (self.weights_sha256 or hashlib.sha256(self.coefficients.tobytes()).hexdigest())[:16]
+        sha256 = self.weights_sha256 or hashlib.sha256(self.coefficients.tobytes()).hexdigest()
+        return sha256[:16]
 
     @property
     def title(self) -> str:

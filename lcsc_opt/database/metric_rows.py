@@ -6,6 +6,8 @@ import dataclasses
 import math
 import statistics
 
+import numpy as np
+
 from lcsc_opt.base.jackknife import GROUPS, error_of_mean, half_width
 from lcsc_opt.base.records import STANDARD_ERROR, ReportedMetrics
 from lcsc_opt.database.measurement import UNSEEN, Measurement
@@ -145,8 +147,8 @@ def _difference(baseline: Measurement, model: Measurement) -> Measurement:
     without_groups = {}
     for metric in model.without_groups:
         if metric in baseline.without_groups:
-            pairs = zip(baseline.without_groups[metric], model.without_groups[metric], strict=True)
-            without_groups[metric] = tuple(tuple(x - y for x, y in zip(*pair, strict=True)) for pair in pairs)
+            difference = np.subtract(baseline.without_groups[metric], model.without_groups[metric])
+            without_groups[metric] = tuple(map(tuple, difference.tolist()))
     return Measurement(model.model, model.images, model.seeds, values, without_groups)
 
 
@@ -170,8 +172,8 @@ def _against(row: MetricRow, baseline: Measurement, difference: Measurement) -> 
         low, high = sorted(row.sign * end for end in interval)  # of the gain
         interval = (low, high)
         is_worse = high < 0
-    lost = is_worse and not -gain < _TOLERATED.get(metric, 0.0)
-    return dataclasses.replace(row, gain=gain, gain_interval=interval, lost=lost)
+    is_tolerated = -gain < _TOLERATED.get(metric, 0.0)
+    return dataclasses.replace(row, gain=gain, gain_interval=interval, lost=is_worse and not is_tolerated)
 
 
 def _mean(measured: Measurement, metric: str) -> float:

@@ -26,7 +26,8 @@ def is_ours(trial: FrozenTrial) -> bool:
 
 def forgotten_trials(attributes: Attributes) -> frozenset[int]:
     """The numbers of the trials of a study that ``--retry-failed`` has forgotten."""
-    return frozenset((attributes.get("retry") or {}).get("forgotten", ()))
+    retry = attributes.get("retry") or {}
+    return frozenset(retry.get("forgotten", ()))
 
 
 def shown_trials(trials: Sequence[FrozenTrial], *, sign: int, forgotten: Collection[int]) -> list[FrozenTrial]:

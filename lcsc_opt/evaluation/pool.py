@@ -176,7 +176,8 @@ class WorkerPool:
             free = [worker for worker in usable if worker.ready and worker.load < waiting.most_jobs]
             if not free:
                 return False
-            if min(free, key=lambda worker: worker.load).send(waiting):  # the least busy one
+            least_busy = min(free, key=lambda worker: worker.load)
+            if least_busy.send(waiting):
                 return True
 
     def _allowed(self, waiting: _Waiting) -> Sequence[_Worker]:

@@ -281,7 +281,8 @@ class Experiment:
             rows = rule
         if self._workers_of is None or (candidate.coefficients.ndim > 1 and self._workers_of[1] != rows):
             self._use(self._specs[-1], rows)
-        return persistently(self._evaluator, self._specs[0].failures.retries)(candidate)
+        evaluate = persistently(self._evaluator, self._specs[0].failures.retries)
+        return evaluate(candidate)
 
     # searches
 
@@ -527,7 +528,7 @@ class Experiment:
         """Whether the report that was stored before this run is what the study file asks for; nothing is loaded."""
         if self._held_out is None or self._before is None:
             return self._held_out is None
-        if [spec for spec in self._specs if not self.is_finished(spec)]:
+        if not all(map(self.is_finished, self._specs)):
             return False
         problem = Problem(**self._before[PROBLEM])
         _, reported = settings_of(self._specs[0].objective, problem.decides["objective"])

@@ -223,7 +223,8 @@ def _write(
     document = _document(trajectory, weights, to)
     if to.form in ("safetensors", "pt"):
         weights = {prefix + name: tensor for name, tensor in weights.items()}
-    to.write(Content(weights, recipe, config, document, json.loads(trajectory.metadata.get(HEADER, "{}"))))
+    header = json.loads(trajectory.metadata.get(HEADER, "{}"))
+    to.write(Content(weights, recipe, config, document, header))
     return recipe
 
 

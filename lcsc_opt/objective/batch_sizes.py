@@ -86,7 +86,8 @@ class BatchSizes:
 
     def start_of_last(self, first: int, last: int) -> int:
         """The first image of the last batch of ``[first, last)``, if that batch has a graph."""
-        return last - min((last - first - 1) % self.without_graph + 1, self.with_graph)
+        images_in_last = (last - first - 1) % self.without_graph + 1
+        return last - min(images_in_last, self.with_graph)
 
     def retry_smaller(self, stage: Callable[[], T]) -> T:
         """The result of ``stage``, which is run again with half the batch size whenever memory runs out.

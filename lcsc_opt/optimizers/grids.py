@@ -78,7 +78,8 @@ class _Grid(Optimizer):  # type: ignore[misc]
 
     def __init__(self, *arguments: Any, config: Any = None, **options: Any) -> None:
         super().__init__(*arguments, **options)
-        self._to_ask = deque((config or ProfileGrid()).points(steps_of(self.parametrization)))
+        grid = config or ProfileGrid()
+        self._to_ask = deque(grid.points(steps_of(self.parametrization)))
 
     @property
     def finished(self) -> bool:

@@ -156,7 +156,8 @@ class ImageSet:
 
     def evenly_spaced(self, count: int) -> Tensor:
         """At most ``count`` of the images ``[B, C, H, W]`` in [−1, 1]. Raises MetricError for a broken file."""
-        return self._read(self._rows()[np.linspace(0, self.count - 1, min(count, self.count)).astype(int)])
+        chosen = np.linspace(0, self.count - 1, min(count, self.count)).astype(int)
+        return self._read(self._rows()[chosen])
 
     def _rows(self) -> npt.NDArray[np.intp]:
         if self.chosen is None:
