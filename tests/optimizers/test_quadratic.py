@@ -120,13 +120,6 @@ def test_an_objective_without_images_or_a_share_of_all_of_them_has_plain_evaluat
     assert left(optimizer) < 0.05
 
 
-def test_the_same_tells_give_the_same_asks_bit_for_bit() -> None:
-    objective = Merged(noise=15.0, bias=1000.0)
-    one, other = (run(search(), objective, 130, in_flight=5, failing=lambda told: told % 7 == 3) for _ in range(2))
-    assert [candidate.value.tobytes() for candidate in one] == [candidate.value.tobytes() for candidate in other]
-    assert [how(candidate_of(each)) for each in one] == [how(candidate_of(each)) for each in other]
-
-
 @pytest.mark.parametrize(
     ("failing", "in_flight", "count", "most"),
     [
