@@ -27,6 +27,7 @@ import psutil
 import pytest
 import sqlalchemy as sa
 from optuna.storages import RDBStorage
+from threadpoolctl import threadpool_limits
 
 from lcsc_opt.base import accelerator
 from lcsc_opt.base.imports import allow_mismatched_torchvision
@@ -65,11 +66,10 @@ def distance_to_target(coefficients: np.ndarray) -> float:
     return float(np.square(coefficients - target / target.sum()).sum())
 
 
-def pytest_configure(config: pytest.Config) -> None:
-    """Files side by side share the cores: threads that wait for each other take ten times the work's own time."""
-    side_by_side = getattr(config.option, "numprocesses", None)  # none in the processes themselves, which inherit this
-    if side_by_side:
-        os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores() // side_by_side)))
+def pytest_configure() -> None:
+    """Tests have small networks on shared cores: threads that wait for each other take ten times the work's time."""
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    threadpool_limits(int(os.environ["OMP_NUM_THREADS"]))  # of numpy, which is imported already
     let_waiting_threads_sleep()  # nothing has imported torch yet
     allow_mismatched_torchvision()  # tests import diffusers and transformers themselves
     gc.disable()  # until all is imported, of which nothing is garbage

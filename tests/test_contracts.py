@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -69,36 +70,19 @@ class NoisyStages(Stages):
 counted = itertools.count()
 
 
-class Random(Sampled):
+class Changed(Sampled):
+    """Another evaluation than that of the objective; without a gradient it keeps its own."""
+
+    def __init__(self, field: str, change: Callable[[Any], Any]) -> None:
+        self.field = field
+        self.change = change
+
     def evaluate(self, candidate: Candidate) -> Evaluation:
         evaluation = super().evaluate(candidate)
-        return dataclasses.replace(evaluation, loss=evaluation.loss + next(counted))
-
-
-class NotFinite(Sampled):
-    def evaluate(self, candidate: Candidate) -> Evaluation:
-        return dataclasses.replace(super().evaluate(candidate), loss=float("nan"))
-
-
-class WithoutCost(Sampled):
-    def evaluate(self, candidate: Candidate) -> Evaluation:
-        return dataclasses.replace(super().evaluate(candidate), cost=Cost())
-
-
-class ShortGradient(Sampled):
-    def evaluate(self, candidate: Candidate) -> Evaluation:
-        evaluation = super().evaluate(candidate)
-        if evaluation.gradient is None:
+        value = getattr(evaluation, self.field)
+        if value is None:
             return evaluation
-        return dataclasses.replace(evaluation, gradient=evaluation.gradient[:3])
-
-
-class WrongGradient(Sampled):
-    def evaluate(self, candidate: Candidate) -> Evaluation:
-        evaluation = super().evaluate(candidate)
-        if evaluation.gradient is None:
-            return evaluation
-        return dataclasses.replace(evaluation, gradient=-evaluation.gradient)
+        return dataclasses.replace(evaluation, **{self.field: self.change(value)})
 
 
 class IgnoringImages(Sampled):
@@ -114,16 +98,16 @@ class IgnoringNoise(Sampled):
 @pytest.mark.parametrize(
     ("objective", "message"),
     [
-        (Random, "the same candidate has the loss"),
-        (NotFinite, "expected a finite number"),
-        (WithoutCost, "cost.images"),
-        (ShortGradient, "a gradient of 4 numbers"),
-        (WrongGradient, "along a direction"),
+        (lambda: Changed("loss", lambda loss: loss + next(counted)), "the same candidate has the loss"),
+        (lambda: Changed("loss", lambda loss: float("nan")), "expected a finite number"),
+        (lambda: Changed("cost", lambda cost: Cost()), "cost.images"),
+        (lambda: Changed("gradient", lambda gradient: gradient[:3]), "a gradient of 4 numbers"),
+        (lambda: Changed("gradient", lambda gradient: -gradient), "along a direction"),
         (IgnoringImages, "asked for"),
         (IgnoringNoise, "held-out noise"),
     ],
 )
-def test_an_objective_that_breaks_the_contract_is_told_where(objective: type[Objective], message: str) -> None:
+def test_an_objective_that_breaks_the_contract_is_told_where(objective: Callable[[], Objective], message: str) -> None:
     with pytest.raises(AssertionError, match=message):
         check_objective(objective)
 

@@ -27,13 +27,6 @@ def test_a_tilde_removes_a_key(minimal: Path) -> None:
     assert spec.objective.settings == {"nfe": 2}
 
 
-def test_overrides_take_the_place_of_what_the_file_says(minimal: Path) -> None:
-    given = ["objective.settings.images=500", "seeds=[0, 1]", "budget.evaluations=9", "optimizers=[CMA]"]
-    spec = read_study_file(minimal, given)
-    assert spec.objective.settings == {"images": 500}
-    assert (spec.seeds, spec.budget.evaluations, spec.optimizers[0].name) == ((0, 1), 9, "CMA")
-
-
 @pytest.mark.parametrize(
     ("override", "message"),
     [

@@ -10,7 +10,7 @@ import sys
 import pytest
 
 from lcsc_opt.base.progress import messages_on_stderr, notice, progress
-from lcsc_opt.base.streams import is_terminal, printable, results, results_apart, write_message
+from lcsc_opt.base.streams import is_terminal, printable, write_message
 
 
 @pytest.mark.parametrize(
@@ -22,14 +22,6 @@ def test_texts_of_all_languages_are_left_alone(text: str) -> None:
 
 def test_the_bytes_of_a_name_that_is_not_utf_8_are_shown_escaped() -> None:
     assert printable(os.fsdecode(b"caf\xe9.png")) == r"caf\udce9.png"
-
-
-def test_what_others_print_is_no_result(capsys: pytest.CaptureFixture[str]) -> None:
-    with results_apart():
-        sys.stdout.write("from a score\n")
-        results().write("the result\n")
-    sys.stdout.write("afterwards\n")
-    assert capsys.readouterr() == ("the result\nafterwards\n", "from a score\n")
 
 
 class _Refusing(io.StringIO):

@@ -15,7 +15,7 @@ import yaml
 from lcsc_opt.base.errors import StudySpecError
 from lcsc_opt.base.settings import dump_yaml, parse_yaml
 from lcsc_opt.base.study_file import DEFAULT_STORAGE, StudyFile, parse_study_file, read_study_file, storage_of_folder
-from lcsc_opt.base.study_spec import BudgetSpec, OptimizerSpec, SpaceSpec, experiment_name
+from lcsc_opt.base.study_spec import OptimizerSpec, SpaceSpec, experiment_name
 
 MINIMAL = """
 name: digits
@@ -112,14 +112,6 @@ def test_a_number_is_decimal_whatever_zeros_it_begins_with(tmp_path: Path, writt
 )
 def test_text_that_looks_like_a_number_is_written_so_that_it_stays_text(text: str) -> None:
     assert parse_yaml(dump_yaml({"key": text, "list": [text]})) == {"key": text, "list": [text]}
-
-
-def test_the_budget_that_the_advice_names_is_taken(tmp_path: Path) -> None:
-    file = tmp_path / "budget.yaml"
-    file.write_text(MINIMAL)
-    with pytest.raises(StudySpecError, match=r"expected one unit, as in .*\{images: 50000\}"):
-        read_study_file(file, ["budget.images=500"])
-    assert read_study_file(file, ["budget={images: 500}"]).budget == BudgetSpec(images=500)
 
 
 # what is wrong
@@ -219,19 +211,6 @@ def test_python_objects_in_yaml_are_not_made(tmp_path: Path) -> None:
     with pytest.raises(StudySpecError, match="not valid YAML: could not determine a constructor for the tag"):
         read_study_file(path)
     assert not trace.exists()
-
-
-@pytest.fixture
-def minimal(tmp_path: Path) -> Path:
-    path = tmp_path / "mine.yaml"
-    path.write_text(MINIMAL)
-    return path
-
-
-@pytest.mark.parametrize("seed", [-1, 0.5])
-def test_a_callers_seed_is_checked_as_the_files_are(minimal: Path, seed: Any) -> None:
-    with pytest.raises(StudySpecError, match=r"^digits: seeds\[0\]: Input should be "):
-        read_study_file(minimal).with_choices(seeds=[seed])
 
 
 def test_a_folder_has_the_database_of_its_study_files(tmp_path: Path) -> None:

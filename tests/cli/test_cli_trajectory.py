@@ -26,15 +26,10 @@ def weights(path: str) -> list[float]:
     return [float(trajectory.checkpoint(index)["w"][0]) for index in range(len(trajectory))]
 
 
-def test_steps_are_of_the_files_in_natural_order_where_a_shell_sorted_them(epochs: list[str], typed: Typed) -> None:
+@pytest.mark.parametrize("steps", ["100,200,1000", "100,1000,200"], ids=["natural order", "the order of a shell"])
+def test_steps_are_of_the_files_where_a_shell_sorted_them(epochs: list[str], typed: Typed, steps: str) -> None:
     assert epochs == ["epoch1.safetensors", "epoch10.safetensors", "epoch2.safetensors"]
-    typed("trajectory", "pack", *epochs, "--steps", "100,200,1000", "-o", "run.trajectory")
-    assert Trajectory.open("run.trajectory").steps == (100, 200, 1000)
-    assert weights("run.trajectory") == [1, 2, 10]
-
-
-def test_steps_in_the_order_of_a_shell_are_of_its_files(epochs: list[str], typed: Typed) -> None:
-    typed("trajectory", "pack", *epochs, "--steps", "100,1000,200", "-o", "run.trajectory")
+    typed("trajectory", "pack", *epochs, "--steps", steps, "-o", "run.trajectory")
     assert Trajectory.open("run.trajectory").steps == (100, 200, 1000)
     assert weights("run.trajectory") == [1, 2, 10]
 

@@ -15,7 +15,7 @@ from lcsc_opt.database.states import compared_trials
 from lcsc_opt.database.store import StoredStudy
 from lcsc_opt.views.curves import best_so_far
 from tests.history_examples import history, measured, report_of
-from tests.study_examples import STEPS, add_result, coefficients, write_experiment, write_study
+from tests.study_examples import add_result, write_experiment, write_study
 
 
 def read(study: StoredStudy) -> Standing:
@@ -23,20 +23,6 @@ def read(study: StoredStudy) -> Standing:
 
 
 # one study
-
-
-def test_a_finished_study(storage: RDBStorage) -> None:
-    study = write_study(storage, "digits/LCSC/3", [4.0, 2.0, None, 3.0, 1.0, 1.5])
-    reader = HistoryReader(storage)
-    found = reader.read_study(study.name)
-    assert (found.study, found.optimizer, found.seed, found.state) == ("digits/LCSC/3", "LCSC", 3, "finished")
-    assert (found.searched, found.found, found.chosen) == (1.0, None, 4)
-    assert (found.evaluations, found.summary.failed, found.images, found.seconds) == (6, 1, 50, 3.0)
-    assert (found.steps, found.budget) == (STEPS, {"evaluations": 9})
-    assert (answer := reader.answer(found)) is not None
-    assert answer.tobytes() == coefficients(4).tobytes()
-    curve = best_so_far(found, "evaluations")
-    assert (curve.positions.tolist(), curve.values.tolist(), curve.end) == ([1, 2, 5], [4, 2, 1], 6)
 
 
 @pytest.mark.parametrize(("running", "state"), [(0, "empty"), (2, "interrupted")])

@@ -11,17 +11,13 @@ from optuna.storages import RDBStorage
 
 from lcsc_opt.base.errors import StudyStoreError
 from lcsc_opt.base.records import Candidate, Cost, Evaluation
-from lcsc_opt.coefficients.profiles import (
-    ema_coefficients,
-    plain_averages,
-)
 from lcsc_opt.database.connection import open_storage
 from lcsc_opt.database.opened import Database
 from lcsc_opt.database.reader import FailureReason, HistoryReader
 from lcsc_opt.database.store import StoredStudy
 from lcsc_opt.database.urls import url_of_file
-from tests.history_examples import measured, report_of, reported
-from tests.study_examples import STEPS, add_result, coefficients, write_experiment, write_report, write_study
+from tests.history_examples import measured, report_of
+from tests.study_examples import STEPS, add_result, coefficients, write_report, write_study
 
 COST = Cost(images=10, model_calls=20, seconds=1.5, merge_seconds=0.25, sample_seconds=0.5, features_seconds=0.5)
 
@@ -98,20 +94,6 @@ def test_a_study_that_was_deleted_and_made_again_is_read_anew(storage: RDBStorag
     assert reader.read_studies([name]) == ()
 
 
-@pytest.mark.parametrize(("grid", "label"), [("EMAGrid", "EMA*"), ("Grid", "best of the grid")])
-def test_a_baseline_says_which_average_is_its_answer(storage: RDBStorage, grid: str, label: str) -> None:
-    write_experiment(storage, "digits")
-    study = StoredStudy.open_or_create(storage, f"digits/{grid}/0", {})
-    reader, found = HistoryReader(storage), []
-    for number, asked in enumerate([ema_coefficients(STEPS, 0.99), *plain_averages(STEPS)[-2:]]):
-        key = study.add_candidate(Candidate(asked))
-        study.finish(key, Evaluation(3.0 - number, {}, COST))
-        found.append(reader.read_study(study.name).label)
-    assert found == [f"{label} ({name})" for name in ("EMA 0.99", "last checkpoint", "average of all 3")]
-    write_report(storage, reported(2.5, trial=1, study=study.name))
-    assert reader.read_study(study.name).label == f"{label} (last checkpoint)"
-
-
 def test_attempts_that_failed_are_kept_with_their_reasons(storage: RDBStorage) -> None:
     study = write_study(storage, "digits/LCSC/0", [])
     key = study.add_candidate(Candidate(coefficients(0)))
@@ -138,30 +120,16 @@ def test_forgotten_trials_are_gone_at_once(storage: RDBStorage) -> None:
     assert reader.failures(running) == [FailureReason("broken", 1, 1)]
 
 
-def test_studies_that_are_deleted_are_left_out(storage: RDBStorage) -> None:
-    names = ["digits/LCSC/0", "digits/LCSC/1"]
-    for name in names:
-        write_study(storage, name, [4.0, 2.0], ended=False)
-    reader = HistoryReader(storage)
-    reader.read("digits")
-    storage.delete_study(storage.get_study_id_from_name(names[1]))
-    assert [study.study for study in reader.read_studies(names)] == names[:1]
-
-
-def test_a_name_of_another_form_and_one_that_is_not_there_are_told_apart(storage: RDBStorage) -> None:
-    reader = HistoryReader(storage)
-    with pytest.raises(StudyStoreError, match="not a study of lcsc_opt"):
-        reader.read_study("garbage")
-    with pytest.raises(StudyStoreError, match="digits/CMA/9: is not in the database"):
-        reader.read_study("digits/CMA/9")
-
-
 def test_experiments_that_are_not_there_are_named_with_what_there_is(storage: RDBStorage) -> None:
     write_study(storage, "faces/LCSC/0", [1.0])
     reader = HistoryReader(storage)
     assert reader.experiments() == ["faces"]
     with pytest.raises(StudyStoreError, match=r"^face: no such experiment \(did you mean 'faces'\?\)"):
         reader.read("face")
+    with pytest.raises(StudyStoreError, match="digits/CMA/9: is not in the database"):
+        reader.read_study("digits/CMA/9")
+    with pytest.raises(StudyStoreError, match="not a study of lcsc_opt"):
+        reader.read_study("garbage")
     with pytest.raises(StudyStoreError, match="their names are experiment/optimizer/seed"):
         reader.read_studies(["somebody's own"])
 

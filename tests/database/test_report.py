@@ -9,9 +9,8 @@ import numpy as np
 import pytest
 
 from lcsc_opt.base.records import HELD_OUT, Evaluation, ReportedMetrics
-from lcsc_opt.base.study_spec import HeldOutSpec
 from lcsc_opt.database.measurement import Measurement, Model, sample_key
-from lcsc_opt.database.report import Report, ReportPlan
+from lcsc_opt.database.report import Report
 from tests.history_examples import measured, report_of
 
 
@@ -68,27 +67,6 @@ def test_the_best_that_the_user_had_is_that_of_the_metric_which_a_sentence_names
     names = {metric: model and model.model.name for metric, model in best.items()}
     assert names == {"fid": "EMA*", "loss": "last checkpoint", "hits": "last checkpoint", "kid": None}
     assert [row.metric for row in report.costs(report.answer, "EMA*")] == ["hits"]
-
-
-@pytest.mark.parametrize(
-    ("plan", "is_met"),
-    [
-        (ReportPlan(50, 20), True),
-        (ReportPlan(60, 20), False),
-        (ReportPlan(50, 3), False),
-        (ReportPlan(50, 20, (0, 1)), False),
-    ],
-)
-def test_a_plan_is_met_by_a_report_of_the_same_size(plan: ReportPlan, is_met: bool) -> None:
-    assert plan.is_met(report_of({"digits/LCSC/0": measured(1.0, images=50)})) is is_met
-
-
-def test_a_larger_report_with_other_noise_is_kept_by_the_plan_of_a_study_file() -> None:
-    report = report_of({"digits/LCSC/0": measured(1.0, images=50, seeds=(0, 1))})
-    of_file = HeldOutSpec(images=20, top=3)
-    assert ReportPlan.of(of_file, None, own_images=None, samples=True) == ReportPlan(20, 3)
-    assert ReportPlan.of(of_file, report, own_images=None, samples=True) == ReportPlan(50, 20, (0, 1))
-    assert ReportPlan.of(of_file, None, own_images=None, samples=False) == ReportPlan(0, 3)
 
 
 def test_a_measurement_is_stored_without_its_model() -> None:

@@ -5,8 +5,6 @@ from pathlib import Path
 import numpy as np
 import optuna
 import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 from optuna.trial import TrialState, create_trial
 
 from lcsc_opt.base.errors import StudyStoreError
@@ -94,16 +92,6 @@ def test_a_result_that_a_crash_cuts_off_is_not_written_at_all(
     study.finish(key, Evaluation(2.0, {"fid": 2.0}))
     (trial,) = study.trials()
     assert (trial.value, trial.user_attrs["metrics"]) == (2.0, {"fid": 2.0})
-
-
-@settings(
-    max_examples=20, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow], deadline=None
-)
-@given(st.lists(st.floats(allow_nan=False, allow_infinity=False), min_size=1, max_size=5))
-def test_coefficients_come_back_bit_for_bit(study: StoredStudy, values: list[float]) -> None:
-    study.add_candidate(candidate(*values))
-    stored = coefficients_of(study.trials()[-1])
-    assert stored.tobytes() == np.array(values, dtype=np.float64).tobytes()
 
 
 def test_a_study_is_made_to_the_end_or_not_at_all(study: StoredStudy, monkeypatch: pytest.MonkeyPatch) -> None:

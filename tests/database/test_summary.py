@@ -18,7 +18,6 @@ from lcsc_opt.database.history import Standing
 from lcsc_opt.database.reader import HistoryReader
 from lcsc_opt.database.store import StoredStudy, our_studies
 from lcsc_opt.database.summary import SUMMARY, Summary
-from tests.history_examples import history
 from tests.processes import forked
 from tests.study_examples import add_result, coefficients, write_study
 
@@ -187,35 +186,3 @@ def test_trials_that_plain_optuna_adds_are_nothing_of_ours(storage: RDBStorage) 
     study = searched(storage)
     optuna.load_study(study_name=NAME, storage=storage).add_trial(create_trial(value=0.5))
     assert read(storage).summary == Summary.of(study.trials()) == Summary.stored(study.attributes)
-
-
-def test_a_refresh_fetches_only_new_trials(any_storage: RDBStorage, monkeypatch: pytest.MonkeyPatch) -> None:
-    study = searched(any_storage)
-    reader = HistoryReader(any_storage)
-    fetched: list[list[int]] = []
-    get = RDBStorage._get_trials
-
-    def counted(*arguments: Any, **options: Any) -> Any:
-        trials = get(*arguments, **options)
-        fetched.append([trial.number for trial in trials])
-        return trials
-
-    with study.hold():
-        key = study.add_candidate(Candidate(coefficients(5)))
-        monkeypatch.setattr(RDBStorage, "_get_trials", counted)
-        reader.read_study(NAME)
-        study.fail(key, [{"reason": "broken", "seconds": 1.0}])
-        add_result(study, 6, 1.0)
-        found = reader.read_study(NAME)
-        assert (found.evaluations, found.searched) == (7, 1.0)
-        assert len(reader.trials(found)) == 7
-        assert [failure.lost for failure in reader.failures(found)] == [2]
-        assert fetched == [[0, 1, 2, 3, 4, 5], [5, 6], [], []]
-
-
-def test_a_summary_is_json() -> None:
-    summary = history([5.0, None, 4.0, 4.5, 3.0, None, 2.0]).summary
-    assert Summary.stored({SUMMARY: summary.to_json()}) == summary
-    assert (summary.best, summary.loss) == (6, 2.0)
-    empty = history([]).summary
-    assert (empty.best, empty.loss, Summary.stored({SUMMARY: empty.to_json()})) == (None, None, empty)

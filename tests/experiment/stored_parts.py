@@ -1,4 +1,4 @@
-"""What the stored studies search: functions of coefficients, and a small network with its sampler and features."""
+"""A small network with its sampler and features, for studies that are stored."""
 
 from __future__ import annotations
 
@@ -11,21 +11,6 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 STEPS = (10, 20, 30, 40, 50, 60)
-TARGET = np.array([0.5, -0.25, 0.125, 0.375, -0.5, 0.75])
-
-
-def distance(coefficients: np.ndarray) -> float:
-    """Squared distance to a target; it fails far away from it."""
-    loss = float(sum((coefficients - TARGET) ** 2))
-    if loss > 1.7:
-        message = "too far away"
-        raise ValueError(message)
-    return loss
-
-
-def gradient(coefficients: np.ndarray) -> np.ndarray:
-    """Of :func:`distance`."""
-    return np.asarray(2 * (coefficients - TARGET))
 
 
 class Network(nn.Module):
@@ -57,6 +42,17 @@ class Means:
     def __call__(self, images: Tensor) -> Tensor:
         """``[B, C, 4, 4]`` → ``[B, 8]``."""
         return images[:, 0].reshape(len(images), 8, 2).sum(dim=2)
+
+
+class Rows:
+    """Four sums of pixels as features."""
+
+    name = "rows"
+    dimension = 4
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """``[B, C, 4, 4]`` → ``[B, 4]``."""
+        return images[:, 0].sum(dim=2)
 
 
 def write_checkpoints(folder: Path) -> None:

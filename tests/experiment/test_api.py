@@ -18,11 +18,7 @@ from lcsc_opt.database.store import StoredStudy, our_studies
 from tests.commands import Typed
 
 MODULE = """
-import os
-
 def loss(coefficients):
-    if "BROKEN" in os.environ and abs(coefficients[0]) > 1e-9:
-        raise ValueError("no image")
     return float((coefficients ** 2).sum())
 
 def doubled(coefficients):
@@ -62,30 +58,12 @@ def test_a_study_that_another_process_runs_does_not_stop_the_others(study_file: 
     assert states(typed)["CMA"] == ("finished", 4)
 
 
-def test_an_objective_that_fails_is_refused_once_for_all_studies(
-    study_file: str, typed: Typed, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("BROKEN", "1")
-    said = typed("run", study_file, "--budget", "2", status=2).err
-    assert said.count("the evaluation of a few images failed (search noise): ValueError: no image") == 1
-    assert not Path(STORAGE.removeprefix("sqlite:///")).exists()
-
-
 def test_a_study_that_fails_does_not_stop_the_others(study_file: str, typed: Typed) -> None:
     only = ["run", study_file, "--optimizer"]
     assert lcsc([*only, "CMA"]) == 0
     said = typed("run", study_file, "optimizers=[LCSC,CMA: {popsize: 5},DE]", status=1).err
     assert "lcsc: 1 of 3 studies did not finish: several/CMA/0: differs from the stored several/CMA/0: " in said
     assert states(typed)["DE"][0] == "finished"
-
-
-def test_a_study_that_has_more_than_its_file_asks_for_is_finished(study_file: str, typed: Typed) -> None:
-    only = ["run", study_file, "--optimizer", "LCSC"]
-    assert lcsc(only) == 0
-    assert lcsc(["run", "several/LCSC/0", "--budget", "6"]) == 0
-    for lower in ([], ["--budget", "5"]):
-        assert "finished already" in typed(*only, *lower).err
-    assert states(typed)["LCSC"] == ("finished", 6)
 
 
 def test_a_held_out_plan_that_is_edited_counts_from_then_on(study_file: str) -> None:

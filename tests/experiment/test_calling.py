@@ -83,7 +83,10 @@ def module(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 def test_the_answer_is_better_than_ema_and_continues(search: Any, workplace: Path) -> None:
-    result = search(states(), score=lambda net: distance(net), held_out=lambda net: 2 * distance(net))
+    called: list[str] = []
+    functions = {"score": lambda net: distance(net), "held_out": lambda net: 2 * distance(net)}
+    result = search(states(), **functions, callbacks=[lambda study, trial: called.append(study.study_name)])
+    assert called == [study.name for study in result.studies for _ in study.trials]
     assert [study.name for study in result.studies] == ["tried/EMAGrid/0", "tried/LCSCGradient/0"]
     found = result.merge()
     net = Net()
@@ -146,10 +149,6 @@ def test_a_score_without_a_graph_is_searched_without_gradients(search: Any) -> N
     assert [study.name.split("/")[1] for study in result.studies] == ["EMAGrid", "LCSCQuadratic"]
     assert result.studies[0].steps == (1, 2, 3, 4)
     assert not Path("studies.db").exists()
-    folder = result.studies[0].folder.path
-    assert Path(folder).exists()
-    del result
-    assert not Path(folder).exists()
 
 
 class Loader:
@@ -297,7 +296,6 @@ def passes(net: nn.Module) -> None:
         (torch.tensor(1j), "must return a number.*got tensor"),
         ({"accuracy": "high"}, "must return a number.*got 'high'"),
         (torch.ones(2, 2), r"must return a number.*got the shape \[2, 2\]"),
-        (None, "number"),
     ],
 )
 def test_a_score_that_is_no_number_is_refused(search: Any, returned: Any, said: str) -> None:
@@ -335,7 +333,6 @@ def test_an_error_of_the_users_is_theirs(search: Any) -> None:
         ({step: {"model": state, "step": step} for step, state in states().items()}, {}, r"give state\['model'\]"),
         ({**states(), 2: {"weight": torch.tensor([[0, 0, torch.nan, 0]])}}, {}, "'weight' at step 2 holds NaN"),
         ({**states(), 4: {"weight": torch.full((1, 4), torch.inf)}}, {}, "'weight' at step 4 holds NaN"),
-        ({step: {"weight": torch.ones(1, 4)} for step in (1, 2)}, {}, "all checkpoints hold the same weights"),
         (states(), {"optimizers": []}, r"optimizers: expected names, or mappings.*, got \[\]"),
         (states(), {"score": None, "held_out": without_graph}, "give either score, or sample"),
         (states(), {"rows": "layer"}, "rows: Input should be 'layers' or 'auto'"),

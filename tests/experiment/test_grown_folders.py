@@ -265,31 +265,14 @@ class TestDryRun:
         said = typed(*RUN, "--budget", "6", "--accept-changes", status=2).err
         assert "began with other checkpoints" in said
 
-    @pytest.mark.parametrize(
-        ("changes", "message"),
-        [
-            ({"checkpoints": "nowhere"}, "nowhere"),
-            ({"reference": "nowhere.npz"}, "nowhere.npz does not exist"),
-            (
-                {"loss": "fid", "reference": "reference.npz", "weights": {"inception": "w.pt"}},
-                "w.pt does not exist",
-            ),
-            ({"loss": "fid@no_such_module:features"}, "'no_such_module:features' cannot be imported"),
-            ({"device": "cuda:9"}, "device: cuda:9 is not available"),
-        ],
-    )
-    def test_settings_of_an_objective_over_images(
-        self, changes: dict[str, object], message: str, typed: Typed, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        monkeypatch.setenv("TORCH_HOME", str(Path("hub").resolve()))
+    def test_weights_that_are_missing(self, typed: Typed) -> None:
         save(*STEPS)
         Path("reference.npz").write_bytes(b"not looked into")
         own = "tests.unet_examples:"
-        settings: dict[str, object] = {"checkpoints": "runs", "model": f"{own}unet", "sampler": f"{own}unet"}
-        settings |= {"image_shape": [1, 8, 8], "reference": "reference.npz", "loss": f"fid@{own}unet", **changes}
-        study = {"name": "grown", "objective": {"file": "torch_module.py", "settings": settings}}
-        optimizers = ["LCSC", "LCSCGradient"]
-        Path("grown.yaml").write_text(yaml.safe_dump({**study, "optimizers": optimizers, "budget": {"evaluations": 4}}))
-        assert message in self.refused(typed, "--optimizer", "LCSCGradient")
-        assert message in typed("run", "grown.yaml", status=2).err
+        settings = {"checkpoints": "runs", "model": f"{own}unet", "sampler": f"{own}unet", "image_shape": [1, 8, 8]}
+        settings |= {"loss": "fid", "reference": "reference.npz", "weights": {"inception": "w.pt"}}
+        objective = {"file": "torch_module.py", "settings": settings}
+        Path("grown.yaml").write_text(yaml.safe_dump({**yaml.safe_load(STUDY), "objective": objective}))
+        assert "w.pt does not exist" in self.refused(typed)
+        assert "w.pt does not exist" in typed(*RUN, status=2).err
         assert not Path("studies.files").exists()

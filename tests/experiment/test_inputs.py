@@ -13,10 +13,8 @@ import torch
 from torch import nn
 
 import lcsc_opt
-from lcsc_opt.base.errors import LcscError
 from lcsc_opt.base.study_file import StudyFile, parse_study_file
 from lcsc_opt.base.study_spec import BudgetSpec
-from lcsc_opt.database.urls import storage_url
 from tests.commands import Typed
 
 NORM = {"file": "function.py", "settings": {"callable": "numpy.linalg:norm", "steps": [100, 200, 300]}}
@@ -62,16 +60,6 @@ def test_a_storage_is_a_file_or_a_url_everywhere(run: Any, search: Any, typed: T
     search(storage=storage)
     assert [row["study"] for row in typed.json("list", "--storage", str(storage))] == ["norm/LCSC/0", "tried/LCSC/0"]
     assert [path.name for path in Path().glob("*.db")] == ["some.db"]
-
-
-def test_a_file_in_the_environment_comes_before_the_study_files(
-    workplace: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    assert storage_url(None, "of_study.db") == f"sqlite:///{workplace / 'of_study.db'}"
-    monkeypatch.setenv("LCSC_STORAGE", "of_environment.db")
-    assert storage_url(None, "of_study.db") == f"sqlite:///{workplace / 'of_environment.db'}"
-    assert storage_url(Path("given.db"), "of_study.db") == f"sqlite:///{workplace / 'given.db'}"
-    assert storage_url("sqlite://") == "sqlite://"
 
 
 # budgets
@@ -120,15 +108,12 @@ def test_the_command_line_takes_the_same_budgets(typed: Typed, workplace: Path) 
 # seeds and optimizers
 
 
-@pytest.mark.parametrize("seeds", [(0, np.int64(1)), torch.arange(2)])
-def test_seeds_are_any_sequence(run: Any, seeds: Any) -> None:
-    assert names(run(seeds=seeds)) == ["norm/LCSC/0", "norm/LCSC/1"]
-    assert study_file(seeds=seeds).seeds == (0, 1)
-
-
-def test_a_seed_is_one_number(run: Any, search: Any) -> None:
-    assert names(run(seeds=1)) == ["norm/LCSC/1"]
-    assert names(search(seed=np.uint8(1)).studies) == ["tried/LCSC/1"]
+@pytest.mark.parametrize(
+    ("seeds", "expected"), [((0, np.int64(1)), (0, 1)), (torch.arange(2), (0, 1)), (1, (1,)), (np.uint8(1), (1,))]
+)
+def test_seeds_are_a_number_or_any_sequence(run: Any, seeds: Any, expected: tuple[int, ...]) -> None:
+    assert names(run(seeds=seeds)) == [f"norm/LCSC/{seed}" for seed in expected]
+    assert study_file(seeds=seeds).seeds == expected
 
 
 @pytest.mark.parametrize(
@@ -152,19 +137,6 @@ def test_optimizers_have_the_options_that_are_given_else_those_of_the_file(
     if optimizers is not None:
         read = study_file(optimizers=optimizers).optimizers
         assert [optimizer.name for optimizer in read] == list(expected)
-
-
-def test_a_name_is_one_optimizer(run: Any, search: Any) -> None:
-    assert names(run(optimizers="CMA")) == ["norm/CMA/0"]
-    assert names(run(optimizers={"CMA": {"step_size": 0.3}}, storage="other.db")) == ["norm/CMA/0"]
-    assert names(search(optimizers=("CMA", {"DE": {}})).studies) == ["tried/CMA/0", "tried/DE/0"]
-
-
-def test_what_numpy_gives_is_written_as_numbers(search: Any) -> None:
-    content = search(seed=np.int64(3), jobs=np.int64(1), settings={"select": {"last": np.int64(2)}})._content
-    assert content["seeds"] == [3]
-    assert type(content["seeds"][0]) is type(content["workers"]) is int
-    assert type(content["objective"]["settings"]["select"]["last"]) is int
 
 
 # what is given twice
@@ -267,13 +239,3 @@ def test_nothing_is_run_twice(run: Any) -> None:
     for given in ({"seeds": [0, 0]}, {"optimizers": ["CMA", "CMA"]}):
         with pytest.raises(lcsc_opt.StudySpecError, match="is given twice"):
             run(**given)
-
-
-def test_every_error_can_be_imported_from_the_package() -> None:
-    tree = [LcscError]
-    for error in tree:
-        tree += error.__subclasses__()
-    ours = {error.__name__ for error in tree if error.__module__ == "lcsc_opt.base.errors"}
-    assert len(ours) == 9
-    assert ours <= set(lcsc_opt.__all__)
-    assert all(issubclass(getattr(lcsc_opt, name), lcsc_opt.LcscError) for name in ours)

@@ -12,7 +12,6 @@ from typing import Any
 import optuna
 import pytest
 import torch
-import yaml
 from sqlalchemy import make_url
 
 import lcsc_opt
@@ -90,29 +89,6 @@ def test_one_database_does_not_answer_for_another_project(task: Any, tmp_path: P
     assert mean(search(task(), storage=storage, name="of_b")) > 25
 
 
-def test_a_study_file_in_another_project_is_not_finished_by_the_first(task: Any, tmp_path: Path, typed: Typed) -> None:
-    task()
-    content = {
-        "name": "n",
-        "objective": {
-            "file": "score.py",
-            "settings": {"checkpoints": "ck", "model": "placed_task:build", "score": "placed_task:score"},
-        },
-        "optimizers": ["LCSC"],
-        "budget": {"evaluations": 5},
-        "storage": f"sqlite:///{tmp_path / 'all.db'}",
-    }
-    for name, offset in (("a", 0.0), ("b", 50.0)):
-        write_project(tmp_path / name, offset)
-        (tmp_path / name / "s.yaml").write_text(yaml.safe_dump(content))
-    os.chdir(tmp_path / "a")
-    typed("run", "s.yaml")
-    os.chdir(tmp_path / "b")
-    assert "does not hold the 3 checkpoints" in typed("run", "s.yaml", status=2).err
-    os.chdir(tmp_path / "a")
-    assert "finished already, 20" in typed("run", "s.yaml").err
-
-
 def test_a_project_that_moved_goes_on(task: Any, tmp_path: Path) -> None:
     os.chdir(write_project(tmp_path / "a"))
     first = search(task(), storage=tmp_path / "all.db")
@@ -134,16 +110,6 @@ def test_a_score_that_goes_to_another_folder_leaves_everything_where_it_was(
     assert Path.cwd() == tmp_path
     assert result.studies[0].state == "finished"
     assert [path.name for path in tmp_path.rglob("*.db")] == ["studies.db"]
-
-
-def test_a_stored_answer_is_never_returned_without_a_line(task: Any, tmp_path: Path, capfd: Any) -> None:
-    write_project(tmp_path)
-    module = task()
-    search(module)
-    capfd.readouterr()
-    module.FACTOR = 100.0
-    search(module)
-    assert "score/LCSC/0: finished already, 20" in capfd.readouterr().err
 
 
 @pytest.mark.parametrize("script", ["01_search.py", "search.py"])

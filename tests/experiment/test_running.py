@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 
-import lcsc_opt
 from lcsc_opt.cli import run as lcsc
 from lcsc_opt.database.connection import open_storage
 from lcsc_opt.database.store import our_studies
@@ -96,8 +95,3 @@ def test_an_objective_that_cannot_be_loaded_stops_a_run_before_anything_is_writt
     wrong = "objective.settings.images=101"
     assert "images: more than there are" in typed.refused("run", "shifted.yaml", wrong)
     assert not Path("studies.db").exists()
-
-
-def test_from_python_the_studies_of_a_file_are_run() -> None:
-    names = [study.name for study in lcsc_opt.run("shifted.yaml", budget=3)]
-    assert names == ["shifted/EMAGrid/0", "shifted/LCSC/0"]

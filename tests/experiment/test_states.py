@@ -173,16 +173,3 @@ def test_a_kill_while_a_study_is_deleted_leaves_no_answer_of_it(
         assert lcsc(["delete", "states/LCSC/0", "--yes"]) != 0
     assert StoredExperiment.open(open_storage("sqlite:///studies.db", write=False), "states").report is None
     assert "The answer is" in typed("run", "states.yaml").err
-
-
-def test_two_calls_about_one_experiment_hand_out_one_model(workplace: Path) -> None:
-    def search(optimizer: str, budget: int) -> Any:
-        states = {step: {"weight": torch.eye(2)[:1] * step} for step in (1, 2, 3)}
-        how: dict[str, Any] = {"build": "states_square:build", "score": "states_square:score", "name": "two"}
-        return lcsc_opt.search(states, **how, optimizers=optimizer, budget=budget, storage="sqlite:///two.db")
-
-    (workplace / "states_square.py").write_text(SCORE.replace('float("nan")', "float(((net.weight - 5) ** 2).sum())"))
-    sys.path.insert(0, str(workplace))
-    first = search("LCSCQuadratic", 20)
-    second = search("RandomSearch", 3)
-    assert torch.equal(second.merge()["weight"], first.merge()["weight"])

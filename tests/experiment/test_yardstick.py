@@ -154,7 +154,7 @@ def test_it_is_measured_once_for_all_studies_and_processes_of_an_experiment() ->
     assert yardstick() == before
 
 
-@pytest.mark.parametrize("loss", ["fid@stored_parts:Means", {"fdr": ["stored_parts:Means", "pixels"]}])
+@pytest.mark.parametrize("loss", ["fid@stored_parts:Means", {"fdr": ["stored_parts:Means", "stored_parts:Rows"]}])
 def test_it_is_what_the_objective_measures_of_its_fixed_average(loss: Any) -> None:
     [study] = run(specification(settings={"loss": loss}))
     unit = yardstick()
@@ -181,7 +181,7 @@ def test_a_bound_of_ones_own_replaces_the_value_only() -> None:
 
 
 def test_the_average_has_a_loss_of_one_in_every_report(typed: Typed) -> None:
-    loss = {"fdr": ["stored_parts:Means", "pixels"]}
+    loss = {"fdr": ["stored_parts:Means", "stored_parts:Rows"]}
     average = {"Grid": {"profile": "power", "values": [0.10]}}
     content = specification(settings={"loss": loss, "keep": None}, optimizers=[average], held_out={"images": 200})
     [study] = run(content)

@@ -5,7 +5,7 @@ import pytest
 
 from lcsc_opt.metrics import FrechetReference
 from lcsc_opt.metrics.extrapolation import weighted_subsets
-from tests.metrics.examples import differences, features_of
+from tests.metrics.examples import features_of
 from tests.metrics.examples import mean_and_covariance as moments
 from tests.metrics.test_gradients import filled, image_gradient, images, scores
 
@@ -105,17 +105,3 @@ def test_parts_give_the_distance_and_the_gradient_of_the_whole(loss):
     [found] = merged.gradients().values()
     np.testing.assert_allclose(found, expected, rtol=1e-6, atol=1e-12)
     assert merged.compute()[0] == pytest.approx(whole.compute()[0], rel=1e-9)
-
-
-def test_halves_have_the_gradient_of_the_frechet_distance_also_where_it_goes_through_the_samples():
-    reference = FrechetReference(*moments(features_of(200, 9, seed=1)))
-    samples = features_of(10, 9, seed=2)
-    subsets = weighted_subsets(10)
-
-    def value(at):
-        return sum(weight * reference.distance_from_features(at[rows]) for weight, rows in subsets)
-
-    gradient = np.zeros_like(samples)
-    for weight, rows in subsets:
-        gradient[rows] += weight * reference.distance_and_gradient(samples[rows])[1]
-    np.testing.assert_allclose(gradient, differences(value, samples), rtol=1e-4, atol=1e-5)

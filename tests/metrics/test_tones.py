@@ -99,15 +99,6 @@ def tones_suite(loss, held_out=None):
     return suite(references, loss=loss)
 
 
-def test_fdr_takes_it_as_a_representation_with_its_own_distance():
-    weights = Loss.parse({"fdr": ["pixels", "tones"]}).weights
-    assert {str(metric): weight for metric, weight in weights.items()} == {"fid@pixels": 0.5, "tones": 0.5}
-    scores = tones_suite({"fdr": ["pixels", "tones"]})
-    _, units = fill(scores.image_metrics(100), photographs(100) * 0.8).compute()
-    metrics = scores.image_metrics(100, yardstick=scores.loss.yardstick(units, 100))
-    assert fill(metrics, photographs(100) * 0.8).compute()[0] == pytest.approx(1.0)
-
-
 def test_held_out_real_images_are_what_a_search_that_stops_by_them_sees():
     scores = tones_suite("tones", held_out=photographs(100, seed=4) * 0.5)
     metrics = fill(scores.image_metrics(80), photographs(80) * 0.5)
@@ -116,15 +107,6 @@ def test_held_out_real_images_are_what_a_search_that_stops_by_them_sees():
     assert unseen < loss / 5
     choosing = fill(scores.image_metrics(80, group="selection"), photographs(80) * 0.5)
     assert (choosing.compute()[0], choosing.unseen()) == (loss, unseen)
-
-
-def test_intervals_come_from_the_samples_without_each_group():
-    scores = tones_suite("tones")
-    metrics = fill(scores.image_metrics(200, group="held-out", error=True), photographs(200) * 0.8)
-    loss, _ = metrics.compute()
-    values = metrics.without_each_group()["tones"]
-    assert len(set(values)) == 20, "of samples, and of real images"
-    assert np.mean(values) == pytest.approx(loss, rel=0.05)
 
 
 def test_a_study_file_names_it_beside_other_representations_and_in_reports(tmp_path):

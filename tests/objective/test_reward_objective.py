@@ -29,12 +29,6 @@ def corner(images: Tensor) -> Tensor:
     return images[:, 0, 0, 0].tanh()
 
 
-@pytest.mark.parametrize("returned", ["a string", torch.nan, torch.zeros(2, 1)])
-def test_a_reward_that_is_none_is_refused(tmp_path: Path, returned: Any) -> None:
-    with pytest.raises(MetricError, match="reward my:f: returned"):
-        objective(tmp_path, lambda _: returned)(EMA)
-
-
 def test_a_reward_without_a_graph_is_searched_without_a_gradient(tmp_path: Path) -> None:
     made = objective(tmp_path, lambda images: corner(images).detach().numpy())
     assert made(EMA) == pytest.approx(objective(tmp_path, corner)(EMA), rel=1e-6)

@@ -170,24 +170,6 @@ def test_callbacks_get_failed_trials(run: Callable[..., lcsc_opt.Study], monkeyp
     assert all(trial.value is None and "too much of the first" in trial.user_attrs["reason"] for trial in failed)
 
 
-def test_search_calls_callbacks_with_the_study_of_each_optimizer(workplace: Path) -> None:
-    import torch
-
-    called: list[tuple[str, int]] = []
-    checkpoints = {step: {"weight": torch.tensor([[0.0, float(step)]])} for step in (1, 2, 3)}
-    lcsc_opt.search(
-        checkpoints,
-        build=torch.nn.Linear(2, 1, bias=False),
-        score=lambda net: (net.weight[0, 1] - 5) ** 2,
-        name="both",
-        optimizers=["LCSC", "CMA"],
-        budget=3,
-        storage=None,
-        callbacks=[lambda study, trial: called.append((study.study_name, trial.number))],
-    )
-    assert called == [(name, number) for name in ("both/LCSC/0", "both/CMA/0") for number in range(3)]
-
-
 class _Run:
     """What WeightsAndBiasesCallback calls of a run of W&B."""
 

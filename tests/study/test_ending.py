@@ -6,11 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pytest
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 import lcsc_opt
-from lcsc_opt.base.errors import StudySpecError
 from lcsc_opt.base.study_file import parse_study_file
 from lcsc_opt.database.arrays import stored_array
 from lcsc_opt.study.ending import how_it_ended
@@ -80,7 +78,3 @@ def test_a_budget_is_a_bound_of_one_unit_and_each_optimizer_has_its_own_by_defau
     }
     specs = parse_study_file(content, source="x").studies()
     assert [spec.budget.evaluations for spec in specs] == [200, 100]
-    with pytest.raises(StudySpecError, match="patience"):
-        parse_study_file({**content, "budget": {"evaluations": 5, "patience": 0}}, source="x")
-    with pytest.raises(StudySpecError, match="expected one unit"):
-        parse_study_file({**content, "budget": {"patience": 5}}, source="x")

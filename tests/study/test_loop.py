@@ -313,25 +313,6 @@ def test_attempts_are_counted_across_an_interruption(url: str) -> None:
     assert len(calls) == 4  # one of them was interrupted
 
 
-def test_a_study_stops_when_trial_after_trial_fails_and_goes_on_with_the_same_command(url: str) -> None:
-    calls: list[None] = []
-
-    def seldom(coefficients: np.ndarray) -> float:
-        calls.append(None)
-        return 1.0 if len(calls) % 4 == 0 else float("nan")
-
-    objective, study = CoefficientFunction(seldom, STEPS, name="seldom"), open_study(url)
-    policy = FailureSpec(retries=0, in_a_row=3)
-    with pytest.raises(SearchFailedError, match=r"3 trials in a row failed \(failures\.in_a_row\)"):
-        run(study, objective, failures=policy)
-    assert len(study.trials()) == 3
-    with pytest.raises(SearchFailedError, match="3 trials in a row"):
-        run(study, objective, failures=policy)
-    assert len(study.trials()) == 7
-    run(study, objective, failures=FailureSpec(retries=0, in_a_row=None))
-    assert len(study.trials()) == EVALUATIONS
-
-
 def test_a_failed_attempt_gives_its_memory_back() -> None:
     class Tensor:
         """Stands for gigabytes."""

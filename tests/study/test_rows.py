@@ -7,8 +7,6 @@ from pathlib import Path
 import numpy as np
 import optuna
 import pytest
-import torch
-from safetensors.torch import load_file
 
 import lcsc_opt
 from lcsc_opt.database.arrays import coefficients_of
@@ -43,21 +41,3 @@ def test_it_is_searched_and_continued_as_if_it_had_not_stopped(study_file: Path,
     if optimizer == "LCSC":  # CMA plans with its first budget
         assert asked(study.name) == asked(f"whole/{optimizer}/0")
     assert asked(study.name)[:8] == before
-
-
-def test_it_starts_at_one_row_and_is_exported_as_one_model(study_file: Path, typed: Typed) -> None:
-    typed("run", str(study_file), "--optimizer", "LCSC", "name=one", "space=affine", "budget={evaluations: 12}")
-    start = ["name=rows", "start=one/LCSC/0", "budget={evaluations: 4}"]
-    typed("run", str(study_file), "--optimizer", "LCSC", *start)
-    study, one = lcsc_opt.load_study("rows/LCSC/0"), lcsc_opt.load_study("one/LCSC/0")
-    assert study.searched is not None
-    assert one.searched is not None
-    assert study.searched <= one.searched
-    assert (study.layer_groups, one.layer_groups) == (LAYERS, ())
-    best = np.array(study.trials[0]["coefficients"])
-    assert best.shape == (3, 5)
-    np.testing.assert_allclose(best, np.broadcast_to(one.coefficients, (3, 5)), rtol=0, atol=1e-12)
-    typed("export", study.name, "--output", "merged.safetensors")
-    merged = study.merge()
-    for name, tensor in load_file("merged.safetensors").items():
-        torch.testing.assert_close(tensor, merged[name], rtol=1e-6, atol=1e-6)

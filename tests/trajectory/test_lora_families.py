@@ -19,7 +19,6 @@ from torch import Tensor
 
 from lcsc_opt.base.imports import allow_mismatched_torchvision
 from lcsc_opt.checkpoints.lora import lora_flavour, lora_modules
-from lcsc_opt.sampling.lora import to_diffusers
 from tests.commands import Typed
 
 if not (find_spec("peft") and find_spec("transformers")):
@@ -186,19 +185,6 @@ def test_a_merged_lora_is_written_for_its_own_pipeline(workplace: Path, typed: T
             factor = ALPHA / RANK
         expected += squared_norm(factor * own[up], own[down])
     assert energy == pytest.approx(expected, rel=1e-4), "no module is lost, and each has its scale"
-
-
-@by_format
-def test_merging_and_translating_commute(kind: str) -> None:
-    """Averages of files are averages of what pipelines load: a merged file is what its user means by it."""
-    first = lora(kind, 1)
-    second = lora(kind, 2)
-    merged = {name: 1.5 * first[name] - 0.5 * second[name] for name in first}
-    of_merged = to_diffusers(merged, component="transformer")
-    of_first = to_diffusers(first, component="transformer")
-    of_second = to_diffusers(second, component="transformer")
-    for name, tensor in of_merged.items():
-        torch.testing.assert_close(tensor, 1.5 * of_first[name] - 0.5 * of_second[name], rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("kind", OTHER_NAMES)
