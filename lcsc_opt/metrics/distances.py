@@ -151,7 +151,10 @@ def _hinge(samples: Tensor, reference: Reference) -> Tensor:
 
 
 # of single samples, [N]; the metric is their mean
-EACH: Mapping[Formula, Distance] = {"near": _near, "hinge": _hinge}
+EACH: Mapping[Formula, Distance] = {
+    "near": _near,
+    "hinge": _hinge,
+}
 
 
 def real_features(samples: Tensor, reference: Reference) -> Tensor:
