@@ -137,8 +137,7 @@ def _connect(url: str, engine_kwargs: dict[str, Any], *, write: bool) -> RDBStor
     """
     if write:
         engine = sa.create_engine(url, poolclass=sa.NullPool, connect_args=engine_kwargs["connect_args"])
-        tables = set(sa.inspect(engine).get_table_names())
-        if tables and not tables >= _OPTUNAS_TABLES:
+        if not _may_be_ours(engine):
             raise StudyStoreError(f"{masked(url)}: holds the tables of another program; give another --storage")
     escaped = url.replace("{", "{{").replace("}", "}}")  # since Optuna formats the URL
     with quiet_optuna():
@@ -150,6 +149,18 @@ def _connect(url: str, engine_kwargs: dict[str, Any], *, write: bool) -> RDBStor
                     raise
             time.sleep(pause)
         return RDBStorage(escaped, engine_kwargs=dict(engine_kwargs), skip_table_creation=not write)
+
+
+def _may_be_ours(engine: sa.Engine) -> bool:
+    """Whether a database is empty or has Optuna's tables, which another process may be creating one by one."""
+    for pause in (0.0, *_CREATION_SECONDS):
+        time.sleep(pause)
+        tables = set(sa.inspect(engine).get_table_names())
+        if not tables or tables >= _OPTUNAS_TABLES:
+            return True
+        if not tables & _OPTUNAS_TABLES:
+            break
+    return False
 
 
 def _begin_immediate(engine: sa.Engine) -> None:
