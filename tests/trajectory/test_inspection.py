@@ -30,8 +30,6 @@ def test_a_packed_trajectory_is_described(folder, tmp_path):
     assert packed["warnings"] == []
 
 
-
-
 def test_files_that_are_not_packed_are_refused(folder):
     with pytest.raises(TrajectoryError, match="is not a trajectory: make one with `lcsc trajectory pack`"):
         inspect(folder)
