@@ -269,7 +269,8 @@ class TestDryRun:
         save(*STEPS)
         Path("reference.npz").write_bytes(b"not looked into")
         own = "tests.unet_examples:"
-        settings = {"checkpoints": "runs", "model": f"{own}unet", "sampler": f"{own}unet", "image_shape": [1, 8, 8]}
+        settings: dict[str, object] = {"checkpoints": "runs", "image_shape": [1, 8, 8]}
+        settings |= {"model": f"{own}unet", "sampler": f"{own}unet"}
         settings |= {"loss": "fid", "reference": "reference.npz", "weights": {"inception": "w.pt"}}
         objective = {"file": "torch_module.py", "settings": settings}
         Path("grown.yaml").write_text(yaml.safe_dump({**yaml.safe_load(STUDY), "objective": objective}))

@@ -235,7 +235,15 @@ def test_a_value_of_several_forms_is_refused_in_one_sentence(search: Any) -> Non
         search(score=None, sample=lambda net, noise: noise, image_shape=(1, 8, 8), loss={"fid": {}})
 
 
-def test_nothing_is_run_twice(run: Any) -> None:
-    for given in ({"seeds": [0, 0]}, {"optimizers": ["CMA", "CMA"]}):
-        with pytest.raises(lcsc_opt.StudySpecError, match="is given twice"):
-            run(**given)
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"seeds": [0, 0]}, "is given twice"),
+        ({"optimizers": ["CMA", "CMA"]}, "is given twice"),
+        ({"seeds": [-1]}, r"seeds\[0\]: Input should be "),
+        ({"seeds": [0.5]}, r"seeds\[0\]: Input should be "),
+    ],
+)
+def test_a_callers_choices_are_checked_as_the_files_are(run: Any, given: dict[str, Any], said: str) -> None:
+    with pytest.raises(lcsc_opt.StudySpecError, match=said):
+        run(**given)

@@ -12,7 +12,7 @@ OBJECTIVE = CoefficientFunction(lambda c: float((c**2).sum()), (1, 2, 3), name="
 
 
 def problem(**settings: Any) -> Problem:
-    shared = {"callable": "m:f", "steps": [1, 2, 3]}
+    shared: dict[str, Any] = {"callable": "m:f", "steps": [1, 2, 3]}
     return Problem.of(ObjectiveSpec(file="function.py", settings={**shared, **settings}), OBJECTIVE, None)
 
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook
 
 from lcsc_opt.metrics.extractors.base import image_gradient
+from lcsc_opt.metrics.extractors.folding import fold
 from tests.metrics.examples import found
 
 
@@ -153,3 +154,10 @@ def test_where_a_fold_would_change_features_nothing_is_folded(made: Extractor) -
     extractor = found(made)
     torch.testing.assert_close(extractor(images()), expected, rtol=1e-5, atol=1e-6)
     assert normalizations(extractor) > 0
+
+
+def test_weights_in_half_precision_are_not_rounded_again() -> None:
+    made = in_half_precision(Extractor())
+    assert not fold([made.network], lambda: made(images()))
+    made.network.float()
+    assert fold([made.network], lambda: made(images()))
