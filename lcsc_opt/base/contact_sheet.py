@@ -14,7 +14,10 @@ SMALLEST = 48  # pixels; smaller images are enlarged, each pixel to a square
 
 
 def contact_sheet(images: npt.ArrayLike) -> bytes:
-    """A PNG of at least one image, row by row; ``images`` are ``[n, C, H, W]`` in [-1, 1] with C = 1 or 3."""
+    """A PNG of at least one image, row by row; ``images`` are ``[n, C, H, W]`` in [-1, 1].
+
+    What has neither one nor three channels, as measurements may, is shown in grey, by the mean of its channels.
+    """
     pixels = _pixels(np.asarray(images, dtype=np.float64))
     count, height, width, _ = pixels.shape
     columns = min(COLUMNS, count)
@@ -29,6 +32,8 @@ def contact_sheet(images: npt.ArrayLike) -> bytes:
 
 def _pixels(images: npt.NDArray[np.float64]) -> npt.NDArray[np.uint8]:
     """``[n, C, H, W]`` in [-1, 1] → ``[n, H', W', 3]`` in [0, 255], at least :data:`SMALLEST` pixels wide or high."""
+    if images.shape[1] != 3:
+        images = images.mean(axis=1, keepdims=True)
     levels = np.clip(np.rint((images + 1) * 127.5), 0, 255).astype(np.uint8)
     factor = max(1, -(-SMALLEST // max(levels.shape[2:])))
     pixels = levels.transpose(0, 2, 3, 1).repeat(factor, axis=1).repeat(factor, axis=2)

@@ -23,3 +23,9 @@ def test_each_image_has_its_place_and_its_levels() -> None:
         assert (sheet[top : top + 64, left : left + 50] == level).all()
     assert (sheet[64 : 64 + GAP] == 255).all()
     assert (sheet[64 + GAP :, -50:] == 255).all()  # no last image
+
+
+def test_two_or_five_channels_are_shown_in_grey_by_their_mean() -> None:
+    for channels in (2, 5):
+        images = np.linspace(-1, 1, channels)[None, :, None, None] * np.ones((3, 1, 64, 64))
+        assert (opened(contact_sheet(images))[:64, :64] == 128).all()
