@@ -2,7 +2,8 @@
 
     python benchmarks/packing.py [--files 47] [--megabytes 42] [--turns 5]
 
-Both are done in turns; what is printed is the median of the ratios, with their range.
+Both are done in turns, each when the disk has nothing left to do; what is printed is the median of the ratios, with
+their range.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import shutil
 import statistics
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -51,34 +52,50 @@ def write_plainly(paths: Sequence[Path], out: Path) -> None:
     os.close(descriptor)
 
 
+def clear(folder: Path) -> None:
+    """Remove what was written, and let the disk end its work."""
+    (folder / "plain.bin").unlink(missing_ok=True)
+    shutil.rmtree(folder / "run.trajectory", ignore_errors=True)
+    os.sync()
+
+
+def timed(run: Callable[[], object], folder: Path) -> float:
+    """Seconds of one turn."""
+    clear(folder)
+    start = time.perf_counter()
+    run()
+    return time.perf_counter() - start
+
+
 def main() -> None:
     """Compare, and write ``results/packing.md``."""
     arguments = parse(__doc__, small={"files": 4, "turns": 2}, files=47, megabytes=42.0, turns=5)
     rows = [["", "seconds", "÷ map, write, fsync", "memory of its own, MB"]]
-    measured: dict[str, list[dict[str, float]]] = {"map, write, fsync": [], "pack": []}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         (folder / "files").mkdir()
         paths = write_checkpoints(folder / "files", arguments.files, arguments.megabytes)
+        ways: dict[str, Callable[[], object]] = {
+            "map, write, fsync": lambda: write_plainly(paths, folder / "plain.bin"),
+            "pack": lambda: pack(str(folder / "files"), folder / "run.trajectory"),
+        }
+        measured: dict[str, list[float]] = {way: [] for way in ways}
         for _ in range(arguments.turns):
-            measured["map, write, fsync"].append(watched(lambda: write_plainly(paths, folder / "plain.bin")))
-            (folder / "plain.bin").unlink()
-            before = time.perf_counter()
-            measured["pack"].append(watched(lambda: pack(str(folder / "files"), folder / "run.trajectory")))
-            print(f"packed in {time.perf_counter() - before:.2f} s", flush=True)
-            shutil.rmtree(folder / "run.trajectory")
-    ratios = {}
-    for method, several in measured.items():
-        plain = [one["seconds"] for one in measured["map, write, fsync"]]
-        ratios[method] = [one["seconds"] / least for one, least in zip(several, plain, strict=True)]
-        rows.append(
-            [
-                method,
-                f"{statistics.median(one['seconds'] for one in several):.2f}",
-                f"{statistics.median(ratios[method]):.2f} ({min(ratios[method]):.2f} to {max(ratios[method]):.2f})",
-                f"{max(one['anonymous'] for one in several):.0f}",
-            ]
-        )
+            for way, run in ways.items():
+                measured[way].append(timed(run, folder))
+            print(*(f"{way} {seconds[-1]:.2f} s" for way, seconds in measured.items()), sep=", ", flush=True)
+        plain = measured["map, write, fsync"]
+        for way, run in ways.items():
+            ratios = [seconds / least for seconds, least in zip(measured[way], plain, strict=True)]
+            rows.append(
+                [
+                    way,
+                    f"{statistics.median(measured[way]):.2f}",
+                    f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})",
+                    f"{watched(run)['anonymous']:.0f}",  # once more: to watch takes time
+                ]
+            )
+            clear(folder)
     text = [f"# Packing {arguments.files} files of {arguments.megabytes:.0f} MB\n", f"{machine()}\n", *markdown(rows)]
     print(*text, sep="\n")
     if not arguments.quick:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import itertools
+import math
 import operator
 import os
 import weakref
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
@@ -250,19 +252,20 @@ class MatrixWriter:
         with ThreadPoolExecutor(1, "lcsc-hash") as pool:
             hashing = _start(pool, digest.update, row.numpy().data)
             for spec in manifest.tensors:
-                varies = spec.name in manifest.varying
-                if not varies and last_row is not None:
-                    varies = not torch.equal(spec.of_row(row), spec.of_row(last_row))
-                    if varies:
-                        _check_mergeable(spec)
-                        varying.append(spec.name)
-                        _check_finite(spec.of_row(last_row), spec, manifest.checkpoints[-1].step, manifest.stored)
-                for first in range(spec.offset, spec.end, WRITE_BYTES):
-                    stop = min(first + WRITE_BYTES, spec.end)
-                    _check_finite(row[first:stop], spec, step, manifest.stored, varies=varies)
-                    if stop - written >= WRITE_BYTES:
-                        self._write_bytes(row[written:stop].numpy().data)
-                        written = stop
+                if last_row is None or spec.name in manifest.varying:
+                    continue
+                if not torch.equal(spec.of_row(row), spec.of_row(last_row)):
+                    _check_mergeable(spec)
+                    varying.append(spec.name)
+                    _check_finite(spec.of_row(last_row), spec, manifest.checkpoints[-1].step, manifest.stored)
+            for first, stop, dtype in _pieces(manifest.tensors):
+                if dtype is not None and not _is_finite(row[first:stop].view(dtype)):
+                    for spec in manifest.tensors:  # which of them, and whether it may be
+                        if spec.offset < stop and first < spec.end:
+                            varies = spec.name in manifest.varying or spec.name in varying
+                            _check_finite(spec.of_row(row), spec, step, manifest.stored, varies=varies)
+                self._write_bytes(row[written:stop].numpy().data)
+                written = stop
             self._write_bytes(row[written:].numpy().data)
             if hashing is not None:
                 hashing.result()
@@ -293,16 +296,13 @@ def _check_same_bytes(manifest: Manifest, step: int, row: Tensor) -> None:
 
 
 def _check_finite(content: Tensor, spec: TensorSpec, step: int, stored: str | None, *, varies: bool = True) -> None:
-    """Refuse NaN and infinity in the bytes of a tensor that is merged, or a part of it.
+    """Refuse NaN and infinity in the bytes of a tensor that is merged.
 
     A constant may hold infinity, as a causal mask does, unless it was rounded: infinity may come from that.
     """
-    if not spec.merged or not len(content):
+    if not spec.merged or not len(content) or _is_finite(content.view(spec.torch_dtype)):
         return
-    least, most = torch.aminmax(content.view(spec.torch_dtype))  # thirty times faster than isfinite of all
-    if torch.isfinite(least) and torch.isfinite(most):
-        return
-    if not varies and stored is None and not torch.isnan(least):
+    if not varies and stored is None and not content.view(spec.torch_dtype).isnan().any():
         return
     rounded = ""
     if stored is not None:
@@ -310,6 +310,20 @@ def _check_finite(content: Tensor, spec: TensorSpec, step: int, stored: str | No
     raise TrajectoryError(
         f"Tensor {spec.name!r} at step {step} holds NaN or infinity{rounded}: leave this checkpoint out."
     )
+
+
+def _is_finite(values: Tensor) -> bool:
+    least, most = torch.aminmax(values)  # thirty times faster than isfinite of all
+    return math.isfinite(least.item()) and math.isfinite(most.item())
+
+
+def _pieces(tensors: Iterable[TensorSpec]) -> Iterator[tuple[int, int, torch.dtype | None]]:
+    """Bytes ``[first, stop)`` of a row, in their order, that are written at once; their dtype if they are merged."""
+    for dtype, region in itertools.groupby(tensors, key=lambda spec: spec.torch_dtype if spec.merged else None):
+        specs = list(region)
+        end = specs[-1].end
+        for first in range(specs[0].offset, end, WRITE_BYTES):
+            yield first, min(first + WRITE_BYTES, end), dtype
 
 
 def _check_mergeable(spec: TensorSpec) -> None:
