@@ -8,14 +8,16 @@ their range.
 
 from __future__ import annotations
 
+import functools
 import os
 import shutil
-import statistics
 import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from statistics import median
 
+import numpy as np
 import torch
 from common import RESULTS, machine, markdown, parse, watched
 
@@ -52,16 +54,11 @@ def write_plainly(paths: Sequence[Path], out: Path) -> None:
     os.close(descriptor)
 
 
-def clear(folder: Path) -> None:
-    """Remove what was written, and let the disk end its work."""
+def timed(run: Callable[[], object], folder: Path) -> float:
+    """Seconds of one turn, after what the turn before wrote is removed, and the disk has nothing left to do."""
     (folder / "plain.bin").unlink(missing_ok=True)
     shutil.rmtree(folder / "run.trajectory", ignore_errors=True)
     os.sync()
-
-
-def timed(run: Callable[[], object], folder: Path) -> float:
-    """Seconds of one turn."""
-    clear(folder)
     start = time.perf_counter()
     run()
     return time.perf_counter() - start
@@ -84,18 +81,11 @@ def main() -> None:
             for way, run in ways.items():
                 measured[way].append(timed(run, folder))
             print(*(f"{way} {seconds[-1]:.2f} s" for way, seconds in measured.items()), sep=", ", flush=True)
-        plain = measured["map, write, fsync"]
         for way, run in ways.items():
-            ratios = [seconds / least for seconds, least in zip(measured[way], plain, strict=True)]
-            rows.append(
-                [
-                    way,
-                    f"{statistics.median(measured[way]):.2f}",
-                    f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})",
-                    f"{watched(run)['anonymous']:.0f}",  # once more: to watch takes time
-                ]
-            )
-            clear(folder)
+            ratios = np.divide(measured[way], measured["map, write, fsync"]).tolist()
+            spread = f"{min(ratios):.2f} to {max(ratios):.2f}"
+            megabytes = watched(functools.partial(timed, run, folder))["anonymous"]  # once more: to watch takes time
+            rows.append([way, f"{median(measured[way]):.2f}", f"{median(ratios):.2f} ({spread})", f"{megabytes:.0f}"])
     text = [f"# Packing {arguments.files} files of {arguments.megabytes:.0f} MB\n", f"{machine()}\n", *markdown(rows)]
     print(*text, sep="\n")
     if not arguments.quick:
