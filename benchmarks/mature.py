@@ -20,9 +20,9 @@ end also the last checkpoint after as many more seconds of training as the searc
 images that were trained on. *Nearest* is the median distance to the nearest image that was trained on, one for unseen
 images; *recognized* the share of images of which a judge is surer than 90 %.
 
-``variants`` searches cells by other settings with as many images, and judges the answers; what helps in one is tried
-in the next. ``floor`` searches models that have nothing to gain: linear ones around the truth. ``table`` writes
-``results/mature.md``.
+``variants`` searches cells by other settings with as many images, judges the answers, and writes
+``results/mature_variants.md``. ``floor`` searches models that have nothing to gain: linear ones around the truth.
+``table`` writes ``results/mature.md``.
 """
 
 from __future__ import annotations
@@ -182,7 +182,7 @@ def cells(work: Path, wanted: list[str]) -> None:
 
 
 def variants(work: Path, wanted: list[str], names: list[str]) -> None:
-    """Search cells by other settings, judge the answers, and write ``variant_CELL.json``."""
+    """Search cells by other settings, judge the answers, and write what they give."""
     for cell in map(Cell.parse, wanted):
         path = work / f"variant_{cell}.json"
         found = json.loads(path.read_text()) if path.exists() else {}
@@ -195,6 +195,9 @@ def variants(work: Path, wanted: list[str], names: list[str]) -> None:
                 found[name] = {**judged, "images": sum(cost["images"] for cost in costs)}
                 print(cell, name, found[name], flush=True)
                 path.write_text(json.dumps(found))
+    text = [f"# Settings of a search of models that are trained out\n\n{machine()}\n"]
+    text += _of_variants(sorted(work.glob("variant_*.json")))
+    (RESULTS / "mature_variants.md").write_text("\n".join(text) + "\n")
 
 
 class Linear(nn.Module):
@@ -277,9 +280,6 @@ def table(work: Path) -> list[str]:
     lines.append(
         f"Answer ÷ best of EMA*, checks and means: mean {statistics.fmean(ratios):.3f}, worst {max(ratios):.3f}."
     )
-    variant_files = sorted(work.glob("variant_*.json"))
-    if variant_files:
-        lines += ["", *_of_variants(variant_files)]
     for path in sorted(work.glob("floor_*.json")):
         answers = json.loads(path.read_text())
         better = sum("LCSCGradient" in answer for answer in answers)
