@@ -195,8 +195,10 @@ def variants(work: Path, wanted: list[str], names: list[str]) -> None:
                 found[name] = {**judged, "images": sum(cost["images"] for cost in costs)}
                 print(cell, name, found[name], flush=True)
                 path.write_text(json.dumps(found))
-    text = [f"# Settings of a search of models that are trained out\n\n{machine()}\n"]
-    text += _of_variants(sorted(work.glob("variant_*.json")))
+    files = sorted(work.glob("variant_*.json"))
+    of_cells = ", ".join(path.stem.removeprefix("variant_") for path in files)
+    text = [f"# Settings of a search of models that are trained out\n\n{machine()}\n\nCells: {of_cells}\n"]
+    text += _of_variants(files)
     (RESULTS / "mature_variants.md").write_text("\n".join(text) + "\n")
 
 
