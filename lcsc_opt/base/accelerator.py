@@ -112,11 +112,12 @@ def measures_memory(device: torch.device) -> bool:
     """Whether the device says how much memory is free, and how much was used at most."""
     if device.type == "cpu":
         return False
-    with contextlib.suppress(RuntimeError, AttributeError):  # NotImplementedError is among these
+    try:
         free_bytes(device)
         peak_bytes(device)
-        return True
-    return False
+    except (RuntimeError, AttributeError):  # NotImplementedError is among these
+        return False
+    return True
 
 
 def allocated_bytes(device: torch.device) -> int:

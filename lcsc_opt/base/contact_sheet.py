@@ -22,7 +22,8 @@ def contact_sheet(images: npt.ArrayLike) -> bytes:
     count, height, width, _ = pixels.shape
     columns = min(COLUMNS, count)
     rows = -(-count // columns)
-    white = ((0, rows * columns - count), (0, GAP), (0, GAP), (0, 0))  # for missing images, and between all
+    missing_images = rows * columns - count
+    white = ((0, missing_images), (0, GAP), (0, GAP), (0, 0))
     cells = np.pad(pixels, white, constant_values=255).reshape(rows, columns, height + GAP, width + GAP, 3)
     sheet = cells.swapaxes(1, 2).reshape(rows * (height + GAP), columns * (width + GAP), 3)
     content = io.BytesIO()

@@ -136,9 +136,10 @@ class LockedFile:
     @property
     def is_in_place(self) -> bool:
         """Whether the file still has its name; if somebody has removed it, another process may lock a new one."""
-        with contextlib.suppress(OSError):
+        try:
             return os.path.samestat(self._file, self._path.stat())
-        return False
+        except OSError:
+            return False
 
     def release(self) -> None:
         """Release the lock, and remove the file if it is still the one with this name. A second call does nothing."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import re
 from collections.abc import Callable, Mapping
@@ -113,7 +112,10 @@ class BuildContext:
         directory = self.directory
         if directory is None or expanded.is_absolute():
             return expanded
-        with contextlib.suppress(ValueError, NotImplementedError, OSError):  # neither a path nor a glob
-            if (directory / expanded).exists() or any(True for _ in directory.glob(path)):
-                return directory / expanded
+        try:
+            is_in_directory = (directory / expanded).exists() or any(True for _ in directory.glob(path))
+        except (ValueError, NotImplementedError, OSError):  # a text that is neither a path nor a glob
+            is_in_directory = False
+        if is_in_directory:
+            return directory / expanded
         return expanded

@@ -88,7 +88,8 @@ def messages_on_stderr(level: int = logging.INFO) -> Iterator[None]:
     handler = _TerminalHandler()
     handler.setFormatter(logging.Formatter("lcsc: %(message)s"))
     level_before = log.level
-    if not any(isinstance(attached, _TerminalHandler) for attached in log.handlers):
+    is_printed_already = any(isinstance(attached, _TerminalHandler) for attached in log.handlers)
+    if not is_printed_already:
         log.addHandler(handler)
     log.setLevel(level)
     try:
@@ -141,7 +142,8 @@ def progress(description: str, total: int, *, done: int = 0, after: float = 0.0)
     While one loop is shown, loops that begin inside it or in other threads show nothing. Nothing is shown where notices
     are silenced, and of a loop that ends within ``after`` seconds; in a log, before its first line.
     """
-    if log.level > logging.INFO or not _showing.acquire(blocking=False):
+    is_silenced = log.level > logging.INFO
+    if is_silenced or not _showing.acquire(blocking=False):
         yield lambda *_, **__: None
         return
     try:

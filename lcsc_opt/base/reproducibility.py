@@ -47,9 +47,10 @@ def environment() -> dict[str, Any]:
 @functools.cache
 def _version(package: str) -> str | None:
     """The installed version, or ``None``; cached, since a process keeps what it has imported, whatever is installed."""
-    with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+    try:
         return importlib.metadata.version(package)
-    return None
+    except importlib.metadata.PackageNotFoundError:
+        return None
 
 
 def _blas_libraries() -> list[str]:
@@ -67,7 +68,8 @@ def derive_seed(seed: int, *name: str | int, bits: int = 63) -> int:
 
     ``torch.Generator.manual_seed`` accepts 63 bits, ``numpy.random.RandomState`` 32.
     """
-    digest = hashlib.sha256(json.dumps([seed, *name], separators=(",", ":")).encode()).digest()
+    text = json.dumps([seed, *name], separators=(",", ":"))
+    digest = hashlib.sha256(text.encode()).digest()
     return int.from_bytes(digest, "big") >> (256 - bits)
 
 

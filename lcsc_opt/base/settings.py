@@ -297,6 +297,7 @@ def naming_setting(settings: Mapping[str, Any]) -> Iterator[None]:
         yield
     except LcscError as error:
         message = str(error)
-        if re.split(r"[:.\[]", message, maxsplit=1)[0] in settings:
+        name = re.split(r"[:.\[]", message, maxsplit=1)[0]
+        if name in settings:
             error.args = (f"objective.settings.{message}", *error.args[1:])
         raise

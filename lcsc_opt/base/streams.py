@@ -57,9 +57,10 @@ def write_message(text: str) -> None:
 
 def is_terminal(stream: TextIO | None) -> bool:
     """Whether a person reads this stream; not if it is missing or closed, or an object that can only be written to."""
-    with contextlib.suppress(AttributeError, ValueError):
+    try:
         return stream is not None and stream.isatty()
-    return False
+    except (AttributeError, ValueError):
+        return False
 
 
 def results_on_a_descriptor_of_their_own() -> None:
@@ -67,5 +68,6 @@ def results_on_a_descriptor_of_their_own() -> None:
 
     No text is refused, since what an encoding lacks is escaped.
     """
-    sys.stdout = os.fdopen(os.dup(1), "w", 1, sys.stdout.encoding, "backslashreplace")
+    apart = os.dup(1)
+    sys.stdout = os.fdopen(apart, "w", 1, sys.stdout.encoding, "backslashreplace")
     os.dup2(2, 1)

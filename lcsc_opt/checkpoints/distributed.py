@@ -106,7 +106,8 @@ def read_distributed(metadata: Path) -> dict[str, Any]:
     content: dict[str, Any] = {}
     bytes_left, _ = size_and_time(folder)
     for name, tensor in described["state_dict_metadata"].items():
-        if not tensor.name.endswith(".TensorStorageMetadata") or name.startswith(_OPTIMIZER):
+        is_tensor = tensor.name.endswith(".TensorStorageMetadata")
+        if not is_tensor or name.startswith(_OPTIMIZER):
             continue
         ref = _sharded_ref(folder, name, tensor.state, storages)
         bytes_left -= math.prod(ref.shape) * ref.dtype.itemsize

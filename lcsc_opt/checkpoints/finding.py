@@ -78,7 +78,8 @@ def find_run(patterns: Patterns, *, key: str | None = None, has_steps: bool = Fa
     checkpoints: dict[Path, None] = {}  # an ordered set
     for pattern in patterns:
         path = expanded_path(pattern, error=TrajectoryError)
-        if not (is_state_file(path) and path.is_file()):  # a shell's glob may name them
+        is_state = is_state_file(path) and path.is_file()
+        if not is_state:  # a shell's glob may name them
             checkpoints.update(dict.fromkeys(sorted(_expand(path, key), key=natural_order)))
     if not checkpoints:
         names = ", ".join(map(str, patterns[:4])) or "an empty list"
@@ -91,7 +92,8 @@ def find_run(patterns: Patterns, *, key: str | None = None, has_steps: bool = Fa
     if has_steps and len(patterns) > 1:
         return RunFiles(list(checkpoints), {})
     left_out: dict[Path, str] = {}
-    used = _only_series(_place(patterns), _without_copies(list(checkpoints), left_out), left_out)
+    originals = _without_copies(list(checkpoints), left_out)
+    used = _only_series(_place(patterns), originals, left_out)
     folder = expanded_path(patterns[0], error=TrajectoryError)
     if len(patterns) == 1 and folder.is_dir() and used != [folder]:
         for file, reason in why_left_out(folder, used, key).items():
@@ -147,13 +149,11 @@ def _in_folder(folder: Path, key: str | None) -> list[Path]:
     numbered = [path for path in entries if is_numbered_folder(path.name) and not path.is_file()]
     reasons = {path: _why_no_checkpoint(path, key) for path in numbered}
     checkpoints = [path for path in numbered if reasons[path] is None]
-    files = [path for path in entries if is_weights_file(path)]
     if checkpoints:
-        # what is beside them, as `final/` and a root's `pytorch_model.bin`, may be the end of the run
-        copies = [path for path in entries if path.is_dir() and _COPY.fullmatch(path.name)]
-        return [*checkpoints, *(path for path in copies if _why_no_checkpoint(path, key) is None), *files]
+        return [*checkpoints, *_unnumbered(entries, key)]
     if _why_no_checkpoint(folder, key, may_be_alone=False) is None:
         return [folder]
+    files = [path for path in entries if is_weights_file(path)]
     inner = folder / _INNER_FOLDER
     if inner.is_dir() and not any(map(is_numbered, files)):
         try:
@@ -167,6 +167,13 @@ def _in_folder(folder: Path, key: str | None) -> list[Path]:
         raise TrajectoryError(f"{path} {reason}")
     names = ", ".join(sorted(path.name for path in entries)[:4]) or "nothing"
     raise TrajectoryError(f"No checkpoint in {folder}: expected {_expected()}; it holds {names}.")
+
+
+def _unnumbered(entries: Sequence[Path], key: str | None) -> list[Path]:
+    """Weights beside numbered folders, as ``final/`` and a root's ``pytorch_model.bin``: perhaps the end of the run."""
+    folders = [path for path in entries if path.is_dir() and _COPY.fullmatch(path.name)]
+    files = [path for path in entries if is_weights_file(path)]
+    return [*(folder for folder in folders if _why_no_checkpoint(folder, key) is None), *files]
 
 
 def _why_no_checkpoint(folder: Path, key: str | None, *, may_be_alone: bool = True) -> str | None:
@@ -267,10 +274,11 @@ def _numbered_parts(pattern: str) -> tuple[str, ...]:
 
 def _is_later(path: Path, numbered: Sequence[Path]) -> bool:
     """Whether a checkpoint without a number is the end of a run: all files tell their steps, and it the last."""
-    with contextlib.suppress(TrajectoryError):
+    try:
         *steps, last = checkpoint_steps([*numbered, path])
-        return last > max(steps)
-    return False
+    except TrajectoryError:
+        return False
+    return last > max(steps)
 
 
 class Selection(FrozenModel):

@@ -320,7 +320,8 @@ def is_any_tensor(value: Any) -> bool:
 def _is_ddim_list(value: Any) -> bool:
     if not isinstance(value, list) or len(value) not in (4, 5):
         return False
-    return "param_groups" in (entries_of(value[1]) or {}) and bool(_parts(value[0]))
+    optimizer = entries_of(value[1]) or {}
+    return "param_groups" in optimizer and bool(_parts(value[0]))
 
 
 def _parts(value: object) -> Mapping[Any, Any] | None:

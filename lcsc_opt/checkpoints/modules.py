@@ -104,6 +104,7 @@ def _module_state(value: Any) -> dict[str, Any] | None:
         state = value.args[0].get("state")
     if not isinstance(state, dict):
         return None
-    if isinstance(state.get("_modules"), dict) and isinstance(state.get("_parameters"), dict):
-        return state
-    return None
+    has_parts = isinstance(state.get("_modules"), dict) and isinstance(state.get("_parameters"), dict)
+    if not has_parts:
+        return None
+    return state

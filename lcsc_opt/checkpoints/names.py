@@ -140,7 +140,8 @@ class _StepPart(NamedTuple):
     @classmethod
     def of_folder(cls, path: Path) -> _StepPart | None:
         """The nearest folder of ``checkpoint-500/model.pt`` or ``checkpoint-500/unet/model.pt``; ``None`` for none."""
-        for depth, folder in enumerate(path.absolute().parts[-2:-4:-1], start=1):
+        nearest_folders = path.absolute().parts[-2:-4:-1]
+        for depth, folder in enumerate(nearest_folders, start=1):
             if _NUMBERED_FOLDER.fullmatch(folder):
                 text = without_suffix(folder)
                 return cls(depth, text, tuple(_possible_steps(text)))

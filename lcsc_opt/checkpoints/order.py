@@ -101,7 +101,8 @@ def _step_in_names(paths: Sequence[Path], named: Sequence[Named], others: Sequen
         possible = [clue for clue in clues if not any(clue.contradicts(other) for other in others)]
     if len(possible) == 1:
         return possible[0]
-    if others[0].is_complete:  # the steps inside the files
+    steps_inside = others[0]
+    if steps_inside.is_complete:
         return _Clue("", (None,) * len(paths))
     numbers = " or ".join(str(clue.numbers[-1]) for clue in clues)
     raise TrajectoryError(f"{paths[-1]}: it is not clear which number in its name is the step ({numbers}): {_ADVICE}.")

@@ -85,7 +85,8 @@ def _replacements(container: Container, weights: Mapping[str, Tensor]) -> dict[i
     tensors = container.named
     names = counterparts(tensors, weights)
     if names is None:
-        names = {other: name for name, other in (counterparts(weights, tensors) or {}).items()}
+        merged_part = counterparts(weights, tensors) or {}
+        names = {other: name for name, other in merged_part.items()}
     return {id(tensors[name]): weights[other] for name, other in names.items()}
 
 

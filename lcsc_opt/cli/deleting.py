@@ -34,7 +34,8 @@ def delete(
     contents = read_contents(database)
     studies: dict[str, None] = {}
     for name in names:
-        studies |= dict.fromkeys(contents.of(name) if name in contents.experiments else [name])
+        is_experiment = name in contents.experiments
+        studies |= dict.fromkeys(contents.of(name) if is_experiment else [name])
     chosen = [StoredStudy.open(database, name) for name in studies]
     running = locked(database, list(studies))
     if running:
@@ -47,7 +48,8 @@ def delete(
             raise StudySpecError(f"{question} There is no terminal to ask on; pass --yes")
         if not typer.confirm(question, err=True):
             return
-    experiments = {split_name(name)[0] for name in studies}.union(names) & contents.experiments.keys()
+    of_studies = {split_name(name)[0] for name in studies}
+    experiments = of_studies.union(names) & contents.experiments.keys()
     for experiment in experiments:
         _delete_report(database, experiment, set(studies))
     for study in chosen:

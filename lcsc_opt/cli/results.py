@@ -53,7 +53,8 @@ def compare(
         from lcsc_opt.views.figures.writing import check_suffix
 
         check_suffix(plot)  # before the tables are printed
-    studies = HistoryReader(open_database(storage, database_of=experiment)).read(experiment)
+    reader = HistoryReader(open_database(storage, database_of=experiment))
+    studies = reader.read(experiment)
     report = studies[0].report
     if output == "json":
         print_json(comparison_rows(studies))

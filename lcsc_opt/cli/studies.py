@@ -135,7 +135,8 @@ def run(
     if ray is not None:
         study_file = study_file.on_ray(ray)
     objectives = ObjectiveLoader(BuildContext(directory, files=files_directory(url)))
-    if not say_found(study_file.objective, objectives.context) and "nevergrad" not in sys.modules:
+    has_said = say_found(study_file.objective, objectives.context)
+    if not has_said and "nevergrad" not in sys.modules:
         notice("importing the optimizers")
 
     from lcsc_opt.experiment.running import run_studies, studies_of  # and with it Nevergrad
@@ -216,7 +217,8 @@ def list_(
     from lcsc_opt.views.study_status import studies_table
 
     database = open_database(storage)
-    studies = HistoryReader(database).read_studies()
+    reader = HistoryReader(database)
+    studies = reader.read_studies()
     foreign = read_contents(database).others
     if foreign:
         say(f"{foreign} studies of other programs are in {masked(database.url)}, too; they are left alone")

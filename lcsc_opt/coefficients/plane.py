@@ -62,7 +62,8 @@ class Plane:
 
     def project(self, coefficients: Floats) -> Floats:
         """``[n, 2]``: for each of n models, ``[n, K]``, the point of the plane whose coefficients are nearest."""
-        points, *_ = np.linalg.lstsq(self.directions.T, (coefficients - self.corners[0]).T, rcond=None)
+        moved = coefficients - self.corners[0]
+        points, *_ = np.linalg.lstsq(self.directions.T, moved.T, rcond=None)
         return np.asarray(points.T)
 
 
@@ -72,7 +73,8 @@ def named_model(name: int | str, steps: tuple[int, ...]) -> tuple[Coefficients, 
     try:
         if kind == "ema":
             return ema_coefficients(steps, float(rate)), f"EMA {float(rate):.6g}"
-        return np.eye(len(steps))[steps.index(int(name))], f"step {int(name):,}"
+        one_hot = np.eye(len(steps))[steps.index(int(name))]
+        return one_hot, f"step {int(name):,}"
     except ValueError:
         return None
 

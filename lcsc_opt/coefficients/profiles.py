@@ -262,7 +262,8 @@ def window_ema_rates(steps: Sequence[int], rates: Sequence[float] = PAPER_EMA_RA
         raise StudySpecError(f"rates: expected numbers from 0 and below 1, got {list(rates)}")
     steps = check_steps(steps)
     window = steps[-1] - steps[0]
-    mean_interval = window / (len(steps) - 1)
+    intervals = len(steps) - 1
+    mean_interval = window / intervals
     lengths = np.sort(1 / (1 - np.asarray(rates, dtype=np.float64)))
     if lengths[-1] <= 5 * window:
         return tuple(sorted(rates))

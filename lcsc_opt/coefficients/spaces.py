@@ -129,5 +129,6 @@ class ConvexSpace:
 
 def _sums(rows: _Array) -> _Array:
     """``[..., K]`` → ``[..., 1]``, correctly rounded."""
-    sums = np.array([math.fsum(row) for row in rows.reshape(-1, rows.shape[-1]).tolist()])
+    flat = rows.reshape(-1, rows.shape[-1]).tolist()
+    sums = np.array([math.fsum(row) for row in flat])
     return sums.reshape(*rows.shape[:-1], 1)

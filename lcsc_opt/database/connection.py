@@ -145,7 +145,8 @@ def _connect(url: str, engine_kwargs: dict[str, Any], *, write: bool) -> RDBStor
             try:
                 return RDBStorage(escaped, engine_kwargs=dict(engine_kwargs), skip_table_creation=not write)
             except (sa.exc.SQLAlchemyError, optuna.exceptions.OptunaError) as error:
-                if not any(part in str(error).lower() for part in _TABLE_EXISTS):
+                message = str(error).lower()
+                if not any(part in message for part in _TABLE_EXISTS):
                     raise
             time.sleep(pause)
         return RDBStorage(escaped, engine_kwargs=dict(engine_kwargs), skip_table_creation=not write)
@@ -203,7 +204,8 @@ def _first_line(error: BaseException, url: str) -> str:
     cause: BaseException = error
     while cause.__cause__ is not None:
         cause = cause.__cause__
-    for line in str(getattr(cause, "orig", None) or cause).splitlines():
+    message = str(getattr(cause, "orig", None) or cause)
+    for line in message.splitlines():
         if line.strip():
             return without_secrets(line, url)
     return type(cause).__name__

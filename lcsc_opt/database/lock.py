@@ -95,9 +95,10 @@ class _AdvisoryLock:
     def is_held(self) -> bool:
         if self._connection is None:
             return False
-        with contextlib.suppress(ConnectionError, sa.exc.SQLAlchemyError):
+        try:
             return self._connection.scalar(sa.select(1)) == 1
-        return False
+        except (ConnectionError, sa.exc.SQLAlchemyError):
+            return False
 
     def free(self) -> None:
         if self._connection is not None:

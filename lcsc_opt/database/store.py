@@ -128,9 +128,10 @@ def our_studies(storage: RDBStorage) -> dict[str, dict[str, Any]]:
     studies = {}
     for name, attributes in contents.studies.items():
         of_experiment = shared.get(names.split_name(name)[0], {})
+        joined = {**of_experiment, **attributes}
         of_all = {key: of_experiment.get(key) for key in OF_EXPERIMENT}
-        specification = {**attributes.get("specification", {}), **of_all}
-        studies[name] = {**of_experiment, **attributes, "specification": specification}
+        joined["specification"] = {**attributes.get("specification", {}), **of_all}
+        studies[name] = joined
     return studies
 
 
@@ -346,11 +347,16 @@ class StoredStudy:
         )
         return self._add(trial)
 
-    def _add(self, trial: FrozenTrial) -> int:
-        """Commit a new trial and return its number, which is the next one unless plain Optuna has added others."""
+    @property
+    def _next_number(self) -> int:
+        """The number of the next trial."""
         if self._trial_count is None:
             self._trial_count = in_database(self.storage, lambda: self.storage.get_n_trials(self.key))
-        expected_number = self._trial_count
+        return self._trial_count
+
+    def _add(self, trial: FrozenTrial) -> int:
+        """Commit a new trial and return its number, which is the next one unless plain Optuna has added others."""
+        expected_number = self._next_number
         is_first_attempt = True
 
         def add() -> tuple[int, int]:

@@ -80,7 +80,8 @@ class Pipeline:
         part = sampled.result()
         if isinstance(part, Failure):
             return part
-        return checked(attempt(lambda: self._objective.score(candidate, [part])[0]), candidate)
+        outcome = attempt(lambda: self._objective.score(candidate, [part])[0])
+        return checked(outcome, candidate)
 
 
 def _begin_thread(stop: threading.Event, torch_threads: int | None) -> None:

@@ -133,7 +133,8 @@ class _Cluster:
             "scheduling_strategy": "SPREAD",
         }
         try:
-            return _RayLink(self._ray, self._ray.remote(_RayWorker).options(**options).remote(settings))
+            actor = self._ray.remote(_RayWorker).options(**options).remote(settings)
+            return _RayLink(self._ray, actor)
         except self._ray.exceptions.RayError as error:
             raise OSError(f"Ray refused it ({_first_line(error)})") from error
 
@@ -177,7 +178,8 @@ class _RayWorker:
     def do(self, content: bytes) -> _Reply:
         """Do a job, which is pickled."""
         job: Job = pickle.loads(content)  # noqa: S301 - of our own coordinator
-        future: Future[Any] = self._thread.submit(getattr(self._evaluator, job.kind), *job.arguments).result()
+        begin = getattr(self._evaluator, job.kind)
+        future: Future[Any] = self._thread.submit(begin, *job.arguments).result()
         return self._reply(Answer.of_future(job.number, future))
 
     def _reply(self, answer: Answer) -> _Reply:
@@ -278,7 +280,8 @@ class _RayLink:
             return True
         until = time.monotonic() + _NODE_SECONDS
         while self.node and time.monotonic() < until:
-            if self.node not in {node["NodeID"] for node in self._ray.nodes() if node["Alive"]}:
+            alive = {node["NodeID"] for node in self._ray.nodes() if node["Alive"]}
+            if self.node not in alive:
                 return True
             time.sleep(0.1)
         return False

@@ -103,7 +103,8 @@ class Answer:
             return cls(number, pickle.dumps(value))
         except Exception as pickling_error:  # a class of the user's may refuse in any way
             error = value if isinstance(value, BaseException) else pickling_error
-            return cls(number, pickle.dumps(ObjectiveError(f"{type(error).__name__}: {error}")))
+            readable = ObjectiveError(f"{type(error).__name__}: {error}")
+            return cls(number, pickle.dumps(readable))
 
     @classmethod
     def of_future(cls, number: int, done: Future[Any]) -> Answer:
@@ -160,7 +161,8 @@ def serve(connection: Connection, settings: WorkerSettings) -> None:
         send(Answer(READY))
     while True:
         job = jobs.get()
-        future: Future[Any] = getattr(evaluator, job.kind)(*job.arguments)
+        begin = getattr(evaluator, job.kind)
+        future: Future[Any] = begin(*job.arguments)
         # bound now: the loop continues with other jobs before this one is done
         future.add_done_callback(lambda done, number=job.number: send(Answer.of_future(number, done)))  # type: ignore[misc]
 

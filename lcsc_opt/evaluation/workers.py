@@ -62,8 +62,9 @@ def open_workers(
 
     Raises:
         ObjectiveError: a worker's device is not there.
-        StudySpecError: the Ray cluster has no room.
+        StudySpecError: the Ray cluster has no room; or as :func:`check_workers`.
     """
+    check_workers(spec)
     expected = objective.fingerprint()
     if spec.ray is not None:
         from lcsc_opt.evaluation.ray import ray_workers

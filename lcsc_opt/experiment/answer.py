@@ -180,9 +180,12 @@ def _variance(without: _Floats) -> float:
 
 def on_the_way(start: Model, end: Model, way: Mapping[str, float] = WAY) -> list[Model]:
     """Points between two models; ``[S, K]`` if one of both has rows."""
-    models = []
-    for part, share in way.items():
-        name = f"{part} of the way from {start.name} to {end.name}"
-        coefficients = start.coefficients + share * (end.coefficients - start.coefficients)
-        models.append(Model(name, coefficients, study=end.study))
-    return models
+    difference = end.coefficients - start.coefficients
+    return [
+        Model(
+            f"{part} of the way from {start.name} to {end.name}",
+            start.coefficients + share * difference,
+            study=end.study,
+        )
+        for part, share in way.items()
+    ]

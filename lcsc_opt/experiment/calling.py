@@ -7,7 +7,6 @@ are handed over as objects. Nobody can compare these with what they were, so the
 from __future__ import annotations
 
 import dataclasses
-import itertools
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -270,19 +269,22 @@ class _Call:
                     f"settings.{setting}: already given by the argument {argument}; leave one of them out"
                 )
         settings = {**settings, **given_settings}
-        file = arguments.file
-        path = find("objectives", file)
-        if not path.samefile(SHIPPED / "objectives" / file):  # one of the user's that has the name of ours
-            problem = f"{path}: hides the {file} of lcsc_opt"
-            raise StudySpecError(f"{problem}: rename it, or call search in another folder")
-        settings_class = load_file(path).Settings
+        _check_not_hidden(arguments.file)
+        settings_class = load_file(find("objectives", arguments.file)).Settings
         parse_settings(settings_class, {**settings, "checkpoints": "not placed yet"}, source="lcsc_opt.search")
         default_name = getattr(sample if score is None else score, "__name__", "search")
         in_memory = by_step(checkpoints)
         if in_memory is None:
             settings[CHECKPOINTS] = _patterns(checkpoints)
-        name = experiment_name(default_name.replace("<lambda>", "search")) or "search"
-        return cls(file, settings, in_memory, functions, not_importable, arguments.held_out, name)
+        return cls(
+            file=arguments.file,
+            settings=settings,
+            in_memory=in_memory,
+            functions=functions,
+            not_importable=not_importable,
+            held_out=arguments.held_out,
+            default_name=experiment_name(default_name.replace("<lambda>", "search")) or "search",
+        )
 
     def place_checkpoints(self, experiment: str, stored: Mapping[str, Any] | None) -> None:
         """Pack checkpoints in memory, and put their path into :attr:`settings`, which :meth:`content` shares.
@@ -456,6 +458,17 @@ def _patterns(checkpoints: Any) -> str | list[str]:
     return patterns
 
 
+def _check_not_hidden(file: str) -> None:
+    """Refuse to run a file of the user's that only has the name of ours.
+
+    Raises:
+        StudySpecError: the catalog finds such a file first.
+    """
+    path = find("objectives", file)
+    if not path.samefile(SHIPPED / "objectives" / file):
+        raise StudySpecError(f"{path}: hides the {file} of lcsc_opt: rename it, or call search in another folder")
+
+
 def _numbered(name: str, experiments: Collection[str], *, resume: bool) -> str:
     """``NAME`` while no search has it; then, of ``NAME``, ``NAME-2``, …, the newest one to ``resume``, else the next.
 
@@ -464,11 +477,14 @@ def _numbered(name: str, experiments: Collection[str], *, resume: bool) -> str:
     """
     if name not in experiments:
         return name
-    numbered = (f"{name}-{number}" for number in itertools.count(2))
-    existing = [name, *itertools.takewhile(lambda later: later in experiments, numbered)]
+    newest = name
+    number = 2
+    while f"{name}-{number}" in experiments:
+        newest = f"{name}-{number}"
+        number += 1
     if resume:
-        return existing[-1]
-    new = f"{name}-{len(existing) + 1}"
+        return newest
+    new = f"{name}-{number}"
     notice(
         f"{new}: starts a new search, because the functions cannot be compared with those of the earlier one "
         "(resume=True continues that one)"

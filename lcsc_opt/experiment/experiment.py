@@ -66,9 +66,6 @@ class Experiment:
         accept_changes: continue although the code, the versions or the reference have changed.
         retry_failed: repeat trials that failed after the last success.
 
-    Raises:
-        StudySpecError: this machine is too small for so many workers.
-
     Attributes:
         name: of the experiment.
         database: the same.
@@ -85,8 +82,6 @@ class Experiment:
         accept_changes: bool = False,
         retry_failed: bool = False,
     ) -> None:
-        for spec in specs:
-            check_workers(spec)
         self.name = specs[0].experiment
         self.database = database
         self.rehearsal: Rehearsal | None = None
@@ -194,7 +189,8 @@ class Experiment:
 
     @functools.cached_property
     def _checkpoints(self) -> KnownCheckpoints | None:
-        return known_checkpoints(self._specs[0].objective, self._objectives.context.directory, self._before)
+        directory = self._objectives.context.directory
+        return known_checkpoints(self._specs[0].objective, directory, self._before)
 
     def begun(self) -> StoredExperiment:
         """What is stored of the experiment, which begins or continues in the database with the first call.
@@ -302,9 +298,11 @@ class Experiment:
         """
         search = self._opened(spec)
         self._say_how_long()
-        with search.held(self.begun().storage, self.studies.get(spec.name)):
+        stored = self.begun()
+        with search.held(stored.storage, self.studies.get(spec.name)):
             self._score_as_trained()
-            search.run(self._measurer(0).yardstick(SEARCH), pool=self._pool, callbacks=callbacks)
+            yardstick = self._measurer(0).yardstick(SEARCH)
+            search.run(yardstick, pool=self._pool, callbacks=callbacks)
             self.studies[spec.name] = search.stored.attributes
             self._check_drift(spec.space.rows)
             return search.outcome()
@@ -369,6 +367,7 @@ class Experiment:
         """
         if self._refused is not None:
             raise self._refused
+        check_workers(spec)
         try:
             objective = self.objective
         except LcscError as error:

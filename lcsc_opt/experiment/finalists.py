@@ -62,7 +62,8 @@ class Searched:
     def best_models(self, count: int, steps: Sequence[int]) -> list[Model]:
         """The models of the best trials, the best first; only comparable ones, and the same model once."""
         distinct: dict[str, Model] = {}
-        for trial in sorted(compared_trials(self.trials), key=lambda trial: (trial.value, trial.number)):
+        best_first = sorted(compared_trials(self.trials), key=lambda trial: (trial.value, trial.number))
+        for trial in best_first:
             if len(distinct) == count:
                 break
             title = None

@@ -51,7 +51,8 @@ class Problem:
         """The problem of an objective as it is now; its file was looked for in ``directory`` first."""
         described = _as_json(objective.describe())
         decides, reported = settings_of(spec, described)
-        deciding_code = code_of_settings(find("objectives", spec.file, study_folder=directory), decides)
+        path = find("objectives", spec.file, study_folder=directory)
+        deciding_code = code_of_settings(path, decides)
         code = {name: file.sha256 for name, file in objective.code.items()}
         return cls(
             {

@@ -212,4 +212,5 @@ def evaluate_again(
     with Experiment(specs, database, objectives, accept_changes=accept_changes) as experiment:
         if not experiment.objective.samples.per_evaluation:
             report_images = 0
-        return experiment.evaluate(ReportPlan(report_images, top or planned.top, seeds), keep=keep), keep
+        plan = ReportPlan(report_images, top or planned.top, seeds)
+        return experiment.evaluate(plan, keep=keep), keep

@@ -106,7 +106,8 @@ def _search_seconds(spec: StudySpec, objective: Objective, pace: Pace) -> float:
     budget = usable_budget(spec, objective)
     images = objective.samples.per_evaluation
     if not configure(spec.optimizer).needs_gradient:
-        return (budget.evaluations or budget.total / images) * (pace.plain.of(images) + _SECONDS_TO_STORE)
+        evaluations = budget.evaluations or budget.total / images
+        return evaluations * (pace.plain.of(images) + _SECONDS_TO_STORE)
     seconds = 0.0
     spent = 0.0
     one_row = spec.model_copy(update={"space": SpaceSpec()})  # rows ask for the same

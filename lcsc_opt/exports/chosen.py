@@ -66,7 +66,8 @@ class Chosen:
         contents = read_contents(storage)
         if is_ours(name):
             return cls._of_study(storage, contents, name, trial)
-        studies = HistoryReader(storage).read(name)  # raises where there is no such experiment
+        reader = HistoryReader(storage)
+        studies = reader.read(name)  # raises where there is no such experiment
         report = studies[0].report
         if report is not None:
             return cls._of(storage, contents, name, report.of_answer.model, report)

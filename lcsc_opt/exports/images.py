@@ -12,7 +12,14 @@ from lcsc_opt.base.records import HELD_OUT
 from lcsc_opt.database.experiment import StoredExperiment
 from lcsc_opt.database.report import Report
 from lcsc_opt.objective.contract import Objective
-from lcsc_opt.views import artifacts
+from lcsc_opt.views.artifacts import (
+    ANSWER_FARTHEST,
+    ANSWER_SAMPLES,
+    BEFORE_FARTHEST,
+    BEFORE_SAMPLES,
+    REAL_SAMPLES,
+    artifact_directory,
+)
 
 PAIRS = 250  # images drawn from either model
 SHOWN = 40  # of them, the first, and those that differ most
@@ -35,18 +42,19 @@ def attach_images(experiment: StoredExperiment, objective: Objective, report: Re
     images_before = objective.images(before.model.coefficients, HELD_OUT, PAIRS)
     images_of_answer = objective.images(report.of_answer.model.coefficients, HELD_OUT, PAIRS)
     difference = objective.features(images_before) - objective.features(images_of_answer)
-    farthest = np.argsort(-np.linalg.norm(difference, axis=1), kind="stable")[:SHOWN]
-    folder = artifacts.artifact_directory(experiment.storage.url)
+    distance = np.linalg.norm(difference, axis=1)
+    farthest = np.argsort(-distance, kind="stable")[:SHOWN]
+    folder = artifact_directory(experiment.storage.url)
     folder.mkdir(parents=True, exist_ok=True)
     images_of_name = {
-        artifacts.BEFORE_SAMPLES: images_before[:SHOWN],
-        artifacts.ANSWER_SAMPLES: images_of_answer[:SHOWN],
-        artifacts.BEFORE_FARTHEST: images_before[farthest],
-        artifacts.ANSWER_FARTHEST: images_of_answer[farthest],
+        BEFORE_SAMPLES: images_before[:SHOWN],
+        ANSWER_SAMPLES: images_of_answer[:SHOWN],
+        BEFORE_FARTHEST: images_before[farthest],
+        ANSWER_FARTHEST: images_of_answer[farthest],
     }
     real_images = objective.real_images(SHOWN)
     if real_images is not None:
-        images_of_name[artifacts.REAL_SAMPLES] = real_images
+        images_of_name[REAL_SAMPLES] = real_images
     with tempfile.TemporaryDirectory() as temporary:
         for name, images in images_of_name.items():
             path = Path(temporary) / name

@@ -63,7 +63,8 @@ def export(chosen: Chosen, objective: Objective, to: Destination) -> Recipe:
     if statistics:
         named = {trajectory.renaming.undone(name): tensor for name, tensor in statistics.items()}
         changes["statistics"] = save(_cast(named, to.dtype)).hex()
-    return _write(trajectory, recipe.model_copy(update=changes), to, config)
+    recipe = recipe.model_copy(update=changes)
+    return _write(trajectory, recipe, to, config)
 
 
 def needs_network(chosen: Chosen, objective: Objective, to: Destination) -> bool:
@@ -299,7 +300,8 @@ def merge(trajectory: Trajectory, recipe: Recipe) -> dict[str, Tensor]:
     if recipe.rows:
         row_of = {name: row_of.get(trajectory.renaming.undone(name), 0) for name in trajectory.names}
         groups = LayerGroups(tuple(recipe.rows), row_of, LAYERS)
-    return _cast(trajectory.in_groups(groups).merge(placed[0] if groups is None else placed), recipe.dtype)
+    merged = trajectory.in_groups(groups).merge(placed[0] if groups is None else placed)
+    return _cast(merged, recipe.dtype)
 
 
 def _check_checkpoints(trajectory: Trajectory, recipe: Recipe, places: Mapping[int, int]) -> None:

@@ -210,7 +210,9 @@ class Recipe(pydantic.BaseModel):
         Raises:
             StudySpecError: a row does not sum to one.
         """
-        row_of = {name: row for row, names in enumerate((self.rows or {}).values()) for name in names}
+        row_of: dict[str, int] = {}
+        for row, names in enumerate((self.rows or {}).values()):
+            row_of.update(dict.fromkeys(names, row))
         coefficients = check_coefficients(self.coefficients, len(self.steps), rows=self.rows or None)
         return row_of, coefficients.reshape(-1, len(self.steps))
 

@@ -85,7 +85,8 @@ class Destination:
             _check_choice("--dtype", dtype, get_args(Dtype))
         if path.exists() and not overwrite:
             raise StudySpecError(f"{path}: exists already; give another name, or pass --overwrite")
-        if path.is_dir() and not (path / FILE).exists() and any(path.iterdir()):
+        is_export = (path / FILE).exists()
+        if path.is_dir() and not is_export and any(path.iterdir()):
             raise StudySpecError(f"{path}: holds files other than an exported model; give another name")
         return cls(path, typing.cast("Form", form), dtype, config)
 
@@ -163,11 +164,13 @@ def _named_by_diffusers(weights: Mapping[str, Tensor], naming: LoraNaming) -> di
 
 def _write_shards(weights: dict[str, Tensor], folder: Path, stem: str, texts: Mapping[str, str]) -> None:
     """Write one file; or as ``save_pretrained``, several of :data:`SHARD_BYTES` at most and an index."""
-    split = import_extra("huggingface_hub").split_torch_state_dict_into_shards(
+    hub = import_extra("huggingface_hub")
+    split = hub.split_torch_state_dict_into_shards(
         weights, filename_pattern=f"{stem}{{suffix}}.safetensors", max_shard_size=SHARD_BYTES
     )
     for file, names in split.filename_to_tensors.items():
         write_safetensors({name: weights[name] for name in names}, folder / file, texts)
     if split.is_sharded:
         index = {"metadata": split.metadata, "weight_map": split.tensor_to_filename}
-        (folder / f"{stem}.safetensors.index.json").write_text(json.dumps(index, indent=2), encoding="utf-8")
+        index_file = folder / f"{stem}.safetensors.index.json"
+        index_file.write_text(json.dumps(index, indent=2), encoding="utf-8")

@@ -26,5 +26,6 @@ def weighted_subsets(count: int) -> list[tuple[float, Rows]]:
     everything = np.arange(count)
     if count < FEWEST:
         return [(1.0, everything)]
-    halves = np.array_split(np.random.RandomState(SEED).permutation(count), 2)
+    order = np.random.RandomState(SEED).permutation(count)
+    halves = np.array_split(order, 2)
     return [(2.0, everything), *((-len(half) / count, np.sort(half)) for half in halves)]

@@ -74,7 +74,8 @@ class FeatureMetrics:
         self._unbiased = unbiased
         self._device = device
         dimension = reference.extractor.dimension
-        needs_rows = gradient or unbiased or total < dimension or need_real_features(formulas)
+        is_small = total < dimension
+        needs_rows = gradient or unbiased or is_small or need_real_features(formulas)
         self._adds_moments = not needs_rows
         self._keeps_rows = needs_rows or (intervals and total * dimension <= MOST_KEPT)
         self._moments = Moments()
@@ -136,11 +137,8 @@ class FeatureMetrics:
             case "kid":
                 distance, _ = self._kernel_distance(self._all_rows())
                 return distance
-            case "is":  # exponential of the mutual information, mean over ten parts (Salimans et al. 2016)
-                metric_isc = import_extra("torch_fidelity.metric_isc")
-                logits = torch.from_numpy(self._all_logits())
-                scores = metric_isc.isc_features_to_metric(logits, SCORE_SPLITS, True, SUBSET_SEED)
-                return float(scores[metric_isc.KEY_METRIC_ISC_MEAN])
+            case "is":
+                return self._inception_score()
             case _:
                 with torch.no_grad():
                     return float(self._distance(formula, self._samples(self._all_rows())))
@@ -161,7 +159,8 @@ class FeatureMetrics:
             return None
         if formula == "is":
             scores = scores_of_splits(self._all_logits())  # it is their mean, so the splits serve as the groups
-            return np.asarray((scores.sum() - scores) / (len(scores) - 1))
+            means: Array = (scores.sum() - scores) / (len(scores) - 1)
+            return means
         samples = torch.from_numpy(self._all_rows()).to(self._device)
         return without_each_group(formula, samples, self.reference)
 
@@ -174,6 +173,13 @@ class FeatureMetrics:
         if self._moments.count:
             return self._moments
         return Moments.of(self._all_rows())
+
+    def _inception_score(self) -> float:
+        """Mean over ten parts of the exponential of the mutual information (Salimans et al. 2016)."""
+        metric_isc = import_extra("torch_fidelity.metric_isc")
+        logits = torch.from_numpy(self._all_logits())
+        scores = metric_isc.isc_features_to_metric(logits, SCORE_SPLITS, True, SUBSET_SEED)
+        return float(scores[metric_isc.KEY_METRIC_ISC_MEAN])
 
     def _all_logits(self) -> Features:
         """``[N, classes]``. Raises MetricError for fewer images than the Inception Score has parts."""

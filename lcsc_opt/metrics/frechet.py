@@ -231,46 +231,14 @@ class FrechetReference:
         Raises:
             MetricError: as :meth:`distance_from_features`.
         """
-        mean, deviations = self._mean_and_deviations(features)
-        factor = deviations.T
-        if len(deviations) > len(mean):
-            factor, _ = FrechetReference(mean, deviations.T @ deviations)._factor
-        root, inverse = _trace_of_root_and_inverse(factor.T @ self.cov @ factor)
-        derivative = np.eye(len(mean)) - factor @ inverse @ factor.T
-        return self._nearby(others, derivative, root, deviations, mean, self.cov)
+        near = _Near(self, *self._mean_and_deviations(features))
+        return near.changed(others, near.of_real, near.mean, self.cov)
 
     def distances_from_others(self, features: npt.ArrayLike, others: Gaussians) -> Array:
         """``[G]``: the distances from Gaussians that differ little from that of ``features`` ``[N, D]``, likewise."""
         mean, deviations = self._mean_and_deviations(features)
-        half = self._after(deviations)
-        root, inverse = _trace_of_root_and_inverse(half.T @ half)
-        factor = self._factor[0]
-        derivative = np.eye(len(mean)) - factor @ inverse @ factor.T
-        return self._nearby(others, derivative, root, deviations, self.mean, deviations.T @ deviations)
-
-    def _nearby(
-        self, others: Gaussians, derivative: Array, root: float, deviations: Array, fixed_mean: Array, covariance: Array
-    ) -> Array:
-        """``[G]``: the distances, where one of both Gaussians is replaced, by a derivative in its covariance.
-
-        Let Σ₁ = R Rᵀ be the covariance of the real images and Σ₂ = S Sᵀ that of the samples. With the map
-        ``A = R (Rᵀ Σ₂ R)^{−½} Rᵀ``, for which ``A Σ₂ A = Σ₁``, the derivatives are ``I − A`` in Σ₂ and ``I − A⁻¹``
-        in Σ₁ (Dowson & Landau 1982); by symmetry the latter is ``I − S (Sᵀ Σ₁ S)^{−½} Sᵀ``, which needs no inverse.
-
-        Args:
-            others: what replaces it.
-            derivative: ``[D, D]``, in its covariance.
-            root: the trace of the root.
-            deviations: ``[N, D]``, so that deviationsᵀ deviations is Σ₂.
-            fixed_mean: of the other Gaussian.
-            covariance: of the one that is replaced.
-        """
-        traces = self._trace + float(np.square(deviations).sum())
-        distances = []
-        for mean, other_covariance in others:
-            change = float((derivative * (other_covariance - covariance)).sum())
-            distances.append(float(np.square(mean - fixed_mean).sum()) + traces - 2.0 * root + change)
-        return np.array(distances)
+        near = _Near(self, mean, deviations)
+        return near.changed(others, near.of_samples, self.mean, deviations.T @ deviations)
 
     def _mean_and_deviations(self, features: npt.ArrayLike) -> tuple[Array, Array]:
         """``[D]`` and ``[N, D]``, the latter scaled so that deviationsᵀ deviations is the covariance."""
@@ -307,7 +275,8 @@ class FrechetReference:
         factor, triangular = self._factor
         half = self._after(scatter)
         if not triangular:
-            return np.asarray(factor.T @ half)
+            full: Array = factor.T @ half
+            return full
         product = np.zeros_like(half)
         for start in range(0, len(half), BLOCK):
             stop = start + BLOCK
@@ -324,6 +293,60 @@ class FrechetReference:
             columns = slice(start, start + BLOCK)
             np.matmul(rows[:, start:], factor[start:, columns], out=product[:, columns])
         return product
+
+
+class _Near:
+    """The derivatives of a distance in both covariances, Σ₁ = R Rᵀ of the real images and Σ₂ = S Sᵀ of the samples.
+
+    With the map ``A = R (Rᵀ Σ₂ R)^{−½} Rᵀ``, for which ``A Σ₂ A = Σ₁``, they are ``I − A`` in Σ₂ and ``I − A⁻¹`` in Σ₁
+    (Dowson & Landau 1982); by symmetry the latter is ``I − S (Sᵀ Σ₁ S)^{−½} Sᵀ``, which needs no inverse.
+
+    Args:
+        reference: of the real images.
+        mean: ``[D]`` of the samples.
+        deviations: ``[N, D]``, so that deviationsᵀ deviations is Σ₂.
+    """
+
+    def __init__(self, reference: FrechetReference, mean: Array, deviations: Array) -> None:
+        self.mean = mean
+        self._reference = reference
+        self._deviations = deviations
+
+    @cached_property
+    def of_samples(self) -> tuple[Array, float]:
+        """``[D, D]``, the derivative in Σ₂; and the trace of the root."""
+        half = self._reference._after(self._deviations)
+        root, inverse = _trace_of_root_and_inverse(half.T @ half)
+        factor = self._reference._factor[0]
+        return np.eye(len(self.mean)) - factor @ inverse @ factor.T, root
+
+    @cached_property
+    def of_real(self) -> tuple[Array, float]:
+        """``[D, D]``, the derivative in Σ₁; and the trace of the root."""
+        factor = self._deviations.T
+        if len(self._deviations) > len(self.mean):
+            factor, _ = FrechetReference(self.mean, self._deviations.T @ self._deviations)._factor
+        root, inverse = _trace_of_root_and_inverse(factor.T @ self._reference.cov @ factor)
+        return np.eye(len(self.mean)) - factor @ inverse @ factor.T, root
+
+    def changed(
+        self, others: Gaussians, derivative: tuple[Array, float], fixed_mean: Array, covariance: Array
+    ) -> Array:
+        """``[G]``: the distances, where one of both Gaussians is replaced.
+
+        Args:
+            others: what replaces it.
+            derivative: in its covariance, and the trace of the root.
+            fixed_mean: of the other Gaussian.
+            covariance: of the one that is replaced.
+        """
+        of_covariance, root = derivative
+        traces = float(np.trace(self._reference.cov)) + float(np.square(self._deviations).sum())
+        distances = []
+        for mean, other_covariance in others:
+            change = float((of_covariance * (other_covariance - covariance)).sum())
+            distances.append(float(np.square(mean - fixed_mean).sum()) + traces - 2.0 * root + change)
+        return np.array(distances)
 
 
 def effective_dimension(cov: npt.ArrayLike) -> float:
@@ -387,7 +410,8 @@ def _is_positive(values: npt.NDArray[np.floating[Any]]) -> npt.NDArray[np.bool_]
     largest = 0.0
     if len(values):
         largest = max(float(values[-1]), 0.0)
-    return values > ROUNDING * largest
+    is_positive: npt.NDArray[np.bool_] = values > ROUNDING * largest
+    return is_positive
 
 
 def _checked(values: npt.ArrayLike, name: str, *expected_shape: int | None, advice: str = "") -> Array:
@@ -425,4 +449,5 @@ def _covariance(cov: npt.ArrayLike, dimension: int, name: str) -> Array:
     """``cov`` as ``[D, D]`` float64, exactly symmetric. Raises MetricError for another shape, NaN and infinity."""
     advice = "; mean and covariance have to be of the same features"
     array = _checked(cov, name, dimension, dimension, advice=advice)
-    return np.asarray((array + array.T) / 2)
+    symmetric: Array = (array + array.T) / 2
+    return symmetric

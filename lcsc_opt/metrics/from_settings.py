@@ -124,7 +124,8 @@ def _without_images(loss: Loss, reference: str | dict[str, JsonValue]) -> Loss:
         "loss: the reference has statistics and no images, so fdr compares features of the network only; give the "
         "images, so that a search does not gain by what clipping hides"
     )
-    return dataclasses.replace(loss, weights={next(iter(loss.weights)): 1.0})
+    first = next(iter(loss.weights))
+    return dataclasses.replace(loss, weights={first: 1.0})
 
 
 class ScoreSources:

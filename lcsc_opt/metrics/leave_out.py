@@ -136,7 +136,8 @@ def _kernel_distance(samples: Tensor, labels: Labels, reference: Reference) -> A
         sums_inside = sums.sum() - sums.sum(dim=0) - sums.sum(dim=1) + sums.diagonal()
         sums_across = (members.T @ across.sum(dim=1)).double()  # [G]
         within = sums_inside / pairs + inside_real.sum().double() / real_pairs
-        values.append(within - 2 * (sums_across.sum() - sums_across) / (remaining * len(y)))
+        between = (sums_across.sum() - sums_across) / (remaining * len(y))
+        values.append(within - 2 * between)
     return torch.stack(values).mean(dim=0).cpu().numpy()
 
 

@@ -124,7 +124,8 @@ class Loss:
         bound = bounds.get(name)
         formula = name.partition("@")[0]
         largest = 1.0 if formula == "precision" else sys.float_info.max
-        if len(bounds) != 1 or formula not in KEPT or not (bound is None or 0 < bound <= largest):
+        is_in_range = bound is None or 0 < bound <= largest
+        if len(bounds) != 1 or formula not in KEPT or not is_in_range:
             raise MetricError(
                 f"keep: {keep!r} cannot be kept; known: {', '.join(KEPT)}, each optionally with @extractor; or a "
                 "bound, as {precision: 0.7}"

@@ -149,10 +149,10 @@ class MetricSuite:
         Raises:
             MetricError: an extractor cuts the graph.
         """
-        terms = [
-            image_gradient(extractor_for(self.references[name], prompts), images, rows)
-            for name, rows in gradients.items()
-        ]
+        terms = []
+        for name, rows in gradients.items():
+            extractor = extractor_for(self.references[name], prompts)
+            terms.append(image_gradient(extractor, images, rows))
         return torch.stack(terms).sum(dim=0)
 
     @property
@@ -203,8 +203,7 @@ class MetricSuite:
         metrics = list(self._metrics.reported)
         if self.cross_check_metric is not None:
             metrics.append(self.cross_check_metric)
-        networks = [name for name in self.loss.extractors if name not in WITHOUT_NETWORK]
-        for name in networks or self.loss.extractors:
+        for name in self._compared_extractors():
             reference = self._report_references.get(name)
             if reference is None or reference.features is None or len(reference.features) <= NEIGHBOURHOOD:
                 continue
@@ -217,6 +216,10 @@ class MetricSuite:
             metrics = [metric for metric in metrics if metric not in self.loss.weights]
         metrics.append(MetricName(OUTSIDE, OUTSIDE))
         return tuple(dict.fromkeys(metrics))
+
+    def _compared_extractors(self) -> Sequence[str]:
+        """The extractors whose features reports compare with those of real images."""
+        return [name for name in self.loss.extractors if name not in WITHOUT_NETWORK] or self.loss.extractors
 
     @property
     def signs(self) -> dict[str, int]:

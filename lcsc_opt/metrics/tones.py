@@ -86,7 +86,8 @@ def distance_of_sorted(ordered: Tensor, quantiles: Tensor) -> Tensor:
     """
     quantiles = quantiles.to(ordered.dtype)
     varies, variances = _varying(quantiles)
-    squared = (ordered - interpolated(quantiles, ordered.shape[1])).square().mean(dim=1)
+    expected = interpolated(quantiles, ordered.shape[1])
+    squared = (ordered - expected).square().mean(dim=1)
     return (squared[varies] / variances).mean()
 
 
@@ -124,7 +125,8 @@ def tones_without_each_group(features: Tensor, quantiles: Tensor, groups: Tensor
     of_groups.scatter_add_(1, labels, potentials)
     sizes = torch.bincount(labels[0], minlength=count)
     of_others = (of_groups.sum(dim=1, keepdim=True) - of_groups) / (ordered.shape[1] - sizes)
-    distances = ways.square().mean(dim=1, keepdim=True) + (of_others - potentials.mean(dim=1, keepdim=True))
+    changes = of_others - potentials.mean(dim=1, keepdim=True)
+    distances = ways.square().mean(dim=1, keepdim=True) + changes
     return (distances / variances[:, None]).mean(dim=0)
 
 
@@ -152,7 +154,8 @@ def sorted_without_each_group(features: Tensor, groups: Tensor, count: int) -> I
         count: how many groups there are.
     """
     ordered, order = by_distribution(features).sort(dim=1)
-    group_of_value = groups.to(features.device).repeat_interleave(ordered.shape[1] // len(features))[order]
+    values_of_an_image = ordered.shape[1] // len(features)
+    group_of_value = groups.to(features.device).repeat_interleave(values_of_an_image)[order]
     for group in range(count):
         yield ordered[group_of_value != group].reshape(len(ordered), -1)
 

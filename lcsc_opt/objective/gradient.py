@@ -74,4 +74,5 @@ class WeightGradient:
             if name in self.sums:
                 self.sums[name].add_(part, alpha=2.0**exponent)
             else:
-                self.sums[name] = part.to(torch.promote_types(part.dtype, torch.float32)) * 2.0**exponent
+                wide = torch.promote_types(part.dtype, torch.float32)
+                self.sums[name] = part.to(wide) * 2.0**exponent

@@ -72,7 +72,8 @@ class ImageStages:
         Raises:
             MetricError: their features are not finite.
         """
-        metrics.update(images, prompts=prompts_of(self.sampler, noise, first, first + len(images)))
+        prompts = prompts_of(self.sampler, noise, first, first + len(images))
+        metrics.update(images, prompts=prompts)
 
     def image_gradient(
         self, images: Tensor, noise: Noise, first: int, feature_gradients: Mapping[str, Tensor]

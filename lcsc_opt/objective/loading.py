@@ -62,7 +62,8 @@ def load_objective(
     with naming_setting(spec.settings), same_working_folder():
         objective = _call(path, module.build, dict(spec.settings), context=context)
     if not isinstance(objective, Objective):
-        raise StudySpecError(f"{path}: build returned {type(objective).__name__}, expected an Objective")
+        returned = type(objective).__name__
+        raise StudySpecError(f"{path}: build returned {returned}, expected an Objective")
     code = {**code_of_settings(path, spec.settings), **code}
     object.__setattr__(objective, "code", dict(sorted(code.items())))  # the objective may be a frozen dataclass
     object.__setattr__(objective, "places", dict(sorted(context.found.items())))

@@ -143,8 +143,9 @@ def _wait_for_thread(optimizer: Optimizer) -> None:
     thread = getattr(optimizer, "_messaging_thread", None)
     if thread is None:
         return
-    if optimizer.num_ask > optimizer.num_tell or getattr(optimizer, "_current_batch", None):
-        return  # it waits for losses
+    waits_for_losses = optimizer.num_ask > optimizer.num_tell or getattr(optimizer, "_current_batch", None)
+    if waits_for_losses:
+        return
     give_up_at = time.monotonic() + _MOST_SECONDS
     while thread.is_alive() and thread.messages_ask.empty() and time.monotonic() < give_up_at:
         time.sleep(_POLL_SECONDS)

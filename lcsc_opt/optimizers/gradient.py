@@ -87,6 +87,19 @@ class DualAscent:
 
 
 @dataclasses.dataclass(frozen=True)
+class _PendingAsk:
+    """A candidate between ask and tell.
+
+    Attributes:
+        number: how many asks came before it.
+        steps: how many steps the path had made when it was asked.
+    """
+
+    number: int
+    steps: int
+
+
+@dataclasses.dataclass(frozen=True)
 class _Check:
     """A plain evaluation of the average.
 
@@ -134,7 +147,7 @@ class _LCSCGradient(Optimizer):  # type: ignore[misc]
         self._budget_in_images = False
         self._checks: list[_Check] = []
         self._idle_checks = 0  # of the last ones, how many brought nothing
-        self._pending: dict[str, tuple[int, int]] = {}  # uid → the number of asks and of steps before it
+        self._pending: dict[str, _PendingAsk] = {}  # by uid
         self._retreated_at = 0
         self._best_told = np.inf  # of candidates that it did not ask
         self._dual_ascent = DualAscent()
@@ -172,7 +185,8 @@ class _LCSCGradient(Optimizer):  # type: ignore[misc]
         before = min(self._checks, key=lambda check: abs(check.steps - 2 / 3 * last.steps))
         if before.without is None or len(before.without) != len(last.without):
             return False
-        return before.loss - last.loss <= standard_error(np.subtract(before.without, last.without).tolist())
+        error = standard_error(np.subtract(before.without, last.without).tolist())
+        return before.loss - last.loss <= error
 
     def _internal_ask_candidate(self) -> ng.p.Parameter:
         if self._check_is_due():
@@ -181,7 +195,7 @@ class _LCSCGradient(Optimizer):  # type: ignore[misc]
         else:
             asked = self._spawn(self._path.free)
             self._ask_for_gradient(asked)
-        self._pending[asked.uid] = (self.num_ask, self._path.steps)
+        self._pending[asked.uid] = _PendingAsk(self.num_ask, self._path.steps)
         self._charge(candidate_of(asked))
         return asked
 
@@ -206,16 +220,22 @@ class _LCSCGradient(Optimizer):  # type: ignore[misc]
         no step was told yet, as with many workers; else the study would end without a comparable loss.
         """
         if self._budget_left is not None and self._budget_left > 0:
-            taken = 1  # by the check, of the budget
-            if self._budget_in_images:
-                taken = self._check_images or 1
+            taken = self._taken_by_check
             # only the last check is still to come: one now would leave no budget for steps before it
             if self._budget_left <= 2 * taken:
                 return self._budget_left <= taken and self._cost_since_check > 0
         if self._path.steps == 0:
             return False
         check_images = self._check_images or 1
-        return bool(check_images <= self._options["checks"] * (self._cost_since_check + check_images))
+        with_check = self._cost_since_check + check_images
+        return bool(check_images <= self._options["checks"] * with_check)
+
+    @property
+    def _taken_by_check(self) -> int:
+        """What a plain evaluation takes from the budget."""
+        if self._budget_in_images:
+            return self._check_images or 1
+        return 1
 
     def _ask_for_gradient(self, asked: ng.p.Parameter) -> None:
         """Make it a step: its gradient is wanted, on noise of its own.
@@ -234,13 +254,13 @@ class _LCSCGradient(Optimizer):  # type: ignore[misc]
         ask_with(asked, images=images, noise=noise, gradient=True, keep_weight=weight, unbiased=True)
 
     def _internal_tell_candidate(self, candidate: ng.p.Parameter, loss: float) -> None:
-        number, steps = self._pending.pop(candidate.uid)
+        pending = self._pending.pop(candidate.uid)
         evaluation = evaluation_of(candidate)
         if not candidate_of(candidate).gradient:
             self._tell_check(candidate, loss)
             return
         if failed(candidate):
-            self._retreat(number)
+            self._retreat(pending)
             return
         if evaluation is None or evaluation.gradient is None:
             raise StudySpecError(
@@ -248,9 +268,9 @@ class _LCSCGradient(Optimizer):  # type: ignore[misc]
                 "objective.evaluate(candidate_of(candidate)) to attach_evaluation"
             )
         if not np.isfinite(evaluation.gradient).all():
-            self._retreat(number)
+            self._retreat(pending)
             return
-        self._path.step(candidate.value, evaluation.gradient, delay=self._path.steps - steps)
+        self._path.step(candidate.value, evaluation.gradient, delay=self._path.steps - pending.steps)
         self._dual_ascent.update(evaluation)
 
     def _tell_check(self, candidate: ng.p.Parameter, loss: float) -> None:
@@ -264,9 +284,9 @@ class _LCSCGradient(Optimizer):  # type: ignore[misc]
         self._checks.append(_Check(self._path.steps, loss, without))
         self._idle_checks = self._idle_checks + 1 if self._brought_nothing() else 0
 
-    def _retreat(self, number: int) -> None:
+    def _retreat(self, pending: _PendingAsk) -> None:
         """Retreat once for all candidates that were asked before the retreat."""
-        if number >= self._retreated_at:
+        if pending.number >= self._retreated_at:
             self._path.retreat()
             self._retreated_at = self.num_ask
 
@@ -290,7 +310,8 @@ class _LCSCGradient(Optimizer):  # type: ignore[misc]
     def _internal_provide_recommendation(self) -> _Floats:
         """The average of the iterates, in Nevergrad's form."""
         child = self.parametrization.spawn_child(new_value=self._space.to_coefficients(self._path.average))
-        return np.asarray(child.get_standardized_data(reference=self.parametrization))
+        data: _Floats = child.get_standardized_data(reference=self.parametrization)
+        return data
 
 
 class LCSCGradient(ConfiguredOptimizer):  # type: ignore[misc]
@@ -390,7 +411,8 @@ class _Adam:
         self._square += (1 - _MEMORY) * (np.square(slopes) - self._square)
         mean = self._momentum / (1 - _MOMENTUM**self._since_forgotten)
         spread = np.sqrt(self._square / (1 - _MEMORY**self._steps))
-        return np.divide(mean, spread, out=np.zeros_like(mean), where=spread > 0)
+        ratio: _Floats = np.divide(mean, spread, out=np.zeros_like(mean), where=spread > 0)
+        return ratio
 
     def forget_momentum(self) -> None:
         """Start again with the mean, but not with the spread."""
@@ -400,12 +422,14 @@ class _Adam:
 
 def _onto_directions(directions: _Floats, free: _Floats) -> _Floats:
     """``[d, K - 1]`` and a vector ``[d]`` → its components along the directions, ``[K - 1]``."""
-    return np.asarray((directions * free[:, None]).sum(axis=0))
+    components: _Floats = (directions * free[:, None]).sum(axis=0)
+    return components
 
 
 def _along_directions(directions: _Floats, components: _Floats) -> _Floats:
     """``[d, K - 1]`` and components ``[K - 1]`` → the vector ``[d]``."""
-    return np.asarray((directions * components).sum(axis=1))
+    vector: _Floats = (directions * components).sum(axis=1)
+    return vector
 
 
 def _free_directions(space: CoefficientSpace, cosines: _Floats) -> _Floats:
@@ -420,4 +444,5 @@ def cosine_directions(count: int) -> npt.NDArray[np.float64]:
     """``[K, K - 1]`` orthonormal columns that sum to zero: the discrete cosine transform II without its constant."""
     frequencies = np.arange(1, count)
     positions = np.arange(count)[:, None] + 0.5
-    return np.asarray(np.sqrt(2 / count) * np.cos(np.pi / count * positions * frequencies))
+    directions: npt.NDArray[np.float64] = np.sqrt(2 / count) * np.cos(np.pi / count * positions * frequencies)
+    return directions

@@ -152,7 +152,8 @@ def candidate_of(parameter: ng.p.Parameter) -> Candidate:
 
     Nevergrad's own optimizers say nothing but coefficients, and get plain evaluations.
     """
-    return Candidate(np.asarray(parameter.value, dtype=np.float64), **parameter._meta.get(_ASKED_WITH, {}))
+    asked_with = parameter._meta.get(_ASKED_WITH, {})
+    return Candidate(np.asarray(parameter.value, dtype=np.float64), **asked_with)
 
 
 def attach_evaluation(parameter: ng.p.Parameter, evaluation: Evaluation | None) -> None:

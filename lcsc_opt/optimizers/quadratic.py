@@ -115,7 +115,8 @@ def _step_within(model: _Quadratic, radius: float, *, least_curvature: float) ->
     curvatures = np.maximum(eigenvalues, least_curvature)
     slope = eigenvectors.T @ model.slope
     damping = _damping(curvatures, slope, radius)
-    return np.asarray(-(eigenvectors @ (slope / (curvatures + damping))))
+    step: _Vector = -(eigenvectors @ (slope / (curvatures + damping)))
+    return step
 
 
 def _damping(curvatures: _Vector, slope: _Vector, radius: float) -> float:
@@ -238,7 +239,8 @@ class _LCSCQuadratic(Optimizer):  # type: ignore[misc]
             affordable = images // max(few_images, 1)
         directions = min(self._options["directions"], max(affordable // (2 * _FIRST_SHARE), 1))
 
-        if few_images < images_per_evaluation and affordable > _FEWEST_PROBES + 2 * self.num_workers:
+        saves_images = few_images < images_per_evaluation
+        if saves_images and affordable > _FEWEST_PROBES + 2 * self.num_workers:
             self._plain_images = images_per_evaluation
             self._begin(directions, few_images)
         else:
@@ -304,7 +306,8 @@ class _LCSCQuadratic(Optimizer):  # type: ignore[misc]
         nearest points instead, a search in the convex hull would stay at the first wall that it meets: there every step
         leads back to where it began.
         """
-        return np.asarray(self._origin + self._basis @ point)
+        value: Coefficients = self._origin + self._basis @ point
+        return value
 
     def _next(self) -> _Asked:
         """The next point of the stage: a probe of the queue, a random point, or a step."""
@@ -373,18 +376,29 @@ class _LCSCQuadratic(Optimizer):  # type: ignore[misc]
         if asked.stage is not stage:  # a check, or a point of the first stage told late
             return
         stage.told += 1
-        if not failed(candidate):
+        if failed(candidate):
+            self._tell_failed(asked)
+        else:
             if asked.is_step:
                 self._adapt_radius(asked, loss)
             stage.points.append(asked.point)
             stage.losses.append(loss)
-        elif asked.is_step:  # without a loss the model learns nothing, and would ask the same again
-            self._adapt_radius(asked, math.inf)
-            self._radius = min(self._radius, float(np.linalg.norm(asked.point - stage.centre)) / 2)
         if stage.length is not None and stage.told >= stage.length and self._learn_scale():
-            # the last stage: plain evaluations from the best point; the first stage's model is their prior
-            self._stage = _Stage(stage.centre, prior=self._model())
-            self._queue = deque([self._stage.start])
+            self._begin_last_stage()
+
+    def _tell_failed(self, asked: _Asked) -> None:
+        """Make the next step shorter. Without a loss the model learns nothing, and would ask the same again."""
+        if not asked.is_step:
+            return
+        self._adapt_radius(asked, math.inf)
+        step_length = float(np.linalg.norm(asked.point - self._stage.centre))
+        self._radius = min(self._radius, step_length / 2)
+
+    def _begin_last_stage(self) -> None:
+        """Continue with plain evaluations, from the best point, with the model of the first stage as their prior."""
+        centre = self._stage.centre
+        self._stage = _Stage(centre, prior=self._model())
+        self._queue = deque([centre])
 
     def _adapt_radius(self, asked: _Asked, loss: float) -> None:
         """Trust the model further where it kept its promise, less far where it did not (Conn et al. 2000, 6.1)."""
@@ -408,7 +422,8 @@ class _LCSCQuadratic(Optimizer):  # type: ignore[misc]
     def _internal_provide_recommendation(self) -> _Vector:
         """The best of the stage, in Nevergrad's form."""
         child = self.parametrization.spawn_child(new_value=self._coefficients(self._stage.centre))
-        return np.asarray(child.get_standardized_data(reference=self.parametrization))
+        data: _Vector = child.get_standardized_data(reference=self.parametrization)
+        return data
 
 
 class LCSCQuadratic(ConfiguredOptimizer):  # type: ignore[misc]

@@ -49,7 +49,8 @@ class EncodedPrompts:
         signature = inspect.signature(encode)
 
         def encode_prompt(*positional: Any, **keywords: Any) -> _Embeddings:
-            return self._batch(encode, signature.bind(*positional, **keywords).arguments)
+            arguments = signature.bind(*positional, **keywords).arguments
+            return self._batch(encode, arguments)
 
         pipeline.encode_prompt = encode_prompt
         try:

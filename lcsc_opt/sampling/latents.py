@@ -88,7 +88,8 @@ class LatentDecoder(nn.Module):
 
     def _batches(self, device: torch.device) -> Batches:
         """How many latents are decoded at once: what settings say, or as many as the device's memory holds."""
-        if self._given is not None or torch.is_grad_enabled() or not accelerator.measures_memory(device):
+        is_fixed = self._given is not None or torch.is_grad_enabled()
+        if is_fixed or not accelerator.measures_memory(device):
             return self._fixed
         if self._growing is None:
             self._growing = Batches(_LATENTS, grows_on=device, inside=True)

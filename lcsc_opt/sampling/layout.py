@@ -74,7 +74,8 @@ def fastest_layout(sampler: Sampler, *, trial_images: int, gradient: bool) -> tu
     if next(networks_to_lay_out(sampler)[0].parameters()).device != CPU:
         count = _images_on_device(sampler, seconds, min(trial_images, _MOST_ON_DEVICE), gradient)
     layouts = [*_FORMATS]
-    if 2 * len(layouts) * count * seconds > _MOST_SECONDS:  # each has at least two turns
+    fewest_turns = 2 * len(layouts)
+    if fewest_turns * count * seconds > _MOST_SECONDS:
         notice("timing in which layout the network's weights are faster")
     shortest = dict.fromkeys(layouts, math.inf)
     images: dict[str, Tensor] = {}

@@ -83,7 +83,8 @@ class LoraAdapter:
             self._places = self._create(factors)
             for name, (_, checkpoint_name) in named.items():
                 self.factors[checkpoint_name] = self._places[name][1]
-        misfit = difference(factors, {name: parameter for name, (_, parameter) in self._places.items()})
+        parameters = {name: parameter for name, (_, parameter) in self._places.items()}
+        misfit = difference(factors, parameters)
         if misfit is not None:
             raise ObjectiveError(f"the LoRA does not fit the one in the pipeline: it {misfit}")
         with torch.no_grad():
@@ -240,4 +241,8 @@ def _kohya_places(modules: Sequence[LoraModule], unet_config: Any) -> dict[str, 
             f"diffusers does not know the names of this LoRA, such as {modules[0].down!r}: it converts kohya's files "
             "of Stable Diffusion and SDXL; convert it with the trainer's own tools."
         ) from error
-    return {modules[int(renamed[module.down])].name: (module.component, module.path) for module in converted}
+    places: dict[str, tuple[str, str]] = {}
+    for module in converted:
+        original = modules[int(renamed[module.down])]
+        places[original.name] = (module.component, module.path)
+    return places

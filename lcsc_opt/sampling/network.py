@@ -133,7 +133,8 @@ class PreparedNetwork:
             if _kind(tensor) == kind:
                 continue
             device, dtype, requires_grad = kind
-            if torch.promote_types(tensor.dtype, dtype) != tensor.dtype and id(tensor) not in replaced:
+            has_lost_digits = torch.promote_types(tensor.dtype, dtype) != tensor.dtype
+            if has_lost_digits and id(tensor) not in replaced:
                 raise ObjectiveError(
                     f"your function has left the network in {tensor.dtype}, and its {name} is in no checkpoint, so "
                     "its digits are lost; let the function work on a copy (copy.deepcopy), or leave the dtype as it is"

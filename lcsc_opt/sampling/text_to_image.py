@@ -356,7 +356,8 @@ class LatentDiffusionSampler:
         """SHA-256 of all weights but the merged ones, as they were before any LoRA was loaded."""
         fixed: dict[str, Tensor] = {}
         for component, module in self._modules().items():
-            if self._lora is None and module is self.denoiser:  # which is merged
+            is_merged = self._lora is None and module is self.denoiser
+            if is_merged:
                 continue
             for name, tensor in module.state_dict().items():
                 if ".lora_" not in name:

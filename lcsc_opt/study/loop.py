@@ -231,15 +231,20 @@ class Loop:
         if self._to_replay:
             stored = self._to_replay.popleft()
             self._verify(stored, candidate)
-            asked = _Trial(stored.number, candidate, nevergrad_candidate, price, compares)
-            asked.attempts = list(stored.user_attrs.get("attempts", ()))
-            if stored.state.is_finished():
-                asked.outcome = _stored_outcome(stored)
-                return asked
-        else:
-            number = self._study.add_candidate(candidate)
-            asked = _Trial(number, candidate, nevergrad_candidate, price, compares)
-        asked.future = self._evaluator.submit(candidate)
+            return self._resumed(stored, _Trial(stored.number, candidate, nevergrad_candidate, price, compares))
+        number = self._study.add_candidate(candidate)
+        return self._submit(_Trial(number, candidate, nevergrad_candidate, price, compares))
+
+    def _resumed(self, stored: FrozenTrial, asked: _Trial) -> _Trial:
+        """A stored trial that was asked again: with its result, or submitted again if it has none."""
+        asked.attempts = list(stored.user_attrs.get("attempts", ()))
+        if stored.state.is_finished():
+            asked.outcome = _stored_outcome(stored)
+            return asked
+        return self._submit(asked)
+
+    def _submit(self, asked: _Trial) -> _Trial:
+        asked.future = self._evaluator.submit(asked.candidate)
         return asked
 
     def _verify(self, stored: FrozenTrial, candidate: Candidate) -> None:
@@ -298,7 +303,7 @@ class Loop:
             asked.attempts.append(outcome.as_attempt())
             if outcome.retry and len(asked.attempts) <= self._policy.retries:
                 self._study.note_attempts(asked.number, asked.attempts)
-                asked.future = self._evaluator.submit(asked.candidate)
+                self._submit(asked)
                 return
             self._study.fail(asked.number, asked.attempts)
         else:

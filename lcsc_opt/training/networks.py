@@ -73,7 +73,8 @@ class PatchedUNet(nn.Module):
 
     def forward(self, x: Tensor, t: Tensor) -> Tensor:
         """``[N, C, H, W]`` at times ``[N]`` → ``[N, C, H, W]``."""
-        return F.pixel_shuffle(self.unet(F.pixel_unshuffle(x, self.patch), t).sample, self.patch)
+        patches = self.unet(F.pixel_unshuffle(x, self.patch), t).sample
+        return F.pixel_shuffle(patches, self.patch)
 
 
 @torch.no_grad()

@@ -34,7 +34,7 @@ from lcsc_opt.trajectory.side_data import check_alphas, side_data
 from lcsc_opt.trajectory.sources import PackRequest, Sources
 from lcsc_opt.trajectory.trajectory import Trajectory
 
-_COMMIT_SECONDS = 0.5
+COMMIT_SECONDS = 0.5
 
 
 def made_once(out: Path, make: Callable[[], object]) -> Trajectory:
@@ -172,29 +172,28 @@ def _write_rows(writer: MatrixWriter, sources: Sources, key: str, stored: str | 
     """
     steps = list(sources)
     missing = steps[len(writer.steps) :]
-    try:
-        with (
-            progress("pack", len(steps), done=len(writer.steps)) as advance,
-            ThreadPoolExecutor(1, "lcsc-commit") as pool,
-        ):
-            committing = pool.submit(writer.commit)
-            begun_at = time.monotonic()
-            rows = _read_ahead([sources[step] for step in missing], key, stored)
-            for step, row in zip(missing, rows, strict=True):
-                path = sources[step]
-                try:
-                    layout = writer.check(row.tensors)
-                    writer.write(step, layout, row.content, source=_as_text(path))
-                except TrajectoryError as error:
-                    raise TrajectoryError(f"{path}: {error}") from error
-                if committing.done() and time.monotonic() - begun_at > _COMMIT_SECONDS:
-                    committing.result()  # raises what the disk refused
-                    committing = pool.submit(writer.commit)
-                    begun_at = time.monotonic()
-                advance(note=f"step {step}")
-            committing.result()
-    finally:
-        writer.commit()
+    with ThreadPoolExecutor(1, "lcsc-commit") as pool:
+        committing = pool.submit(writer.commit)
+        begun_at = time.monotonic()
+        try:
+            with progress("pack", len(steps), done=len(writer.steps)) as advance:
+                rows = _read_ahead([sources[step] for step in missing], key, stored)
+                for step, row in zip(missing, rows, strict=True):
+                    path = sources[step]
+                    try:
+                        layout = writer.check(row.tensors)
+                        writer.write(step, layout, row.content, source=_as_text(path))
+                    except TrajectoryError as error:
+                        raise TrajectoryError(f"{path}: {error}") from error
+                    if committing.done() and time.monotonic() - begun_at > COMMIT_SECONDS:
+                        committing.result()  # raises what the disk refused
+                        committing = pool.submit(writer.commit)
+                        begun_at = time.monotonic()
+                    advance(note=f"step {step}")
+        finally:
+            if committing.exception() is None:  # else rows before these are lost: the next call writes them again
+                writer.commit()
+        committing.result()
 
 
 def _as_text(path: Path) -> str:

@@ -103,7 +103,8 @@ class Manifest(pydantic.BaseModel):
         names = {spec.name for spec in self.tensors}
         if len(names) < len(self.tensors) or not set(self.varying) <= names:
             raise ValueError("a tensor is listed twice, or 'varying' names an unknown one")
-        if len({saved.slot for saved in self.rows}) < len(self.rows):
+        slots = {saved.slot for saved in self.rows}
+        if len(slots) < len(self.rows):
             raise ValueError("two rows share a slot")
         if any(later.step <= earlier.step for earlier, later in itertools.pairwise(self.checkpoints)):
             raise ValueError("steps do not increase")

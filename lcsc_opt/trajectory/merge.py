@@ -198,8 +198,14 @@ class Merger:
         behind = aligned(segment.width) - segment.width
         lacking = [spec.numel for spec in segment.tensors if spec.name not in gradients]
         zeros = torch.zeros(max([behind, *lacking]), dtype=dtype, device=device)
-        parts = [gradients.get(spec.name, zeros[: spec.numel]) for spec in segment.tensors]
-        return torch.cat([*(part.detach().reshape(-1).to(device, dtype) for part in parts), zeros[:behind]])
+        parts: list[Tensor] = []
+        for spec in segment.tensors:
+            gradient = gradients.get(spec.name)
+            if gradient is None:
+                parts.append(zeros[: spec.numel])
+            else:
+                parts.append(gradient.detach().reshape(-1).to(device, dtype))
+        return torch.cat([*parts, zeros[:behind]])
 
     def _copied(self, chosen: Iterable[tuple[TensorSpec, int]]) -> StateDict:
         """Tensors, each of the checkpoint with this index, bit for bit.

@@ -102,10 +102,12 @@ class Trajectory:
     @classmethod
     def holding(cls, path: Path, checkpoints: KnownCheckpoints) -> Trajectory | None:
         """A study's checkpoints out of the trajectory at ``path``; ``None`` if it does not hold exactly these."""
-        with contextlib.suppress(TrajectoryError):  # being written, broken, or gone
-            if Manifest.load(path).sha256_of(checkpoints.steps) == checkpoints.sha256:
-                return cls.open(path, steps=checkpoints.steps)
-        return None
+        try:
+            if Manifest.load(path).sha256_of(checkpoints.steps) != checkpoints.sha256:
+                return None
+            return cls.open(path, steps=checkpoints.steps)
+        except TrajectoryError:  # being written, broken, or gone
+            return None
 
     @classmethod
     def open(cls, path: str | Path, *, steps: Sequence[int] | None = None) -> Trajectory:
@@ -430,7 +432,8 @@ class Trajectory:
         """
         with progress("verify", len(self._manifest.rows)) as advance:
             for saved in self._manifest.rows:
-                if hashlib.sha256(self._rows[saved.slot].numpy().data).hexdigest() != saved.sha256:
+                row = self._rows[saved.slot].numpy()
+                if hashlib.sha256(row.data).hexdigest() != saved.sha256:
                     raise TrajectoryError(f"{self.path}: the weights of step {saved.step} are damaged: pack again.")
                 advance()
 
@@ -482,7 +485,8 @@ def _reopened(
 
 def _stamp(path: Path) -> tuple[int, int, int] | None:
     """Identifies a version of the manifest: every write makes a new file. ``None`` if it is not there."""
-    with contextlib.suppress(OSError):
+    try:
         status = (path / MANIFEST).stat()
-        return status.st_ino, status.st_mtime_ns, status.st_size
-    return None
+    except OSError:
+        return None
+    return status.st_ino, status.st_mtime_ns, status.st_size

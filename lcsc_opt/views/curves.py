@@ -77,7 +77,8 @@ class Curve:
 
 def default_axis(studies: Sequence[Standing]) -> str:
     """Images, if any were sampled, else evaluations: optimizers may ask for different numbers of images."""
-    if any(study.images for study in studies):
+    has_images = any(study.images for study in studies)
+    if has_images:
         return "images"
     return "evaluations"
 

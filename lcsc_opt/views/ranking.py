@@ -77,7 +77,9 @@ class Difference:
         """The difference between maximized scores where ``sign`` is −1, else itself."""
         if sign > 0:
             return self
-        return Difference(-self.mean, as_known(self.high, sign), as_known(self.low, sign))
+        low = as_known(self.high, sign)
+        high = as_known(self.low, sign)
+        return Difference(-self.mean, low, high)
 
     @property
     def verdict(self) -> str:
@@ -171,7 +173,8 @@ def ranking(studies: Sequence[Standing]) -> list[Ranked]:
             losses.insert(place, measured.loss)
             ranked.insert(place, _without_search(name, name, measured, report, "not searched"))
     answer = report.of_answer
-    return [_without_search(ANSWER, f"{ANSWER}: {answer.model.title}", answer, report, ANSWER), *ranked]
+    title = f"{ANSWER}: {answer.model.title}"
+    return [_without_search(ANSWER, title, answer, report, ANSWER), *ranked]
 
 
 def _without_search(optimizer: str, title: str, measured: Measurement, report: Report, verdict: str) -> Ranked:

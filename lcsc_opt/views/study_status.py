@@ -149,9 +149,11 @@ def seconds_per_trial(study: Standing) -> dict[str, float]:
     with_loss = summary.evaluations - summary.failed
     if not with_loss:
         return {}
-    parts = ("merge", "sample", "features", "metric")
-    seconds_of_parts = {part: getattr(summary.cost, f"{part}_seconds") for part in parts}
-    mean_seconds = {part: seconds / with_loss for part, seconds in seconds_of_parts.items() if seconds}
+    mean_seconds = {}
+    for part in ("merge", "sample", "features", "metric"):
+        seconds = getattr(summary.cost, f"{part}_seconds")
+        if seconds:
+            mean_seconds[part] = seconds / with_loss
     return mean_seconds or {"evaluation": summary.cost.seconds / summary.evaluations}
 
 

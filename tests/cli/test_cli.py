@@ -146,6 +146,8 @@ def test_resume_finishes_and_raises_the_budget(ran: Path, typed: Typed) -> None:
     assert [t.user_attrs["coefficients"] for t in raised[:15]] == [t.user_attrs["coefficients"] for t in first]
     for lower in (["tiny/LCSC/0", "--budget", "5"], ["tiny.yaml", "--optimizer", "LCSC", "--seed", "0"]):
         assert "finished already" in typed("run", *lower).err
+    # a result of a larger machine is shown on this one
+    assert "finished already" in typed("run", "tiny/LCSC/0", "--budget", "20", "workers=1000").err
 
 
 def test_a_search_starts_at_the_best_coefficients_of_a_stored_study(ran: Path, typed: Typed) -> None:

@@ -3,6 +3,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import sqlite3
+import threading
 from pathlib import Path
 
 import optuna
@@ -181,6 +182,19 @@ def test_the_database_of_another_program_is_refused_and_gets_no_table(statements
     with pytest.raises(StudyStoreError, match="holds the tables of another program"):
         Database(url_of_file(file))
     assert tables(file) == before
+
+
+def test_a_database_whose_tables_another_process_is_creating_is_waited_for(tmp_path: Path) -> None:
+    RDBStorage(url_of_file(tmp_path / "whole.db"))
+    with contextlib.closing(sqlite3.connect(tmp_path / "whole.db")) as connection:
+        [create] = connection.execute("SELECT sql FROM sqlite_master WHERE name = 'studies'").fetchone()
+    with contextlib.closing(sqlite3.connect(tmp_path / "begun.db")) as connection:
+        connection.execute(create)  # Optuna creates them one by one, this one first
+    url = url_of_file(tmp_path / "begun.db")
+    rest = threading.Timer(0.2, lambda: RDBStorage(url))
+    rest.start()
+    assert open_storage(url, write=True).get_all_studies() == []
+    rest.join()
 
 
 @pytest.mark.parametrize("url", ["sqlite://", "sqlite:///:memory:", "mysql://me@host/studies"])

@@ -1,8 +1,12 @@
 from __future__ import annotations
 
+import errno
+import itertools
 import os
 import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -120,6 +124,29 @@ def test_interrupted_pack_goes_on_where_it_stopped(files, tmp_path, monkeypatch,
     assert Trajectory.open(tmp_path / "t.partial").steps == STEPS[:count]
     interrupt(monkeypatch, filling, "read_checkpoint", len(STEPS) - count + 1, AssertionError("read again"))
     assert pack(files, tmp_path / "t").sha256 == make_trajectory(tmp_path / "whole").sha256
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@pytest.mark.parametrize("count", [1, 2])
+def test_a_sync_that_fails_once_is_told_and_loses_no_row(tmp_path, monkeypatch, count):
+    run = tmp_path / "run"
+    run.mkdir()
+    for step in range(40):
+        save_file({"w": torch.full((4,), float(step))}, run / f"model{step}.safetensors")
+    plain = os.fsync
+    syncs_of_rows = itertools.count(1)
+
+    def fsync(descriptor):
+        if Path(f"/proc/self/fd/{descriptor}").readlink().name == "weights.bin" and next(syncs_of_rows) == count:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        plain(descriptor)
+        time.sleep(0.01)
+
+    monkeypatch.setattr(filling, "COMMIT_SECONDS", 0.0)
+    monkeypatch.setattr(os, "fsync", fsync)
+    with pytest.raises(TrajectoryError, match=os.strerror(errno.EIO)):
+        pack(run, tmp_path / "t")
+    assert pack(run, tmp_path / "t").steps == tuple(range(40))
 
 
 @pytest.mark.parametrize("change", ["content", "selection"])

@@ -68,7 +68,8 @@ def fold(modules: Iterable[nn.Module], run: Callable[[], object]) -> bool:
     modules = list(modules)
     pairs = _pairs(modules, run)
     for convolution, normalization in pairs:
-        _replace(modules, convolution, fuse_conv_bn_eval(convolution, normalization))
+        folded_convolution = fuse_conv_bn_eval(convolution, normalization)
+        _replace(modules, convolution, folded_convolution)
         _replace(modules, normalization, nn.Identity())
     # measured on CPUs: such networks take .6 to .8 of the time in this layout
     if pairs and pairs[0][0].weight.device.type == "cpu":

@@ -53,7 +53,8 @@ class PixelComponents:
         ascending, vectors = eigh(cov, subset_by_index=(max(0, len(cov) - MOST_COMPONENTS), len(cov) - 1))
         values = np.maximum(ascending[::-1], 0.0)
         shares = np.cumsum(values) / max(float(np.trace(cov)), float(np.finfo(np.float64).tiny))
-        self.dimension = min(int(np.searchsorted(shares, VARIANCE)) + 1, len(values))
+        enough = int(np.searchsorted(shares, VARIANCE)) + 1
+        self.dimension = min(enough, len(values))
         leading = vectors[:, ::-1][:, : self.dimension]
         # an eigenvector's sign is arbitrary; machines that share the images of one evaluation have to choose the same
         signs = np.sign(np.cos(np.arange(len(mean))) @ leading)

@@ -260,7 +260,8 @@ class _Builder:
 
     def _check_extractor(self, path: Path, name: str | None) -> None:
         """Raise MetricError if a file says that its statistics are of another extractor."""
-        if name not in (None, self.extractor.name, getattr(self.extractor, "made_name", None)):
+        made_name = getattr(self.extractor, "made_name", None)
+        if name not in (None, self.extractor.name, made_name):
             raise MetricError(
                 f"{path}: was computed with {name} and not with {self.extractor.name}; "
                 "give the images, or statistics of the same extractor"

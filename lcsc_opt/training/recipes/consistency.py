@@ -84,7 +84,8 @@ class Ct(ConsistencyRecipe):
         z = batch.normal()
         with torch.no_grad():
             target = self._function(batch, target=True)(batch.images + column(low) * z, low)
-        return _squared_l2(self._function(batch)(batch.images + column(high) * z, high) - target)
+        student = self._function(batch)(batch.images + column(high) * z, high)
+        return _squared_l2(student - target)
 
     def level_count(self, step: int, steps: int) -> int:
         """N(k) of Appendix C: ceil(sqrt(k / K ((s1 + 1)^2 - s0^2) + s0^2) - 1) + 1."""
@@ -128,7 +129,8 @@ class Cd(ConsistencyRecipe):
             slope_at_low = (euler - batch.teacher(euler, low)) / column(low)
             heun = noisy + column(low - high) * (slope_at_high + slope_at_low) / 2
             target = self._function(batch, target=True)(heun, low)
-        return _squared_l2(self._function(batch)(noisy, high) - target)
+        student = self._function(batch)(noisy, high)
+        return _squared_l2(student - target)
 
     def target_rate(self, step: int, steps: int) -> float:  # noqa: ARG002
         """The constant mu."""

@@ -50,7 +50,8 @@ def site(storage: RDBStorage) -> Application:
     menu = {name: f"{HOME}{quote(name)}" for name in names}
     mounts: dict[str, Any] = {}
     for name, path in menu.items():
-        mounts[path] = _page(storage, name, files[name], functools.partial(_header, storage, menu, name))
+        header = functools.partial(_header, storage, menu, name)
+        mounts[path] = _page(storage, name, files[name], header)
     first_page = next(iter(menu.values()))
     static_files = {"/_static": str(Path(__file__).parent / "static")}
     mounts[HOME.rstrip("/")] = SharedDataMiddleware(_redirect(first_page), static_files, cache=False)
@@ -111,7 +112,8 @@ def _with_menu(app: dash.Dash, name: str, header: Callable[[], str]) -> Applicat
     server: Any = app.server
 
     def protect(answer: Any) -> Any:
-        directives = {**_POLICY, "script-src": " ".join(["'self'", *app.csp_hashes()])}
+        scripts = " ".join(["'self'", *app.csp_hashes()])
+        directives = {**_POLICY, "script-src": scripts}
         policy = "; ".join(f"{name} {value}" for name, value in directives.items())
         answer.headers.setdefault("Content-Security-Policy", policy)
         return answer

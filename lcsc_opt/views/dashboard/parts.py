@@ -122,7 +122,9 @@ class Page:
         def fill(search: str | None, _: int, chosen: str | None, shown: list[str] | None) -> tuple[Any, ...]:
             options = options_now()
             page_class = "" if options else "nothing"
-            if ctx.triggered_id != "refresh" or (options and not chosen):  # it is opened, or the first choice
+            is_opened = ctx.triggered_id != "refresh"
+            is_first_choice = options and not chosen
+            if is_opened or is_first_choice:
                 query = parse_qs((search or "").lstrip("?"), keep_blank_values=True)
                 values = values_of({name: texts[0] for name, texts in query.items()})
                 return *values, options, page_class

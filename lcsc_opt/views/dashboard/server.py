@@ -144,9 +144,10 @@ def _is_same_site(request: Request) -> bool:
 
 
 def _host_name(request: Request) -> str | None:
-    with contextlib.suppress(ValueError):
+    try:
         return urlsplit(f"//{request.headers.get('Host', '')}").hostname
-    return None
+    except ValueError:
+        return None
 
 
 def _with_headers(answer: Response) -> Response:
