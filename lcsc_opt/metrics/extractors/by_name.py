@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import threading
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,6 @@ from lcsc_opt.base.errors import MetricError
 from lcsc_opt.base.imports import has_parameter, import_dotted
 from lcsc_opt.checkpoints.weights import weights_sha256
 from lcsc_opt.metrics.extractors.base import FeatureExtractor
-from lcsc_opt.metrics.extractors.folding import folded
 from lcsc_opt.metrics.extractors.published import ClipExtractor, DinoV2Extractor, InceptionExtractor
 from lcsc_opt.metrics.names import MADE, TRAINED
 
@@ -91,8 +89,6 @@ class _FactoryExtractor:
         self.made_name = extractor.name
         self.dimension = extractor.dimension
         self._extractor = extractor
-        self._is_folded = False
-        self._folding = threading.Lock()  # stages of two candidates may be the first to call it
         digest = hashlib.sha256(repr(local_code(sources)).encode())
         for tensors in _weights_of(extractor):
             digest.update(weights_sha256(tensors).encode())
@@ -101,24 +97,11 @@ class _FactoryExtractor:
             if hasattr(extractor, optional):
                 setattr(self, optional, getattr(extractor, optional))
         if hasattr(extractor, "features_and_logits"):
-            self.features_and_logits = self._features_and_logits
+            self.features_and_logits = extractor.features_and_logits
 
     def __call__(self, images: Tensor) -> Tensor:
         """``[B, C, H, W]`` in [-1, 1] → ``[B, D]``."""
-        features: Tensor = self._folded(images)(images)
-        return features
-
-    def _features_and_logits(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        features_and_logits: tuple[Tensor, Tensor] = self._folded(images).features_and_logits(images)
-        return features_and_logits
-
-    def _folded(self, images: Tensor) -> Any:
-        """The extractor, folded when it sees the first images."""
-        with self._folding:
-            if not self._is_folded:
-                self._extractor = folded(self._extractor, _modules_of, images)
-                self._is_folded = True
-        return self._extractor
+        return self._extractor(images)
 
 
 def _weights_of(extractor: FeatureExtractor) -> list[Mapping[str, Tensor]]:
@@ -128,11 +111,8 @@ def _weights_of(extractor: FeatureExtractor) -> list[Mapping[str, Tensor]]:
         for name, value in _held_by(extractor).items()
         if isinstance(value, (Tensor, np.ndarray))
     }
-    return [tensors, *(module.state_dict() for module in _modules_of(extractor))]
-
-
-def _modules_of(extractor: FeatureExtractor) -> list[nn.Module]:
-    return [value for value in _held_by(extractor).values() if isinstance(value, nn.Module)]
+    modules = [value for value in _held_by(extractor).values() if isinstance(value, nn.Module)]
+    return [tensors, *(module.state_dict() for module in modules)]
 
 
 def _held_by(extractor: FeatureExtractor) -> dict[str, object]:

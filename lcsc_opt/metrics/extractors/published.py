@@ -14,6 +14,7 @@ from typing import Any, ClassVar
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from lcsc_opt.base.errors import MetricError, TrajectoryError
 from lcsc_opt.base.imports import import_extra
@@ -21,11 +22,8 @@ from lcsc_opt.base.libraries import quiet_libraries
 from lcsc_opt.base.progress import notice
 from lcsc_opt.checkpoints.reading import read_checkpoint
 from lcsc_opt.checkpoints.weights import weights_sha256
-from lcsc_opt.metrics.extractors.folding import fold
 
 _ANSWER_SECONDS = 15.0
-
-SMALLEST_INPUT = 75  # pixels, of Inception's layers
 
 
 class _PublishedNetwork(ABC):
@@ -130,8 +128,7 @@ class InceptionExtractor(_PublishedNetwork):
 
     def __init__(self, weights: Path | None = None, *, device: torch.device | str = "cpu") -> None:
         super().__init__(weights, device=device)
-        smallest = torch.zeros(1, 3, SMALLEST_INPUT, SMALLEST_INPUT, device=self._device)
-        fold([self.network], lambda: self._through_layers(smallest))
+        self._fold_normalization()
 
     def features_and_logits(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Features ``[B, 2048]`` and logits ``[B, 1008]`` without biases, as torch-fidelity's score uses them."""
@@ -148,6 +145,16 @@ class InceptionExtractor(_PublishedNetwork):
     def _features(self, levels: Tensor) -> Tensor:
         """The features that torch-fidelity computes from bytes, from the same levels in floating point."""
         return self._through_layers((_resized(levels, self.network.INPUT_IMAGE_SIZE) - 128) / 128)
+
+    def _fold_normalization(self) -> None:
+        """Make batch normalization, which is linear in evaluation, a part of the convolutions: the same features."""
+        block_class = import_extra("torch_fidelity.feature_extractor_inceptionv3").BasicConv2d
+        for block in self.network.modules():
+            if isinstance(block, block_class):
+                block.conv = fuse_conv_bn_eval(block.conv, block.bn)
+                block.bn = nn.Identity()
+        if self._device.type == "cpu":  # where this layout takes .6 to .8 of the time
+            self.network.to(memory_format=torch.channels_last)
 
     def _through_layers(self, x: Tensor) -> Tensor:
         for name in self.layers:

@@ -18,7 +18,6 @@ from lcsc_opt.metrics import FeatureExtractor
 from lcsc_opt.metrics.extractors.base import image_gradient
 from lcsc_opt.metrics.extractors.by_name import find_extractor
 from lcsc_opt.metrics.extractors.published import (
-    SMALLEST_INPUT,
     ClipExtractor,
     DinoV2Extractor,
     InceptionExtractor,
@@ -107,7 +106,7 @@ def test_fid_in_the_folded_network_is_that_in_the_plain_one(inception, extractor
     def features_of(network, seed):
         generator = torch.Generator().manual_seed(seed)
         scales = torch.rand(24, 1, 1, 1, generator=generator)
-        x = scales * (2 * torch.rand(24, 3, SMALLEST_INPUT, SMALLEST_INPUT, generator=generator) - 1)
+        x = scales * (2 * torch.rand(24, 3, 75, 75, generator=generator) - 1)
         with torch.inference_mode():
             for layer in InceptionExtractor.layers:
                 x = getattr(network, layer)(x)
