@@ -17,7 +17,6 @@ import concurrent.futures
 import dataclasses
 import functools
 import itertools
-import json
 import math
 import os
 import signal
@@ -28,6 +27,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from common import COMMANDS, RESULTS, machine, training_command
 from reproduction.claims import OPTIMIZERS, Points
 from reproduction.costs import MEASURED, cost_lines
@@ -344,13 +344,13 @@ def _points(of_study: Sequence[Job], beside: Sequence[Job] | None, reader: Histo
 
 
 def _training_seconds(settings: Mapping[str, Any], folder: Path) -> float | None:
-    """The seconds that training took up to the last selected checkpoint; ``None`` if its curve is not there."""
-    curve = folder / Path(settings["checkpoints"]).with_suffix(".jsonl") if "checkpoints" in settings else None
-    if curve is None or not curve.is_file():
+    """The seconds that training took up to the last selected checkpoint; ``None`` if that is not known."""
+    state_file = folder / Path(settings["checkpoints"]).with_suffix(".state") if "checkpoints" in settings else None
+    if state_file is None or not state_file.is_file():
         return None
-    last_step = settings.get("select", {}).get("last_step", math.inf)
-    points = [json.loads(line) for line in curve.read_text(encoding="utf-8").splitlines()]
-    return max((float(point["seconds"]) for point in points if point["step"] <= last_step), default=None)
+    state = torch.load(state_file, map_location="cpu", weights_only=True)
+    last_step = min(settings.get("select", {}).get("last_step", math.inf), state["step"])
+    return float(state["seconds"] * last_step / state["step"])
 
 
 def _ended(experiment: str, reader: HistoryReader) -> list[Standing]:

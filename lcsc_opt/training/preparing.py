@@ -27,7 +27,7 @@ from lcsc_opt.training.trainer import Trainer, Training, sibling_path
 from lcsc_opt.trajectory import Trajectory
 
 SIGMA_REL = 0.1  # relative width of the average that the model's folder holds at the end (Karras et al. 2024)
-OUTPUTS = (".trajectory", ".state", ".model", ".jsonl", ".yaml")  # suffixes of what a training writes
+OUTPUTS = (".trajectory", ".state", ".model", ".yaml")  # suffixes of what a training writes
 
 
 def parse_recipe(name: str, settings: Sequence[str]) -> TrainingRecipe:
@@ -252,4 +252,4 @@ def _study_text(training: Training, reference: str | None) -> str:
     }
     command = f"lcsc run {shlex.quote(sibling_path(training.out, '.yaml').name)}"
     title = f"# {training.recipe.name} on {training.data}, {training.steps} steps: {command}\n"
-    return title + dump_yaml(study, default_flow_style=None, width=120)
+    return title + dump_yaml(study, flow=None, width=120)

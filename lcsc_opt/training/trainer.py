@@ -1,8 +1,7 @@
 """One loop for all recipes, on a CPU or one accelerator.
 
-Next to ``NAME.trajectory`` are ``NAME.jsonl``, the learning curve, and ``NAME.state``, from which training continues.
-All random numbers of a step come from the seed and the number of the step. So a training that was interrupted continues
-as if it had not been.
+Next to ``NAME.trajectory`` is ``NAME.state``, from which training continues. All random numbers of a step come
+from the seed and the number of the step. So a training that was interrupted continues as if it had not been.
 """
 
 from __future__ import annotations
@@ -11,7 +10,6 @@ import contextlib
 import copy
 import dataclasses
 import io
-import json
 import math
 import signal
 import threading
@@ -70,55 +68,6 @@ def sibling_path(out: Path, suffix: str) -> Path:
     return out.with_name(out.name.removesuffix(".trajectory") + suffix)
 
 
-class LearningCurve:
-    """``{"step", "loss", "seconds"}`` in each line; the loss is the mean since the line before.
-
-    Args:
-        path: the path of the file.
-
-    Attributes:
-        losses: those of the line that is not written yet.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self.losses: list[float] = []
-
-    def write(self, step: int, seconds: float) -> None:
-        """Write a line for the losses that were added since the last line.
-
-        Raises:
-            TrainingError: the disk refuses.
-        """
-        mean = math.fsum(self.losses) / len(self.losses)
-        self.losses = []
-        line = {"step": step, "loss": mean, "seconds": round(seconds, 3)}
-        try:
-            with self._path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(line) + "\n")
-        except OSError as error:
-            raise TrainingError(f"{self._path}: cannot be written ({error.strerror or error})") from error
-
-    def rewind(self, step: int) -> None:
-        """Drop the lines after a step, and an unfinished line.
-
-        Raises:
-            TrainingError: the disk refuses.
-        """
-        if not self._path.exists():
-            return
-        try:
-            text = self._path.read_text(encoding="utf-8", errors="replace")
-        except OSError as error:
-            raise TrainingError(f"{self._path}: cannot be read ({error.strerror or error})") from error
-        retained = []
-        for line in text.splitlines():
-            with contextlib.suppress(ValueError, KeyError, TypeError):  # an unfinished line
-                if json.loads(line)["step"] <= step:
-                    retained.append(f"{line}\n")
-        write_atomically(self._path, "".join(retained).encode(), error=TrainingError)
-
-
 class Trainer:
     """A training that continues from its last state.
 
@@ -167,7 +116,6 @@ class Trainer:
         self.generator = torch.Generator(self.device)
         self.saver = TrajectorySaver(training.out, every=training.checkpoint_every, metadata={"recipe": recipe.name})
         self.state_file = sibling_path(training.out, ".state")
-        self.curve = LearningCurve(sibling_path(training.out, ".jsonl"))
 
     def train(self, *, resume: bool) -> None:
         """Train to the end; with ``resume``, from the last state.
@@ -207,7 +155,6 @@ class Trainer:
         if self._keeps_start and self.step == 0:
             self.saver.keep_start(self.network)
         self._save_state()
-        self.curve.rewind(self.step)
 
     def _prepare_rows(self, state: Mapping[str, Any] | None) -> None:
         """Refuse to resume where checkpoints would be lost; before a training from step 0, remove all that are there.
@@ -254,7 +201,6 @@ class Trainer:
             if saves_checkpoint or is_last or len(self.unchecked_losses) >= steps_between_checks:
                 loss = self._check_losses()
             if saves_checkpoint:
-                self.curve.write(self.step, self.seconds)
                 self.saver.step(self.step, self.network)
                 if time.monotonic() - self.saved_at >= STATE_SECONDS:
                     self._save_state()
@@ -298,7 +244,6 @@ class Trainer:
                     f"the loss of step {step} is {loss}: lower learning_rate, or check the data; "
                     f"the checkpoints before it are complete in {self.training.out}"
                 )
-        self.curve.losses.extend(losses)
         return float(losses[-1])
 
     def _save_state(self) -> None:
@@ -308,7 +253,6 @@ class Trainer:
         state = {
             "step": self.step,
             "seconds": self.seconds,
-            "losses": self.curve.losses,
             "network": self.network.state_dict(),
             "average": None if self.average is None else self.average.state_dict(),
             "optimizer": self.optimizer.state_dict(),
@@ -339,7 +283,6 @@ class Trainer:
             raise self._unreadable(error) from error
         self.step = int(state["step"])
         self.seconds = float(state["seconds"])
-        self.curve.losses = list(state["losses"])
 
     def _unreadable(self, error: Exception) -> LcscError:
         reason = text_of(error)[:200] or type(error).__name__

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import json
 import math
 import os
 import shutil
@@ -76,26 +75,12 @@ def run(folder: Path, recipe: Any, *, resume: bool = False, images: Tensor = IMA
     return Trajectory.open(training.out)
 
 
-def curve(folder: Path) -> list[tuple[int, float]]:
-    lines = [json.loads(line) for line in (folder / "run.jsonl").read_text().splitlines()]
-    assert [line["seconds"] for line in lines] == sorted(line["seconds"] for line in lines)
-    return [(line["step"], line["loss"]) for line in lines]
-
-
-def test_a_training_leaves_checkpoints_and_a_curve_of_mean_losses(tmp_path: Path) -> None:
-    losses: list[float] = []
-
-    def record(batch: Batch, loss: Tensor) -> Tensor:
-        losses.append(float(loss.detach()))
-        return loss
-
-    before, trajectory = first_weights().state_dict(), run(tmp_path, watched(Edm, after=record))
+def test_a_training_leaves_checkpoints_of_what_it_trains(tmp_path: Path) -> None:
+    before, trajectory = first_weights().state_dict(), run(tmp_path, EDM)
     assert trajectory.steps == (4, 8, 12, 16, 20)
     last = trajectory.checkpoint(4)
     assert set(last) == set(before)
     assert not torch.equal(last["first.weight"], before["first.weight"])
-    means = [sum(losses[i : i + EVERY]) / EVERY for i in range(0, STEPS, EVERY)]
-    assert curve(tmp_path) == [(step, pytest.approx(mean)) for step, mean in zip(trajectory.steps, means, strict=True)]
 
 
 @pytest.fixture
@@ -116,7 +101,6 @@ def test_an_interrupted_training_continues_to_the_same_bits(
     with pytest.raises(StopError):
         run(parted, ending(kind, at))
     assert run(parted, ending(kind, -1), resume=True).sha256 == expected.sha256
-    assert curve(whole) == curve(parted)
 
 
 @pytest.mark.parametrize("at", [14, 2])
@@ -136,7 +120,6 @@ def test_ctrl_c_loses_no_step(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     assert f"stopped after step {at + 1}; stored up to step {at + 1}\n" in capsys.readouterr().err
     continued = run(tmp_path / "ended", EDM, resume=True)
     assert continued.sha256 == run(tmp_path / "whole", EDM).sha256
-    assert curve(tmp_path / "ended") == curve(tmp_path / "whole")
 
 
 def test_a_second_ctrl_c_does_not_wait_for_the_step(
@@ -211,7 +194,6 @@ def test_a_disk_that_is_full_is_one_line_and_the_training_goes_on_from_the_state
 def test_a_finished_training_continues_to_more_steps(tmp_path: Path) -> None:
     run(tmp_path, EDM, steps=8)
     assert run(tmp_path, EDM, resume=True).steps == (4, 8, 12, 16, 20)
-    assert [step for step, _ in curve(tmp_path)] == [4, 8, 12, 16, 20]
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
