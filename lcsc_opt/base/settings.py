@@ -5,13 +5,16 @@ from __future__ import annotations
 import contextlib
 import difflib
 import inspect
+import io
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 import pydantic
-import yaml
+from ruamel.yaml import YAML
+from ruamel.yaml.constructor import DuplicateKeyError
+from ruamel.yaml.error import YAMLError
 
 from lcsc_opt.base.errors import LcscError, StudySpecError, text_of
 
@@ -218,71 +221,42 @@ def excerpt(value: Any) -> str:
     return f"{text[:57]}..."
 
 
-class _Loader(yaml.SafeLoader):
-    """PyYAML's safe loader, but a key that is given twice is an error, and numbers are those of YAML 1.2.
-
-    So 1e-4 is a number, 000500 is five hundred, as in the name of a checkpoint, and 1:30 is text.
-    """
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen: set[str] = set()
-        for key, _ in node.value:
-            if not isinstance(key, yaml.ScalarNode):  # the safe loader refuses it
-                continue
-            if key.value in seen:
-                raise yaml.constructor.ConstructorError(None, None, f"{key.value} is given twice", key.start_mark)
-            seen.add(key.value)
-        return super().construct_mapping(node, deep=deep)
+def _yaml() -> YAML:
+    """Plain data in YAML 1.2: 1e-4 is a number, 000500 five hundred, as in the name of a checkpoint, 1:30 is text."""
+    yaml = YAML(typ="safe", pure=True)  # what is not pure reads YAML 1.1
+    yaml.sort_base_mapping_type_on_output = False  # type: ignore[assignment]  # which its stub has as None
+    return yaml
 
 
-class _Dumper(yaml.SafeDumper):
-    """PyYAML's safe dumper; text that :class:`_Loader` would take for a number is quoted."""
-
-
-def _integer(loader: _Loader, node: yaml.ScalarNode) -> int:
-    digits = str(loader.construct_scalar(node)).replace("_", "")
-    has_prefix = digits.lstrip("+-")[:2] in ("0x", "0o")
-    return int(digits, base=0 if has_prefix else 10)
-
-
-_INTEGER_TAG = "tag:yaml.org,2002:int"
-_FLOAT_TAG = "tag:yaml.org,2002:float"
-_INTEGER = re.compile(r"[-+]?([0-9][0-9_]*|0x[0-9a-fA-F]+|0o[0-7]+)$")
-_DECIMAL = r"([0-9][0-9_]*\.[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?"
-_FLOAT = re.compile(rf"[-+]?({_DECIMAL}|[0-9]+[eE][-+]?[0-9]+|\.(inf|Inf|INF))$|\.(nan|NaN|NAN)$")
-_OTHER_TYPES = {
-    first: [(tag, pattern) for tag, pattern in resolvers if tag not in (_INTEGER_TAG, _FLOAT_TAG)]
-    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
-}
-for _class in (_Loader, _Dumper):
-    _class.yaml_implicit_resolvers = {first: list(resolvers) for first, resolvers in _OTHER_TYPES.items()}
-    _class.add_implicit_resolver(_INTEGER_TAG, _INTEGER, list("-+0123456789"))
-    _class.add_implicit_resolver(_FLOAT_TAG, _FLOAT, list("-+.0123456789"))
-_Loader.add_constructor(_INTEGER_TAG, _integer)
-
-
-def dump_yaml(content: Any, **style: Any) -> str:
+def dump_yaml(content: Any, *, flow: bool | None = False, width: int = 80) -> str:
     """YAML from which :func:`parse_yaml` reads the same content, with its keys in their order.
 
     Args:
         content: mappings, lists, text and numbers.
-        style: whatever else ``yaml.dump`` knows.
+        flow: whether in braces and brackets; ``None``: only the innermost.
+        width: of a line.
     """
-    text: str = yaml.dump(content, Dumper=_Dumper, sort_keys=False, allow_unicode=True, **style)
-    return text
+    yaml = _yaml()
+    yaml.default_flow_style = flow
+    yaml.width = width
+    text = io.StringIO()
+    yaml.dump(content, text)
+    return text.getvalue()
 
 
 def parse_yaml(text: str) -> Any:
-    """The content of a text in YAML.
+    """The content of a text in YAML; a key that is given twice is an error.
 
     Raises:
-        ValueError: the text is not YAML; PyYAML's message in one line says what is wrong, and where.
+        ValueError: the text is not YAML; one line says what is wrong, and where.
     """
     try:
-        return yaml.load(text, Loader=_Loader)  # noqa: S506 - a SafeLoader
+        return _yaml().load(text)
     except RecursionError as error:
         raise ValueError("nested too deeply") from error
-    except (yaml.YAMLError, ValueError) as error:  # ValueError: an integer with too many digits
+    except DuplicateKeyError as error:
+        raise ValueError(f"{error.problem} in line {error.problem_mark.line + 1}") from error
+    except (YAMLError, ValueError) as error:  # ValueError: an integer with too many digits
         raise ValueError(text_of(error)) from error
 
 

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import contextlib
 import json
-import math
 import re
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -267,19 +267,9 @@ def _is_to_be_filled(line: re.Match[str]) -> bool:
 
 
 def _as_yaml(value: JsonValue) -> str:
-    """A value as one line of YAML, which is read back unchanged.
-
-    PyYAML's dumper writes text with line breaks in several lines. Such text is in double quotes.
-    """
-    text = _dumped(value, style=None)
-    try:
+    """A value as one line of YAML, which is read back unchanged: as JSON, which is YAML, where text has line breaks."""
+    text = dump_yaml(value, flow=True, width=sys.maxsize).splitlines()[0]
+    with contextlib.suppress(ValueError):
         if parse_yaml(text) == value:
             return text
-    except ValueError:
-        pass
-    return _dumped(value, style='"')
-
-
-def _dumped(value: JsonValue, *, style: str | None) -> str:
-    text = dump_yaml(value, default_flow_style=True, default_style=style, width=math.inf)
-    return text.splitlines()[0]
+    return json.dumps(value)
