@@ -20,7 +20,6 @@ class Arguments(FrozenModel):
     jobs: Annotated[int, pydantic.Field(ge=1)] = 1
     resume: bool = False
     accept_changes: bool = False
-    retry_failed: bool = False
     callbacks: Annotated[tuple[Callable[..., object], ...], pydantic.Field(strict=False)] = ()
     settings: dict[str, Any] | None = None
 

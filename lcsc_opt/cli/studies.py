@@ -107,9 +107,6 @@ def run(
             help="Another total, in the unit of the study's budget; or a time, as in '5 min'.",
         ),
     ] = None,
-    retry_failed: Annotated[
-        bool, typer.Option("--retry-failed", help="Repeat what failed after the last success.")
-    ] = False,
     storage: Storage = None,
     ray: _Ray = None,
     dry_run: Annotated[
@@ -144,9 +141,9 @@ def run(
     database = Database(url)
     chosen = studies_of(study_file, database, objectives)
     if dry_run:
-        _print_rehearsed(chosen, database, objectives, accept_changes=accept_changes, retry_failed=retry_failed)
+        _print_rehearsed(chosen, database, objectives, accept_changes=accept_changes)
     else:
-        run_studies(chosen, database, objectives, on_end=say, accept_changes=accept_changes, retry_failed=retry_failed)
+        run_studies(chosen, database, objectives, on_end=say, accept_changes=accept_changes)
 
 
 def _read(studies: str, overrides: Sequence[str], storage: str | None) -> tuple[StudyFile, Path | None, str]:
@@ -178,14 +175,13 @@ def _print_rehearsed(
     objectives: ObjectiveLoader,
     *,
     accept_changes: bool,
-    retry_failed: bool,
 ) -> None:
     """Rehearse, and print a table of the studies with what was chosen for them."""
     from lcsc_opt.database.reader import HistoryReader
     from lcsc_opt.database.urls import masked
     from lcsc_opt.experiment.running import rehearse_studies
 
-    attributes = rehearse_studies(specs, database, objectives, accept_changes=accept_changes, retry_failed=retry_failed)
+    attributes = rehearse_studies(specs, database, objectives, accept_changes=accept_changes)
     evaluations: dict[str, int] = {}
     if database.storage is not None:
         stored = HistoryReader(database.storage).read_studies([spec.name for spec in specs])

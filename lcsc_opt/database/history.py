@@ -55,7 +55,7 @@ class Standing:
         average: what the answer of a baseline is called, as ``average of the last 10``; ``None`` of other studies.
         metric: what the loss is called: ``FID`` where it is one, ``score`` where one is maximized, else ``loss``.
         sign: −1 where the loss is a score times −1, which is maximized; else 1.
-        forgotten: the numbers of the trials that ``--retry-failed`` has forgotten; they count nowhere.
+        forgotten: the numbers of the trials that were forgotten, and asked again; they count nowhere.
         holds_out: whether the experiment's objective can report.
         keeps: whether a setting keeps a metric at a bound, so that a loss may have a penalty.
         holder: the machine whose process runs it now; ``None`` if none does.

@@ -25,7 +25,7 @@ def is_ours(trial: FrozenTrial) -> bool:
 
 
 def forgotten_trials(attributes: Attributes) -> frozenset[int]:
-    """The numbers of the trials of a study that ``--retry-failed`` has forgotten."""
+    """The numbers of the trials of a study that were forgotten, to be asked again."""
     retry = attributes.get("retry") or {}
     return frozenset(retry.get("forgotten", ()))
 

@@ -218,7 +218,6 @@ def run(
     budget: Budget | None = None,
     storage: str | Path | None = None,
     accept_changes: bool = False,
-    retry_failed: bool = False,
     callbacks: Sequence[TrialCallback] = (),
 ) -> list[Study]:
     """Run the studies of a study file: unfinished ones continue, finished ones are skipped.
@@ -239,7 +238,6 @@ def run(
         storage: the file of the database, or its URL; ``None`` uses ``LCSC_STORAGE``, ``OPTUNA_STORAGE``, the study
             file's or ``sqlite:///studies.db``, whichever comes first.
         accept_changes: continue although the code, the versions or the reference have changed since a study began.
-        retry_failed: repeat trials that failed after the last success of a study.
         callbacks: called as ``callback(study, trial)`` after each trial that ends now, in the order of their numbers
             and in this process, with an ``optuna.Study`` and a ``FrozenTrial``. ``study.stop()`` ends the search after
             the trials that are running; the same call again continues it (docs/api.md).
@@ -253,9 +251,7 @@ def run(
             are in the database.
         Exception: what a callback raises; all evaluations are in the database.
     """
-    options = read_arguments(
-        "lcsc_opt.run", accept_changes=accept_changes, retry_failed=retry_failed, callbacks=callbacks
-    )
+    options = read_arguments("lcsc_opt.run", accept_changes=accept_changes, callbacks=callbacks)
     read, directory = _read(study_file)
     read = read.with_choices(optimizers=optimizers, seeds=seeds, budget=budget)
     url = storage_url(storage, read.storage)
@@ -271,7 +267,6 @@ def run(
             database,
             objectives,
             accept_changes=options.accept_changes,
-            retry_failed=options.retry_failed,
             callbacks=options.callbacks,
         )
     return [Study(spec.name, url) for spec in chosen]

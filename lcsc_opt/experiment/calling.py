@@ -60,7 +60,6 @@ def search(
     jobs: int = 1,
     resume: bool = False,
     accept_changes: bool = False,
-    retry_failed: bool = False,
     callbacks: Sequence[TrialCallback] = (),
     maximize: bool | None = None,
     size: int | None = None,
@@ -114,7 +113,6 @@ def search(
         resume: continue the newest search of this name. That functions, network and data are those that it began with
             is then the caller's word, wherever they are not functions of a module or script.
         accept_changes: continue although functions, versions or settings have changed.
-        retry_failed: repeat trials that failed after the last success, such as those of a score that has been fixed.
         callbacks: functions of an ``optuna.Study`` and a ``FrozenTrial``, called after each trial that ends now, as for
             :func:`lcsc_opt.run`.
         maximize: whether a higher score is better.
@@ -148,7 +146,6 @@ def search(
             jobs=jobs,
             resume=resume,
             accept_changes=accept_changes,
-            retry_failed=retry_failed,
             callbacks=callbacks,
             settings=settings,
         )
@@ -202,7 +199,6 @@ def search(
             objectives,
             on_finished=notice,
             accept_changes=options.accept_changes,
-            retry_failed=options.retry_failed,
             callbacks=options.callbacks,
         )
     studies = tuple(Study(spec.name, url, call.functions, temporary) for spec in chosen)

@@ -64,7 +64,6 @@ class Experiment:
         database: of the run; a missing one is made when the first search begins.
         objectives: loads the objective.
         accept_changes: continue although the code, the versions or the reference have changed.
-        retry_failed: repeat trials that failed after the last success.
 
     Attributes:
         name: of the experiment.
@@ -80,7 +79,6 @@ class Experiment:
         objectives: ObjectiveLoader,
         *,
         accept_changes: bool = False,
-        retry_failed: bool = False,
     ) -> None:
         self.name = specs[0].experiment
         self.database = database
@@ -90,12 +88,10 @@ class Experiment:
         self._specs = list(specs)
         self._objectives = objectives
         self._accept = accept_changes
-        self._retry_failed = retry_failed
         self.studies = database.contents.of(self.name)
         self._before: Attributes | None = database.contents.experiments.get(self.name)
         self._stored: StoredExperiment | None = None
         self._refused: LcscError | None = None  # why the objective cannot be loaded or rehearsed
-        self._starts_over = False
         self._accepted = ""  # what changed since the experiment began
         self._workers = contextlib.ExitStack()
         self._workers_of: tuple[Any, Rule | None] | None = None
@@ -116,7 +112,7 @@ class Experiment:
     def is_finished(self, spec: StudySpec) -> bool:
         """Whether nothing is left to search. What now lies at another place is loaded, and compared by its content."""
         stored = self.studies.get(spec.name)
-        if stored is None or self._before is None or self._retry_failed or not is_searched(spec, stored):
+        if stored is None or self._before is None or not is_searched(spec, stored):
             return False
         if self._accept and self._code_changes("decides"):  # which is stored, and measured again
             return False
@@ -173,7 +169,6 @@ class Experiment:
             )
             succeeded = bool(changes.decides) and (is_fixed or self._has_succeeded)
             changes.check(self.name, succeeded=succeeded, accept=self._accept)
-            self._starts_over = bool(changes.settings)
             self._accepted = changes.decides
             if changes.decides:
                 notice(f"{self.name}: continues with changes: {changes.decides}")
@@ -399,7 +394,6 @@ class Experiment:
             origin=origin,
             planned=planned,
             changed="; ".join(filter(None, (self._accepted, changed))),
-            retry_failed=self._retry_failed or self._starts_over,
         )
 
     def _origin(self, spec: StudySpec) -> Coefficients | None:

@@ -73,7 +73,6 @@ def run_studies(
     on_end: Callable[[str], None] = lambda _: None,
     on_finished: Callable[[str], None] = lambda _: None,
     accept_changes: bool = False,
-    retry_failed: bool = False,
     callbacks: Sequence[TrialCallback] = (),
 ) -> None:
     """Run the searches of an experiment, and report it. A search that fails does not stop the others.
@@ -88,7 +87,6 @@ def run_studies(
             with the database's URL at the end, if there is a database.
         on_finished: called with that line of a search that had finished before.
         accept_changes: continue although the code, the versions or the reference have changed.
-        retry_failed: repeat trials that failed after the last success of a search.
         callbacks: as of :meth:`Experiment.search`.
 
     Raises:
@@ -100,9 +98,7 @@ def run_studies(
     failed: dict[str, str] = {}
     unreported = ""
     try:
-        with Experiment(
-            specs, database, objectives, accept_changes=accept_changes, retry_failed=retry_failed
-        ) as experiment:
+        with Experiment(specs, database, objectives, accept_changes=accept_changes) as experiment:
             for spec in specs:
                 try:
                     if experiment.is_finished(spec):
@@ -145,7 +141,6 @@ def rehearse_studies(
     objectives: ObjectiveLoader,
     *,
     accept_changes: bool = False,
-    retry_failed: bool = False,
 ) -> dict[str, Attributes]:
     """Do all that comes before the first trial of an experiment, and say how long a run takes; write nothing.
 
@@ -157,9 +152,7 @@ def rehearse_studies(
     Raises:
         LcscError: the first thing that is wrong.
     """
-    with Experiment(
-        specs, database, objectives, accept_changes=accept_changes, retry_failed=retry_failed
-    ) as experiment:
+    with Experiment(specs, database, objectives, accept_changes=accept_changes) as experiment:
         return experiment.rehearse()
 
 

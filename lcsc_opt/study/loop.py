@@ -365,9 +365,9 @@ class Loop:
     def _failure(self, problem: str) -> SearchFailedError:
         """The error that ends the search: the problem, the last reason of a failure, and what to do."""
         return SearchFailedError(
-            f"{self.name}: {problem}; the last failed with: {self._last_reason}. Fix the cause, then run: "
-            f"lcsc run {self.name} --retry-failed (in Python: retry_failed=True), with --accept-changes if your code "
-            f"changed; lcsc show {self.name} prints the whole traceback"
+            f"{self.name}: {problem}; the last failed with: {self._last_reason}. Fix the cause, then run it "
+            "again, with --accept-changes (in Python: accept_changes=True) if your code changed: what failed last is "
+            f"repeated. lcsc show {self.name} prints the whole traceback"
         )
 
 

@@ -50,7 +50,6 @@ class Search:
         origin: where a new one begins; ``None`` leaves it to the specification.
         planned: with how many evaluations a new optimizer plans, if its budget is a time.
         changed: what was accepted that changed since it began, for messages.
-        retry_failed: whether trials that failed after the last success are asked again.
 
     Attributes:
         spec: its specification.
@@ -73,13 +72,11 @@ class Search:
         origin: Coefficients | None = None,
         planned: int | None = None,
         changed: str = "",
-        retry_failed: bool = False,
     ) -> None:
         planning.check(spec, objective)
         self.spec = spec
         self._objective = objective
         self._changed = changed
-        self._retry_failed = retry_failed
         self._updated = {"specification": planning.stored_specification(spec), "environment": environment}
         if stored is None:
             for line in planning.advice(spec, objective):
@@ -106,7 +103,7 @@ class Search:
     def held(self, storage: RDBStorage, before: Attributes | None) -> Iterator[None]:
         """Create or open the study, and hold its lock while this is open.
 
-        What changed is written, and failed trials are forgotten if they are to be asked again.
+        What changed is written. Where failures ended the last run, its candidates are asked again.
 
         Args:
             storage: the database.
@@ -124,15 +121,19 @@ class Search:
             for name, value in self._updated.items():
                 if value != study.attributes.get(name):
                     study.set_attribute(name, value)
-            if self._retry_failed and before is not None:
-                repeated = study.retry_failed()
-                if repeated:
-                    notice(
-                        f"{study.name}: trials that failed after the last success are repeated: {repeated}; "
-                        "earlier failures are kept, because later candidates depend on them"
-                    )
+            if before is not None and self._was_ended_by_failures(study):
+                notice(
+                    f"{study.name}: trials that failed after the last success are repeated: {study.retry_failed()}; "
+                    "earlier failures are kept, because later candidates depend on them"
+                )
             self.stored = study
             yield
+
+    def _was_ended_by_failures(self, study: StoredStudy) -> bool:
+        """Whether as many trials as the study allows have failed one after the other, or all trials have."""
+        states = [trial.state for trial in study.trials() if trial.state.is_finished()]
+        in_a_row = self.spec.failures.in_a_row or len(states)
+        return set(states[-in_a_row:]) == {TrialState.FAIL}
 
     def run(
         self,

@@ -487,7 +487,6 @@ def test_an_interrupted_search_goes_on(search: Any) -> None:
 
 
 def test_a_score_that_was_fixed_is_searched_again(search: Any) -> None:
-    """Its failures after the last success are repeated; no command could repeat those of a function of this process."""
     broken = [False]
 
     def score(net: nn.Module) -> float:
@@ -497,10 +496,10 @@ def test_a_score_that_was_fixed_is_searched_again(search: Any) -> None:
 
     search(states(), score=score, optimizers="CMA")
     broken[0] = True
-    with pytest.raises(lcsc_opt.LcscError, match=r"5 trials in a row failed .* \(in Python: retry_failed=True\)"):
+    with pytest.raises(lcsc_opt.LcscError, match=r"5 trials in a row failed .* what failed last is repeated"):
         search(states(), score=score, optimizers="CMA", budget=12, resume=True)
     broken[0] = False
-    again = search(states(), score=score, optimizers="CMA", budget=12, resume=True, retry_failed=True)
+    again = search(states(), score=score, optimizers="CMA", budget=12, resume=True)
     assert [trial["state"] for trial in again.studies[0].trials] == ["COMPLETE"] * 12
 
 

@@ -177,10 +177,10 @@ def test_what_images_are_given_twice_is_refused(search: Any, setting: str, value
 
 
 WRONG = (-1, 1.5, "", [], {}, np.nan, object(), Path("nowhere/x"), b"bytes", [3.5], np.zeros(2), np.zeros((2, 2)))
-RUN = ("study_file", "optimizers", "seeds", "budget", "storage", "accept_changes", "retry_failed", "callbacks")
+RUN = ("study_file", "optimizers", "seeds", "budget", "storage", "accept_changes", "callbacks")
 SEARCH = (
     *("checkpoints", "build", "score", "held_out", "sample", "reference", "name", "optimizers", "space", "rows"),
-    *("budget", "storage", "seed", "jobs", "resume", "accept_changes", "retry_failed", "callbacks", "maximize"),
+    *("budget", "storage", "seed", "jobs", "resume", "accept_changes", "callbacks", "maximize"),
     *("size", "image_shape", "images", "loss", "settings"),
 )
 TAKEN = {("callbacks", "[]"), ("settings", "{}"), ("rows", "{}"), ("space", "{}"), ("storage", repr(Path("nowhere/x")))}
