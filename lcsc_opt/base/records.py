@@ -172,7 +172,8 @@ class Evaluation:
         cost: images, model calls and seconds.
         gradient: the gradient of the loss with respect to the coefficients, of their shape; ``None`` if not asked for.
         violation: by how many standard errors the kept metric is worse than its bound; ``None`` without a bound.
-        unseen: the loss with its FID to held-out real images; ``None`` if it has none, or none are held out.
+        unseen: where ``without_groups`` is wanted, the loss with its FID to held-out real images; ``None`` if it has
+            none, or none are held out.
         without_groups: on the noise of choice and report, ``loss``, ``unseen`` or a metric → its values without one of
             ten groups of images each, then without one of ten groups of real images where it compares with some
             (:mod:`lcsc_opt.base.jackknife`); empty if they are not known.

@@ -64,10 +64,7 @@ def print_table(
         table.add_row(*cells)
     console.print(table, crop=False)
     if dropped:
-        plural = ""
-        if len(dropped) > 1:
-            plural = "s"
-        say(f"{len(dropped)} more column{plural}: {', '.join(dropped)}; in a wider terminal, or --format json")
+        say(f"not shown: {', '.join(dropped)}; in a wider terminal, or --format json")
 
 
 def _width(columns: Sequence[Sequence[str]]) -> int:

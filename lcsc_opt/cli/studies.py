@@ -123,10 +123,13 @@ def run(
     """
     study_file, directory, url = _read(studies, overrides or (), storage)
 
+    from lcsc_opt.base.imports import quick_imports
     from lcsc_opt.base.paths import BuildContext
     from lcsc_opt.database.opened import Database
     from lcsc_opt.database.urls import files_directory
-    from lcsc_opt.objective.of_study import ObjectiveLoader, say_found
+
+    with quick_imports():
+        from lcsc_opt.objective.of_study import ObjectiveLoader, say_found
 
     study_file = study_file.with_choices(optimizers=optimizer or None, seeds=seed or None, budget=budget)
     if ray is not None:
@@ -208,16 +211,9 @@ def list_(
         _print_catalog(output)
         return
     from lcsc_opt.database.reader import HistoryReader
-    from lcsc_opt.database.store import read_contents
-    from lcsc_opt.database.urls import masked
     from lcsc_opt.views.study_status import studies_table
 
-    database = open_database(storage)
-    reader = HistoryReader(database)
-    studies = reader.read_studies()
-    foreign = read_contents(database).others
-    if foreign:
-        say(f"{foreign} studies of other programs are in {masked(database.url)}, too; they are left alone")
+    studies = HistoryReader(open_database(storage)).read_studies()
     if output == "json":
         print_json([study.as_row() for study in studies])
         return

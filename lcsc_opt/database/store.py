@@ -9,9 +9,9 @@ trial                  value (the loss; of a maximized score the score, in a stu
                        ``datetime_start``, ``datetime_complete``; for Optuna's plots one parameter, ``sum_abs`` (Σ|a|)
 user attributes        ``coefficients`` [K] or [S, K] (see :mod:`lcsc_opt.database.arrays`), ``metrics``, ``cost``;
                        ``images`` and ``noise`` where other than the objective's were asked for, ``unbiased`` where
-                       that was, ``gradient`` where one was, like ``coefficients``; ``violation`` and ``unseen`` where
-                       they are known (:class:`lcsc_opt.base.records.Evaluation`); ``attempts`` that failed, each with
-                       its ``traceback``, and the ``reason`` of a failed trial
+                       that was, ``gradient`` where one was, like ``coefficients``; ``violation`` where that is known
+                       (:class:`lcsc_opt.base.records.Evaluation`); ``attempts`` that failed, each with its
+                       ``traceback``, and the ``reason`` of a failed trial
 study user attributes  when it is made: ``specification`` (but what its experiment has), ``environment``,
                        ``maximize``, ``steps`` [K], ``budget``, ``optimizer_budget``, ``optimizer_defaults`` (options
                        that the study file does not name), ``origin``, ``created``, ``created_by``, ``schema``,
@@ -79,12 +79,10 @@ class Contents:
     Attributes:
         studies: the name of a search or a grid → its user attributes.
         experiments: the name of an experiment → its user attributes (:mod:`lcsc_opt.database.experiment`).
-        others: how many studies other programs have made.
     """
 
     studies: Mapping[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
     experiments: Mapping[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
-    others: int = 0
 
     def of(self, experiment: str) -> dict[str, dict[str, Any]]:
         """Name → attributes of the studies of an experiment."""
@@ -101,7 +99,6 @@ def read_contents(storage: RDBStorage) -> Contents:
     """
     studies: dict[str, dict[str, Any]] = {}
     experiments: dict[str, dict[str, Any]] = {}
-    foreign = 0
     for study in in_database(storage, storage.get_all_studies):
         is_ours = _is_made_by_us(study.user_attrs)
         if is_ours and names.is_ours(study.study_name):  # a copy may have any name
@@ -109,9 +106,7 @@ def read_contents(storage: RDBStorage) -> Contents:
             studies[study.study_name] = study.user_attrs
         elif is_ours and "problem" in study.user_attrs:
             experiments[study.study_name] = study.user_attrs
-        else:
-            foreign += 1
-    return Contents(studies, experiments, foreign)
+    return Contents(studies, experiments)
 
 
 def our_studies(storage: RDBStorage) -> dict[str, dict[str, Any]]:
@@ -178,8 +173,6 @@ def _result_attributes(evaluation: Evaluation) -> dict[str, Any]:
         attributes["gradient"] = stored_array(evaluation.gradient)
     if evaluation.violation is not None:
         attributes["violation"] = evaluation.violation
-    if evaluation.unseen is not None:
-        attributes["unseen"] = evaluation.unseen
     if "loss" in evaluation.without_groups:
         attributes["without_groups"] = stored_array(np.asarray(evaluation.without_groups["loss"]))
     return attributes

@@ -158,7 +158,7 @@ class Experiment:
         spec = self._specs[0].objective
         objective = self._objectives.load(spec, self._specs[0].space.rows, self._checkpoints)
         verify_weights(objective)
-        if self._before is not None and objective.layout != self._before[LAYOUT]:
+        if self._before is not None:
             objective.layout = self._before[LAYOUT]
         self._problem = Problem.of(spec, objective, self._objectives.context.directory)
         if self._before is not None:
@@ -420,9 +420,7 @@ class Experiment:
         self._has_layout = True
         follows_gradient = any(configure(spec.optimizer).needs_gradient for spec in self._specs)
         with contextlib.suppress(Exception):  # of a sampler that fails, the rehearsal says why
-            layout = self.objective.fastest_layout(gradient=follows_gradient)
-            if layout != self.objective.layout:
-                self.objective.layout = layout
+            self.objective.layout = self.objective.fastest_layout(gradient=follows_gradient)
 
     def _rehearse(self, spec: StudySpec) -> None:
         """Evaluate one candidate on a few images, as the searches without a result and the report will; once."""

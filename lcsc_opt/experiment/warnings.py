@@ -1,27 +1,19 @@
-"""What a report warns of: the answer's costs, another sampler, and searches that overfitted or were too short."""
+"""What a report warns of: the answer's costs, another sampler, and searches that found nothing."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-import numpy as np
-from optuna.trial import FrozenTrial
-
 from lcsc_opt.base.records import Yardstick
-from lcsc_opt.base.study_spec import GRIDS
 from lcsc_opt.database.measurement import Model
 from lcsc_opt.database.metric_rows import MetricRow
-from lcsc_opt.database.names import split_name
 from lcsc_opt.database.report import Report, in_words
-from lcsc_opt.database.states import compared_trials
 from lcsc_opt.experiment.choice import Choice
 from lcsc_opt.experiment.finalists import Searched
 from lcsc_opt.views.answer import named
 
 _COMPARE_IMAGES = "Compare images of both models before you use it"
 _SINGLE_IMAGE_METRICS = ("precision", "near", "hinge")  # the metrics that keep: precision guards
-_LEAST_TREND = 10  # trials
-_TREND_LEVEL = 0.05
 
 
 def warnings_of(report: Report, choice: Choice, searches: Sequence[Searched], yardstick: Yardstick | None) -> list[str]:
@@ -41,9 +33,6 @@ def warnings_of(report: Report, choice: Choice, searches: Sequence[Searched], ya
             f"{choice.answer.name} cannot be told from {in_words(choice.equals)}: they differ by less than the error "
             "of these samples and real images. Of one search, the earliest of such models is the answer"
         )
-    for search in searches:
-        if split_name(search.study)[1] not in GRIDS:  # their candidates fit nothing
-            lines += _overfitting(search.study, search.trials)
     return lines
 
 
@@ -116,27 +105,3 @@ def _why_nothing_found(choice: Choice, searches: Sequence[Searched]) -> Iterator
 
 def _changes(rows: Sequence[MetricRow]) -> str:
     return in_words([row.change for row in rows])
-
-
-def _overfitting(study: str, trials: Sequence[FrozenTrial]) -> Iterator[str]:
-    """A warning if, in the later half of the search, the loss fell and that to held-out real images rose.
-
-    Both are trends of Kendall's rank correlation with time (Mann 1945) at a level of 5 %.
-    """
-    # the loss, and the loss with its FID to the held-out real images
-    pairs = [(trial.value, trial.user_attrs.get("unseen")) for trial in compared_trials(trials)]
-    complete_pairs = [pair for pair in pairs if pair[1] is not None]
-    recent = np.array(complete_pairs[len(complete_pairs) // 2 :])
-    if len(recent) < _LEAST_TREND:
-        return
-    from scipy.stats import kendalltau  # takes a second
-
-    loss_trend, unseen_trend = (kendalltau(np.arange(len(recent)), column) for column in recent.T)
-    is_certain = max(loss_trend.pvalue, unseen_trend.pvalue) < _TREND_LEVEL
-    if is_certain and loss_trend.statistic < 0 < unseen_trend.statistic:
-        rise = f"{recent[:, 1].min():.4g} → {recent[:, 1].max():.4g}"
-        yield (
-            f"{study}: the loss fell, but the distance to held-out real images rose in the later half of the search "
-            f"({rise}): the search is overfitting the reference images. Use more of them, one row of coefficients, or "
-            "a smaller budget"
-        )

@@ -33,7 +33,7 @@ from lcsc_opt.metrics.names import (
     MetricName,
     need_real_features,
 )
-from lcsc_opt.metrics.reference.building import ReferenceSettings
+from lcsc_opt.metrics.reference.building import ImageSets, ReferenceSettings
 from lcsc_opt.metrics.reference.reference import Reference
 from lcsc_opt.metrics.suite import REPORTED, MetricSuite
 from lcsc_opt.metrics.suite_metrics import SuiteMetrics
@@ -160,7 +160,7 @@ class ScoreSources:
         self._rewards = settings.rewards
         self._device = device
         self._batch_size = batch_size
-        self._folder = context.files
+        self._sets = ImageSets(context.files)
         reference = None
         if settings.reference is not None:
             reference = _resolve_paths(settings.reference, context)
@@ -202,7 +202,7 @@ class ScoreSources:
         """
         for settings in self._references.values():
             if settings.holds_images:
-                return settings.images(self._folder).evenly_spaced(count)
+                return settings.images(self._sets).evenly_spaced(count)
         return None
 
     def suite(self) -> MetricSuite:
@@ -241,7 +241,7 @@ class ScoreSources:
             self._references[name],
             name,
             extractor,
-            features=need_real_features(formulas) or self._references[name].is_set_of_images(MOST_IMAGES, self._folder),
+            features=need_real_features(formulas) or self._references[name].is_set_of_images(MOST_IMAGES, self._sets),
             held_out=FID_HELD_OUT in formulas or compared_unseen,
         )
 
@@ -253,7 +253,7 @@ class ScoreSources:
         **needs: Any,
     ) -> Reference:
         """The reference in the features of ``extractor``; in ``pixels`` in components of the real images."""
-        needs |= {"batch_size": self._batch_size, "folder": self._folder}
+        needs |= {"batch_size": self._batch_size, "sets": self._sets}
         if name != PIXELS:
             return settings.build(name, extractor, **needs)
         return pixel_reference(settings.build(THUMBNAILS, Thumbnails(), **needs))
@@ -302,7 +302,7 @@ class ScoreSources:
     def _built_cross_check(self, name: str) -> Reference:
         """The reference of one cross-check. Raises MetricError and what reading files and networks raises."""
         settings = self._image_settings(name)
-        images = settings.images(self._folder)
+        images = settings.images(self._sets)
         extractor: FeatureExtractor
         if name == CROSS_CHECK:
             extractor = SecondFeatures(images.evenly_spaced(1).shape[1:], self._device)

@@ -251,7 +251,7 @@ class MergeSampleScore(StagedObjective):
             loss, values = metrics.compute()
             violation = metrics.violation()
             without_groups = metrics.without_each_group()
-            if not candidate.gradient:
+            if candidate.error:
                 unseen = metrics.unseen()
         cost = Cost.of_parts([cost for _, cost in parts]) + watch.cost()
         evaluation = Evaluation(

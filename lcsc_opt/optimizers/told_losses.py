@@ -36,15 +36,10 @@ class ToldLosses:
         gradient = evaluation.gradient
         if gradient is not None:
             gradient = gradient / unit
-        unseen = evaluation.unseen
-        if unseen is not None:
-            unseen = unseen / unit
         without_groups = dict(evaluation.without_groups)
         if "loss" in without_groups:
             without_groups["loss"] = [value / unit for value in without_groups["loss"]]
-        return dataclasses.replace(
-            evaluation, loss=loss, gradient=gradient, unseen=unseen, without_groups=without_groups
-        )
+        return dataclasses.replace(evaluation, loss=loss, gradient=gradient, without_groups=without_groups)
 
     @property
     def of_failure(self) -> float:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.utils.checkpoint import checkpoint
 
+from lcsc_opt.base.errors import ObjectiveError
 from lcsc_opt.base.records import Noise, SamplerTitle
 
 Arguments = ParamSpec("Arguments")
@@ -105,6 +106,24 @@ def recomputed(
     again: Any = checkpoint
     result = again(function, *arguments, use_reentrant=False, preserve_rng_state=False, **keywords)
     return cast("Result", result)
+
+
+def network_output(network: nn.Module, *inputs: Any, **keywords: Any) -> Tensor:
+    """The tensor that a network gives. Some wrap it: diffusers' as ``sample``, others in a tuple.
+
+    Raises:
+        ObjectiveError: it gives something else.
+    """
+    output = network(*inputs, **keywords)
+    if isinstance(output, Tensor):
+        return output
+    if isinstance(output, tuple):
+        tensor = output[0]
+    else:
+        tensor = getattr(output, "sample", None)
+    if not isinstance(tensor, Tensor):
+        raise ObjectiveError(f"the network returned a {type(output).__name__}; expected a tensor")
+    return tensor
 
 
 @contextlib.contextmanager

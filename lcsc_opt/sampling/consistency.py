@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from lcsc_opt.sampling.network import network_output
+from lcsc_opt.sampling.base import network_output
 
 SONG_NOISE = 250.0
 """Factor of ln(sigma) in a network's noise input, Song et al. 2023."""

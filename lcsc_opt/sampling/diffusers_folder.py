@@ -13,7 +13,7 @@ from typing import Any, cast
 from torch import nn
 
 from lcsc_opt.base.errors import ObjectiveError, text_of
-from lcsc_opt.base.imports import import_extra
+from lcsc_opt.base.imports import import_extra, quick_imports
 from lcsc_opt.base.settings import excerpt
 from lcsc_opt.checkpoints.names import is_numbered_folder
 
@@ -69,7 +69,7 @@ class DiffusersFolder:
         """
         diffusers = import_extra("diffusers")
         class_name = str(self.model.get("_class_name", ""))
-        model_class = find_diffusers_class(class_name, diffusers.ModelMixin)
+        model_class = find_diffusers_class(class_name, "ModelMixin")
         if model_class is None:
             raise ObjectiveError(
                 f"model: {self.path}: expected a model for images that diffusers {diffusers.__version__} has, "
@@ -112,8 +112,10 @@ class DiffusersFolder:
         return None
 
 
-def find_diffusers_class(name: str, base: type) -> Any:
-    """The class of this name in diffusers, if it is derived from ``base`` and made of a configuration; else ``None``.
+def find_diffusers_class(name: str, base: str) -> Any:
+    """The class of this name in diffusers, if it is derived from ``base`` there and made of a configuration.
+
+    ``None`` if there is none.
 
     Raises:
         MissingPackageError: diffusers cannot be imported.
@@ -121,9 +123,11 @@ def find_diffusers_class(name: str, base: type) -> Any:
     if not name.isidentifier():
         return None
     diffusers = import_extra("diffusers")
-    candidate = getattr(diffusers, name, None)
+    with quick_imports():  # diffusers imports what has these names now
+        candidate = getattr(diffusers, name, None)
+        bases = (getattr(diffusers, base), diffusers.ConfigMixin)
     # a bare ModelMixin, and models of several models, are made in other ways
-    if isinstance(candidate, type) and issubclass(candidate, base) and issubclass(candidate, diffusers.ConfigMixin):
+    if isinstance(candidate, type) and all(issubclass(candidate, needed) for needed in bases):
         return candidate
     return None
 

@@ -15,7 +15,7 @@ from pydantic import Field, JsonValue, model_validator
 from torch import Tensor, nn
 
 from lcsc_opt.base.errors import ObjectiveError, text_of
-from lcsc_opt.base.imports import has_parameter, import_extra
+from lcsc_opt.base.imports import has_parameter
 from lcsc_opt.base.records import Noise
 from lcsc_opt.base.settings import AlsoSettings, near_miss
 from lcsc_opt.sampling.diffusers_folder import find_diffusers_class
@@ -184,7 +184,7 @@ def _scheduler_class(class_name: str) -> Any:
     names = ", ".join(SCHEDULERS)
     if not class_name:
         raise ObjectiveError(f"sampler.name: the model comes without a scheduler; name one of {names}")
-    scheduler_class = find_diffusers_class(class_name, import_extra("diffusers").SchedulerMixin)
+    scheduler_class = find_diffusers_class(class_name, "SchedulerMixin")
     if scheduler_class is None:
         raise ObjectiveError(
             f"sampler.name: the pipeline's {class_name!r} is not a scheduler of diffusers; name one of {names}"

@@ -7,28 +7,29 @@ before the first search of an experiment. Results differ in their last bits, so 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import math
 import time
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves, tree_map
 
 from lcsc_opt.base.accelerator import CPU
-from lcsc_opt.base.machine import free_memory
 from lcsc_opt.base.progress import notice
 from lcsc_opt.base.records import CHANNELS_LAST, CONTIGUOUS, SEARCH
-from lcsc_opt.sampling.base import DifferentiableSampler, Sampler, networks_to_lay_out
+from lcsc_opt.sampling.base import DifferentiableSampler, Sampler, network_output, networks_to_lay_out
 
 _FORMATS = {CONTIGUOUS: torch.contiguous_format, CHANNELS_LAST: torch.channels_last}
 SECONDS_TO_SHORTEN = 0.3  # of a trial: another layout of a shorter one is worth no measurement
-_SECONDS_OF_A_TURN = 0.2
-_MOST_IMAGES = 32  # of a turn on the CPU
-_MOST_ON_DEVICE = 256
-_ROUNDS = 3
-_MOST_SECONDS = 2.0  # no new round begins after that
+_SECONDS_OF_A_TURN = 0.1
+_MOST_IMAGES = 32  # of a turn
+_ROUNDS = 10
+_MOST_SECONDS = 1.5  # no new round begins after that
 _WORTH = 0.95  # of the time; what gains less stays contiguous
-_SAME_IMAGES = 0.01  # of their size: in another layout they differ in their last bits
+_SAME_OUTPUTS = 0.01  # of their size: in another layout they differ in their last bits
 
 
 def has_layouts(module: nn.Module) -> bool:
@@ -55,9 +56,9 @@ def lay_out(samplers: Sequence[Sampler], layout: str) -> None:
 def fastest_layout(sampler: Sampler, *, trial_images: int, gradient: bool) -> tuple[str, float]:
     """The layout in which a sampler is the fastest, and its time relative to that in the contiguous one.
 
-    A few images are sampled in all layouts in turns; on a device a batch, since it takes as long for one image as for
-    a few. Noise adds time: the shortest turn of each counts. A layout in which images are others, beyond rounding, is
-    not chosen.
+    One image is sampled. One call of each network is then repeated for some images in all layouts, in turns: that tells
+    as much as all steps of a sampler. Noise adds time: the shortest turn of each counts. A layout in which outputs are
+    others, beyond rounding, is not chosen.
 
     Args:
         sampler: with any weights; it is left contiguous.
@@ -66,19 +67,22 @@ def fastest_layout(sampler: Sampler, *, trial_images: int, gradient: bool) -> tu
     """
     if not networks_to_lay_out(sampler):
         return CONTIGUOUS, 1.0
-    _turn(sampler, 1, gradient)  # the first call takes longer
-    _, seconds = _turn(sampler, 1, gradient)
+    calls = _calls(sampler)
+    _turn(sampler, calls, gradient)  # the first pass back takes longer
+    _, seconds = _turn(sampler, calls, gradient)
     if seconds * trial_images < SECONDS_TO_SHORTEN:
         return CONTIGUOUS, 1.0
-    count = max(1, min(int(_SECONDS_OF_A_TURN / seconds), _MOST_IMAGES))
-    if next(networks_to_lay_out(sampler)[0].parameters()).device != CPU:
-        count = _images_on_device(sampler, seconds, min(trial_images, _MOST_ON_DEVICE), gradient)
+    seconds_of_a_call = seconds / sum(call.times for call in calls)
+    count = max(1, min(int(_SECONDS_OF_A_TURN / seconds_of_a_call), _MOST_IMAGES, trial_images))
+    if next(networks_to_lay_out(sampler)[0].parameters()).device != CPU:  # which needs no longer for a few than for one
+        count = min(_MOST_IMAGES, trial_images)
+    calls = [call.for_images(count) for call in calls]
     layouts = [*_FORMATS]
     fewest_turns = 2 * len(layouts)
-    if fewest_turns * count * seconds > _MOST_SECONDS:
+    if fewest_turns * len(calls) * count * seconds_of_a_call > _MOST_SECONDS:
         notice("timing in which layout the network's weights are faster")
     shortest = dict.fromkeys(layouts, math.inf)
-    images: dict[str, Tensor] = {}
+    outputs: dict[str, Tensor] = {}
     begin = time.perf_counter()
     try:
         for number in range(1 + _ROUNDS):
@@ -86,7 +90,7 @@ def fastest_layout(sampler: Sampler, *, trial_images: int, gradient: bool) -> tu
                 break
             for layout in layouts:
                 lay_out([sampler], layout)
-                images[layout], seconds = _turn(sampler, count, gradient)
+                outputs[layout], seconds = _turn(sampler, calls, gradient)
                 if number > 0:  # the first turn in a layout takes longer
                     shortest[layout] = min(shortest[layout], seconds)
             layouts.reverse()
@@ -94,41 +98,85 @@ def fastest_layout(sampler: Sampler, *, trial_images: int, gradient: bool) -> tu
         lay_out([sampler], CONTIGUOUS)
     fastest = min(shortest, key=shortest.__getitem__)
     relative = shortest[fastest] / shortest[CONTIGUOUS]
-    differs = float((images[fastest] - images[CONTIGUOUS]).norm())
-    if relative >= _WORTH or not differs <= _SAME_IMAGES * float(images[CONTIGUOUS].norm()):
+    differs = float((outputs[fastest] - outputs[CONTIGUOUS]).norm())
+    if relative >= _WORTH or not differs <= _SAME_OUTPUTS * float(outputs[CONTIGUOUS].norm()):
         return CONTIGUOUS, 1.0
     return fastest, relative
 
 
-def _images_on_device(sampler: Sampler, seconds: float, most: int, gradient: bool) -> int:
-    """The first power of two of images that take long enough to be timed, where one takes ``seconds``."""
-    count = 1
-    while 2 * count <= most and seconds < _SECONDS_OF_A_TURN / 2:
-        try:
-            _, seconds = _turn(sampler, 2 * count, gradient)
-        except torch.OutOfMemoryError:
-            break
-        count *= 2
-    free_memory()
-    return count
+@dataclasses.dataclass(frozen=True)
+class _Call:
+    """The last call of a network while an image is sampled.
+
+    Attributes:
+        network: that is called.
+        arguments, keywords: with which it is.
+        dtype: in which it computes under autocast; ``None`` without.
+        times: how often it is called for an image.
+    """
+
+    network: nn.Module
+    arguments: tuple[Any, ...]
+    keywords: dict[str, Any]
+    dtype: torch.dtype | None
+    times: int
+
+    def for_images(self, count: int) -> _Call:
+        """The same call for so many images, all of them copies of the one."""
+        rows = next(len(value) for value in tree_leaves(self.arguments) if isinstance(value, Tensor) and value.ndim)
+
+        def repeated(value: Any) -> Any:
+            is_of_images = isinstance(value, Tensor) and value.ndim > 0 and len(value) == rows
+            return value.repeat_interleave(count, dim=0) if is_of_images else value
+
+        return dataclasses.replace(
+            self, arguments=tree_map(repeated, self.arguments), keywords=tree_map(repeated, self.keywords)
+        )
+
+    def __call__(self) -> Tensor:
+        device = next(self.network.parameters()).device.type
+        with torch.autocast(device, dtype=self.dtype, enabled=self.dtype is not None):
+            return network_output(self.network, *self.arguments, **self.keywords).float()
 
 
-def _turn(sampler: Sampler, count: int, gradient: bool) -> tuple[Tensor, float]:
-    """The first images of the search's noise, on the CPU, and the seconds that they take, with their gradient."""
-    start = time.perf_counter()
-    if not gradient:
-        with torch.no_grad():
-            images = sampler.sample(SEARCH, 0, count)
-    else:
-        with _graph(sampler) as leaves:
-            images = sampler.sample(SEARCH, 0, count)
-            torch.autograd.grad(images.square().mean(), leaves, allow_unused=True)
-    return images.detach().float().cpu(), time.perf_counter() - start
+def _calls(sampler: Sampler) -> list[_Call]:
+    """What a sampler calls to make its first image; without a graph."""
+    calls: dict[nn.Module, _Call] = {}
+
+    def note(network: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> None:
+        device = next(network.parameters()).device.type
+        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
+        times = calls[network].times + 1 if network in calls else 1
+        calls[network] = _Call(network, arguments, keywords, dtype, times)
+
+    with contextlib.ExitStack() as hooks, torch.no_grad():
+        for network in networks_to_lay_out(sampler):
+            hooks.callback(network.register_forward_pre_hook(note, with_kwargs=True).remove)
+        sampler.sample(SEARCH, 0, 1)
+    return list(calls.values())
+
+
+def _turn(sampler: Sampler, calls: Sequence[_Call], gradient: bool) -> tuple[Tensor, float]:
+    """What the networks give, on the CPU, and the seconds that all calls of theirs take, with the gradient."""
+    outputs = []
+    seconds = 0.0
+    for call in calls:
+        start = time.perf_counter()
+        if not gradient:
+            with torch.no_grad():
+                output = call()
+        else:
+            with _graph(sampler) as leaves:
+                output = call()
+                torch.autograd.grad(output.square().mean(), leaves, allow_unused=True)
+        outputs.append(output.detach().cpu().flatten())  # which waits for a device
+        seconds += call.times * (time.perf_counter() - start)
+    return torch.cat(outputs), seconds
 
 
 @contextlib.contextmanager
 def _graph(sampler: Sampler) -> Iterator[list[Tensor]]:
-    """While this is open, images have a graph back to the weights that it yields."""
+    """While this is open, outputs have a graph back to the weights that it yields."""
     assert isinstance(sampler, DifferentiableSampler)  # else no optimizer follows a gradient
     weights = sampler.weights
     with torch.inference_mode(mode=False), torch.enable_grad(), weights.differentiable(weights.state) as leaves:

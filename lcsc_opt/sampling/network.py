@@ -19,7 +19,7 @@ from lcsc_opt.base.imports import import_extra
 from lcsc_opt.base.records import Noise
 from lcsc_opt.base.settings import FrozenModel
 from lcsc_opt.checkpoints.weights import difference
-from lcsc_opt.sampling.base import ModuleWeights, recomputed
+from lcsc_opt.sampling.base import ModuleWeights, network_output, recomputed
 from lcsc_opt.sampling.latents import LatentDecoder
 from lcsc_opt.sampling.layout import has_layouts
 from lcsc_opt.sampling.noise import ClassLabels, ImageNoise
@@ -308,21 +308,3 @@ def _adapter_in(network: nn.Module) -> Mapping[str, Tensor] | None:
     if computed:
         raise ObjectiveError(f"{computed[0]} of the adapter is no parameter of the network, so it cannot be merged")
     return adapter
-
-
-def network_output(network: nn.Module, *inputs: Any, **keywords: Any) -> Tensor:
-    """The tensor that a network gives. Some wrap it: diffusers' as ``sample``, others in a tuple.
-
-    Raises:
-        ObjectiveError: it gives something else.
-    """
-    output = network(*inputs, **keywords)
-    if isinstance(output, Tensor):
-        return output
-    if isinstance(output, tuple):
-        tensor = output[0]
-    else:
-        tensor = getattr(output, "sample", None)
-    if not isinstance(tensor, Tensor):
-        raise ObjectiveError(f"the network returned a {type(output).__name__}; expected a tensor")
-    return tensor

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from lcsc_opt.base.errors import LcscError, ObjectiveError, text_of
-from lcsc_opt.base.imports import import_extra
+from lcsc_opt.base.imports import import_extra, quick_imports
 from lcsc_opt.base.libraries import quiet_libraries
 from lcsc_opt.base.records import HELD_OUT, SEARCH, SELECTION, Noise
 from lcsc_opt.base.reproducibility import derive_seed
@@ -66,7 +66,8 @@ def load_pipeline(name: str, settings: NetworkSettings, *, lora: bool = False) -
     if lora:
         import_extra("peft")
     device = settings.torch_device()
-    loader = import_extra("diffusers").DiffusionPipeline
+    with quick_imports():
+        loader = import_extra("diffusers").DiffusionPipeline
     try:
         with quiet_libraries():
             index = loader.load_config(name)
@@ -193,7 +194,7 @@ class LatentDiffusionSampler:
         self._set_schedule(steps, timesteps, options)
         self.alphas = alphas
         self._lora: LoraAdapter | None = None
-        networks = [self.denoiser, getattr(pipeline, "vae", None)]
+        networks = [self.denoiser, getattr(getattr(pipeline, "vae", None), "decoder", None)]
         self.networks_to_lay_out = tuple(
             network for network in networks if network is not None and has_layouts(network)
         )

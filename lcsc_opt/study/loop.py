@@ -385,7 +385,6 @@ def _stored_outcome(trial: FrozenTrial) -> Outcome:
             Cost(**cost),
             gradient=gradient_of(trial),
             violation=attributes.get("violation"),
-            unseen=attributes.get("unseen"),
             without_groups=without_groups,
         )
     return Failure(str(attributes.get("reason", trial.state.name)), float(cost.get("seconds", 0.0)))

@@ -33,7 +33,6 @@ from lcsc_opt.trajectory.callbacks import TrajectorySaver
 from lcsc_opt.trajectory.manifest import Manifest
 
 STATE_SECONDS = 60.0  # between two saved states; a crash costs about this time
-_STEPS_BETWEEN_CHECKS = 50  # of the loss on an accelerator, since fetching it waits for all kernels
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,7 +98,6 @@ class Trainer:
         self.step = 0
         self.seconds = 0.0
         self.saved_at = time.monotonic()
-        self.unchecked_losses: list[Tensor] = []  # of the last steps, still on the device
         self._keeps_start = keeps_start
         self._saved_step = 0
 
@@ -133,7 +131,7 @@ class Trainer:
             with _interrupt_deferred() as is_interrupted:
                 with progress(f"training {training.recipe.name}", training.steps, done=self.step) as advance:
                     for loss in self.run():
-                        advance(note="" if loss is None else f"loss {loss:.4g}")
+                        advance(note=f"loss {loss:.4g}")
                         if is_interrupted():
                             break
                 self._save_state()
@@ -184,30 +182,27 @@ class Trainer:
                 f"{out} lacks checkpoints up to step {expected_row}: restore it, or train again under another name"
             )
 
-    def run(self) -> Iterator[float | None]:
-        """Train; gives each step's loss, or ``None`` for steps whose loss was not fetched from the device."""
+    def run(self) -> Iterator[float]:
+        """Train; gives the loss of each step."""
         training = self.training
         start = time.monotonic() - self.seconds
-        steps_between_checks = _STEPS_BETWEEN_CHECKS
-        if self.device.type == "cpu":
-            steps_between_checks = 1
         while self.step < training.steps:
-            self.unchecked_losses.append(self._step())
+            loss = self._step()
             self.step += 1
+            if not math.isfinite(loss):
+                raise TrainingError(
+                    f"the loss of step {self.step} is {loss}: lower learning_rate, or check the data; "
+                    f"the checkpoints before it are complete in {training.out}"
+                )
             self.seconds = time.monotonic() - start
-            saves_checkpoint = self.step % training.checkpoint_every == 0
-            is_last = self.step == training.steps
-            loss = None
-            if saves_checkpoint or is_last or len(self.unchecked_losses) >= steps_between_checks:
-                loss = self._check_losses()
-            if saves_checkpoint:
+            if self.step % training.checkpoint_every == 0:
                 self.saver.step(self.step, self.network)
                 if time.monotonic() - self.saved_at >= STATE_SECONDS:
                     self._save_state()
             yield loss
 
-    def _step(self) -> Tensor:
-        """Take one optimizer step; gives its loss, on the device."""
+    def _step(self) -> float:
+        """Take one optimizer step; gives its loss."""
         recipe = self.training.recipe
         self.generator.manual_seed(derive_seed(self.training.seed, "training", self.step, 0))
         size = (recipe.batch_size,)
@@ -232,19 +227,7 @@ class Trainer:
         if rate is not None and self.average is not None:  # theta^- ← mu theta^- + (1 - mu) theta
             with torch.no_grad():
                 torch._foreach_lerp_(list(self.average.parameters()), list(self.network.parameters()), 1 - rate)
-        return loss.detach()
-
-    def _check_losses(self) -> float:
-        """Fetch the losses since the last check, and refuse any that is not finite; gives the last one."""
-        losses = torch.stack(self.unchecked_losses).tolist()
-        self.unchecked_losses = []
-        for step, loss in enumerate(losses, start=self.step - len(losses) + 1):
-            if not math.isfinite(loss):
-                raise TrainingError(
-                    f"the loss of step {step} is {loss}: lower learning_rate, or check the data; "
-                    f"the checkpoints before it are complete in {self.training.out}"
-                )
-        return float(losses[-1])
+        return float(loss.detach())
 
     def _save_state(self) -> None:
         """Write what training continues from, after all checkpoints that it follows."""

@@ -503,6 +503,23 @@ def test_a_score_that_was_fixed_is_searched_again(search: Any) -> None:
     assert [trial["state"] for trial in again.studies[0].trials] == ["COMPLETE"] * 12
 
 
+def test_failures_that_ended_no_search_stay_failed(search: Any) -> None:
+    """Later candidates depend on them."""
+    broken = [False]
+
+    def score(net: nn.Module) -> float:
+        if broken[0]:
+            raise OSError("the disk is away")
+        return without_graph(net)
+
+    def ends_with_failures(_: Any, trial: Any) -> None:
+        broken[0] = 2 <= trial.number < 4
+
+    search(states(), score=score, optimizers="CMA", budget=5, callbacks=[ends_with_failures])
+    again = search(states(), score=score, optimizers="CMA", budget=7, resume=True)
+    assert [trial["state"] for trial in again.studies[0].trials] == ["COMPLETE"] * 3 + ["FAIL"] * 2 + ["COMPLETE"] * 2
+
+
 @pytest.fixture
 def real_images(workplace: Path) -> Path:
     """A folder of 40 images of noise, whose pixels vary in almost as many directions as there are images."""

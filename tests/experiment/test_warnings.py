@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import pytest
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
@@ -141,14 +140,3 @@ def test_a_loss_on_other_noise_is_said_to_be_worse() -> None:
     searches = [searched(4.0, optimizer="EMAGrid"), searched(3.0)]
     said = "\n".join(warnings_of(nothing, choice_of(nothing, gain=-0.13), searches, None))
     assert "13 % worse than the best you had, with an error of 3 %" in said
-
-
-@pytest.mark.parametrize("optimizer", ["LCSC", "Grid"])
-@pytest.mark.parametrize("rises", [True, False])
-def test_a_search_that_fits_the_images_of_the_reference_is_warned_of(optimizer: str, rises: bool) -> None:
-    numbers = np.arange(20)
-    unseen = (3 + numbers**2 / 100).tolist() if rises else [2.0] * 20
-    search = searched(*(1 / (1 + numbers)).tolist(), optimizer=optimizer, unseen=unseen)
-    said = warned(report({"fid": 2.0}, {"fid": 8.0}), [search])
-    is_overfitted = rises and optimizer == "LCSC"  # candidates of a grid fit nothing
-    assert ("overfitting the reference images" in said) == is_overfitted

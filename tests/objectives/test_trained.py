@@ -162,9 +162,9 @@ def test_searches_of_mnist_see_one_quarter_and_reports_another() -> None:
     held_out = Reference.of_images(objective.scores.extractor, digits[3_750:][::2]).frechet
     sampled = objective.features(objective.images(last, SEARCH, 70))
     assert objective(last) == pytest.approx(fid(sampled, searched.mean, searched.cov), rel=1e-4)
-    unseen = objective.evaluate(Candidate(last)).unseen
+    unseen = objective.evaluate(Candidate(last, error=True)).unseen
     assert unseen == pytest.approx(fid(sampled, held_out.mean, held_out.cov), rel=1e-4)
-    assert objective.evaluate(Candidate(last, gradient=True)).unseen is None
+    assert objective.evaluate(Candidate(last)).unseen is None
     assert "fid_held_out" in objective.evaluate(Candidate(last, noise=HELD_OUT)).metrics
 
 

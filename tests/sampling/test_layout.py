@@ -15,25 +15,23 @@ from tests.unet_examples import unet
 
 
 class OneNetwork:
-    """Samples by one call of a network, whose layout may be chosen."""
+    """Samples by calls of a network, whose layout may be chosen."""
 
-    nfe = 1
     recomputed = 0
 
-    def __init__(self, network: nn.Module) -> None:
+    def __init__(self, network: nn.Module, nfe: int = 1) -> None:
         self.network = network
+        self.nfe = nfe
         self.networks_to_lay_out = (network,)
         self.weights = ModuleWeights(network)
-        self.layouts: list[bool] = []
 
     def load(self, weights: Mapping[str, torch.Tensor]) -> None:
         self.network.load_state_dict(dict(weights))
 
     def sample(self, noise: Noise, start: int, stop: int) -> torch.Tensor:
-        weight = self.network.get_parameter("weight")
-        self.layouts.append(weight.is_contiguous(memory_format=torch.channels_last))
         images = torch.ones(stop - start, 3, 4, 4)
-        output: torch.Tensor = self.network(images)
+        for _ in range(self.nfe):
+            output: torch.Tensor = self.network(images)
         return output
 
     def describe(self) -> dict[str, object]:
@@ -41,21 +39,24 @@ class OneNetwork:
 
 
 @pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> Callable[[OneNetwork, float, float], None]:
-    """Sets how long the networks of a sampler take, for an image and in each layout."""
+def clock(monkeypatch: pytest.MonkeyPatch) -> Callable[[OneNetwork, float, float], list[int]]:
+    """Sets how long the network of a sampler takes, for an image and in each layout. Gives the images of its calls."""
 
-    def set_clock(sampler: OneNetwork, contiguous: float, channels_last: float) -> None:
-        now = {"now": 0.0}
-        sample = sampler.sample
+    def set_clock(sampler: OneNetwork, contiguous: float, channels_last: float) -> list[int]:
+        now = 0.0
+        batches: list[int] = []
 
-        def timed(noise: Noise, start: int, stop: int) -> torch.Tensor:
-            images = sample(noise, start, stop)
-            now["now"] += (stop - start) * (channels_last if sampler.layouts[-1] else contiguous)
-            return images
+        def take_time(network: nn.Module, arguments: tuple[torch.Tensor], _: object) -> None:
+            nonlocal now
+            weight = network.get_parameter("weight")
+            is_contiguous = weight.is_contiguous()
+            now += len(arguments[0]) * (contiguous if is_contiguous else channels_last)
+            batches.append(len(arguments[0]))
 
-        sampler.sample = timed  # type: ignore[method-assign]
+        sampler.network.register_forward_hook(take_time)
         monkeypatch.setattr(room, "SECONDS_TO_SHORTEN", 0.3)
-        monkeypatch.setattr(room, "time", SimpleNamespace(perf_counter=lambda: now["now"]))
+        monkeypatch.setattr(room, "time", SimpleNamespace(perf_counter=lambda: now))
+        return batches
 
     return set_clock
 
@@ -66,7 +67,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Callable[[OneNetwork, float, float
     [(0.1, 0.05, (CHANNELS_LAST, 0.5)), (0.1, 0.097, (CONTIGUOUS, 1.0)), (0.05, 0.1, (CONTIGUOUS, 1.0))],
 )
 def test_the_faster_layout_is_chosen_if_it_gains_enough(
-    clock: Callable[[OneNetwork, float, float], None],
+    clock: Callable[[OneNetwork, float, float], list[int]],
     gradient: bool,
     contiguous: float,
     channels_last: float,
@@ -82,7 +83,10 @@ def test_the_faster_layout_is_chosen_if_it_gains_enough(
 
 @pytest.mark.parametrize(("seconds", "is_said"), [(1.0, True), (0.02, False)])
 def test_a_measurement_that_takes_long_is_said_before_it(
-    clock: Callable[[OneNetwork, float, float], None], caplog: pytest.LogCaptureFixture, seconds: float, is_said: bool
+    clock: Callable[[OneNetwork, float, float], list[int]],
+    caplog: pytest.LogCaptureFixture,
+    seconds: float,
+    is_said: bool,
 ) -> None:
     caplog.set_level("INFO", logger="lcsc_opt")
     sampler = OneNetwork(nn.Conv2d(3, 4, 3))
@@ -91,14 +95,29 @@ def test_a_measurement_that_takes_long_is_said_before_it(
     assert any("timing in which layout" in message for message in caplog.messages) == is_said
 
 
-def test_short_trials_are_not_worth_the_measurement(clock: Callable[[OneNetwork, float, float], None]) -> None:
+def test_short_trials_are_not_worth_the_measurement(clock: Callable[[OneNetwork, float, float], list[int]]) -> None:
     sampler = OneNetwork(nn.Conv2d(3, 4, 3))
-    clock(sampler, 0.01, 0.001)
+    batches = clock(sampler, 0.01, 0.001)
     assert fastest_layout(sampler, trial_images=20, gradient=False) == (CONTIGUOUS, 1.0)
-    assert not any(sampler.layouts)
+    assert set(batches) == {1}
 
 
-def test_a_layout_in_which_images_are_others_is_not_chosen(clock: Callable[[OneNetwork, float, float], None]) -> None:
+@pytest.mark.parametrize("gradient", [False, True])
+def test_many_steps_are_timed_by_a_call_with_several_images(
+    clock: Callable[[OneNetwork, float, float], list[int]], gradient: bool
+) -> None:
+    """Fifty steps of one image, and then as many calls as of one step."""
+    sampler = OneNetwork(nn.Conv2d(3, 4, 3), nfe=50)
+    batches = clock(sampler, 0.01, 0.005)
+    assert fastest_layout(sampler, trial_images=100, gradient=gradient)[0] == CHANNELS_LAST
+    assert batches[:50] == [1] * 50
+    assert len(batches) <= 80
+    assert batches[-1] > 1
+
+
+def test_a_layout_in_which_images_are_others_is_not_chosen(
+    clock: Callable[[OneNetwork, float, float], list[int]],
+) -> None:
     class Bound(nn.Conv2d):
         def forward(self, images: torch.Tensor) -> torch.Tensor:
             scale = 2.0 if self.weight.is_contiguous(memory_format=torch.channels_last) else 1.0

@@ -79,7 +79,7 @@ class Bowl(Objective):
         found = Evaluation(float(away @ away), cost=cost)
         if candidate.gradient:
             return dataclasses.replace(found, gradient=2 * away, violation=float(away[0]))
-        return dataclasses.replace(found, unseen=float(away[1]))
+        return found
 
     def describe(self) -> dict[str, Any]:
         return {}
@@ -155,7 +155,7 @@ def test_a_continued_search_hears_the_same_gradients_again(study: StoredStudy) -
     assert gradients(again)[:7] == gradients(once)
     assert again.heard[:7] == once.heard
     heard = [evaluation for _, evaluation in again.heard if evaluation is not None]
-    assert {(one.violation is None, one.unseen is None) for one in heard} == {(True, False), (False, True)}
+    assert {one.violation is None for one in heard} == {True, False}
 
 
 def test_a_search_that_would_ask_with_other_noise_is_not_continued(study: StoredStudy) -> None:

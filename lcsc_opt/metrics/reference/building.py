@@ -33,6 +33,34 @@ ReferenceSetting = str | Mapping[str, Any]
 Rows = npt.NDArray[np.float32]
 
 
+class ImageSets:
+    """The sets of real images that an objective names. Each is looked at once, whatever sees its images.
+
+    Args:
+        folder: keeps what is found in their files.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._sets: dict[str, ImageSet | None] = {}
+
+    def of(self, source: str) -> ImageSet | None:
+        """The images of a folder, a zip file or a data set; ``None`` for a file that holds something else.
+
+        Raises:
+            MetricError: there is no such place, or they cannot be read.
+        """
+        if source not in self._sets:
+            path = _path(source)
+            if path is None:
+                self._sets[source] = ImageSet.of_dataset(source, root=self.folder / "datasets")
+            elif path.is_dir() or path.suffix.lower() == ".zip":
+                self._sets[source] = ImageSet.of_files(path, folder=self.folder)
+            else:
+                self._sets[source] = None
+        return self._sets[source]
+
+
 class ReferenceSettings(FrozenModel):
     """Real images that the loss compares with, and further ones for reports only.
 
@@ -105,18 +133,18 @@ class ReferenceSettings(FrozenModel):
             return True
         return path.suffix.lower() == ".npz" and has_images(path)
 
-    def is_set_of_images(self, most: int, folder: Path) -> bool:
+    def is_set_of_images(self, most: int, sets: ImageSets) -> bool:
         """Whether these are at most so many images, whose features are kept: errors count them, too."""
-        images = _image_set(self.train, folder)  # None of a file, also of one that holds images, as ADM's
+        images = sets.of(self.train)  # None of a file, also of one that holds images, as ADM's
         return images is not None and images.count <= most
 
-    def images(self, folder: Path) -> ImageSet:
+    def images(self, sets: ImageSets) -> ImageSet:
         """The images that a search sees, and those that are held out of them by a fraction.
 
         Raises:
             MetricError: they are no images, or cannot be read.
         """
-        image_set = _image_set(self.train, folder)
+        image_set = sets.of(self.train)
         if image_set is None:
             _, image_set = read_reference_file(expanded_path(self.train, error=MetricError), "", images=True)
         if image_set is None:
@@ -131,7 +159,7 @@ class ReferenceSettings(FrozenModel):
         features: bool,
         held_out: bool,
         batch_size: int,
-        folder: Path,
+        sets: ImageSets,
     ) -> Reference:
         """The reference in the features of ``extractor``; unseen images always have features, which halve them.
 
@@ -141,14 +169,14 @@ class ReferenceSettings(FrozenModel):
             features: whether a metric needs the features, and not only their mean and covariance.
             held_out: whether a metric needs the held-out images, if there are any.
             batch_size: images through the network at once.
-            folder: for statistics and features.
+            sets: of the objective; their folder keeps statistics and features.
 
         Raises:
             MetricError: there is no such reference, it cannot be read, or it does not hold what is needed.
         """
         self.check()
-        builder = _Builder(alias, extractor, batch_size, folder)
-        images = _image_set(self.train, folder)  # None of a file, also of one that holds images, as ADM's
+        builder = _Builder(alias, extractor, batch_size, sets.folder)
+        images = sets.of(self.train)  # None of a file, also of one that holds images, as ADM's
         if images is None and self.held_out_fraction:
             raise MetricError(
                 f"reference: {self.train} is not a folder, .zip or data set, so no fraction of it can be held out; "
@@ -166,7 +194,7 @@ class ReferenceSettings(FrozenModel):
         seen = builder.of(self.train, images, features=features)
         if not held_out or self.held_out is None:
             return seen
-        unseen_images = _image_set(self.held_out, folder)
+        unseen_images = sets.of(self.held_out)
         if unseen_images is None:
             return seen.with_unseen(builder.of(self.held_out, None, features=True))
         return builder.with_unseen(seen, unseen_images)
@@ -201,16 +229,6 @@ def _path(source: str) -> Path | None:
     if not (path.is_dir() or path.suffix.lower() in (".zip", SUFFIX)):
         raise MetricError(f"{path}: is not a reference; expected a folder of images, .zip or {SUFFIX}")
     return path
-
-
-def _image_set(source: str, folder: Path) -> ImageSet | None:
-    """The images of a folder, a zip file or a data set; ``None`` for a file that holds something else."""
-    path = _path(source)
-    if path is None:
-        return ImageSet.of_dataset(source, root=folder / "datasets")
-    if path.is_dir() or path.suffix.lower() == ".zip":
-        return ImageSet.of_files(path, folder=folder)
-    return None
 
 
 def _divided(images: ImageSet, fraction: float) -> tuple[ImageSet, ImageSet]:

@@ -39,6 +39,7 @@ _OF_TORCHVISION = {  # name → class in torchvision, and whether it is the part
 }
 DATASETS = (*_OF_TORCHVISION, *get_args(Bundled))
 """The data sets of torchvision that hold all images in one array, and check the MD5 of their files; bundled images."""
+MOST_DECODED_BYTES = 2**26  # of a set whose images are decoded once
 THREADS = min(8, os.cpu_count() or 1)
 MIXER = np.uint32(2654435761)  # an odd number (Knuth, The Art of Computer Programming, Section 6.4)
 
@@ -106,7 +107,11 @@ class ImageSet:
             with ThreadPoolExecutor(THREADS) as threads:
                 return np.stack(list(threads.map(lambda row: _pixels(entries[row], mode), rows)))
 
-        return cls((height, width), content, _as_prefixes(bytes.fromhex(prefixes)), pixels)
+        hash_prefixes = _as_prefixes(bytes.fromhex(prefixes))
+        if len(entries) * height * width * len(mode) > MOST_DECODED_BYTES:
+            return cls((height, width), content, hash_prefixes, pixels)
+        decoded = functools.cache(lambda: pixels(np.arange(len(entries))))  # every extractor sees them
+        return cls((height, width), content, hash_prefixes, lambda rows: decoded()[rows])
 
     @classmethod
     def of_dataset(cls, name: str, *, root: Path) -> ImageSet:

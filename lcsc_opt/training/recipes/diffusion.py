@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lcsc_opt.base.imports import import_extra
+from lcsc_opt.sampling.base import network_output
 from lcsc_opt.sampling.consistency import EDM_NOISE
-from lcsc_opt.sampling.network import network_output
 from lcsc_opt.training.recipes.base import Batch, Count, Finite, Positive, TrainingRecipe, column
 
 _FLOW_TIMESTEPS = 1000  # the timestep of a network of diffusers is 1000 times the share of noise

@@ -11,7 +11,7 @@ import torch
 
 from lcsc_opt.base.errors import MetricError, ObjectiveError
 from lcsc_opt.metrics import FrechetReference, Reference
-from lcsc_opt.metrics.reference.building import ReferenceSettings
+from lcsc_opt.metrics.reference.building import ImageSets, ReferenceSettings
 from lcsc_opt.metrics.reference.files import read_reference_file
 from tests.metrics import examples, network_files
 from tests.metrics.examples import Explosive, suite
@@ -35,7 +35,7 @@ def write_folder(path):
 
 
 def build(path, alias="inception", extractor=None, *, need=False, cache=None, batch_size=7):
-    place = {"batch_size": batch_size, "folder": cache or path.parent / "cache"}
+    place = {"batch_size": batch_size, "sets": ImageSets(cache or path.parent / "cache")}
     settings = ReferenceSettings.parse(path if isinstance(path, dict) else str(path))
     return settings.build(alias, extractor or Pixels(), features=need, held_out=False, **place)
 
@@ -61,7 +61,7 @@ def test_a_folder_of_images(tmp_path, need):
 def test_images_to_look_at_come_from_all_parts_of_a_folder_and_of_an_array(tmp_path):
     np.savez(tmp_path / "real.npz", arr_0=IMAGES)
     for path in (write_folder(tmp_path / "real"), tmp_path / "real.npz"):
-        images = ReferenceSettings.parse(str(path)).images(tmp_path)
+        images = ReferenceSettings.parse(str(path)).images(ImageSets(tmp_path))
         shown = images.evenly_spaced(3).permute(0, 2, 3, 1)
         assert np.allclose((shown + 1) * 127.5, IMAGES[[0, 14, 29]], atol=1e-3)
         assert len(images.evenly_spaced(100)) == 30

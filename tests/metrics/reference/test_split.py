@@ -11,7 +11,7 @@ import torch
 
 from lcsc_opt.base.errors import MetricError, StudySpecError
 from lcsc_opt.metrics import Reference
-from lcsc_opt.metrics.reference.building import LARGE_ENOUGH, ReferenceSettings
+from lcsc_opt.metrics.reference.building import LARGE_ENOUGH, ImageSets, ReferenceSettings
 from lcsc_opt.metrics.reference.images import ImageSet
 from tests.metrics.examples import Pixels, pixels, write_folder
 
@@ -25,8 +25,9 @@ def write(path: Path, count: int = 60, seed: int = 0) -> Path:
     return folder
 
 
-def build(setting: Any, place: Path, **changes: Any) -> Reference:
-    wanted: dict[str, Any] = {"features": True, "held_out": True, "batch_size": 7, "folder": place / "cache", **changes}
+def build(setting: Any, place: Path, cache: str = "cache", **changes: Any) -> Reference:
+    sets = ImageSets(place / cache)
+    wanted: dict[str, Any] = {"features": True, "held_out": True, "batch_size": 7, "sets": sets, **changes}
     return ReferenceSettings.parse(setting).build("inception", SplitPixels(), **wanted)
 
 
@@ -62,7 +63,7 @@ def test_a_fraction_is_chosen_by_content_wherever_the_files_lie(tmp_path: Path) 
     assert 6 <= len(unseen_rows(found)) <= 30
     for i, path in enumerate(sorted(folder.iterdir(), reverse=True)):  # another order, other names
         path.rename(folder / f"renamed{i:03}.png")
-    again = build(setting, tmp_path, folder=tmp_path / "another")
+    again = build(setting, tmp_path, cache="another")
     assert (rows(again.held_out), rows(again.selection)) == (rows(found.held_out), rows(found.selection))
     assert build({**setting, "held_out_fraction": 0.5}, tmp_path).identity != found.identity
 
