@@ -13,6 +13,8 @@ from lcsc_opt.sampling.base import ModuleWeights
 from lcsc_opt.sampling.layout import fastest_layout, has_layouts, lay_out
 from tests.unet_examples import unet
 
+NONE: Mapping[str, torch.Tensor] = {}
+
 
 class OneNetwork:
     """Samples by calls of a network, whose layout may be chosen."""
@@ -113,6 +115,27 @@ def test_many_steps_are_timed_by_a_call_with_several_images(
     assert batches[:50] == [1] * 50
     assert len(batches) <= 80
     assert batches[-1] > 1
+
+
+def test_what_goes_with_the_images_is_repeated_with_them(
+    clock: Callable[[OneNetwork, float, float], list[int]],
+) -> None:
+    class Conditioned(nn.Conv2d):
+        def forward(self, images: torch.Tensor, *, conditions: Mapping[str, torch.Tensor] = NONE) -> torch.Tensor:
+            assert {len(condition) for condition in conditions.values()} <= {len(images)}
+            return super().forward(images)
+
+    class WithConditions(OneNetwork):
+        def sample(self, noise: Noise, start: int, stop: int) -> torch.Tensor:
+            count = stop - start
+            conditions = {"labels": torch.zeros(count), "text": torch.zeros(count, 7, 5)}
+            output: torch.Tensor = self.network(torch.ones(count, 3, 4, 4), conditions=conditions)
+            return output
+
+    sampler = WithConditions(Conditioned(3, 4, 3))
+    batches = clock(sampler, 0.01, 0.005)
+    assert fastest_layout(sampler, trial_images=100, gradient=False)[0] == CHANNELS_LAST
+    assert max(batches) > 1
 
 
 def test_a_layout_in_which_images_are_others_is_not_chosen(

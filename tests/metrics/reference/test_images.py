@@ -44,10 +44,14 @@ def read(place):
     return ImageSet.of_files(place, folder=place.parent / "cache")
 
 
+@pytest.mark.parametrize("most_decoded", [2**26, 5 * 6 * 8 * 3 - 1])
 @pytest.mark.parametrize(
     ("suffix", "options"), [(".png", {}), (".WEBP", {"lossless": True}), (".bmp", {}), (".tiff", {})]
 )
-def test_every_level_of_every_image_comes_back_in_the_order_of_names(tmp_path, suffix, options):
+def test_every_level_of_every_image_comes_back_in_the_order_of_names(
+    tmp_path, monkeypatch, suffix, options, most_decoded
+):
+    monkeypatch.setattr("lcsc_opt.metrics.reference.images.MOST_DECODED_BYTES", most_decoded)
     images = pixels()
     found = read(write(tmp_path / "real", images, suffix, **options))
     assert (found.count, found.size) == (5, (6, 8))
