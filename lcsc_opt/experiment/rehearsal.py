@@ -10,7 +10,8 @@ import dataclasses
 import datetime
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
@@ -23,9 +24,9 @@ from lcsc_opt.objective.contract import Objective
 
 NOTICED_SECONDS = 1.0  # the first evaluation in a process takes longer than others
 _TIMED_SECONDS = 1.0  # of an evaluation, which say enough
-_LEAST_SECONDS = 0.01
 _MOST_WARM_UP_SECONDS = 10.0
-_MORE_WITH_GRADIENT = 4  # times the images of the first batch
+_LEAST_SLOPE = 0.2  # of the mean: times are noisy
+_MORE_IMAGES = 4  # times the images of the evaluation before
 _SAME_SCORE = 1e-3  # relative: kernels of a GPU may add in another order
 _DISTANCES = (0.02, 0.005)  # of coefficients, for differences of scores
 _SAME_SLOPE = 0.25  # relative: the loss is curved, and few images are rough
@@ -92,6 +93,7 @@ def rehearse(
     """
     first = dataclasses.replace(first, rehearsal=True)
     plain = dataclasses.replace(first, gradient=False)
+    measured: dict[str, _Measured] = {}
     paces: dict[str, Seconds] = {}
     outcomes: dict[str, Evaluation] = {}
     candidates = _candidates(first, plain, objective, report=report)
@@ -106,7 +108,17 @@ def rehearse(
                 continue  # this candidate could not be scored, which says nothing about others
             seconds = time.perf_counter() - start
             outcomes[kind] = outcome
-            paces[kind] = _pace(evaluate, candidate, outcome.cost, seconds, objective)
+            first_measured = _Measured(outcome.cost, seconds)
+            if not outcome.cost.images:
+                paces[kind] = Seconds(seconds)
+            elif not outcome.cost.sample_seconds:  # of a score, all of whose items were scored
+                paces[kind] = Seconds(of_image=seconds / outcome.cost.images)
+            elif kind in ("selection", "held_out") and "search" in measured:  # the same on other noise
+                paces[kind] = _pace_like(paces["search"], measured["search"], first_measured)
+            else:
+                timed = _timed(evaluate, candidate, first_measured, objective)
+                measured[kind] = timed[-1]
+                paces[kind] = _pace(timed if paces else timed[-1:])  # the first call of all takes longer
     if "search" in outcomes:
         _check_score(name, outcomes["search"].loss, plain, objective, evaluate)
     if "gradient" in outcomes and not objective.is_random:
@@ -122,48 +134,69 @@ def rehearse(
     return Rehearsal(pace, plain, loss)
 
 
-def _pace(
-    evaluate: Callable[[Candidate], Outcome], candidate: Candidate, cost: Cost, seconds: float, objective: Objective
-) -> Seconds:
-    """How long an evaluation takes, from that of a few images.
+class _Measured(NamedTuple):
+    """What an evaluation cost, and how long it took: less than its parts where workers share them."""
 
-    A first one may have loaded networks and real images, or was so short that little of its time went into images: then
-    more are timed.
+    cost: Cost
+    seconds: float
+
+    @property
+    def of_images(self) -> float:
+        """The seconds that grow with the images: of sampling, and of features."""
+        return self.seconds - self.fixed
+
+    @property
+    def fixed(self) -> float:
+        """The seconds that do not."""
+        return self.cost.metric_seconds + self.cost.merge_seconds
+
+    @property
+    def features(self) -> float:
+        """The seconds of the features of an image."""
+        return self.cost.features_seconds / self.cost.images
+
+
+def _timed(
+    evaluate: Callable[[Candidate], Outcome], candidate: Candidate, first: _Measured, objective: Objective
+) -> list[_Measured]:
+    """Evaluations of more and more images, until one takes long enough to say how long larger ones take.
 
     Args:
         evaluate: evaluates a candidate.
         candidate: of a few images.
-        cost: of its evaluation.
-        seconds: how long that took.
+        first: its first evaluation, which may have loaded networks and real images.
         objective: what is searched.
     """
-    if not cost.images:
-        return Seconds(seconds)
-    if not cost.sample_seconds:  # of a score, all of whose items were scored
-        return Seconds(of_image=seconds / cost.images)
-    more = _more_images(candidate, cost, seconds, objective.samples.per_evaluation)
-    if more:
-        for _ in range(2):
-            start = time.perf_counter()
-            again = evaluate(dataclasses.replace(candidate, images=more))
-            if isinstance(again, Failure):
-                break
-            cost, seconds = again.cost, time.perf_counter() - start
-            if cost.metric_seconds < seconds / 2:  # else it may be the first metric of so many images
-                break
-    fixed = cost.metric_seconds + cost.merge_seconds
-    return Seconds(fixed, (seconds - fixed) / cost.images)
+    measured = [first]
+    has_told = _TIMED_SECONDS <= first.seconds <= first.cost.sample_seconds + _TIMED_SECONDS
+    if candidate.gradient:  # a first pass back takes longer
+        has_told = first.seconds >= _MOST_WARM_UP_SECONDS
+    while not has_told:
+        before = measured[-1].cost.images
+        images = min(_MORE_IMAGES * before, max(before, objective.samples.per_evaluation))
+        start = time.perf_counter()
+        again = evaluate(dataclasses.replace(candidate, images=images))
+        if isinstance(again, Failure):
+            break
+        measured.append(_Measured(again.cost, time.perf_counter() - start))
+        has_told = images == before or measured[-1].seconds >= _TIMED_SECONDS
+    return measured
 
 
-def _more_images(candidate: Candidate, cost: Cost, seconds: float, per_evaluation: int) -> int:
-    """How many images are timed after a first few; 0 if those have told enough."""
-    images = int(_TIMED_SECONDS * cost.images / max(cost.sample_seconds, _LEAST_SECONDS))
-    if candidate.gradient and seconds < _MOST_WARM_UP_SECONDS:
-        # a first backward pass takes longer, and small batches with a graph cost more an image
-        images = max(images, _MORE_WITH_GRADIENT * cost.images)
-    elif _TIMED_SECONDS <= seconds <= cost.sample_seconds + _TIMED_SECONDS:
-        return 0
-    return max(cost.images, min(images, per_evaluation))
+def _pace(measured: Sequence[_Measured]) -> Seconds:
+    """How long such an evaluation takes: of two numbers of images, the further ones cost less each than the first."""
+    *earlier, last = measured
+    of_image = last.of_images / last.cost.images
+    if earlier and last.cost.images > earlier[-1].cost.images:
+        further = last.of_images - earlier[-1].of_images
+        slope = further / (last.cost.images - earlier[-1].cost.images)
+        of_image = min(max(slope, _LEAST_SLOPE * of_image), of_image)
+    return Seconds(last.seconds - of_image * last.cost.images, of_image)
+
+
+def _pace_like(pace: Seconds, of: _Measured, other: _Measured) -> Seconds:
+    """How long an evaluation takes that samples as ``of``, whose pace is known, and for the rest is as ``other``."""
+    return Seconds(pace.fixed - of.fixed + other.fixed, pace.of_image + max(other.features - of.features, 0.0))
 
 
 def _candidates(first: Candidate, plain: Candidate, objective: Objective, *, report: bool) -> dict[str, Candidate]:
