@@ -78,14 +78,13 @@ Rows = Literal["layers", "auto"] | None
 
 
 class SpaceSpec(FrozenModel):
-    """Which coefficients are searched, and from where.
+    """Which coefficients are searched.
 
-    ``kind`` is ``affine`` or ``convex``. ``origin`` is an EMA rate per training step; by default it is the middle one
-    of the window's EMA rates. ``rows: layers`` gives each layer coefficients of its own; ``None`` is one row for all.
+    ``kind`` is ``affine`` or ``convex``. ``rows: layers`` gives each layer coefficients of its own; ``None`` is one row
+    for all.
     """
 
     kind: Literal["affine", "convex"] = "affine"
-    origin: Annotated[float, pydantic.Field(ge=0, lt=1)] | None = None
     rows: Rows = None
 
 
@@ -351,8 +350,7 @@ class StudySpec(FrozenModel):
     @property
     def begins_at_ema(self) -> bool:
         """Whether a search begins at EMA* where it is known: unless the study file or the algorithm says where."""
-        says_where = self.start is not None or self.space.origin is not None
-        return not (self.is_grid or says_where or self.optimizer.name == "LCSC")
+        return not (self.is_grid or self.start is not None or self.optimizer.name == "LCSC")
 
     def content(self) -> dict[str, Any]:
         """The content of a study file that asks for this study alone."""

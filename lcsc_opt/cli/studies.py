@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from lcsc_opt.base.catalog import SUFFIXES, entries, find
+from lcsc_opt.base.catalog import find
 from lcsc_opt.base.errors import StudySpecError
 from lcsc_opt.base.overrides import with_overrides
 from lcsc_opt.base.progress import notice
@@ -202,14 +202,10 @@ def _print_rehearsed(
 
 
 def list_(
-    catalog: Annotated[bool, typer.Option("--catalog", help="List objectives, studies and dashboards.")] = False,
     storage: Storage = None,
     output: Output = "table",
 ) -> None:
-    """List the studies of the database, or the catalog."""
-    if catalog:
-        _print_catalog(output)
-        return
+    """List the studies of the database."""
     from lcsc_opt.database.reader import HistoryReader
     from lcsc_opt.views.study_status import studies_table
 
@@ -218,15 +214,6 @@ def list_(
         print_json([study.as_row() for study in studies])
         return
     print_table(*studies_table(studies), optional=("evaluations", "seconds", "images", "failed"))
-
-
-def _print_catalog(output: str) -> None:
-    places = {kind: {name: str(path) for name, path in entries(kind).items()} for kind in SUFFIXES}
-    if output == "json":
-        print_json(places)
-        return
-    rows = [(kind, name, place) for kind, names in places.items() for name, place in names.items()]
-    print_table(("kind", "name", "file"), rows, left=3)
 
 
 def show(

@@ -97,7 +97,6 @@ class Experiment:
         self._workers_of: tuple[Any, Rule | None] | None = None
         self._pool: WorkerPool | None = None
         self._scored_as_trained = False
-        self._has_layout = False
         self._has_estimate = False
         self._held_out = specs[0].held_out
 
@@ -415,9 +414,8 @@ class Experiment:
 
     def _choose_layout(self) -> None:
         """Choose the layout of a new experiment's network, once; workers are opened with it."""
-        if self._before is not None or self._stored is not None or self._has_layout:
+        if self._before is not None or self._stored is not None or self.rehearsal is not None:
             return
-        self._has_layout = True
         follows_gradient = any(configure(spec.optimizer).needs_gradient for spec in self._specs)
         with contextlib.suppress(Exception):  # of a sampler that fails, the rehearsal says why
             self.objective.layout = self.objective.fastest_layout(gradient=follows_gradient)

@@ -21,7 +21,7 @@ from lcsc_opt.base.study_spec import (
     SpaceSpec,
     StudySpec,
 )
-from lcsc_opt.coefficients.profiles import default_origin, ema_coefficients
+from lcsc_opt.coefficients.profiles import default_origin
 from lcsc_opt.coefficients.spaces import AffineSpace, CoefficientSpace, ConvexSpace
 from lcsc_opt.objective.contract import Objective, StagedObjective
 from lcsc_opt.optimizers.driver import Driver
@@ -107,12 +107,7 @@ def space_of(spec: StudySpec, objective: Objective, origin: Coefficients | None 
     space = SpaceSpec() if spec.is_grid else spec.space
     steps = objective.steps
     groups = objective.layer_groups
-    if origin is not None:
-        start = origin
-    elif space.origin is not None:
-        start = ema_coefficients(steps, space.origin)
-    else:
-        start = default_origin(steps)
+    start = default_origin(steps) if origin is None else origin
     if groups is not None and space.rows is not None:
         start = groups.in_rows(start)
     if space.kind == "convex":

@@ -60,7 +60,6 @@ def complaint(changes: Mapping[Any, Any]) -> str:
         ("affine", SpaceSpec()),
         ("convex", SpaceSpec(kind="convex")),
         ({"kind": "convex", "rows": "layers"}, SpaceSpec(kind="convex", rows="layers")),
-        ({"origin": 0.99}, SpaceSpec(origin=0.99)),
     ],
 )
 def test_ways_to_write_an_optimizer_and_a_space(written: Any, meant: OptimizerSpec | SpaceSpec) -> None:
