@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lcsc_opt.base.records import Candidate, Cost, Evaluation
+from lcsc_opt.base.records import SEARCH, Candidate, Cost, Evaluation
 from lcsc_opt.base.study_file import parse_study_file
 from lcsc_opt.base.study_spec import StudySpec
 from lcsc_opt.database.states import is_searched
@@ -72,7 +72,13 @@ def test_a_run_lasts_as_long_as_its_searches_and_its_one_report() -> None:
     assert searches_seconds([grid, timed], objective, pace) > 301, "a grid is not cut"
 
 
-def rehearsed(monkeypatch: pytest.MonkeyPatch, seconds: Callable[[Candidate, int], Cost], loading: float) -> Pace:
+def rehearsed(
+    monkeypatch: pytest.MonkeyPatch,
+    seconds: Callable[[Candidate, int], Cost],
+    loading: float,
+    *,
+    gradient: bool = False,
+) -> Pace:
     """What a rehearsal finds out about evaluations of these costs; the first on each noise takes longer."""
     clock = {"now": 0.0}
     loaded: set[str] = set()
@@ -86,7 +92,7 @@ def rehearsed(monkeypatch: pytest.MonkeyPatch, seconds: Callable[[Candidate, int
         return Evaluation(1.0, cost=cost)
 
     monkeypatch.setattr("lcsc_opt.experiment.rehearsal.time", SimpleNamespace(perf_counter=lambda: clock["now"]))
-    return rehearse("s", Images(), evaluate, Candidate(np.full(4, 0.25)), report=True).pace
+    return rehearse("s", Images(), evaluate, Candidate(np.full(4, 0.25), gradient=gradient), report=True).pace
 
 
 @pytest.mark.parametrize("loading", [0.0, 60.0])
@@ -106,6 +112,21 @@ def test_where_few_images_take_no_time_more_are_timed(monkeypatch: pytest.Monkey
         return Cost(images=images, sample_seconds=0.2 + 0.001 * images)
 
     assert rehearsed(monkeypatch, cost, 0.0).search.of(1000) < 5
+
+
+def test_other_noise_takes_as_long_and_its_further_features_are_added(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of two numbers of images, the further ones cost less each than the first, which pay for the calls."""
+    sampled = []
+
+    def cost(candidate: Candidate, images: int) -> Cost:
+        sampled.append((candidate.noise.group, images))
+        features = 0.001 if candidate.noise == SEARCH else 0.004
+        return Cost(images=images, sample_seconds=0.6 + 0.006 * images, features_seconds=features * images)
+
+    pace = rehearsed(monkeypatch, cost, 60.0, gradient=True)
+    assert pace.search.of(1000) == pytest.approx(7.6)
+    assert pace.selection.of(1000) == pace.held_out.of(1000) == pytest.approx(10.6)
+    assert [images for group, images in sampled if group != SEARCH.group] == [16, 16]
 
 
 def test_a_study_of_an_expired_time_is_searched_until_there_is_more() -> None:
