@@ -266,9 +266,7 @@ class Experiment:
 
     def _evaluate(self, candidate: Candidate, rule: Rule | None) -> Outcome:
         """Evaluate one candidate, by all workers together if the objective allows it; tries again."""
-        rows = None
-        if candidate.coefficients.ndim > 1:
-            rows = rule
+        rows = rule if candidate.coefficients.ndim > 1 else None
         if self._workers_of is None or (candidate.coefficients.ndim > 1 and self._workers_of[1] != rows):
             self._use(self._specs[-1], rows)
         evaluate = persistently(self._evaluator, self._specs[0].failures.retries)
@@ -376,9 +374,7 @@ class Experiment:
         if before is not None and before["specification"]["workers"] != spec.model_dump(mode="json")["workers"]:
             in_flight = before["parallelism"]["in_flight"]
             notice(f"{spec.name}: continues with other workers; candidates are still asked {in_flight} at a time")
-        origin = None
-        if before is None:
-            origin = self._origin(spec)
+        origin = self._origin(spec) if before is None else None
         self._choose_layout()
         self._use(spec, spec.space.rows)
         self._rehearse(spec)

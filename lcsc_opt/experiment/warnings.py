@@ -38,9 +38,7 @@ def warnings_of(report: Report, choice: Choice, searches: Sequence[Searched], ya
 
 def _about_answer(report: Report, yardstick: Yardstick | None) -> Iterator[str]:
     """What the answer costs, compared with the best that the user had; nothing if it is that itself."""
-    bounded = None
-    if yardstick is not None:
-        bounded = yardstick.kept
+    bounded = None if yardstick is None else yardstick.kept
     for row in report.rows(report.answer):
         if yardstick is not None and row.metric == bounded and row.misses(yardstick.bound):
             yield (

@@ -65,9 +65,9 @@ def fastest_layout(sampler: Sampler, *, trial_images: int, gradient: bool) -> tu
         trial_images: of a trial: if that is short, the layout stays contiguous.
         gradient: whether trials lead a gradient back through the network.
     """
-    if not networks_to_lay_out(sampler):
-        return CONTIGUOUS, 1.0
     calls = _calls(sampler)
+    if not calls:
+        return CONTIGUOUS, 1.0
     _turn(sampler, calls, gradient)  # the first pass back takes longer
     _, seconds = _turn(sampler, calls, gradient)
     if seconds * trial_images < SECONDS_TO_SHORTEN:
@@ -105,7 +105,7 @@ def fastest_layout(sampler: Sampler, *, trial_images: int, gradient: bool) -> tu
 
 
 @dataclasses.dataclass(frozen=True)
-class _Call:
+class _NetworkCall:
     """The last call of a network while an image is sampled.
 
     Attributes:
@@ -121,7 +121,7 @@ class _Call:
     dtype: torch.dtype | None
     times: int
 
-    def for_images(self, count: int) -> _Call:
+    def for_images(self, count: int) -> _NetworkCall:
         """The same call for so many images, all of them copies of the one."""
         rows = next(len(value) for value in tree_leaves(self.arguments) if isinstance(value, Tensor) and value.ndim)
 
@@ -133,30 +133,42 @@ class _Call:
             self, arguments=tree_map(repeated, self.arguments), keywords=tree_map(repeated, self.keywords)
         )
 
-    def __call__(self) -> Tensor:
+    def __call__(self) -> tuple[Tensor, list[Tensor]]:
+        """What it gives, and its inputs; in grad mode with a graph to them, as that of the calls before."""
+        inputs: list[Tensor] = []
+
+        def as_input(value: Any) -> Any:
+            if not isinstance(value, Tensor) or not value.is_floating_point():
+                return value
+            inputs.append(value.detach().requires_grad_(torch.is_grad_enabled()))
+            return inputs[-1]
+
+        arguments = tree_map(as_input, self.arguments)
         device = next(self.network.parameters()).device.type
         with torch.autocast(device, dtype=self.dtype, enabled=self.dtype is not None):
-            return network_output(self.network, *self.arguments, **self.keywords).float()
+            return network_output(self.network, *arguments, **self.keywords).float(), inputs
 
 
-def _calls(sampler: Sampler) -> list[_Call]:
-    """What a sampler calls to make its first image; without a graph."""
-    calls: dict[nn.Module, _Call] = {}
+def _calls(sampler: Sampler) -> list[_NetworkCall]:
+    """The networks with a choice that a sampler calls to make its first image, without a graph."""
+    networks = networks_to_lay_out(sampler)
+    calls: dict[nn.Module, _NetworkCall] = {}
 
     def note(network: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> None:
         device = next(network.parameters()).device.type
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
         times = calls[network].times + 1 if network in calls else 1
-        calls[network] = _Call(network, arguments, keywords, dtype, times)
+        calls[network] = _NetworkCall(network, arguments, keywords, dtype, times)
 
     with contextlib.ExitStack() as hooks, torch.no_grad():
-        for network in networks_to_lay_out(sampler):
+        for network in networks:
             hooks.callback(network.register_forward_pre_hook(note, with_kwargs=True).remove)
-        sampler.sample(SEARCH, 0, 1)
+        if networks:
+            sampler.sample(SEARCH, 0, 1)
     return list(calls.values())
 
 
-def _turn(sampler: Sampler, calls: Sequence[_Call], gradient: bool) -> tuple[Tensor, float]:
+def _turn(sampler: Sampler, calls: Sequence[_NetworkCall], gradient: bool) -> tuple[Tensor, float]:
     """What the networks give, on the CPU, and the seconds that all calls of theirs take, with the gradient."""
     outputs = []
     seconds = 0.0
@@ -164,11 +176,11 @@ def _turn(sampler: Sampler, calls: Sequence[_Call], gradient: bool) -> tuple[Ten
         start = time.perf_counter()
         if not gradient:
             with torch.no_grad():
-                output = call()
+                output, _ = call()
         else:
             with _graph(sampler) as leaves:
-                output = call()
-                torch.autograd.grad(output.square().mean(), leaves, allow_unused=True)
+                output, inputs = call()
+                torch.autograd.grad(output.square().mean(), [*leaves, *inputs], allow_unused=True)
         outputs.append(output.detach().cpu().flatten())  # which waits for a device
         seconds += call.times * (time.perf_counter() - start)
     return torch.cat(outputs), seconds

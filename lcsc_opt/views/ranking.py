@@ -259,9 +259,7 @@ def headline(studies: Sequence[Standing]) -> str:
     best = best_searched(studies)
     if best is None:
         return "No result yet."
-    seed = ""
-    if best.seed:
-        seed = f" (seed {best.seed})"
+    seed = f" (seed {best.seed})" if best.seed else ""
     leader = f"{best.label}{seed} with {best.searched:.4g}"
     if not all(study.ended for study in studies):
         return (

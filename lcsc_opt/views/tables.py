@@ -157,9 +157,7 @@ def answer_row(experiment: str, report: Report) -> dict[str, Any]:
     """The answer in the JSON of ``lcsc compare``, with the keys of a study."""
     answer = report.of_answer
     best = report.best_had(report.headline_metric)
-    against = None
-    if best is not None:
-        against = best.model.name
+    against = None if best is None else best.model.name
     return {
         "study": experiment,
         "optimizer": ANSWER,

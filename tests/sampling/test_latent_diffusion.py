@@ -13,11 +13,11 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from lcsc_opt.base.errors import ObjectiveError
-from lcsc_opt.base.records import CHANNELS_LAST, HELD_OUT, SEARCH, SELECTION
+from lcsc_opt.base.records import CHANNELS_LAST, CONTIGUOUS, HELD_OUT, SEARCH, SELECTION
 from lcsc_opt.checkpoints.lora import LoraAlphas
 from lcsc_opt.sampling import DifferentiableSampler, ImageNoise
 from lcsc_opt.sampling.base import prompts_of
-from lcsc_opt.sampling.layout import lay_out
+from lcsc_opt.sampling.layout import fastest_layout, lay_out
 from lcsc_opt.sampling.network import NetworkSettings
 from lcsc_opt.sampling.text_to_image import LatentDiffusionSampler, load_pipeline, read_prompts
 from tests import tiny_pipelines
@@ -88,6 +88,22 @@ def test_a_layout_changes_neither_images_nor_what_identifies_the_pipeline(pipeli
         assert convolution.weight.is_contiguous(memory_format=torch.channels_last)
     torch.testing.assert_close(made.sample(SEARCH, 0, 2), expected, rtol=0, atol=1e-4)
     assert made.describe() == sampler(load(Path(pipeline.config._name_or_path))).describe()
+
+
+@pytest.mark.parametrize("gradient", [False, True])
+def test_a_layout_is_chosen_by_calls_of_the_denoiser_and_of_the_decoder(
+    pipeline: Any, monkeypatch: pytest.MonkeyPatch, gradient: bool
+) -> None:
+    monkeypatch.setattr("lcsc_opt.sampling.layout.SECONDS_TO_SHORTEN", 0.0)
+    ran = []
+    made = sampler(pipeline)
+    for network in made.networks_to_lay_out:
+        network.register_forward_hook(lambda network, *_: ran.append(network))
+    layout, relative = fastest_layout(made, trial_images=3, gradient=gradient)
+    assert layout in (CONTIGUOUS, CHANNELS_LAST)
+    assert 0 < relative <= 1
+    assert set(ran[-2:]) == {pipeline.unet, pipeline.vae.decoder}
+    assert len(ran) > 8
 
 
 @pytest.mark.parametrize("scheduler", ["LCMScheduler", "DPMSolverMultistepScheduler"])
