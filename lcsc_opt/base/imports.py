@@ -176,7 +176,7 @@ def import_extra(name: str) -> Any:
         ) from error
 
 
-_OPERATORS = "torchvision._meta_registrations"
+_OPERATORS = "torchvision._meta_registrations"  # registers operators without asking whether they were loaded
 
 
 class _WithoutOperators(importlib.abc.MetaPathFinder):
@@ -200,7 +200,8 @@ class _WithoutOperators(importlib.abc.MetaPathFinder):
             try:
                 register(module)
             except RuntimeError as error:
-                if "does not exist" not in str(error):  # "operator torchvision::nms does not exist" is expected
+                # "operator torchvision::nms does not exist" is expected; anything else is an error of the installation
+                if "does not exist" not in str(error):
                     raise ImportError(f"{error}; install the torchvision that belongs to this torch") from error
 
         spec.loader.exec_module = exec_module  # type: ignore[method-assign]

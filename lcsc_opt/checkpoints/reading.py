@@ -72,7 +72,7 @@ def read_checkpoint(path: str | Path, *, key: str | None = None) -> Checkpoint:
         _say_choice(path, weights.key or weights.file.name, weights.alternatives)
     rest = weights.rest
     if weights.file.name == METADATA and not rest:
-        rest = None  # the whole content is in one file, so the state dict in it is guessed
+        rest = None  # all that was saved, with the optimizer, is one content: which state dict is meant is guessed
     checkpoint = read_checkpoint(weights.file, key=rest)
     key_parts = [part for part in (weights.key, checkpoint.key) if part]
     return dataclasses.replace(checkpoint, key=".".join(key_parts))

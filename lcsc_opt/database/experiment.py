@@ -114,7 +114,7 @@ class StoredExperiment:
         return Yardstick(**stored)
 
     def keep_yardstick(self, key: str, yardstick: Mapping[str, Any]) -> None:
-        """Store the yardstick on a sample."""
+        """Store the fields of a yardstick on a sample, which is named as :func:`sample_key` names it."""
         self.set_attribute(f"{_YARDSTICK} {key}", yardstick)
 
     def forget_measured(self, *, yardsticks: bool) -> None:

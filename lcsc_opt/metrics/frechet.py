@@ -164,7 +164,10 @@ class FrechetReference:
         return len(self.mean)
 
     def distance(self, mean: npt.ArrayLike, cov: npt.ArrayLike) -> float:
-        """Squared Fréchet distance to N(mean, cov), in float64; the covariance may be of any rank.
+        """Squared Fréchet distance to N(mean, cov), in float64.
+
+        The covariance may be of any rank: fewer images than features give a singular one. Where features or moments
+        are at hand, :meth:`distance_from_features` and :meth:`distance_from_moments` are faster.
 
         Raises:
             MetricError: an array is not finite, or has another shape.

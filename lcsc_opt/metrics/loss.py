@@ -54,7 +54,11 @@ class Constraint:
 
     @property
     def scale(self) -> float:
-        """The loss of the yardstick divided by its guide: the factor between their units."""
+        """The loss of the yardstick divided by its guide: the factor between their units, for weights in a gradient.
+
+        A loss may be negative, where higher metrics are better. A guide that is zero cannot get better, as ``hinge``
+        where all samples are precise; then it is the loss itself.
+        """
         return abs(self.loss) / (self.guide or 1.0)
 
     def violation(self, value: float, images: int) -> float:

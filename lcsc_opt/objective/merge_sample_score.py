@@ -360,14 +360,17 @@ class MergeSampleScore(StagedObjective):
         last: int,
         watch: Stopwatch,
     ) -> ImageMetrics:
-        """The metrics of the images ``[first, last)``, with the features that the gradient needs."""
+        """The metrics of the images ``[first, last)``, with the features that the gradient needs.
+
+        The last batch has a graph, which is kept: :meth:`vjp` begins with it, and need not sample it again.
+        """
         metrics = self._metrics(candidate)
         start_of_last = self._batch_sizes.start_of_last(first, last)
         self._add_images(metrics, candidate, first, start_of_last, watch)
         self._gradient_pass = GradientPass(self._stages, self._placed_trajectory, candidate, first, last)
         try:
             self._gradient_pass.sample_last_batch(metrics, start_of_last, watch)
-        except BaseException:
+        except BaseException:  # the graph holds memory, which another try with smaller batches needs
             self._close_gradient_pass()
             raise
         return metrics

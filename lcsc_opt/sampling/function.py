@@ -84,7 +84,7 @@ class FunctionSampler(NetworkSampler):
         return self.nfe if self.nfe > 1 else 0
 
     def sample(self, noise: Noise, start: int, stop: int) -> Tensor:
-        """``[stop - start, C, H, W]`` images, nominally in [-1, 1].
+        """``[stop - start, C, H, W]`` images, nominally in [-1, 1], in float32 or wider.
 
         Raises:
             ObjectiveError: the function returned something else.
@@ -94,7 +94,7 @@ class FunctionSampler(NetworkSampler):
                 stack.enter_context(recomputed_calls(self._network.module))
             images = self._checked(self._returned(noise, start, stop), stop - start)
         if not torch.is_grad_enabled():
-            images = images.detach()
+            images = images.detach()  # a function may turn gradients on for itself, and its graph would hold memory
         if not self._range_checked:
             self._range_checked = True
             self._warn_of_range(images.detach())

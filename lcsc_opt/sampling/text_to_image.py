@@ -336,7 +336,7 @@ class LatentDiffusionSampler:
         return name in inspect.signature(self.pipeline.__call__).parameters
 
     def _modules(self) -> dict[str, nn.Module]:
-        """The pipeline's components that have weights, by name."""
+        """The pipeline's components that have weights, by name: those that are merged, and those that stay."""
         components = self.pipeline.components.items()
         return {name: component for name, component in components if isinstance(component, nn.Module)}
 

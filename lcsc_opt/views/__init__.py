@@ -18,7 +18,7 @@ def number(value: float | None, deviation: float | None = None, form: str = ".4g
 
 
 def percent(share: float | None) -> str:
-    """A share with its sign, in percent: ``-0.6`` → ``-60.0 %``."""
+    """A share with its sign, in percent: ``-0.6`` → ``-60.0 %``; rounded first, since a rounded zero has no minus."""
     if share is None:
         return UNKNOWN
     return f"{signed(round(100 * share, 1), '+.1f')} %"

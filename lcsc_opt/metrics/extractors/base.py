@@ -49,7 +49,11 @@ class FeatureExtractor(Protocol):
 
 
 def seen_images(extractor: FeatureExtractor, images: Tensor) -> Tensor:
-    """What an extractor sees of ``[B, C, H, W]``: the values as they are, or clipped to [−1, 1] as saved images are."""
+    """What an extractor sees of ``[B, C, H, W]``: values clipped to [−1, 1], as saved images are.
+
+    Those that are ``unclipped``, pixels and tones, see the values as they come, so that no model gains by values that
+    clipping hides.
+    """
     if getattr(extractor, "unclipped", False):
         return images
     return images.clamp(-1, 1)
