@@ -77,8 +77,9 @@ def test_wheel_holds_the_library_and_the_files_of_the_catalog(wheel):
 
 
 def test_catalog_of_an_installed_wheel_is_its_own(installed, tmp_path):
-    code = "from lcsc_opt.base.catalog import *; print(*entries('objectives').values(), *entries('studies').values())"
-    files = run(sys.executable, "-c", code, cwd=tmp_path, PYTHONPATH=str(installed)).split()
+    printed = "print(*(file for kind in SUFFIXES for file in entries(kind).values()), sep='\\n')"
+    code = f"from lcsc_opt.base.catalog import *; {printed}"
+    files = run(sys.executable, "-c", code, cwd=tmp_path, PYTHONPATH=str(installed)).splitlines()
     assert {"trained.py", "function.py", "digits.yaml"} <= {Path(path).name for path in files}
     assert all(Path(path).is_relative_to(installed) for path in files)
     assert list(tmp_path.iterdir()) == []

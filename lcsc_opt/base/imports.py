@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import contextlib
-import gc
 import importlib
 import importlib.abc
 import importlib.machinery
 import inspect
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 from lcsc_opt.base.code import forget_changed_modules, module_file
 from lcsc_opt.base.errors import LcscError, MissingPackageError, ObjectiveError
+from lcsc_opt.base.machine import collector_resting
 
 HANDED_OVER = "<python>:"
 """Begins the name of a function in settings that was handed over as an object; ``module:function`` can be imported."""
@@ -123,22 +122,6 @@ def has_parameter(function: Callable[..., Any], name: str) -> bool:
         return False
 
 
-@contextlib.contextmanager
-def quick_imports() -> Iterator[None]:
-    """While this is open, the garbage collector rests.
-
-    An import of a large package makes a million objects that all stay. To look through them again and again takes a
-    quarter of its time.
-    """
-    was_enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_enabled:
-            gc.enable()
-
-
 EXTRAS = {
     "diffusers": "images",
     "huggingface_hub": "images",
@@ -168,7 +151,7 @@ def import_extra(name: str) -> Any:
     if package in _IMPORT_TORCHVISION:
         allow_mismatched_torchvision()
     try:
-        with quick_imports():
+        with collector_resting():  # all that is made stays
             return importlib.import_module(name)
     except ImportError as error:
         raise MissingPackageError(

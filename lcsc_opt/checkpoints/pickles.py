@@ -15,13 +15,13 @@ Neither of the standard readers is used, because what a file can make them do ha
 from __future__ import annotations
 
 import dataclasses
-import gc
 import pickle
 import struct
 from collections.abc import Callable
 from typing import Any
 
 from lcsc_opt.base.errors import TrajectoryError
+from lcsc_opt.base.machine import collector_resting
 
 MALFORMED = "is truncated or is not weights: save or copy it again, or leave it out."
 WRITTEN_OVER = "was written over while it was read: read it again when it is complete."
@@ -169,18 +169,14 @@ class InertUnpickler:
         Raises:
             TrajectoryError: malformed, too large, or made to harm.
         """
-        collects = gc.isenabled()
-        gc.disable()  # nothing becomes garbage here, and to look for it takes longer than all the rest
         try:
-            self._run()
+            with collector_resting():  # nothing becomes garbage here
+                self._run()
             return self._stack.pop()
         except TrajectoryError:
             raise
         except Exception as error:  # a hostile file can raise anything
             raise TrajectoryError(MALFORMED) from error
-        finally:
-            if collects:
-                gc.enable()
 
     def _run(self) -> None:
         """Follow the opcodes to the end; the most frequent ones at once, since a call of a method costs more than they.

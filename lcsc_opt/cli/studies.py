@@ -123,12 +123,12 @@ def run(
     """
     study_file, directory, url = _read(studies, overrides or (), storage)
 
-    from lcsc_opt.base.imports import quick_imports
+    from lcsc_opt.base.machine import collector_resting
     from lcsc_opt.base.paths import BuildContext
     from lcsc_opt.database.opened import Database
     from lcsc_opt.database.urls import files_directory
 
-    with quick_imports():
+    with collector_resting():
         from lcsc_opt.objective.of_study import ObjectiveLoader, say_found
 
     study_file = study_file.with_choices(optimizers=optimizer or None, seeds=seed or None, budget=budget)

@@ -171,15 +171,15 @@ def _timed(
     has_told = _TIMED_SECONDS <= first.seconds <= first.cost.sample_seconds + _TIMED_SECONDS
     if candidate.gradient:  # a first pass back takes longer
         has_told = first.seconds >= _MOST_WARM_UP_SECONDS
+    most = max(first.cost.images, objective.samples.per_evaluation)
     while not has_told:
-        before = measured[-1].cost.images
-        images = min(_MORE_IMAGES * before, max(before, objective.samples.per_evaluation))
+        images = min(_MORE_IMAGES * measured[-1].cost.images, most)
         start = time.perf_counter()
         again = evaluate(dataclasses.replace(candidate, images=images))
         if isinstance(again, Failure):
             break
         measured.append(_Measured(again.cost, time.perf_counter() - start))
-        has_told = images == before or measured[-1].seconds >= _TIMED_SECONDS
+        has_told = images == most or measured[-1].seconds >= _TIMED_SECONDS
     return measured
 
 

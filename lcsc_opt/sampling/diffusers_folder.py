@@ -13,7 +13,8 @@ from typing import Any, cast
 from torch import nn
 
 from lcsc_opt.base.errors import ObjectiveError, text_of
-from lcsc_opt.base.imports import import_extra, quick_imports
+from lcsc_opt.base.imports import import_extra
+from lcsc_opt.base.machine import collector_resting
 from lcsc_opt.base.settings import excerpt
 from lcsc_opt.checkpoints.names import is_numbered_folder
 
@@ -123,7 +124,7 @@ def find_diffusers_class(name: str, base: str) -> Any:
     if not name.isidentifier():
         return None
     diffusers = import_extra("diffusers")
-    with quick_imports():  # diffusers imports what has these names now
+    with collector_resting():  # diffusers imports what has these names now
         candidate = getattr(diffusers, name, None)
         bases = (getattr(diffusers, base), diffusers.ConfigMixin)
     # a bare ModelMixin, and models of several models, are made in other ways

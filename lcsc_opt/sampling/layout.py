@@ -110,14 +110,13 @@ class _NetworkCall:
 
     Attributes:
         network: that is called.
-        arguments, keywords: with which it is.
+        arguments: with which it is, by position and by keyword.
         dtype: in which it computes under autocast; ``None`` without.
         times: how often it is called for an image.
     """
 
     network: nn.Module
-    arguments: tuple[Any, ...]
-    keywords: dict[str, Any]
+    arguments: tuple[tuple[Any, ...], dict[str, Any]]
     dtype: torch.dtype | None
     times: int
 
@@ -129,9 +128,7 @@ class _NetworkCall:
             is_of_images = isinstance(value, Tensor) and value.ndim > 0 and len(value) == rows
             return value.repeat_interleave(count, dim=0) if is_of_images else value
 
-        return dataclasses.replace(
-            self, arguments=tree_map(repeated, self.arguments), keywords=tree_map(repeated, self.keywords)
-        )
+        return dataclasses.replace(self, arguments=tree_map(repeated, self.arguments))
 
     def __call__(self) -> tuple[Tensor, list[Tensor]]:
         """What it gives, and its inputs; in grad mode with a graph to them, as that of the calls before."""
@@ -143,10 +140,10 @@ class _NetworkCall:
             inputs.append(value.detach().requires_grad_(torch.is_grad_enabled()))
             return inputs[-1]
 
-        arguments = tree_map(as_input, self.arguments)
+        by_position, by_keyword = tree_map(as_input, self.arguments)
         device = next(self.network.parameters()).device.type
         with torch.autocast(device, dtype=self.dtype, enabled=self.dtype is not None):
-            return network_output(self.network, *arguments, **self.keywords).float(), inputs
+            return network_output(self.network, *by_position, **by_keyword).float(), inputs
 
 
 def _calls(sampler: Sampler) -> list[_NetworkCall]:
@@ -158,7 +155,7 @@ def _calls(sampler: Sampler) -> list[_NetworkCall]:
         device = next(network.parameters()).device.type
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
         times = calls[network].times + 1 if network in calls else 1
-        calls[network] = _NetworkCall(network, arguments, keywords, dtype, times)
+        calls[network] = _NetworkCall(network, (arguments, keywords), dtype, times)
 
     with contextlib.ExitStack() as hooks, torch.no_grad():
         for network in networks:

@@ -19,8 +19,9 @@ import torch
 from torch import Tensor, nn
 
 from lcsc_opt.base.errors import LcscError, ObjectiveError, text_of
-from lcsc_opt.base.imports import import_extra, quick_imports
+from lcsc_opt.base.imports import import_extra
 from lcsc_opt.base.libraries import quiet_libraries
+from lcsc_opt.base.machine import collector_resting
 from lcsc_opt.base.records import HELD_OUT, SEARCH, SELECTION, Noise
 from lcsc_opt.base.reproducibility import derive_seed
 from lcsc_opt.checkpoints.lora import LoraAlphas
@@ -66,7 +67,7 @@ def load_pipeline(name: str, settings: NetworkSettings, *, lora: bool = False) -
     if lora:
         import_extra("peft")
     device = settings.torch_device()
-    with quick_imports():
+    with collector_resting():
         loader = import_extra("diffusers").DiffusionPipeline
     try:
         with quiet_libraries():

@@ -1,4 +1,3 @@
-import gc
 import re
 import sys
 from pathlib import Path
@@ -6,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from lcsc_opt.base.errors import MissingPackageError
-from lcsc_opt.base.imports import EXTRAS, allow_mismatched_torchvision, import_extra, quick_imports
+from lcsc_opt.base.imports import EXTRAS, allow_mismatched_torchvision, import_extra
 
 ROOT = Path(__file__).parents[2]
 OTHER_NAMES = {"sklearn": "scikit-learn"}
@@ -20,18 +19,6 @@ def test_a_package_that_is_not_installed_is_one_line_with_the_extra_that_brings_
     extras = (ROOT / "pyproject.toml").read_text().split("[project.optional-dependencies]")[1]
     brought = re.search(rf"^{EXTRAS[package]} = \[(.*?)\](?:  #.*)?$", extras, re.M | re.S)
     assert f'"{OTHER_NAMES.get(package, package.replace("_", "-"))}' in brought[1]
-
-
-@pytest.mark.parametrize("enabled", [True, False])
-def test_the_collector_is_after_an_import_as_it_was(enabled):
-    before = gc.isenabled()
-    (gc.enable if enabled else gc.disable)()
-    try:
-        with quick_imports():
-            during = gc.isenabled()
-        assert (during, gc.isenabled()) == (False, enabled)
-    finally:
-        (gc.enable if before else gc.disable)()
 
 
 @pytest.fixture

@@ -21,7 +21,7 @@ from tests.checkpoints.checkpoint_examples import optimizer_state, weights, writ
 from tests.checkpoints.read_in_a_child import in_a_child
 
 FILES = 160
-SECONDS, MEGABYTES = 4.0, 500.0
+SECONDS, MEGABYTES = 10.0, 500.0
 
 
 def originals(folder: Path) -> list[Path]:

@@ -23,7 +23,7 @@ from tests.checkpoints import nvlabs_examples, read_in_a_child
 from tests.checkpoints.read_in_a_child import in_a_child
 from tests.processes import forked
 
-SECONDS, MEGABYTES = 4.0, 500.0
+SECONDS, MEGABYTES = 10.0, 500.0
 PROTOCOL = b"\x80\x04"
 
 
