@@ -127,6 +127,7 @@ MODELS = {
         Model("digits8", 8, 1, build_grey, _digits, 30_000, "fdr@digits"),
         Model("digits16", 16, 1, build_grey, _digits, 24_000, "fdr@real:ImageNetFeatures"),
         Model("emoji", 16, 3, build_colour, _emoji, 24_000, "fdr@real:ImageNetFeatures"),
+        Model("emoji8", 8, 3, build_colour, _emoji, 24_000, "fdr@real:ImageNetFeatures"),
     )
 }
 

@@ -15,6 +15,7 @@ from typing import Any
 from lcsc_opt.base.code import forget_changed_modules, module_file
 from lcsc_opt.base.errors import LcscError, MissingPackageError, ObjectiveError
 from lcsc_opt.base.machine import collector_resting
+from lcsc_opt.base.progress import said_if_slow
 
 HANDED_OVER = "<python>:"
 """Begins the name of a function in settings that was handed over as an object; ``module:function`` can be imported."""
@@ -151,7 +152,7 @@ def import_extra(name: str) -> Any:
     if package in _IMPORT_TORCHVISION:
         allow_mismatched_torchvision()
     try:
-        with collector_resting():  # all that is made stays
+        with said_if_slow(f"importing {package}"), collector_resting():  # all that is made stays
             return importlib.import_module(name)
     except ImportError as error:
         raise MissingPackageError(

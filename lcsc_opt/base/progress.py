@@ -137,10 +137,11 @@ def hand_notices_to(listener: Callable[[str], None]) -> None:
 def progress(description: str, total: int, *, done: int = 0, after: float = 0.0) -> Iterator[Callable[..., None]]:
     """Show how far a loop of ``total`` steps has come; an earlier process did ``done`` of them.
 
-    It yields ``advance(steps=1, *, note=None)``, which counts more steps as done; a note replaces the text after the
-    bar. On a terminal this is a bar, elsewhere (CI, SLURM) a line about every ten seconds, or every ``after`` seconds.
-    While one loop is shown, loops that begin inside it or in other threads show nothing. Nothing is shown where notices
-    are silenced, and of a loop that ends within ``after`` seconds; in a log, before its first line.
+    It yields ``advance(steps=1, *, note=None, more=0)``, which counts more steps as done; a note replaces the text
+    after the bar, and ``more`` steps come to the total. On a terminal this is a bar, elsewhere (CI, SLURM) a line about
+    every ten seconds, or every ``after`` seconds. While one loop is shown, loops that begin inside it or in other
+    threads show nothing. Nothing is shown where notices are silenced, and of a loop that ends within ``after`` seconds;
+    in a log, before its first line.
     """
     is_silenced = log.level > logging.INFO
     if is_silenced or not _showing.acquire(blocking=False):
@@ -150,7 +151,8 @@ def progress(description: str, total: int, *, done: int = 0, after: float = 0.0)
         bar_class, options = _way_to_show(after)
         with bar_class(total=total, initial=done, desc=description, **options) as bar:
 
-            def advance(steps: int = 1, *, note: str | None = None) -> None:
+            def advance(steps: int = 1, *, note: str | None = None, more: int = 0) -> None:
+                bar.total += more
                 if note is not None:
                     bar.set_postfix_str(note, refresh=False)
                 bar.update(steps)
@@ -181,4 +183,5 @@ def _way_to_show(after: float) -> tuple[Any, dict[str, Any]]:
     if is_terminal(sys.stderr):
         return tqdm, {"file": sys.stderr, "dynamic_ncols": True, "delay": after}
     every = after or _LINE_SECONDS
+    # the file takes what tqdm writes beside its states; "miniters" has it look at the clock at each step
     return _Lines, {"file": io.StringIO(), "ncols": 0, "mininterval": every, "miniters": 1, "delay": every}

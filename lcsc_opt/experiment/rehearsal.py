@@ -97,7 +97,15 @@ def rehearse(
     paces: dict[str, Seconds] = {}
     outcomes: dict[str, Evaluation] = {}
     candidates = _candidates(first, plain, objective, report=report)
-    with progress(f"{name}: rehearsal", len(candidates), after=_SILENT_SECONDS) as advance:
+    checks = 1 + first.gradient
+    with progress(f"{name}: rehearsal", len(candidates) + checks, after=_SILENT_SECONDS) as advance:
+
+        def evaluate_once_more(candidate: Candidate) -> Outcome:
+            """Adds a step to the total: only what was measured before says that it is needed."""
+            outcome = evaluate(candidate)
+            advance(more=1)
+            return outcome
+
         for kind, candidate in candidates.items():
             start = time.perf_counter()
             outcome = evaluate(candidate)
@@ -116,13 +124,15 @@ def rehearse(
             elif kind in ("selection", "held_out") and "search" in measured:  # the same on other noise
                 paces[kind] = _pace_like(paces["search"], measured["search"], first_measured)
             else:
-                timed = _timed(evaluate, candidate, first_measured, objective)
+                timed = _timed(evaluate_once_more, candidate, first_measured, objective)
                 measured[kind] = timed[-1]
                 paces[kind] = _pace(timed if paces else timed[-1:])  # the first call of all takes longer
-    if "search" in outcomes:
-        _check_score(name, outcomes["search"].loss, plain, objective, evaluate)
-    if "gradient" in outcomes and not objective.is_random:
-        _check_gradient(name, outcomes["gradient"], plain, evaluate)
+        if "search" in outcomes:
+            _check_score(name, outcomes["search"].loss, plain, objective, evaluate_once_more)
+            advance()
+        if "gradient" in outcomes and not objective.is_random:
+            _check_gradient(name, outcomes["gradient"], plain, evaluate_once_more)
+            advance()
     pace = Pace(**paces)
     trial_seconds = (pace.gradient or pace.search).of(objective.samples.per_evaluation)
     if trial_seconds >= NOTICED_SECONDS:

@@ -63,6 +63,13 @@ def test_a_terminal_gets_a_bar_with_count_rate_and_note(monkeypatch: pytest.Monk
     assert re.search(r"^search: .* 6/8 .*best 1.25", lines[-1])
 
 
+def test_steps_that_were_not_foreseen_come_to_the_total(monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal = become_a_terminal(monkeypatch)
+    with progress("rehearsal", 2) as advance:
+        advance(more=3)
+    assert " 1/5 " in terminal.getvalue().replace("\r", "\n").splitlines()[-1]
+
+
 HOSTILE = "bad \x1b]0;another title\x07 \x1b[2J \x9b2J \u202egnp.exe \r"
 HARMLESS = r"bad \x1b]0;another title\x07 \x1b[2J \x9b2J \u202egnp.exe \r"
 
