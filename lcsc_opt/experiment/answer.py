@@ -81,7 +81,7 @@ def best_of(models: Sequence[Measurement], path: Sequence[Measurement]) -> Measu
         models: at least one.
         path: those of them that stand on the path of the search, in the order of time.
     """
-    best = lowest(models)
+    best = lowest(models)  # which may stand off the path
     if not path:
         return best
     end = lowest(path)
@@ -92,7 +92,7 @@ def best_of(models: Sequence[Measurement], path: Sequence[Measurement]) -> Measu
 
 
 def lowest(models: Sequence[Measurement]) -> Measurement:
-    """The model that gains most over the first."""
+    """The model that gains most over the first; unlike the loss, a gain also counts real images that no search sees."""
     return max(models, key=lambda model: gain(models[0], model).value)
 
 
@@ -125,6 +125,7 @@ def gain(base: Measurement, model: Measurement, metric: str = LOSS) -> Gain:
     seen = _Difference.of(base, model, metric, unit)
     if seen.without is None:
         return Gain(seen.value, SINGLE_GROUP_NOISE / CERTAIN)
+    # what a search gains by fitting the real images that it sees counts as one more error of theirs
     variance = (1 + OPTIMISM**2) * seen.variance_of_real
     unseen = _Difference.of(base, model, _unseen(metric), unit)
     if unseen.without is None:
@@ -133,6 +134,7 @@ def gain(base: Measurement, model: Measurement, metric: str = LOSS) -> Gain:
     share = variance / total if total > 0 else 0.5  # of the images that no search sees
     value = (1 - share) * seen.value + share * unseen.value
     of_real = (1 - share) ** 2 * variance + share**2 * unseen.variance_of_real
+    # both distances are of the same samples, so their errors are not independent
     of_samples = _variance((1 - share) * seen.without[:GROUPS] + share * unseen.without[:GROUPS])
     return Gain(value, math.sqrt(of_samples + of_real))
 
@@ -179,7 +181,7 @@ def _variance(without: _Floats) -> float:
 
 
 def on_the_way(start: Model, end: Model, way: Mapping[str, float] = WAY) -> list[Model]:
-    """Points between two models; ``[S, K]`` if one of both has rows."""
+    """Points between two models, found by the study of ``end``; ``[S, K]`` if one of both has rows."""
     difference = end.coefficients - start.coefficients
     return [
         Model(

@@ -53,6 +53,8 @@ if TYPE_CHECKING:
 class TemporaryFolder:
     """A folder of a database that is deleted as soon as nobody refers to this object.
 
+    ``tempfile.TemporaryDirectory`` warns when it is deleted in this way.
+
     Attributes:
         path: of the folder.
     """
@@ -179,7 +181,7 @@ class Study:
             raise ObjectiveError(f"{self.name}: its objective combines no weights, so there is nothing to merge")
         if coefficients is None:
             coefficients = self.coefficients
-        checked = trainer_ema(len(self.steps))  # one number more than a search's coefficients
+        checked = trainer_ema(len(self.steps))  # one number more than a search's coefficients: no others may have it
         if not np.array_equal(coefficients, checked):
             checked = check_coefficients(coefficients, len(self.steps), rows=objective.layer_groups)
         merged = trajectory.merge(checked) | dict(objective.statistics(checked))

@@ -17,7 +17,7 @@ from lcsc_opt.base.catalog import find, load_file
 from lcsc_opt.base.errors import StudySpecError, TrajectoryError
 from lcsc_opt.base.imports import HANDED_OVER, importable_name
 from lcsc_opt.base.inputs import read_arguments
-from lcsc_opt.base.paths import DEFAULT_FILES, SHIPPED, BuildContext
+from lcsc_opt.base.paths import SHIPPED, BuildContext
 from lcsc_opt.base.progress import each_notice_once, messages_by_default, notice
 from lcsc_opt.base.settings import excerpt, parse_settings, plain
 from lcsc_opt.base.study_file import StudyFile, parse_study_file
@@ -174,7 +174,7 @@ def search(
         else:
             # whoever names the default has most likely not chosen it, so LCSC_STORAGE counts
             url = storage_url(None if str(storage) == DEFAULT_FILE else storage)
-        call.files = files_directory(url)
+        files = files_directory(url)
         database = Database(url)
         contents = database.contents
         experiment = options.name or call.default_name
@@ -186,12 +186,13 @@ def search(
             content["space"] = _space(plain(space), options.rows)
         if budget is not None:
             content["budget"] = BudgetSpec.of(budget).model_dump(exclude_none=True)
-        objectives = ObjectiveLoader(BuildContext(Path.cwd(), functions=call.functions, files=call.files))
+        objectives = ObjectiveLoader(BuildContext(Path.cwd(), functions=call.functions, files=files))
         say_found(_study_file(content).objective, objectives.context)
         from lcsc_opt.experiment.running import run_studies, searches_of, studies_of  # and with it Nevergrad
 
         searches_of([_study_file(content)])  # refuses what is wrong before any function is called
-        call.place_checkpoints(experiment, contents.experiments.get(experiment))
+        call.place_checkpoints(files, experiment, contents.experiments.get(experiment))
+        # read a third time: the content names checkpoints in memory only now
         chosen = studies_of(_study_file(content), database, objectives)
         run_studies(
             chosen,
@@ -217,7 +218,6 @@ class _Call:
         not_importable: argument → what Python calls its function, of those.
         held_out: what the study file has under this key.
         default_name: of the experiment.
-        files: the folder beside the database, as soon as that is known.
     """
 
     file: str
@@ -227,7 +227,6 @@ class _Call:
     not_importable: dict[str, str]
     held_out: dict[str, Any]
     default_name: str
-    files: Path = DEFAULT_FILES
 
     @classmethod
     def of(
@@ -282,10 +281,11 @@ class _Call:
             default_name=experiment_name(default_name.replace("<lambda>", "search")) or "search",
         )
 
-    def place_checkpoints(self, experiment: str, stored: Mapping[str, Any] | None) -> None:
+    def place_checkpoints(self, files: Path, experiment: str, stored: Mapping[str, Any] | None) -> None:
         """Pack checkpoints in memory, and put their path into :attr:`settings`, which :meth:`content` shares.
 
         Args:
+            files: the folder beside the database.
             experiment: its name.
             stored: its attributes; ``None`` of a new one.
 
@@ -294,7 +294,7 @@ class _Call:
         """
         if self.in_memory is None:
             return
-        path = pack_state_dicts(self.in_memory, self.files)
+        path = pack_state_dicts(self.in_memory, files)
         if stored is not None and Trajectory.open(path).sha256 != stored["checkpoints"]:
             raise TrajectoryError(f"{experiment}: began with other checkpoints: give the new search another name.")
         self.settings[CHECKPOINTS] = str(path)
@@ -421,9 +421,14 @@ def _named(
 
 def _builder(build: Function | str) -> Function | str:
     """What makes the network; of a network itself, what returns it: the objective works on a copy."""
-    if isinstance(build, nn.Module):
-        return lambda: build
-    return build
+    if not isinstance(build, nn.Module):
+        return build
+
+    def network() -> nn.Module:
+        return build
+
+    network.__qualname__ = f"a {type(build).__name__}"  # by which messages name it
+    return network
 
 
 def _space(space: str | Mapping[str, Any] | None, rows: Rule | None) -> dict[str, Any]:
@@ -446,6 +451,7 @@ def _space(space: str | Mapping[str, Any] | None, rows: Rule | None) -> dict[str
 
 
 def _patterns(checkpoints: Any) -> str | list[str]:
+    """Paths as a study file names them, a single one without a list."""
     if isinstance(checkpoints, (str, Path)):
         return str(checkpoints)
     patterns = [str(path) for path in checkpoints]

@@ -85,9 +85,10 @@ class Race:
         self._found: dict[str, list[Measurement]] = {}  # study → what is still in the race
         self._ways: list[Measurement] = []
         self._path: list[str] = []  # the names of the models on paths, in the order of time
+        # a way begins at EMA*, which only a grid finds
         self._way = dict(WAY) if any(search.is_ema_grid for search in searches) else {}
         self._searched = 0  # images
-        self._spent = 0
+        self._spent = 0  # images of the choice
         self._losses: dict[str, float] = {}
 
     def run(self, name: str) -> Choice:
@@ -102,6 +103,7 @@ class Race:
         """
         self._first_round(name)
         had = [measured.model for measured in self._had]
+        # also of searches whose models will all leave the race
         best = {study: self._best(models).model for study, models in self._found.items()}
         if self._measurer.samples_images:
             self._more_rounds(name)
@@ -241,6 +243,8 @@ class Race:
                 for measured in measurer.possible([noise], [entrant.model for entrant in entrants]):
                     rounds.setdefault(measured.model.name, []).append(measured)
             joined = {model: Measurement.joined(parts) for model, parts in rounds.items() if len(parts) == number}
+            if not joined:
+                return  # what fails for all says nothing about any: the round before decides
             self._keep(
                 {id(entrant): joined[entrant.model.name] for entrant in entrants if entrant.model.name in joined}
             )
@@ -267,11 +271,15 @@ class Race:
         self._keep({id(entrant): entrant for entrant in final})
 
     def _keep(self, remaining: Mapping[int, Measurement]) -> None:
-        """Take all models out of the race but these: identity → what stands for it from now on."""
+        """Take all models out of the race but these: identity → what stands for it from now on.
+
+        EMA* is the same object in what the user had and in its grid, and stays so.
+        """
         self._had = [remaining[id(entrant)] for entrant in self._had if id(entrant) in remaining]
         self._ways = [remaining[id(entrant)] for entrant in self._ways if id(entrant) in remaining]
         for study, models in self._found.items():
             self._found[study] = [remaining[id(entrant)] for entrant in models if id(entrant) in remaining]
 
     def _note(self, measured: Iterable[Measurement]) -> None:
+        """Remember losses, which a later round replaces."""
         self._losses.update({entrant.model.name: entrant.loss for entrant in measured})

@@ -45,7 +45,7 @@ def completed(
         return first_of
 
     chosen = list(study_file.optimizers)
-    # an experiment keeps the searches that it has
+    # an experiment keeps the searches that it has; with a grid alone, it was interrupted before its search
     if not chosen and specifications().keys() - BASELINES.keys():
         chosen = [OptimizerSpec.model_validate(before["optimizer"]) for before in specifications().values()]
     if not chosen:

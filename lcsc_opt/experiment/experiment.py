@@ -119,7 +119,7 @@ class Experiment:
         # with the names of all files: what lies at another place is compared by its content
         if (before.file, settings_of(before, {})[0]) != (spec.objective.file, settings_of(spec.objective, {})[0]):
             return False
-        check_search(spec, self.studies, stored["environment"], accept=True)
+        check_search(spec, self.studies, stored["environment"], accept=True)  # results of other versions stay results
         return not moved(self._objectives.context.directory, self._before)
 
     def check_finished(self, spec: StudySpec) -> None:
@@ -208,7 +208,7 @@ class Experiment:
         }
         if self._held_out is not None:
             attributes["held_out"] = self._held_out.model_dump(mode="json")
-        first = {
+        first = {  # which an experiment that continues keeps as it is
             "checkpoints": trajectory.sha256 if isinstance(trajectory, Trajectory) else None,
             "steps": list(objective.steps),
             "maximize": is_maximized(objective),
@@ -243,7 +243,7 @@ class Experiment:
         """Merge in these rows from now on, in this process or by the workers of a search."""
         objective = self.objective
         context = self._objectives.context
-        self._objectives.load(spec.objective, rows, self._checkpoints)
+        self._objectives.load(spec.objective, rows, self._checkpoints)  # the same object, whose rows this changes
         if self._workers_of == (spec.workers, rows):
             return
         self._workers.close()
@@ -328,16 +328,11 @@ class Experiment:
 
     def _say_how_long(self) -> None:
         """Say once how long the searches and the report take, if they were rehearsed in this run."""
-        if self.rehearsal is None or self._has_estimate:
-            return
+        if self.rehearsal is None or not self.rehearsal.pace.plain or self._has_estimate:
+            return  # or no candidate of the rehearsal had a score
         pace = self.rehearsal.pace
         self._has_estimate = True
-        unfinished = []
-        for spec in self._specs:
-            with contextlib.suppress(LcscError):  # of a search that cannot run, which says so itself
-                if not self.is_finished(spec):
-                    unfinished.append(spec)
-        searches = searches_seconds(unfinished, self.objective, pace)
+        searches = searches_seconds(self._unfinished(), self.objective, pace)
         reports = report_seconds(self._specs, self.objective, pace)
         prepared = time.perf_counter() - self._objectives.made_at
         parts = [f"what came before {about(prepared)}", f"its searches {about(searches)}"]
@@ -345,6 +340,15 @@ class Experiment:
             parts.append(f"choosing the answer and its report {about(reports)}")
         total = about(prepared + searches + reports)
         notice(f"{self.name}: the whole run takes up to {total}: {', '.join(parts)}")
+
+    def _unfinished(self) -> list[StudySpec]:
+        """The searches of this run that have not finished, without those that cannot run, which say so themselves."""
+        unfinished = []
+        for spec in self._specs:
+            with contextlib.suppress(LcscError):
+                if not self.is_finished(spec):
+                    unfinished.append(spec)
+        return unfinished
 
     @property
     def is_hopeless(self) -> bool:
@@ -405,6 +409,7 @@ class Experiment:
         if start is None:
             return None
         source = StoredStudy.open(self.database.existing(), start)
+        # contents are those before this run, which may have begun the experiment with its grid
         source_experiment = self.database.contents.experiments.get(split_name(start)[0]) or self.begun().attributes
         return origin_at(source, source_experiment, self.objective, spec.space.rows, by_report=spec.start is not None)
 
@@ -513,12 +518,12 @@ class Experiment:
         """Whether the report that was stored before this run is what the study file asks for; nothing is loaded."""
         if self._held_out is None or self._before is None:
             return self._held_out is None
-        if not all(map(self.is_finished, self._specs)):
+        if self._unfinished():
             return False
         problem = Problem(**self._before[PROBLEM])
         _, reported = settings_of(self._specs[0].objective, problem.decides["objective"])
         if reported == problem.reported["settings"] and self._before["holds_out"] is False:
-            return True
+            return True  # there can be none
         report = Report.from_json(self._before.get(REPORT))
         if report is None:
             return False
@@ -559,7 +564,7 @@ class Experiment:
                 report = self._checked_in_new_network(report, rows)
             report = dataclasses.replace(report, warnings=(*report.warnings, *self._drift))
             if keep:
-                self._objectives.load(self._specs[0].objective, rows, self._checkpoints)
+                self._objectives.load(self._specs[0].objective, rows, self._checkpoints)  # in the rows of the answer
                 attach_images(stored, self.objective, report)
             searches = self._searches(stored.storage)
             if {search.study: search.evaluations for search in searches} == dict(report.evaluations):

@@ -81,7 +81,7 @@ def _check_checkpoints(source: str, experiment: Attributes, objective: Objective
         if digest is not None and Trajectory.holding(trajectory.path, KnownCheckpoints(digest, steps)) is not None:
             return
         problem = "its checkpoints have other weights here"
-    else:
+    else:  # nothing was packed, so that only steps can be compared
         if digest is None and steps == tuple(objective.steps):
             return
         problem = "it combines other checkpoints"

@@ -24,10 +24,10 @@ from lcsc_opt.objective.contract import Objective
 from lcsc_opt.objective.model_files import MODEL_FILES
 from lcsc_opt.objective.of_study import CHECKPOINTS
 
-_REPORTED = frozenset(("metrics", "held_out_metrics", "held_out"))  # settings
+# settings; held_out inside of reference decides: it says which real images the loss does not see
+_REPORTED = frozenset(("metrics", "held_out_metrics", "held_out"))
 _SECOND_SAMPLER = "also"  # a setting of reports that stands inside of others
 _MACHINE = frozenset(("batch_size", "gradient_batch_size", "device"))
-_REFERENCE = "reference"  # whose own ``held_out`` says which real images the loss does not see
 _SEARCH = ("optimizer", "space", "start")  # what of a specification decides the candidates of a search
 _ENVIRONMENT = ("packages", "blas", "machine")  # Python's version and the number of cores change no results
 _MOST_CHARACTERS = 60  # of a value in a message
@@ -158,8 +158,6 @@ def settings_of(spec: ObjectiveSpec, described: Mapping[str, Any]) -> tuple[dict
     for key, value in spec.settings.items():
         if key in _REPORTED or key == _SECOND_SAMPLER:
             reported[key] = value
-        elif key == _REFERENCE:
-            decides[key] = value
         elif key not in moving | _MACHINE:
             decides[key] = _without({_SECOND_SAMPLER, *_MACHINE}, value)
             if isinstance(value, Mapping) and _SECOND_SAMPLER in value:

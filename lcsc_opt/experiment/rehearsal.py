@@ -28,7 +28,7 @@ _MOST_WARM_UP_SECONDS = 10.0
 _LEAST_SLOPE = 0.2  # of the mean: times are noisy
 _MORE_IMAGES = 4  # times the images of the evaluation before
 _SAME_SCORE = 1e-3  # relative: kernels of a GPU may add in another order
-_DISTANCES = (0.02, 0.005)  # of coefficients, for differences of scores
+_DISTANCES = (0.02, 0.005)  # of coefficients, for differences of scores; the second where a loss is curved
 _SAME_SLOPE = 0.25  # relative: the loss is curved, and few images are rough
 _RELIABLE_SLOPES = 0.1
 _SILENT_SECONDS = 2.0
@@ -178,6 +178,7 @@ def _timed(
         objective: what is searched.
     """
     measured = [first]
+    # one that took much longer than its images has loaded something, too
     has_told = _TIMED_SECONDS <= first.seconds <= first.cost.sample_seconds + _TIMED_SECONDS
     if candidate.gradient:  # a first pass back takes longer
         has_told = first.seconds >= _MOST_WARM_UP_SECONDS
@@ -232,7 +233,7 @@ def _check_score(
         ObjectiveError: it has another score than before.
     """
     losses_alone = []
-    for row in (0, -1):
+    for row in (0, -1):  # other models, between two scores of the start
         alone = np.zeros(len(objective.steps))
         alone[row] = 1.0
         outcome = evaluate(dataclasses.replace(plain, coefficients=alone))
@@ -262,7 +263,7 @@ def _check_score(
 
 
 def _is_one_score(first: float, second: float) -> bool:
-    return math.isclose(first, second, rel_tol=_SAME_SCORE, abs_tol=_SAME_SCORE**2)
+    return math.isclose(first, second, rel_tol=_SAME_SCORE, abs_tol=_SAME_SCORE**2)  # of scores near zero
 
 
 def _check_gradient(name: str, outcome: Evaluation, plain: Candidate, evaluate: Callable[[Candidate], Outcome]) -> None:

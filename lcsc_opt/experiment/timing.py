@@ -22,7 +22,7 @@ from lcsc_opt.study.planning import new_driver, parallelism, usable_budget
 
 _SECONDS_TO_STORE = 0.02  # of a trial, next to its evaluation
 _SIMULATED = 1000  # candidates; more of them cost like the mean of these
-_FEWEST = 2  # evaluations
+_FEWEST = 2  # evaluations: a step, and a check of it
 _POINTS_BETWEEN = 3  # EMA* and the best that was found
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from pathlib import Path
 from typing import Any
@@ -162,6 +163,7 @@ def squared(net: nn.Module, pairs: tuple[torch.Tensor, torch.Tensor]) -> torch.T
     return (net(x)[:, 0] - y) ** 2
 
 
+@functools.cache
 def trained() -> dict[int, dict[str, torch.Tensor]]:
     torch.manual_seed(0)
     net, states = nn.Linear(12, 1), {}
@@ -195,7 +197,7 @@ def search(checkpoints: Any, **changed: Any) -> Any:
 @pytest.fixture(scope="module")
 def searched_few(tmp_path_factory: pytest.TempPathFactory) -> Any:
     folder = tmp_path_factory.mktemp("overfitted")
-    return search(trained(), budget=60, storage=f"sqlite:///{folder / 'studies.db'}")
+    return search(trained(), budget=30, storage=f"sqlite:///{folder / 'studies.db'}")
 
 
 @pytest.fixture
@@ -251,7 +253,7 @@ def test_a_search_begins_at_ema_star_where_that_is_known(workplace: Path) -> Non
     def score(net: nn.Module) -> float:  # flat far away, and without a gradient
         return float(1 - torch.exp(-(net.weight - target).square().sum().sqrt()).detach())
 
-    result = lcsc_opt.search(states, build=lambda: nn.Linear(40, 1, bias=False), score=score, budget=40)
+    result = lcsc_opt.search(states, build=lambda: nn.Linear(40, 1, bias=False), score=score, budget=10)
     ema, found = result.studies
     assert found.name.split("/")[1] == "LCSCQuadratic"
     np.testing.assert_allclose(found.trials[0]["coefficients"], ema.coefficients, atol=1e-12)
@@ -265,7 +267,7 @@ def test_the_trainers_own_average_can_be_the_answer(workplace: Path, typed: Type
     for step, weights in states.items():
         average = {"weight": best + 0.01 * (400 - step), "bias": torch.zeros(1)}
         torch.save({"model": weights, "ema": average, "step": step}, workplace / "runs" / f"model{step}.pt")
-    result = search("runs/*.pt", settings={"key": "model"}, budget=12)
+    result = search("runs/*.pt", settings={"key": "model"}, budget=4)
     assert "The answer is the trainer's EMA" in repr(result)
     torch.testing.assert_close(result.merge()["weight"], best)
     assert lcsc(["export", "few", "-o", "answer.safetensors"]) == 0

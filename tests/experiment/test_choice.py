@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -58,8 +59,9 @@ GRID_SEARCH = Searched(GRID, [trial(0, 0.0), trial(1, 0.2)], None)
 class Measuring:
     """Stands for a measurer: losses are the distance from 1, with this error of each model's own."""
 
-    def __init__(self, error: Callable[[float], float] = lambda _: 0.0, images: int = 10_000) -> None:
-        self.images = images
+    def __init__(self, error: Callable[[float], float] = lambda _: 0.0) -> None:
+        self.images = 10_000
+        self.fails_after_first_round = False
         self.reported = ReportedMetrics()
         self.samples_images = True
         self.per_evaluation = PER_EVALUATION
@@ -76,6 +78,8 @@ class Measuring:
         for model in models:
             place = float(model.coefficients[0])
             self.asked += [(model.name, self.images, noise) for noise in noises]
+            if self.fails_after_first_round and noises[0].seed > 0:
+                continue
             draws = np.random.default_rng(abs(hash(model.key)) % 2**32).standard_normal(GROUPS)
             column = 1 + abs(place - 1) + self.error(place) * draws / np.sqrt(GROUPS)
             evaluation = Evaluation(1 + abs(place - 1), without_groups={"loss": [*column, *np.full(GROUPS, 1.0)]})
@@ -101,11 +105,27 @@ def test_what_is_certainly_worse_is_measured_once_and_the_rest_on_more_images() 
     assert [model.name for model in choice.had] == ["last checkpoint", "EMA*"]
 
 
+def test_each_seed_of_a_search_has_a_best_model_of_its_own_and_ema_star_is_one_model() -> None:
+    seed_1 = dataclasses.replace(path([0.6, 0.8]), study="small/LCSCGradient/1")
+    choice = race(Measuring(), GRID_SEARCH, path([0.5, 0.9]), seed_1)
+    assert choice.found[PATH].name.startswith("LCSCGradient, ")
+    assert choice.found[seed_1.study].name.startswith("LCSCGradient (seed 1), ")
+    assert [model.name for model in choice.models].count("EMA*") == 1
+
+
 def test_where_one_model_is_left_nothing_more_is_measured() -> None:
     measuring = Measuring()
     choice = race(measuring, GRID_SEARCH, path([0.5, 0.9], images=2000))
     assert {noise.seed for _, _, noise in measuring.asked} == {0}
     assert (choice.equals, choice.answer.study) == ((), PATH)
+
+
+def test_where_a_later_round_fails_for_all_models_the_one_before_chooses() -> None:
+    measuring = Measuring(lambda place: 0.02 if place > 0.8 else 0.0)
+    measuring.fails_after_first_round = True
+    choice = race(measuring, GRID_SEARCH, path([0.5, 0.88, 0.9, 0.89], images=2000))
+    assert {noise.seed for _, _, noise in measuring.asked} == {0, 1}
+    assert choice.answer.study == PATH
 
 
 @pytest.mark.parametrize("images", [100, 1000, 20_000])

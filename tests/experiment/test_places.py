@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -17,8 +16,8 @@ from sqlalchemy import make_url
 import lcsc_opt
 from lcsc_opt.base.errors import TrajectoryError
 from lcsc_opt.database.urls import masked, storage_url
+from lcsc_opt.sampling.network import PreparedNetwork
 from tests.commands import Typed
-from tests.processes import script_process
 
 TASK = """
 import os, torch
@@ -112,24 +111,6 @@ def test_a_score_that_goes_to_another_folder_leaves_everything_where_it_was(
     assert [path.name for path in tmp_path.rglob("*.db")] == ["studies.db"]
 
 
-@pytest.mark.parametrize("script", ["01_search.py", "search.py"])
-def test_a_script_of_any_name_is_edited_and_searched_again(
-    script: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    text = TASK.replace("{change}", "pass") + (
-        "import lcsc_opt\n"
-        "states = {step: {'weight': torch.full((1, 3), float(step))} for step in (1, 2, 3)}\n"
-        "lcsc_opt.search(states, build=build, score=score, optimizers=['LCSC'], budget=6, storage='d.db')\n"
-    )
-    (tmp_path / script).write_text(text)
-    assert script_process(tmp_path / script).status == 0
-    (tmp_path / script).write_text(text.replace("FACTOR = 1.0", "FACTOR = 100.0"))
-    again = script_process(tmp_path / script)
-    assert again.status == 1
-    assert "finished before this changed" in again.err
-
-
 def test_a_database_is_named_by_its_whole_path_and_shown_from_here(tmp_path: Path, monkeypatch: Any) -> None:
     monkeypatch.chdir(tmp_path)
     url = storage_url("sqlite:///studies.db")
@@ -172,17 +153,11 @@ def test_what_a_score_leaves_behind_in_the_network_is_put_back(task: Any, tmp_pa
     assert set(seen) == {(False, torch.float32, False, torch.float32)}
 
 
-def test_digits_that_cannot_come_back_are_refused(task: Any) -> None:
-    def build() -> torch.nn.Module:
-        inner = torch.nn.ModuleDict({"frozen": torch.nn.ModuleDict({"searched": torch.nn.Linear(3, 1)})})
-        return torch.nn.ModuleDict({"searched": torch.nn.Linear(3, 1), "inner": inner})
-
-    def score(network: Any) -> float:
-        network.half()
-        return 1.0
-
-    network = lcsc_opt.sampling.network.PreparedNetwork(build(), trained=None)  # type: ignore[attr-defined]
-    score(network.module)
+def test_digits_that_cannot_come_back_are_refused() -> None:
+    inner = torch.nn.ModuleDict({"frozen": torch.nn.ModuleDict({"searched": torch.nn.Linear(3, 1)})})
+    module = torch.nn.ModuleDict({"searched": torch.nn.Linear(3, 1), "inner": inner})
+    network = PreparedNetwork(module, trained=None)
+    network.module.half()  # as a score may do
     with pytest.raises(lcsc_opt.LcscError, match=r"in torch\.float16, and its inner\.frozen\.searched\.weight is"):
         network.load({"searched.weight": torch.zeros(1, 3), "searched.bias": torch.zeros(1)})
 
@@ -211,21 +186,9 @@ def test_a_trial_that_plain_optuna_added_is_foreign(small: Any, typed: Typed, ta
     assert [trial["number"] for trial in again.studies[0].trials] == [*range(8), *range(9, 13)]
 
 
-def test_a_temporary_database_lives_as_long_as_one_of_its_studies(task: Any, tmp_path: Path) -> None:
-    write_project(tmp_path)
-    study = search(task(), storage=None).studies[0]
-    gc.collect()
-    assert study.state == "finished"
-    folder = Path(study.storage.removeprefix("sqlite:///")).parent
-    assert folder.exists()
-    del study
-    gc.collect()
-    assert not folder.exists()
-
-
 def test_a_search_cannot_start_where_its_space_does_not_reach(task: Any, tmp_path: Path, typed: Typed) -> None:
     states = {step: {"weight": torch.full((1, 3), float(step))} for step in (1, 2, 3)}  # the best is 0: beyond them
-    result = search(task(), states, name="first", optimizers=["LCSCQuadratic"], budget=30, storage="studies.db")
+    result = search(task(), states, name="first", optimizers=["LCSCQuadratic"], budget=12, storage="studies.db")
     assert (result.studies[0].coefficients < 0).any()
     first = "first/LCSCQuadratic/0"
     refused = typed("run", first, "name=second", f"start={first}", "space=convex", status=2)
@@ -242,4 +205,4 @@ def test_a_score_of_another_model_is_told(task: Any, tmp_path: Path, capfd: Any)
     lcsc_opt.search("ck", build=task().build, score=score, optimizers=["LCSC"], budget=4, storage=None)
     assert "the start of the search have the same loss" in capfd.readouterr().err
     search(task(), storage=None)
-    assert "three models" not in capfd.readouterr().err
+    assert "have the same loss" not in capfd.readouterr().err

@@ -71,19 +71,17 @@ def scored(workplace: Path) -> Path:
     return workplace
 
 
-@pytest.mark.parametrize("options", [[], ["--dry-run"]])
-def test_data_that_only_the_report_needs_are_asked_for_before_the_search(
-    scored: Path, typed: Typed, options: list[str]
-) -> None:
-    said = typed("run", "scored.yaml", *options, status=2).err
-    assert "scored: the evaluation of a few images failed (selection noise): " in said
-    assert "selection.txt" in said
-    assert not (scored / "studies.db").exists()
+def test_data_that_only_the_report_needs_are_asked_for_before_the_search(scored: Path, typed: Typed) -> None:
+    run = ("run", "scored.yaml")
+    dry = (*run, "--dry-run")
+    for command in (dry, run):
+        said = typed(*command, status=2).err
+        assert "scored: the evaluation of a few images failed (selection noise): " in said
+        assert "selection.txt" in said
     (scored / "selection.txt").write_text("0.5")
-    said = typed("run", "scored.yaml", *options).err
-    assert "scored: a trial takes about" in said
-    assert (scored / "studies.db").exists() == (options == [])
-    assert "with score 0.5" in typed("run", "scored.yaml").err
+    assert "scored: a trial takes about" in typed(*dry).err
+    assert not (scored / "studies.db").exists()
+    assert "with score 0.5" in typed(*run).err
 
 
 def test_a_study_that_another_process_makes_during_the_rehearsal_is_not_run(scored: Path, typed: Typed) -> None:
@@ -126,6 +124,9 @@ class Broken(torch.autograd.Function):
 
 def without_backward(model, noise):
     return Broken.apply(model(noise).tanh())
+
+def not_finite(model, noise):
+    return model(noise) * float("nan")
 
 def sample(model, noise):
     with open("sampled.txt", "a") as file:
@@ -171,7 +172,6 @@ def sampled(workplace: Path) -> Path:
     [
         ("sampler=sampled_parts:without_graph", "have no autograd graph", []),
         ("sampler=sampled_parts:without_backward", "a few images failed (search noise, with the gradient)", []),
-        ("sampler=sampled_parts:without_backward", "(search noise, with the gradient)", ["--dry-run"]),
         ("sampler=sampled_parts:of_other_channels", "search noise", ["objective.settings.loss=fid@pixels"]),
         ("reference=nowhere.npz", "nowhere.npz", ["--dry-run"]),
     ],
@@ -181,6 +181,12 @@ def test_what_would_stop_a_later_search_stops_the_run_before_its_first_trial(
 ) -> None:
     assert reason in typed("run", "sampled.yaml", f"objective.settings.{change}", *options, status=2).err
     assert not (sampled / "studies.db").exists()
+
+
+def test_a_start_that_has_no_score_stops_no_search(sampled: Path, typed: Typed) -> None:
+    changes = ("objective.settings.sampler=sampled_parts:not_finite", "optimizers=[LCSC]")
+    said = typed("run", "sampled.yaml", *changes, status=1).err
+    assert "all 2 trials failed; the last failed with: MetricError" in said
 
 
 def test_a_search_that_cannot_run_does_not_stop_one_that_continues(sampled: Path, typed: Typed) -> None:
@@ -201,8 +207,9 @@ def test_a_dry_run_says_how_long_a_trial_takes_and_a_second_run_does_not_rehears
     assert total == pytest.approx(sum(parts), rel=0.1)
     assert "sampled/LCSCGradient/0" in said.out
     assert not (sampled / "studies.db").exists()
-    assert "takes about" in typed("run", "sampled.yaml").err
-    again = typed("run", "sampled.yaml", "--budget", "3").err
+    run = ("run", "sampled.yaml", "--optimizer", "LCSCGradient", "~held_out")
+    assert "takes about" in typed(*run).err
+    again = typed(*run, "--budget", "3").err
     assert "takes about" not in again
     assert "after 3 evaluations" in again
 
@@ -219,7 +226,7 @@ def test_a_rehearsal_samples_few_images_and_measures_no_units_of_the_loss(sample
 def test_a_search_goes_on_with_another_batch_size_and_device_as_if_it_had_not_ended(
     sampled: Path, typed: Typed
 ) -> None:
-    run = ("run", "sampled.yaml", "~held_out")
+    run = ("run", "sampled.yaml", "--optimizer", "LCSCGradient", "~held_out")
     begin = (*run, "budget.evaluations=4", "objective.settings.batch_size=16")
     for name in ("name=sampled", "name=whole"):
         typed(*begin, name)
@@ -257,9 +264,6 @@ def random_score(model):
 def drifting(model):
     model.calls += 1
     return float(model.weight.mean()) * (1 + model.calls)
-
-def steady(model):
-    return (model.weight - 12).square().mean()
 
 def detached(model):
     return (model.weight.detach() + 0.2 * model.other).square().mean()
@@ -310,10 +314,6 @@ def test_a_gradient_with_holes_is_refused(scores: Path, typed: Typed, name: str)
     typed(*score(name, "LCSCQuadratic"))
 
 
-def test_a_gradient_without_holes_is_followed(scores: Path, typed: Typed) -> None:
-    assert "after 3 evaluations" in typed(*score("steady", "LCSCGradient")).err
-
-
 KEEPS_FIRST = """
 
 class Cached(Net):
@@ -339,6 +339,7 @@ def test_a_network_that_keeps_what_its_first_weights_gave_is_found_when_the_answ
     changes = [f"objective.settings.model=scored_parts:{model}", "objective.settings.score=scored_parts:value"]
     said = typed("run", "scored.yaml", *changes).err
     assert ("in a new network" in said) == is_warned
+    assert "depends on what was scored before" not in said
     assert ("in a new network" in " ".join(typed("compare", "scored").err.split())) == is_warned
 
 
@@ -359,19 +360,16 @@ class Drifts(Net):
 
     def forward(self):
         self.calls += 1
-        return self.weight.mean() * (1 + 1e-4 * self.calls)
+        return self.weight.mean() * (1 + 2e-4 * self.calls)
 
 def drifting(model, draw):
     return float(model())
 """
 
 
-@pytest.mark.parametrize(("grows", "is_warned"), [("1e-4", True), ("0.0", False)])
-def test_a_score_that_drifts_too_slowly_for_the_rehearsal_is_said_after_the_search(
-    scored: Path, typed: Typed, grows: str, is_warned: bool
-) -> None:
-    (scored / "scored_parts.py").write_text(PARTS + DRIFTS.replace("1e-4", grows))
+def test_a_score_that_drifts_too_slowly_for_the_rehearsal_is_said_after_the_search(scored: Path, typed: Typed) -> None:
+    (scored / "scored_parts.py").write_text(PARTS + DRIFTS)
     changes = ["objective.settings.model=scored_parts:Drifts", "objective.settings.score=scored_parts:drifting"]
-    said = typed("run", "scored.yaml", *changes, "budget.evaluations=60").err
-    assert ("depends on what was scored before" in said) == is_warned
-    assert ("depends on what was scored before" in " ".join(typed("compare", "scored").err.split())) == is_warned
+    said = typed("run", "scored.yaml", *changes, "budget.evaluations=10").err
+    assert "depends on what was scored before" in said
+    assert "depends on what was scored before" in " ".join(typed("compare", "scored").err.split())

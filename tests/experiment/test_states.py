@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import json
 import sys
@@ -71,27 +72,17 @@ def test_what_is_stored_once_is_not_mixed_with_other_steps(write: Write, typed: 
     assert lcsc(["run", str(write(settings={"held_out": None}))]) == 0, "what no trial has used may change"
 
 
-SCORE = """
-import torch
-
-def build():
-    return torch.nn.Linear(2, 1, bias=False)
-
-def score(net):
-    return float("nan")
-"""
-
-
-def test_a_search_that_found_nothing_is_not_continued_with_the_other_sign(workplace: Path) -> None:
-    (workplace / "states_score.py").write_text(SCORE)
-    sys.path.insert(0, str(workplace))
-    import states_score  # type: ignore[import-not-found]  # it was just written
-
-    def search(**options: Any) -> Any:
-        how: dict[str, Any] = {"storage": "sqlite:///score.db"}
-        how |= {"build": states_score.build, "score": states_score.score, "optimizers": "LCSC", "budget": 2}
-        return lcsc_opt.search({step: {"weight": torch.eye(2)[:1] * step} for step in (1, 2)}, **how, **options)
-
+@pytest.mark.usefixtures("workplace")
+def test_a_search_that_found_nothing_is_not_continued_with_the_other_sign() -> None:
+    search = functools.partial(
+        lcsc_opt.search,
+        {step: {"weight": torch.eye(2)[:1] * step} for step in (1, 2)},
+        build=lambda: torch.nn.Linear(2, 1, bias=False),
+        score=lambda _: float("nan"),
+        optimizers="LCSC",
+        budget=2,
+        resume=True,
+    )
     with pytest.raises(SearchFailedError):
         search()
     with pytest.raises(StudyStoreError, match="another name"):
@@ -110,7 +101,6 @@ def test_an_experiment_moves_with_its_folder(write: Write, workplace: Path) -> N
     assert "The answer is" in lcsc_process("run", "before/states.yaml", *database).err
     (workplace / "before").rename("after")
     assert "continuing after trial 5" in lcsc_process("run", "after/states.yaml", "--budget", "8", *database).err
-    assert "answer" in lcsc_process("evaluate", "states", *database).out
     assert "continuing after trial 7" in lcsc_process("run", "states/LCSC/0", "--budget", "10", *database).err
 
 

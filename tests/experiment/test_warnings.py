@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import pytest
-from optuna.trial import FrozenTrial, TrialState, create_trial
+from optuna.trial import TrialState, create_trial
 
 from lcsc_opt.base.records import ReportedMetrics, Yardstick
 from lcsc_opt.database.report import Part, Report
@@ -54,14 +54,10 @@ def choice_of(made: Report, *equals: str, gain: float = 0.04) -> Choice:
     return Choice(made.of_answer.model, [], {}, {}, equals, Gain(gain, 0.03))
 
 
-def test_models_that_cannot_be_told_from_the_answer_are_named() -> None:
-    better = report({"fid": 2.5, "precision": 0.7, CLIP: 4.0}, {"fid": 28.0, "precision": 0.6, CLIP: 5.0})
-    assert "cannot be told from LCSC, trial 9 and ½" in warned(better, equals=("LCSC, trial 9", "½"))
-
-
-def test_an_improvement_in_everything_is_no_cost() -> None:
+def test_an_improvement_in_everything_is_no_cost_and_models_that_cannot_be_told_from_it_are_named() -> None:
     better = report({"fid": 2.5, "precision": 0.7, CLIP: 4.0}, {"fid": 28.0, "precision": 0.6, CLIP: 5.0})
     assert warned(better) == ""
+    assert "cannot be told from LCSC, trial 9 and ½" in warned(better, equals=("LCSC, trial 9", "½"))
 
 
 def test_costs_are_named_with_both_values_and_what_to_do() -> None:
@@ -112,15 +108,8 @@ def test_a_bound_that_was_to_be_kept_and_is_missed_beyond_its_error_is_told(imag
         assert (f"keep: precision of the answer is 0.6, beyond its bound of {bound}" in said) == is_told
 
 
-def trial(loss: float, unseen: float | None = None, *, number: int = 0) -> FrozenTrial:
-    attributes: dict[str, Any] = {} if unseen is None else {"unseen": unseen}
-    made = create_trial(state=TrialState.COMPLETE, value=loss, user_attrs=attributes)
-    made.number = number
-    return made
-
-
-def searched(*losses: float, optimizer: str = "LCSC", unseen: Sequence[float | None] | None = None) -> Searched:
-    trials = [trial(loss, seen) for loss, seen in zip(losses, unseen or [None] * len(losses), strict=True)]
+def searched(*losses: float, optimizer: str = "LCSC") -> Searched:
+    trials = [create_trial(state=TrialState.COMPLETE, value=loss) for loss in losses]
     return Searched(f"digits/{optimizer}/0", trials, None)
 
 
