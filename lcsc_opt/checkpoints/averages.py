@@ -20,7 +20,7 @@ from lcsc_opt.checkpoints.names import CHECKPOINT_SUFFIXES, OBJECTS_OF_ACCELERAT
 from lcsc_opt.checkpoints.reading import is_constant, naming, read_checkpoint
 from lcsc_opt.checkpoints.torch_files import map_tensors, read_content
 
-_COMPARED = 4096  # scalars of a tensor
+_COMPARED = 4096  # scalars of a tensor; the rest need not be read
 _CLEARLY = 0.5  # the distance of the nearest weights ÷ that of the second nearest, at most
 
 
@@ -40,9 +40,10 @@ class Average(NamedTuple):
 def trainers_averages(checkpoint: Path, key: str, earlier: Path | None = None) -> list[Average]:
     """The running averages that the trainer kept of the weights under ``key``; none if these are an average themselves.
 
-    Those of higher rates come later.
+    Those of higher rates come later: the slowest is the last.
 
-    What is the same beside the checkpoint ``earlier`` is none, unless the weights have not moved either. An average
+    What is the same beside the checkpoint ``earlier`` does not follow the weights, and is none, unless these have not
+    moved either. An average
     in a file of its own has "ema" in its name, or inside; and the names and shapes of the weights, or their shapes in
     order. Beside a file it has the step of the checkpoint in its name.
     """
@@ -56,7 +57,7 @@ def trainers_averages(checkpoint: Path, key: str, earlier: Path | None = None) -
     for file in _files_of_averages(checkpoint):
         if earlier is not None and _is_unchanged(file, checkpoint, earlier):
             continue
-        weights = weights or read_checkpoint(checkpoint, key=key).tensors
+        weights = weights or read_checkpoint(checkpoint, key=key).tensors  # only where there is such a file
         try:
             with naming(file):
                 averages += _averages_in(file, weights)
@@ -74,7 +75,10 @@ def _rate(average: Average) -> float:
 
 
 def _key_beside(checkpoint: Path, key: str, earlier: Path | None) -> str | None:
-    """The key of the running average in the checkpoint; ``None`` if there is none, or several."""
+    """The key of the running average in the checkpoint; ``None`` if there is none, or several.
+
+    A file that cannot be read has none: the weights alone make a trajectory.
+    """
     average: str | None = None
     with contextlib.suppress(TrajectoryError), naming(checkpoint):
         if checkpoint.is_dir():
@@ -103,12 +107,16 @@ def _files_of_averages(checkpoint: Path) -> Iterator[Path]:
         step = read_names([checkpoint])[0].numbers
         for file in sorted(checkpoint.parent.iterdir()):
             is_candidate = file != checkpoint and file.name.endswith(CHECKPOINT_SUFFIXES) and is_average(file.stem)
+            # names without a step would all match
             if is_candidate and step and read_names([file])[0].numbers == step:
                 yield file
 
 
 def _is_unchanged(file: Path, checkpoint: Path, earlier: Path) -> bool:
-    """Whether an average in a checkpoint's folder is the same, byte by byte, in that of an earlier one."""
+    """Whether an average in a checkpoint's folder is the same, byte by byte, in that of an earlier one.
+
+    Beside a file, the average's name has the step, so an earlier one has another name.
+    """
     before = earlier / file.name
     return checkpoint.is_dir() and before.is_file() and filecmp.cmp(file, before, shallow=False)
 

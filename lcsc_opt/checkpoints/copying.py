@@ -9,9 +9,9 @@ from torch import Tensor
 
 from lcsc_opt.checkpoints.pickles import Record, shown
 
-_MAX_DEPTH = 64
+_MAX_DEPTH = 64  # of containers in one another: a hostile file would exceed the depth of recursion
 _PLAIN = (str, int, float, bool, type(None))
-_NOT_PLAIN = object()
+_NOT_PLAIN = object()  # stands for what cannot be copied, since ``None`` is plain data
 
 
 class PlainCopier:
@@ -44,11 +44,13 @@ class PlainCopier:
                 self._copies[id(value)] = self._copy_entries(value, place, depth)
             else:
                 copies = [self.copy(element, f"{place}.{index}", depth + 1) for index, element in enumerate(value)]
+                # a list without one of its elements would have the next one in its place
                 if not any(copied is _NOT_PLAIN for copied in copies):
                     self._copies[id(value)] = type(value)(copies)
         return self._copies[id(value)]
 
     def _copy_entries(self, entries: Mapping[Any, Any], place: str, depth: int) -> dict[Any, Any]:
+        """The entries that are plain data; keys that are neither text nor numbers are records, so not plain."""
         copies = {}
         for name, value in entries.items():
             inner_place = f"{place}.{shown(name)}".lstrip(".")

@@ -22,7 +22,7 @@ _EPOCH_KEYS = ("epoch", "current_epoch")
 _STEP_OF_AI_TOOLKIT = re.compile(r'"step":\s*(?P<step>[0-9]{1,18})\b')  # {"step": 250, "epoch": 1}
 _TRAINER_STATE = "trainer_state.json"
 _EXACT_DTYPES = ("torch.float32", "torch.float64", "torch.int")  # what the names of dtypes that lose no step begin with
-_MAX_NUMBER = 10**18
+_MAX_NUMBER = 10**18  # so many digits are also read from names
 
 
 class Counters(NamedTuple):
@@ -48,9 +48,13 @@ def read_counters(path: Path) -> Counters:
 
 
 def _counters_of_folder(folder: Path) -> Counters:
+    """Those in the state of transformers, whose weights have none; else those in the file of the weights."""
+    # a file of this name may be another program's, or none
     with contextlib.suppress(OSError, ValueError, TypeError, AttributeError, RecursionError):
         state = json.loads((folder / _TRAINER_STATE).read_bytes())
-        return Counters(*(_first_number([state.get(name)], folder) for name in ("global_step", "epoch")))
+        counters = Counters(*(_first_number([state.get(name)], folder) for name in ("global_step", "epoch")))
+        if counters != Counters():
+            return counters
     with contextlib.suppress(TrajectoryError, OSError):
         weights = find_weights(folder, None).file
         if weights.is_file():
@@ -60,7 +64,8 @@ def _counters_of_folder(folder: Path) -> Counters:
 
 @functools.lru_cache(maxsize=10_000)
 def _read_once(path: Path, _size: int, _changed_at: int) -> Counters:
-    step = step_in_metadata(path)
+    """The counters of a file; its size and its time are in the cache's key, so that a changed file is read again."""
+    step = _step_in_metadata(path)
     if step is not None or not path.name.endswith(TORCH_SUFFIXES) or not path.is_file():
         return Counters(step)
     with contextlib.suppress(Exception):  # a damaged file can raise anything
@@ -70,7 +75,7 @@ def _read_once(path: Path, _size: int, _changed_at: int) -> Counters:
     return Counters()
 
 
-def step_in_metadata(path: Path) -> int | None:
+def _step_in_metadata(path: Path) -> int | None:
     """The step in the header of a safetensors file."""
     metadata = {}
     if path.is_file():
@@ -94,6 +99,7 @@ def _first_number(values: Iterable[Any], path: Path) -> int | None:
             number = map_tensors(path, {"": value})[""].item()
         if type(number) is float and number.is_integer():
             number = int(number)
+        # ``True`` is an instance of int, and no step
         if type(number) is int and 0 <= number < _MAX_NUMBER:
             return number
     return None

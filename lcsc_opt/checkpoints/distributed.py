@@ -38,7 +38,10 @@ class _Part(NamedTuple):
 
 @dataclasses.dataclass(slots=True, eq=False)
 class ShardedRef(TensorRef):
-    """A tensor whose parts are in the files of ``folder``."""
+    """A tensor whose parts are in the files of ``folder``.
+
+    As a :class:`TensorRef` it is found and named as a tensor of one file is; its parts have storages, and it has none.
+    """
 
     folder: Path
     name: str
@@ -61,6 +64,7 @@ class ShardedRef(TensorRef):
         return tensor
 
     def _read_part(self, part: _Part) -> Tensor:
+        """One part, refused where the file is not what the metadata, which may be hostile, say of it."""
         name = part.storage["relative_path"]
         start = part.storage["offset"]
         size = part.storage["length"]
@@ -75,6 +79,7 @@ class ShardedRef(TensorRef):
         return tensor
 
     def _read_bytes(self, file: Path, start: int, size: int) -> Tensor:
+        """The tensor in these bytes, a file of ``torch.save``; or, of a file of safetensors, the one of this name."""
         with file.open("rb") as opened:
             opened.seek(start)
             is_zip = opened.read(2) == b"PK"
@@ -104,7 +109,7 @@ def read_distributed(metadata: Path) -> dict[str, Any]:
     }
     paths = described.get("planner_data") or {}  # flat name → the keys that led to it
     content: dict[str, Any] = {}
-    bytes_left, _ = size_and_time(folder)
+    bytes_left, _ = size_and_time(folder)  # a tensor in parts is allocated before they are read
     for name, tensor in described["state_dict_metadata"].items():
         is_tensor = tensor.name.endswith(".TensorStorageMetadata")
         if not is_tensor or name.startswith(_OPTIMIZER):
@@ -124,6 +129,7 @@ def read_distributed(metadata: Path) -> dict[str, Any]:
 def _sharded_ref(
     folder: Path, name: str, tensor: Mapping[str, Any], storages: Mapping[str, Mapping[str, Any]]
 ) -> ShardedRef:
+    """A reference to a tensor, whose sizes and places are checked, since memory is allocated by them."""
     dtype = getattr(torch, tensor["properties"].state[0].name.removeprefix("torch."))
     shape = tensor["size"]
     numbers = [*shape]
@@ -144,5 +150,6 @@ def _sharded_ref(
 
 def _part_key(name: str, offsets: tuple[int, ...] | None) -> str:
     """The name of a part. Text is hashed with a secret, so that no file can make its keys collide."""
+    # what is no tensor has no offsets, and is never asked for
     numbers = [0] if offsets is None else list(offsets)
     return f"{name} {numbers}"

@@ -95,8 +95,10 @@ def find_run(patterns: Patterns, *, key: str | None = None, has_steps: bool = Fa
     originals = _without_copies(list(checkpoints), left_out)
     used = _only_series(_place(patterns), originals, left_out)
     folder = expanded_path(patterns[0], error=TrajectoryError)
+    # a folder that is itself one checkpoint is not that of a run
     if len(patterns) == 1 and folder.is_dir() and used != [folder]:
         for file, reason in why_left_out(folder, used, key).items():
+            # copies and the like have a reason already, which says more
             if left_out.keys().isdisjoint([file, *file.parents]):
                 left_out[file] = reason
     return RunFiles(used, left_out)
@@ -127,6 +129,7 @@ def is_packed(path: Path) -> bool:
 
 
 def _expand(pattern: Path, key: str | None) -> list[Path]:
+    """The checkpoints that one pattern stands for, in any order."""
     if pattern.is_dir():
         return _in_folder(pattern, key)
     if pattern.exists():
@@ -140,6 +143,10 @@ def _expand(pattern: Path, key: str | None) -> list[Path]:
 
 
 def _in_folder(folder: Path, key: str | None) -> list[Path]:
+    """The numbered folders in a folder; else the folder itself; else the files in it, or in its ``checkpoints/``.
+
+    Numbered folders come first, since the root of a run often holds its last model, too.
+    """
     if is_packed(folder):
         raise TrajectoryError(f"{folder} is packed already: give it alone, without checkpoints.")
     try:
@@ -151,6 +158,7 @@ def _in_folder(folder: Path, key: str | None) -> list[Path]:
     checkpoints = [path for path in numbered if reasons[path] is None]
     if checkpoints:
         return [*checkpoints, *_unnumbered(entries, key)]
+    # the only file of any name may be a run of one checkpoint, and its name tells the step
     if _why_no_checkpoint(folder, key, may_be_alone=False) is None:
         return [folder]
     files = [path for path in entries if is_weights_file(path)]
@@ -158,7 +166,7 @@ def _in_folder(folder: Path, key: str | None) -> list[Path]:
     if inner.is_dir() and not any(map(is_numbered, files)):
         try:
             return [*_in_folder(inner, key), *files]
-        except TrajectoryError:
+        except TrajectoryError:  # a folder of this name may hold something else
             if not files:
                 raise
     if files:
@@ -209,6 +217,7 @@ def _without_copies(paths: list[Path], left_out: dict[Path, str]) -> list[Path]:
 
 
 def _is_same(path: Path, other: Path) -> bool:
+    """Whether both are one file; or have the same bytes, which are compared only for the usual names of copies."""
     with contextlib.suppress(OSError):
         if path.samefile(other) or _COPY.fullmatch(path.stem) is None:
             return path.samefile(other)
@@ -243,7 +252,8 @@ def _only_series(place: str, paths: list[Path], left_out: dict[Path, str]) -> li
     if unnumbered and is_one_series and len(numbered) > 1:
         later = [path for path in unnumbered if _is_later(path, numbered)]
         reason = "no step in the name, and none inside after the others"
-        left_out.update((path, reason) for path in unnumbered if path not in later[:1])
+        left_out.update((path, reason) for path in unnumbered if path not in later)
+        left_out.update((path, f"the run ends with {later[0].name}") for path in later[1:])
         return [*numbered, *later[:1]]
     names_read = read_names(paths)
     sizes = Counter(named.series for named in names_read)
@@ -276,7 +286,7 @@ def _is_later(path: Path, numbered: Sequence[Path]) -> bool:
     """Whether a checkpoint without a number is the end of a run: all files tell their steps, and it the last."""
     try:
         *steps, last = checkpoint_steps([*numbered, path])
-    except TrajectoryError:
+    except TrajectoryError:  # the files do not tell it
         return False
     return last > max(steps)
 
@@ -360,7 +370,7 @@ def _nearest_to_grid(steps: Sequence[int], interval: int) -> list[int]:
     for step in steps:
         age = steps[-1] - step
         multiple = (2 * age + interval - 1) // (2 * interval)  # halves go to the later checkpoint's multiple
-        multiple = min(multiple, (steps[-1] - steps[0]) // interval)
+        multiple = min(multiple, (steps[-1] - steps[0]) // interval)  # no point lies before the first step
         candidate = (abs(age - multiple * interval), -step)
         nearest[multiple] = min(nearest.get(multiple, candidate), candidate)
     return sorted(-negative_step for _, negative_step in nearest.values())

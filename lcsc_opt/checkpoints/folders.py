@@ -20,7 +20,7 @@ _COMPONENTS = (  # running averages come before raw weights
     "prior",
     "unet_lora",
     "transformer_lora",
-    "pytorch_model_fsdp_0",
+    "pytorch_model_fsdp_0",  # of Accelerate with FSDP
 )
 _STEMS = ("diffusion_pytorch_model", "pytorch_lora_weights", "adapter_model")
 _SAFETENSORS_FILES = [f"{stem}.safetensors" for stem in (*_STEMS, "model")]
@@ -62,6 +62,7 @@ def find_weights(folder: Path, key: str | None, *, may_be_alone: bool = True) ->
         TrajectoryError: there are none, or several of which none can be preferred.
     """
     file = _weights_file(folder)
+    # who chooses by key may name the subfolder in the path, too
     if file is not None and key in (None, "", folder.name):
         if key:
             return FolderWeights(file, key)
@@ -142,6 +143,6 @@ def _weights_file(folder: Path) -> Path | None:
         for file in (folder / name, folder / f"{name}.index.json"):
             if file.is_file():
                 return file
-    if any(folder.glob("*.distcp")):
+    if any(folder.glob("*.distcp")):  # whose metadata may be missing: reading says so
         return folder / METADATA
     return None

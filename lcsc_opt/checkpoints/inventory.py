@@ -276,6 +276,7 @@ class Inventory:
                 continue
             seen.add(id(value))  # a part may contain itself
             first = dict(itertools.islice(entries.items(), _MAX_SAMPLED))
+            # a single number, such as a step, is a tensor too, and makes no state dict
             if any(is_any_tensor(entry) and getattr(entry, "shape", True) for entry in first.values()):
                 mixed = Container(key, entries)
                 if key:
@@ -318,6 +319,7 @@ def is_any_tensor(value: Any) -> bool:
 
 
 def _is_ddim_list(value: Any) -> bool:
+    """Whether this is a checkpoint of DDIM's code, which has the average at the end, or none."""
     if not isinstance(value, list) or len(value) not in (4, 5):
         return False
     optimizer = entries_of(value[1]) or {}
@@ -377,6 +379,7 @@ def _flattened(parts: Mapping[Any, Any]) -> dict[str, Any]:
 
 
 def _is_state(name: str) -> bool:
+    """Whether an entry is the state of an optimizer, a scheduler or the like, by its name."""
     return _STATES.fullmatch(name) is not None and name not in GUESSED_KEYS
 
 
@@ -464,6 +467,7 @@ def _find_its_weights(average: Container, raws: Sequence[Container]) -> None:
             average.tensors = {names[name]: tensor for name, tensor in tensors.items()}
             average.average_of = raw
             return
+    # without other weights in the file, a user can only mean these
     if any(raw.is_offered for raw in raws) and not average.is_shadow:
         average.role = Role.OTHER
 

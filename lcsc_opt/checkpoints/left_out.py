@@ -15,7 +15,7 @@ from lcsc_opt.checkpoints.inventory import is_average
 from lcsc_opt.checkpoints.names import CHECKPOINT_SUFFIXES, OBJECTS_OF_ACCELERATE, is_state_file
 
 _DEEPEST = 4  # folders below that of the run
-_MOST_FILES = 10_000  # that are looked at
+_MOST_FILES = 10_000  # that are looked at, for no more than a message
 _MOST_PATTERNS = 3  # for one reason, in a message
 _PIECES = ".distcp"  # of torch.distributed.checkpoint
 
@@ -83,7 +83,7 @@ def _files_read(checkpoint: Path, key: str | None) -> Collection[Path]:
     if not checkpoint.is_dir():
         return {checkpoint}
     weights: Path | None = None
-    for candidate in (key, None):
+    for candidate in (key, None):  # the key may also be one of the file inside
         with contextlib.suppress(TrajectoryError, OSError):
             weights = weights or find_weights(checkpoint, candidate).file
     if weights is None:

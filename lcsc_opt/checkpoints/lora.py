@@ -91,6 +91,16 @@ class _Scale(pydantic.BaseModel):
     use_rslora: bool | None = None
     init_lora_weights: bool | str | None = None
 
+    @pydantic.field_validator("alpha_pattern")
+    @classmethod
+    def _check_patterns(cls, patterns: dict[str, float] | None) -> dict[str, float] | None:
+        for pattern in patterns or {}:
+            try:
+                re.compile(pattern)
+            except re.error as error:
+                raise ValueError(f"{pattern!r} is no regular expression: {error}") from error
+        return patterns
+
     def alpha_of(self, path: str) -> float:
         """The alpha of the module at ``path``: that of the first pattern that matches, else that of all modules."""
         for pattern, alpha in (self.alpha_pattern or {}).items():
@@ -169,6 +179,7 @@ def lora_flavour(names: Iterable[str]) -> Flavour | None:
     down_suffixes = tuple(down for down, _ in LORA_FACTORS)
     all_names = list(names)
     downs = [name for name in all_names if name.endswith(down_suffixes)]
+    # PEFT's name of a layer that is adapted, which a file of the adapter alone does not have
     is_whole_network = any(".base_layer." in name for name in all_names)
     if not downs or is_whole_network:
         return None
@@ -251,8 +262,10 @@ def _parse(path: Path, text: str | bytes) -> LoraAlphas:
         for name, value in json.loads(text).items():
             component, entry = _split_component(name)
             configs.setdefault(component, {})[entry] = value
+        # an empty configuration is refused, as it lacks lora_alpha
         return LoraAlphas.model_validate({"configs": configs or {"": {}}})
     except (ValueError, AttributeError, RecursionError) as error:  # pydantic's messages have many lines
         raise TrajectoryError(
-            f"{path}: not the configuration of a LoRA; expected JSON with a number lora_alpha."
+            f"{path}: not the configuration of a LoRA; expected JSON with a number lora_alpha, and regular expressions "
+            "in alpha_pattern."
         ) from error

@@ -71,7 +71,10 @@ def init_arguments_of(network: Any) -> dict[str, Any] | None:
 
 
 def _saved_parts(value: Any) -> tuple[int, dict[Any, Any], dict[Any, Any]]:
-    """How many entries one module has, and of those that ``state_dict()`` has: name → tensor, name → module."""
+    """How many entries one module has, and of those that ``state_dict()`` has: name → tensor, name → module.
+
+    All entries count, since each is looked at again in every network of a hostile file that shares them.
+    """
     if _is_script(value):  # its attributes are tensors, modules and settings, in one dict
         attributes = value.state
         tensors = {name: part for name, part in attributes.items() if is_tensor(part)}

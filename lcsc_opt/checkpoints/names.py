@@ -86,7 +86,7 @@ def read_names(paths: Sequence[Path]) -> list[Named]:
             for place in alike:
                 parts[place] = _StepPart.of_folder(paths[place]) or parts[place]
     named: dict[int, Named] = {}
-    for alike in _alike(parts):
+    for alike in _alike(parts):  # anew: some are those of folders now
         steps = _which_are_steps([parts[place].values for place in alike])
         for place in alike:
             named[place] = parts[place].named(paths[place], steps)
@@ -210,6 +210,7 @@ def _which_are_steps(values: Sequence[tuple[int, ...]]) -> list[int]:
     """Which of the numbers of similar names may be the steps."""
     columns = list(zip(*values, strict=True))
     varying = [place for place, column in enumerate(columns) if len(set(column)) > 1]
+    # one that tells all names apart may be the step, and so may the others: the files may say which it is
     if any(len(set(columns[place])) == len(values) for place in varying):
         return varying
     if varying:  # of several series
@@ -218,7 +219,7 @@ def _which_are_steps(values: Sequence[tuple[int, ...]]) -> list[int]:
 
 
 def _possible_steps(name: str) -> list[re.Match[str]]:
-    """The numbers in a name without its suffix that may be its step."""
+    """The numbers in a name without its suffix that may be its step; an epoch's only where there is no other."""
     without_epoch = _blanked(name, _NO_STEP_NOR_EPOCH)
     with_word = list(_STEP_WITH_WORD.finditer(without_epoch))
     if with_word:

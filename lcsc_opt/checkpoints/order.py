@@ -79,6 +79,7 @@ def checkpoint_steps(paths: Sequence[Path]) -> list[int]:
                 f"in each epoch, or runs are mixed: {_ADVICE}."
             )
         return [step for step in complete.numbers if step is not None]
+    # names with the same number are left to the caller, who refuses equal steps
     for path, step in zip(paths, in_names.numbers, strict=True):
         if step is None:
             raise TrajectoryError(f"{path} has no step in its name or contents: {_ADVICE}.")
@@ -92,6 +93,7 @@ def _step_in_names(paths: Sequence[Path], named: Sequence[Named], others: Sequen
         TrajectoryError: it is not clear which it is, and the files do not say their steps.
     """
     rows = [name.numbers for name in named]
+    # names of several patterns have other numbers at the same place
     if len({len(row) for row in rows}) > 1:
         rows = [row[-1:] for row in rows]
     columns = zip(*(row or (None,) for row in rows), strict=False)
@@ -103,6 +105,6 @@ def _step_in_names(paths: Sequence[Path], named: Sequence[Named], others: Sequen
         return possible[0]
     steps_inside = others[0]
     if steps_inside.is_complete:
-        return _Clue("", (None,) * len(paths))
+        return _Clue("", (None,) * len(paths))  # which contradicts nothing
     numbers = " or ".join(str(clue.numbers[-1]) for clue in clues)
     raise TrajectoryError(f"{paths[-1]}: it is not clear which number in its name is the step ({numbers}): {_ADVICE}.")

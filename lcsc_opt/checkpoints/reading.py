@@ -27,7 +27,7 @@ from lcsc_opt.checkpoints.watched import size_and_time
 from lcsc_opt.checkpoints.weights import sampled
 
 _MOVES_MORE = 1.5  # a ratio: averages of random weights, in tests, move about as much as they do
-_COMPARED_FILES = 3
+_COMPARED_FILES = 3  # the last ones: all of their weights are read
 _MAX_TENSORS = 100_000
 _MAX_NAME_LENGTH = 2_000
 _MAX_SHARING = 16  # how much larger than the file its tensors may be, where they share memory
@@ -198,6 +198,7 @@ def module_weights(module: nn.Module) -> dict[str, Tensor]:
         bare = bare.module  # type: ignore[assignment]
     inventory = Inventory(bare.state_dict())
     tensors = unwrapped(inventory.state_dict(inventory.guess()))
+    # without such a wrapper, ``module`` is the network's own name of a part
     is_wrapped = any(map(_is_data_parallel, bare.modules()))
     return without_data_parallel(tensors)[0] if is_wrapped else tensors
 
@@ -212,7 +213,7 @@ def naming(path: Path) -> Iterator[None]:
     try:
         if not path.exists():
             raise TrajectoryError("does not exist: check the path.")
-        if path.stat().st_size == 0:
+        if not path.is_dir() and path.stat().st_size == 0:  # some file systems give folders no size
             raise TrajectoryError("is empty: the save was interrupted; leave it out.")
         yield
     except TrajectoryError as error:
@@ -281,6 +282,7 @@ def _tensors(path: Path, state: Mapping[Any, Any], key: str) -> dict[str, Tensor
     tensor_bytes = sum(tensor.numel() * tensor.itemsize for tensor in tensors.values())
     is_in_folder = _is_index(path) or path.name == METADATA
     file_bytes, _ = size_and_time(path.parent if is_in_folder else path)
+    # 16 MiB cost nothing, and small files may have views of far more numbers than they hold
     if tensor_bytes > _MAX_SHARING * file_bytes + 2**24:
         raise TrajectoryError(
             f"has tensors of {tensor_bytes / 2**30:,.1f} GiB in a file of {file_bytes / 2**30:,.1f} GiB: leave it out."
@@ -316,6 +318,7 @@ def _read_shards(index: Path) -> dict[str, Tensor]:
         raise TrajectoryError("is not an index of weights: save the model again, or name its files.") from error
     names_in_file: dict[str, list[str]] = {}
     for name, file in file_of_name:
+        # an index that names itself would be read without end
         if not isinstance(file, str) or not is_plain_name(file) or _is_index(Path(file)):
             raise TrajectoryError(f"names a file outside of its folder ({shown(file)}): leave it out.")
         names_in_file.setdefault(file, []).append(name)

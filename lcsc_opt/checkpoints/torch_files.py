@@ -177,6 +177,7 @@ def map_tensors(path: Path, refs: Mapping[str, TensorRef | Tensor], *, in_memory
 
 
 def _read(file: BinaryIO, storage: Storage) -> torch.UntypedStorage:
+    """The bytes of a storage in memory of its own, which stays whole when the file is cut."""
     content = torch.empty(storage.size, dtype=torch.uint8, device="cpu")
     file.seek(storage.start)
     if file.readinto(content.numpy()) < storage.size:  # type: ignore[attr-defined]
@@ -185,6 +186,7 @@ def _read(file: BinaryIO, storage: Storage) -> torch.UntypedStorage:
 
 
 def _check_bounds(ref: TensorRef, file_bytes: int) -> None:
+    """Refuse a tensor that is not within its storage, or whose storage is not within the file."""
     numbers = (ref.offset, *ref.shape, *ref.stride)
     are_possible = all(type(number) is int and 0 <= number < _MAX_NUMBER for number in numbers)
     if not are_possible or len(ref.shape) != len(ref.stride) or math.prod(ref.shape) >= _MAX_NUMBER:
@@ -239,7 +241,10 @@ class _Calls:
 
 
 def _tensor(call: Record) -> TensorRef | Record:
-    """The tensor of ``_rebuild_tensor*(storage, offset, shape, stride, requires_grad, hooks, [dtype,] metadata)``."""
+    """The tensor of ``_rebuild_tensor*(storage, offset, shape, stride, requires_grad, hooks, [dtype,] metadata)``.
+
+    Other arguments give the call itself, which the reader of a state dict refuses with the name of the tensor.
+    """
     args = call.args
     has_dtype = call.name.endswith("_v3")
     if has_dtype and len(args) < 7:
@@ -342,6 +347,7 @@ def _read_legacy(source: PickleBytes) -> Any:
     storages: dict[str, Storage] = {}
 
     def locate(dtype: torch.dtype, key: str, size: int) -> Storage:
+        # its bytes come behind the pickle that names it: until then, it lies outside of the file
         return storages.setdefault(key, Storage(-1, size, dtype))
 
     InertUnpickler(source).load()

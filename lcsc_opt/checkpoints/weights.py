@@ -14,7 +14,7 @@ from torch import Tensor
 
 from lcsc_opt.base.errors import TrajectoryError
 
-_MOST_PREFIXES = 16
+_MOST_PREFIXES = 16  # that are tried: a large network has many names that end alike
 _SAMPLED_TENSORS = 512
 _SAMPLED_OF_TENSOR = 1024
 # spectral norm's singular vectors beside the weight that they were computed from: of torch, old and new, and BigGAN

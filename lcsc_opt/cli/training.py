@@ -38,7 +38,7 @@ def train(
 ) -> None:
     """Train a model, and write its checkpoints and a study file.
 
-    The checkpoints are a trajectory; a learning curve and a model folder are beside it.
+    The checkpoints are a trajectory; a model folder is beside it.
     """
     from lcsc_opt.training.preparing import parse_recipe, run
     from lcsc_opt.training.trainer import Training

@@ -41,6 +41,7 @@ def load_images(name: str, *, folder: Path) -> tuple[Tensor, str | None]:
         images, reference = _image_set(name, folder)
         pixels = torch.cat([_as_bytes(batch) for batch in images.batches(AT_ONCE)])
     except MetricError as error:
+        # in a study file, images are given by the setting ``reference``
         raise TrainingError(f"--data: {str(error).removeprefix('reference: ')}") from error
     return pixels, reference
 
@@ -57,7 +58,11 @@ def _image_set(name: str, folder: Path) -> tuple[ImageSet, str]:
 
 
 def write_images(path: Path, pixels: Tensor) -> None:
-    """Write ``[n, C, H, W]`` as an ``.npz`` that a study file can name. Raises TrainingError if the disk refuses."""
+    """Write ``[n, C, H, W]`` as an ``.npz`` that a study file can name, whose images are ``[n, H, W, C]`` bytes.
+
+    Raises:
+        TrainingError: the disk refuses.
+    """
     content = io.BytesIO()
     np.savez_compressed(content, arr_0=_as_bytes(pixels).permute(0, 2, 3, 1).numpy())
     write_atomically(path, content.getvalue(), error=TrainingError)

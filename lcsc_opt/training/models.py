@@ -82,7 +82,8 @@ class TrainedModel:
         if self.kind != "edm":
             raise TrainingError(f"--teacher: {self.folder.path} is a {self.kind} model; expected an EDM model")
         network = self.network.eval().requires_grad_(requires_grad=False)
-        sigma_data = float((self.folder.scheduler or {}).get("sigma_data", 0.5))
+        sigma_data = float((self.folder.scheduler or {}).get("sigma_data", 0.5))  # diffusers' default
+        # a consistency function with its boundary at 0 is the denoiser
         return ConsistencyFunction(network, sigma_data=sigma_data, sigma_min=0.0, noise_scale=self.noise_scale)
 
     @staticmethod

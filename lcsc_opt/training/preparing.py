@@ -67,6 +67,7 @@ def run(training: Training, *, resume: bool = False) -> Path:
     """
     _check(training)
     busy = TrainingError(f"{training.out}: another process trains it; wait until it ends, or name another trajectory")
+    # the trajectory's own lock is released before the model is written
     with only_process(sibling_path(training.out, ".model"), busy=busy):
         if resume:
             _check_unchanged(training)
@@ -102,7 +103,7 @@ def _train(training: Training, *, resume: bool) -> nn.Module:
         write_images(model / "images.npz", pixels)
     TrainedModel.write_config(model, network, recipe.scheduler(), recipe.timestep_scale(noise_scale))
     study = sibling_path(training.out, ".yaml")
-    if not (resume and study.exists()):
+    if not (resume and study.exists()):  # its user may have changed it
         write_atomically(study, _study_text(training, reference).encode(), error=TrainingError)
     trainer = Trainer(
         training,
@@ -119,6 +120,8 @@ def _train(training: Training, *, resume: bool) -> nn.Module:
 def _check(training: Training) -> None:
     """Refuse requests that are wrong whatever the files contain."""
     name = training.recipe.name
+    if not training.out.name:
+        raise TrainingError(f"-o {training.out}: expected the name of a new trajectory, such as run.trajectory")
     if training.steps < 2 * training.checkpoint_every:
         raise TrainingError(
             f"--checkpoint-every {training.checkpoint_every}: {training.steps} steps leave fewer than two checkpoints"
@@ -133,8 +136,7 @@ def _check(training: Training) -> None:
 
 def _check_free(training: Training) -> None:
     """Refuse to overwrite files of an earlier training, or of somebody else."""
-    for suffix in OUTPUTS:
-        path = sibling_path(training.out, suffix)
+    for path in (training.out, *(sibling_path(training.out, suffix) for suffix in OUTPUTS)):
         if path.exists():
             advice = "continue with --resume"
             if not _description(training).exists():

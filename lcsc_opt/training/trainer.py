@@ -96,7 +96,6 @@ class Trainer:
         self.noise_scale = noise_scale
         self.teacher = teacher
         self.step = 0
-        self.seconds = 0.0
         self.saved_at = time.monotonic()
         self._keeps_start = keeps_start
         self._saved_step = 0
@@ -152,7 +151,7 @@ class Trainer:
         self.saver.begin(self.step)
         if self._keeps_start and self.step == 0:
             self.saver.keep_start(self.network)
-        self._save_state()
+        self._save_state()  # before later checkpoints, which cannot be resumed without a state
 
     def _prepare_rows(self, state: Mapping[str, Any] | None) -> None:
         """Refuse to resume where checkpoints would be lost; before a training from step 0, remove all that are there.
@@ -185,7 +184,6 @@ class Trainer:
     def run(self) -> Iterator[float]:
         """Train; gives the loss of each step."""
         training = self.training
-        start = time.monotonic() - self.seconds
         while self.step < training.steps:
             loss = self._step()
             self.step += 1
@@ -194,7 +192,6 @@ class Trainer:
                     f"the loss of step {self.step} is {loss}: lower learning_rate, or check the data; "
                     f"the checkpoints before it are complete in {training.out}"
                 )
-            self.seconds = time.monotonic() - start
             if self.step % training.checkpoint_every == 0:
                 self.saver.step(self.step, self.network)
                 if time.monotonic() - self.saved_at >= STATE_SECONDS:
@@ -235,7 +232,6 @@ class Trainer:
         content = io.BytesIO()
         state = {
             "step": self.step,
-            "seconds": self.seconds,
             "network": self.network.state_dict(),
             "average": None if self.average is None else self.average.state_dict(),
             "optimizer": self.optimizer.state_dict(),
@@ -265,7 +261,6 @@ class Trainer:
         except Exception as error:
             raise self._unreadable(error) from error
         self.step = int(state["step"])
-        self.seconds = float(state["seconds"])
 
     def _unreadable(self, error: Exception) -> LcscError:
         reason = text_of(error)[:200] or type(error).__name__

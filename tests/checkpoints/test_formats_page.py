@@ -26,11 +26,11 @@ RAW_BESIDE_AVERAGES = (  # formats whose raw weights are searched unless a user 
 PAGE = Path(__file__).parents[2] / "docs" / "reference.md"
 
 
-def rows(table: str, column: str) -> dict[str, str]:
-    """First cell → the cell of a column, of the first table under a heading."""
-    section = PAGE.read_text().split(f"\n## {table}\n")[1].split("\n## ")[0].split("\n### ")[0]
+def rows() -> dict[str, str]:
+    """Code base → its files in the column ``checkpoints``, of the first table under the heading ``Checkpoints``."""
+    section = PAGE.read_text().split("\n## Checkpoints\n")[1].split("\n## ")[0].split("\n### ")[0]
     cells = [re.split(r"(?<!\\)\|", line)[1:-1] for line in section.splitlines() if line.startswith("| ")]
-    index = [cell.strip() for cell in cells[0]].index(column)
+    index = [cell.strip() for cell in cells[0]].index("checkpoints")
     return {row[0].strip(): row[index].strip().strip("`") for row in cells[1:]}
 
 
@@ -40,7 +40,7 @@ def as_a_shell_would(arguments: str) -> list[str]:
 
 
 def test_page_and_examples_name_the_same_formats():
-    assert rows("Checkpoints", "checkpoints").keys() == set(checkpoint_examples.NAMES)
+    assert rows().keys() == set(checkpoint_examples.NAMES)
 
 
 @pytest.mark.filterwarnings("ignore::Warning:pytorch_lightning", "ignore::Warning:lightning_fabric")
@@ -48,7 +48,7 @@ def test_page_and_examples_name_the_same_formats():
 def test_example_of_the_page_packs_these_weights(name, workplace, monkeypatch, capsys):
     written = checkpoint_examples.write(name, workplace / "run")
     monkeypatch.setattr(sys, "argv", ["lcsc"])
-    checkpoints = as_a_shell_would(rows("Checkpoints", "checkpoints")[name])
+    checkpoints = as_a_shell_would(rows()[name])
     assert lcsc(["trajectory", "pack", *checkpoints, "-o", "run.trajectory"]) == 0, capsys.readouterr().err
     trajectory = Trajectory.open("run.trajectory")
     assert trajectory.steps == checkpoint_examples.STEPS

@@ -1,4 +1,4 @@
-"""Files made to harm: each is answered with one line, within 2 s and 500 MB, and nothing in it runs."""
+"""Files made to harm: each is answered with one line, within 10 s and 500 MB, and nothing in it runs."""
 
 from __future__ import annotations
 

@@ -114,39 +114,20 @@ LAYOUTS = {
         average=True,
         pattern="model*.pt",
     ),
-    "score_sde": Layout(
-        {"checkpoint_{}.pth": lambda step: {"model": weights(step), "ema": torch_ema(step), "step": step}},
-        {"checkpoints-meta/checkpoint.pth": {"model": weights(300), "step": 300}},
-        used=3,
-        average=True,
-    ),
     "torchtune": Layout(
         {"epoch_{}/model.safetensors": raw, "epoch_{}/recipe_state.pt": lambda step: {"epochs_run": step}},
         {"recipe_state/recipe_state.pt": {"epochs_run": 3}, "torchtune_config.yaml": None},
         used=3,
     ),
-    "denoising-diffusion-pytorch": Layout(
-        {"model-{}.pt": lambda step: {"step": step, "model": weights(step), "opt": state(step)}},
+    "pythae": Layout(
+        {"checkpoint_epoch_{}/model.pt": lambda step: {"model": weights(step)}, "checkpoint_epoch_{}/optim.pt": state},
         {"sample-1.png": None},
         used=3,
-    ),
-    "a GAN's networks beside, of other names": Layout(
-        {"ckpt/G_{}.pth": raw, "ckpt/G_ema_{}.pth": averaged},
-        {"inception/weights.pth": weights(1)},
-        used=3,
-        average=True,
-        pattern="ckpt/G_[0-9]*.pth",
     ),
     "kohya's LoRA with its states": Layout(
         {"hat-{:06}.safetensors": raw, "hat-{:06}-state/optimizer.bin": state},
         {"hat.safetensors": weights(300), "sample/hat_000.png": None},
         used=3,
-    ),
-    "slurm's jobs, each with the run's checkpoints": Layout(
-        {"ckpts/step_{}.pt": raw, "ckpts/optim_{}.pt": state},
-        {"pretrained.pt": {"other": torch.ones(2)}, "run.trajectory.partial/notes.txt": None},
-        used=3,
-        pattern="ckpts",
     ),
 }
 

@@ -19,6 +19,7 @@ KEYS = st.text() | st.integers(-(2**59), 2**59)
 DATA = st.recursive(
     LEAVES,
     lambda inner: st.lists(inner) | st.tuples(inner, inner, inner, inner) | st.dictionaries(KEYS, inner),
+    max_leaves=20,
 )
 
 

@@ -5,6 +5,7 @@ import os
 import stat
 import sys
 import zipfile
+from pathlib import Path
 
 import pytest
 import torch
@@ -136,6 +137,12 @@ def test_bad_file_is_one_typed_line_with_its_name(tmp_path, name):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="of Linux")
+def test_a_folder_to_which_its_file_system_gives_no_size_is_looked_into():
+    with pytest.raises(TrajectoryError, match="task holds no known file of weights"):
+        read_checkpoint("/proc/self/task")
+
+
 def test_key_continues_as_the_start_of_names(tmp_path):
     names = {f"model.{name}": tensor for name, tensor in WEIGHTS.items()} | {"loss.scale": torch.ones(1)}
     path = saved(tmp_path / "m.pt", {"state_dict": names})
@@ -179,11 +186,10 @@ def test_the_only_state_dict_or_the_only_average_is_taken(tmp_path, content, key
     assert_read(saved(tmp_path / "m.pt", content), key)
 
 
-@pytest.mark.parametrize("key", ["state_dict", "ema_state_dict"])
-def test_the_counter_of_mmengines_average_is_no_part_of_the_model(tmp_path, key):
+def test_the_counter_of_mmengines_average_is_no_part_of_the_model(tmp_path):
     raw = {"steps": torch.tensor(580), **{f"module.{name}": tensor for name, tensor in WEIGHTS.items()}}
     path = saved(tmp_path / "m.pth", {"meta": {}, "message_hub": {}, "state_dict": WEIGHTS, "ema_state_dict": raw})
-    assert same_bits(read_checkpoint(path, key=key).tensors, WEIGHTS)
+    assert same_bits(read_checkpoint(path, key="ema_state_dict").tensors, WEIGHTS)
 
 
 def test_a_folder_of_deepspeed_is_one_checkpoint_unless_a_model_is_spread_over_ranks(tmp_path):

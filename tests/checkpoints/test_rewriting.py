@@ -17,8 +17,12 @@ from lcsc_opt.checkpoints.rewriting import Document, with_weights
 WEIGHTS = {"layer.weight": torch.full((2, 2), 7.0), "layer.bias": torch.full((2,), 8.0)}
 
 
+def filled(value: float, prefix: str = "") -> dict[str, Tensor]:
+    return {f"{prefix}{name}": torch.full_like(tensor, value) for name, tensor in WEIGHTS.items()}
+
+
 def zeros(prefix: str = "") -> dict[str, Tensor]:
-    return {f"{prefix}{name}": torch.zeros_like(tensor) for name, tensor in WEIGHTS.items()}
+    return filled(0, prefix)
 
 
 def rewritten(path: Path, content: Any) -> Document:
@@ -107,10 +111,6 @@ def content_tensors(entries: Any, name: str = "") -> list[tuple[str, Tensor]]:
     return [found for key, value in entries.items() for found in content_tensors(value, f"{name}.{key}")]
 
 
-def filled(value: float) -> dict[str, Tensor]:
-    return {name: torch.full_like(tensor, value) for name, tensor in WEIGHTS.items()}
-
-
 def test_nothing_but_the_chosen_weights_and_their_averages_is_replaced(tmp_path: Path) -> None:
     """Not Adam's moments by name, nor a teacher, a Fisher matrix or a constant average of another step."""
     for step in (1, 2):
@@ -139,21 +139,21 @@ def test_an_average_in_a_list_is_replaced_whatever_its_name_is(tmp_path: Path) -
     torch.testing.assert_close(document.entries["log"], [torch.ones(2)])
 
 
-@pytest.mark.parametrize("sign", ["message_hub", "current_model_state"])
-def test_a_trainer_that_saves_its_average_as_the_model(tmp_path: Path, sign: str) -> None:
-    """mmengine's EMAHook, and Lightning's WeightAveraging."""
-    raw = "ema_state_dict" if sign == "message_hub" else sign
-    document = rewritten(tmp_path / "best.pt", {sign: {}, "state_dict": filled(1), raw: filled(2)})
-    assert sorted(document.replaced) == sorted(["state_dict", raw])
-    assert_replaced(document.entries[raw])
-
-
-def test_mmengines_average_keeps_its_counter_and_its_names(tmp_path: Path) -> None:
-    raw = {"steps": torch.tensor(580), **{f"module.{name}": tensor for name, tensor in filled(2).items()}}
-    content = {"message_hub": {}, "state_dict": filled(1), "ema_state_dict": raw}
-    entries = rewritten(tmp_path / "best.pt", content).entries["ema_state_dict"]
-    assert int(entries.pop("steps")) == 580
-    assert_replaced({name.removeprefix("module."): tensor for name, tensor in entries.items()})
+@pytest.mark.parametrize(
+    ("sign", "raw_key", "raw"),
+    [
+        ("message_hub", "ema_state_dict", {**filled(2, "module."), "steps": torch.tensor(580)}),  # mmengine's EMAHook
+        ("current_model_state", "current_model_state", filled(2, "module.")),  # Lightning's WeightAveraging
+    ],
+)
+def test_a_trainer_that_saves_its_average_as_the_model(tmp_path: Path, sign: str, raw_key: str, raw: Any) -> None:
+    document = rewritten(tmp_path / "best.pt", {sign: {}, "state_dict": filled(1), raw_key: raw})
+    assert sorted(document.replaced) == sorted(["state_dict", raw_key])
+    assert_replaced(document.entries["state_dict"])
+    rewritten_raw = document.entries[raw_key]
+    assert_replaced(rewritten_raw, "module.")
+    assert list(rewritten_raw) == list(raw)  # with mmengine's counter
+    assert "steps" not in raw or int(rewritten_raw["steps"]) == 580
 
 
 def test_what_cannot_be_written_says_why(tmp_path: Path) -> None:

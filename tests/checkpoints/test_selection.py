@@ -32,13 +32,6 @@ def test_the_papers_window_and_interval():
     assert taken[-1] - taken[0] == 40_000
 
 
-@hypothesis.given(st.integers(1, 50), st.integers(1, 12), st.integers(2, 60), st.integers(0, 1000))
-def test_regular_steps_are_taken_where_the_interval_divides(every, times, count, first):
-    steps = [first + every * i for i in range(times + count)]
-    expected = [step for step in steps if (steps[-1] - step) % (every * times) == 0]
-    assert chosen(steps, interval=every * times) == expected
-
-
 @hypothesis.given(st.sets(st.integers(0, 5000), min_size=2, max_size=60), st.integers(1, 700))
 def test_one_checkpoint_for_each_point_and_it_is_the_nearest(steps, interval):
     steps = sorted(steps)

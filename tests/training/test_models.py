@@ -13,14 +13,21 @@ from lcsc_opt.training.models import TrainedModel
 from tests.unet_examples import unet
 
 
-def written(folder: Path, scheduler: dict[str, Any], scale: float = 1.0) -> TrainedModel:
-    TrainedModel.write_config(folder, unet(0), scheduler, scale)
-    TrainedModel.write_weights(folder, unet(0))
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """With the weights of a network."""
+    made = tmp_path_factory.mktemp("model")
+    TrainedModel.write_weights(made, unet(0))
+    return made
+
+
+def written(folder: Path, scheduler: dict[str, Any]) -> TrainedModel:
+    TrainedModel.write_config(folder, unet(0), scheduler, 1.0)
     return TrainedModel.read(folder, "--teacher")
 
 
-def test_an_edm_model_is_the_denoiser_of_its_scheduler(tmp_path: Path) -> None:
-    model, network = written(tmp_path, {"_class_name": "EDMEulerScheduler", "sigma_data": 0.4}), unet(0)
+def test_an_edm_model_is_the_denoiser_of_its_scheduler(folder: Path) -> None:
+    model, network = written(folder, {"_class_name": "EDMEulerScheduler", "sigma_data": 0.4}), unet(0)
     x = torch.randn(2, 1, 8, 8, generator=torch.Generator().manual_seed(0))
     s = 1.7
     with torch.no_grad():
@@ -43,5 +50,5 @@ def test_an_edm_model_is_the_denoiser_of_its_scheduler(tmp_path: Path) -> None:
         ({"_class_name": "CMStochasticIterativeScheduler"}, "consistency"),
     ],
 )
-def test_a_scheduler_tells_how_a_model_was_trained(tmp_path: Path, scheduler: Any, kind: str) -> None:
-    assert written(tmp_path, scheduler).kind == kind
+def test_a_scheduler_tells_how_a_model_was_trained(folder: Path, scheduler: Any, kind: str) -> None:
+    assert written(folder, scheduler).kind == kind

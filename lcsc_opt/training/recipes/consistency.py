@@ -6,7 +6,7 @@ import math
 from typing import Annotated, Any, ClassVar
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from lcsc_opt.sampling.consistency import ConsistencyFunction, noise_levels
@@ -33,11 +33,17 @@ class ConsistencyRecipe(TrainingRecipe):
     sigma_max: Positive = 20.0
     sigma_data: Positive = 0.5
 
+    @model_validator(mode="after")
+    def _check_noise_levels(self) -> ConsistencyRecipe:
+        if self.sigma_min >= self.sigma_max:
+            raise ValueError(f"sigma_max: expected more than sigma_min, {self.sigma_min:g}, got {self.sigma_max:g}")
+        return self
+
     def scheduler(self) -> dict[str, Any]:
         """Multistep consistency sampling (Song et al. 2023, Alg. 1)."""
         return {
             "_class_name": "CMStochasticIterativeScheduler",
-            "num_train_timesteps": 40,
+            "num_train_timesteps": 40,  # diffusers' default
             "sigma_min": self.sigma_min,
             "sigma_max": self.sigma_max,
             "sigma_data": self.sigma_data,
@@ -120,7 +126,7 @@ class Cd(ConsistencyRecipe):
 
         x^phi is one step of Heun's method on dx/dsigma = (x - D(x; sigma)) / sigma (Karras et al. 2022, Alg. 1).
         """
-        assert batch.teacher is not None  # `needs` says so
+        assert batch.teacher is not None  # `needs_teacher`: `run` refuses to train without one
         low, high = self._uniform_interval(self.levels, batch)
         noisy = batch.images + column(high) * batch.normal()
         with torch.no_grad():
@@ -157,6 +163,15 @@ class Ict(ConsistencyRecipe):
     last_discretization: Count = 160
     noise_mean: Finite = -1.1
     noise_std: Positive = 2.0
+
+    @model_validator(mode="after")
+    def _check_schedule(self) -> Ict:
+        first = self.first_discretization
+        if first > self.last_discretization:
+            raise ValueError(f"last_discretization: expected at least first_discretization, {first}")
+        if not self.levels(0, 1)[1].sum() > 0:
+            raise ValueError("noise_mean: with noise_std, it leaves no noise between sigma_min and sigma_max")
+        return self
 
     def loss(self, batch: Batch) -> Tensor:
         """Eq. 7: E d(f(x + sigma_{i+1} z, sigma_{i+1}), f(x + sigma_i z, sigma_i)) / (sigma_{i+1} - sigma_i)."""
