@@ -68,7 +68,7 @@ def build(storage: RDBStorage) -> dash.Dash:
         controls = (axis, shown.optimizers)
         signature = parts.signature(shown.studies, theme, *controls)
         if signature == seen:
-            return *[no_update] * 8, interval, no_update
+            return "", *[no_update] * 7, interval, no_update
         new_columns: Any = _columns(loss_name(shown.studies))
         if new_columns == columns:
             new_columns = no_update  # a reader may have made them wider
@@ -126,7 +126,9 @@ class Shown:
         studies = reader.read(experiment)
         optimizers = list(dict.fromkeys(study.optimizer for study in studies if study.optimizer != EMA_GRID))
         chosen = [name for name in only if name in optimizers]  # another experiment may not have them
-        return cls(optimizers, _of_optimizers(studies, chosen))
+        if chosen:  # and EMA*, with which everything is compared
+            studies = tuple(study for study in studies if study.optimizer in {*chosen, EMA_GRID})
+        return cls(optimizers, studies)
 
 
 def _download(_: int, rows: list[dict[str, Any]] | None, experiment: str) -> dict[str, Any]:
@@ -145,13 +147,6 @@ def _chosen(reader: HistoryReader, query: Mapping[str, str]) -> tuple[Any, ...]:
         axis = default_axis(studies)
     only = [name for name in query.get("only", "").split(",") if name]
     return experiment, axis, only
-
-
-def _of_optimizers(studies: Sequence[Standing], names: Sequence[str]) -> tuple[Standing, ...]:
-    """The studies of these optimizers, if any are named, and EMA*, with which everything is compared."""
-    if not names:
-        return tuple(studies)
-    return tuple(study for study in studies if study.optimizer in {*names, EMA_GRID})
 
 
 def _content() -> list[Any]:
@@ -175,20 +170,20 @@ def _content() -> list[Any]:
             id="ranking",
             columnDefs=[],
             rowData=[],
-            getRowId="params.data.optimizer",
+            getRowId="params.data.optimizer",  # a refresh changes the row of an optimizer, and makes no new one
             defaultColDef=COLUMN,
             dashGridOptions={
                 "domLayout": "autoHeight",
                 "animateRows": False,
                 "suppressMovableColumns": True,
-                "suppressColumnVirtualisation": True,
+                "suppressColumnVirtualisation": True,  # else the last columns have no header until somebody scrolls
             },
             style={"height": None},
         ),
         dcc.Download(id="download"),
         html.P(
-            "Mean ± standard deviation over seeds; lower is better. The difference is from the best held-out loss, "
-            f"with a {CONFIDENCE:.0%} confidence interval over seeds.",
+            "Mean ± standard deviation over seeds; lower losses and higher scores are better. The difference is from "
+            f"the best held-out value, with a {CONFIDENCE:.0%} confidence interval over seeds.",
             className="note",
         ),
         html.Div(id="metrics"),
@@ -197,6 +192,7 @@ def _content() -> list[Any]:
 
 
 def _metrics(shown: Shown) -> Any:
+    """The tables of the report, and its warnings; nothing before there is one."""
     report = shown.studies[0].report
     sections: list[Any] = [
         parts.section(f"Evaluation metrics, {title}", parts.table(*table))
@@ -307,6 +303,7 @@ def as_csv(rows: Sequence[dict[str, Any]]) -> str:
 
 
 def _harmless(value: Any) -> Any:
+    """A text that begins like a formula gets an apostrophe, with which spreadsheets mark texts."""
     if isinstance(value, str) and value.startswith(FORMULA_STARTS):
         return f"'{value}"
     return value

@@ -39,12 +39,14 @@ def build(storage: RDBStorage) -> dash.Dash:
         studies = reader.read(name)
         report = studies[0].report
         images = StoredImage.of_experiment(storage, name, report, folder)
-        signature = repr((name, report, [image.artifact_id for image in images]))
+        signature = repr((name, report, [image.version for image in images]))
         interval = parts.refresh_interval(studies)
         if signature == seen:
-            return *[no_update] * 3, interval, no_update
+            return "", *[no_update] * 2, interval, no_update
         headline = f"{name} has no report yet" if report is None else answer_line(report)
-        return "", headline, _panes(name, images, report), interval, signature
+        if not images:
+            return "", headline, html.P(_why_no_images(report, folder)), interval, signature
+        return "", headline, _panes(name, images), interval, signature
 
     return page.app
 
@@ -94,10 +96,8 @@ def _content() -> list[Any]:
     ]
 
 
-def _panes(name: str, images: Sequence[StoredImage], report: Report | None) -> Any:
-    """The images; if there are none, why, and which command makes them."""
-    if not images:
-        return html.P(_why_no_images(report))
+def _panes(name: str, images: Sequence[StoredImage]) -> Any:
+    """The images, samples as they come first."""
     shown: list[Any] = []
     unselected = [image for image in images if not image.selected]
     if unselected:
@@ -121,12 +121,18 @@ def _panes(name: str, images: Sequence[StoredImage], report: Report | None) -> A
 
 
 def _served(name: str, images: Sequence[StoredImage]) -> list[parts.ServedImage]:
-    return [("images/file", {"experiment": name, "artifact": image.artifact_id}, image.caption) for image in images]
+    """The addresses of images; each has a version, since a browser keeps an image whose address stays the same."""
+    served: list[parts.ServedImage] = []
+    for image in images:
+        query = {"experiment": name, "artifact": image.artifact_id, "version": image.version}
+        served.append(("images/file", query, image.caption))
+    return served
 
 
-def _why_no_images(report: Report | None) -> str:
+def _why_no_images(report: Report | None, folder: Path) -> str:
+    """Why there are none in the folder, and which command makes them."""
     if report is None:
         return "No report yet. Images are stored with it, when all searches have ended, or by lcsc evaluate EXPERIMENT."
     if not report.is_found:
         return "Nothing certainly better was found, so there is nothing to compare."
-    return "No images are stored: the objective samples none."
+    return f"No images are in {folder}: the objective samples none, or the folder was left where the searches ran."

@@ -9,6 +9,7 @@ import dash
 from dash import dcc, html, no_update
 from optuna.storages import RDBStorage
 
+from lcsc_opt.database.names import split_name
 from lcsc_opt.views.dashboard import parts
 from lcsc_opt.views.figures.theme import empty_figure
 from lcsc_opt.views.landscape import landscape_figure, landscapes
@@ -22,8 +23,10 @@ def build(storage: RDBStorage) -> dash.Dash:
     reader = page.reader
 
     def chosen(query: Mapping[str, str]) -> tuple[str | None]:
-        """The landscape that the address asks for, else the newest one."""
-        newest = next(reversed(landscapes(reader)), None)
+        """The landscape that the address asks for, else the newest one, of its experiment if that has one."""
+        known = landscapes(reader)
+        of_experiment = [name for name in known if split_name(name)[0] == query.get("experiment")]
+        newest = next(reversed(of_experiment or known), None)
         return (query.get("landscape", newest),)
 
     page.choose(["landscape"], chosen, lambda: landscapes(reader))
@@ -32,12 +35,16 @@ def build(storage: RDBStorage) -> dash.Dash:
     def draw(_: int, theme: Any, name: str | None, seen: str | None) -> tuple[Any, ...]:
         if not name:
             return "", NOTHING, empty_figure(NOTHING, theme), parts.IDLE_MS, ""
+        known = landscapes(reader)
+        if name not in known:
+            problem = f"{name}: no such landscape; choose another one"
+            return problem, "", empty_figure(problem, theme), parts.IDLE_MS, ""
         study = reader.read_study(name)
-        searches = [search for search in reader.read(study.experiment) if search.study not in landscapes(reader)]
+        searches = [search for search in reader.read(study.experiment) if search.study not in known]
         signature = parts.signature([study, *searches], theme)
         interval = parts.refresh_interval([study, *searches])
         if signature == seen:
-            return *[no_update] * 3, interval, no_update
+            return "", *[no_update] * 2, interval, no_update
         headline = f"{name}: {study.evaluations} points"
         return "", headline, landscape_figure(reader, study, searches, theme=theme), interval, signature
 

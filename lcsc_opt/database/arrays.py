@@ -25,15 +25,13 @@ def stored_array(array: npt.NDArray[np.float64]) -> dict[str, Any]:
 def array_of(stored: Mapping[str, Any]) -> npt.NDArray[np.float64]:
     """The inverse of :func:`stored_array`."""
     content = np.frombuffer(base64.b64decode(stored["float64"]), dtype="<f8")
+    # a copy, since an array over bytes is read-only
     return np.asarray(content.reshape(stored["shape"]).astype(np.float64))
 
 
 def coefficients_of(trial: FrozenTrial) -> Coefficients:
-    """The coefficients ``[K]`` or ``[S, K]`` of one of our trials; ``[0]`` without such."""
-    stored = trial.user_attrs.get("coefficients")
-    if stored is None:
-        return np.zeros(0)
-    return array_of(stored)
+    """The coefficients ``[K]`` or ``[S, K]`` of one of our trials."""
+    return array_of(trial.user_attrs["coefficients"])
 
 
 def gradient_of(trial: FrozenTrial) -> Coefficients | None:

@@ -41,7 +41,7 @@ _TRANSIENT_SQLSTATES = (
     "57P03",  # starting up
 )
 LOCKED = ("database is locked", "database table is locked")
-_TABLE_EXISTS = ("already exists", "unique constraint", "duplicate key")
+_TABLE_EXISTS = ("already exists", "unique constraint", "duplicate key")  # of SQLite or PostgreSQL
 T = TypeVar("T")
 
 
@@ -59,7 +59,7 @@ def open_storage(url: str, *, write: bool) -> RDBStorage:
     """
     parsed = parse_url(url)
     file = sqlite_file(parsed)
-    url_with_driver = url
+    url_with_driver = url  # as it was given: rendering percent-encodes the name of an SQLite file
     if sa.make_url(url).drivername != parsed.drivername:  # an installed driver was chosen
         url_with_driver = parsed.render_as_string(hide_password=False)
     engine_kwargs: dict[str, Any] = {"pool_pre_ping": True, "connect_args": _connect_args(parsed)}
@@ -80,7 +80,7 @@ def open_storage(url: str, *, write: bool) -> RDBStorage:
             problem = "holds no studies; start one with `lcsc run`, or give another --storage"
         raise StudyStoreError(f"{masked(url)}: {problem}") from error
     if file is not None and not write:
-        sa.event.listen(storage.engine, "do_connect", lambda *_: _check_is_there(file))
+        sa.event.listen(storage.engine, "do_connect", lambda *_: _check_is_there(file))  # it may be deleted later
     weakref.finalize(storage, storage.engine.dispose)  # no connection outlives what it was opened for
     sa.event.listen(storage.engine, "handle_error", _past_optuna)
     if write and file is not None:
@@ -135,7 +135,7 @@ def _connect(url: str, engine_kwargs: dict[str, Any], *, write: bool) -> RDBStor
     Raises:
         StudyStoreError: the tables that are there are another program's.
     """
-    if write:
+    if write:  # asked with an engine of our own: Optuna's storage creates its tables at once
         engine = sa.create_engine(url, poolclass=sa.NullPool, connect_args=engine_kwargs["connect_args"])
         if not _may_be_ours(engine):
             raise StudyStoreError(f"{masked(url)}: holds the tables of another program; give another --storage")
@@ -143,13 +143,13 @@ def _connect(url: str, engine_kwargs: dict[str, Any], *, write: bool) -> RDBStor
     with quiet_optuna():
         for pause in _CREATION_SECONDS:
             try:
-                return RDBStorage(escaped, engine_kwargs=dict(engine_kwargs), skip_table_creation=not write)
+                return RDBStorage(escaped, engine_kwargs=engine_kwargs, skip_table_creation=not write)
             except (sa.exc.SQLAlchemyError, optuna.exceptions.OptunaError) as error:
                 message = str(error).lower()
                 if not any(part in message for part in _TABLE_EXISTS):
                     raise
             time.sleep(pause)
-        return RDBStorage(escaped, engine_kwargs=dict(engine_kwargs), skip_table_creation=not write)
+        return RDBStorage(escaped, engine_kwargs=engine_kwargs, skip_table_creation=not write)
 
 
 def _may_be_ours(engine: sa.Engine) -> bool:
@@ -182,7 +182,10 @@ def _begin_immediate(engine: sa.Engine) -> None:
 
 
 def _past_optuna(context: sa.engine.ExceptionContext) -> None:
-    """Take errors of the driver past Optuna, which would try again what may have been committed."""
+    """Take errors of the driver past Optuna, which would try again what may have been committed.
+
+    They become a ``ConnectionError``, since Optuna catches all errors of SQLAlchemy.
+    """
     error = context.sqlalchemy_exception
     # Optuna handles the first, as of a name that is taken; the pool connects again after the second
     if isinstance(error, sa.exc.IntegrityError) or context.is_pre_ping:
@@ -257,7 +260,7 @@ def one_transaction(storage: RDBStorage) -> Iterator[None]:
     Each of Optuna's calls commits its session. Here the session belongs to a transaction of ours, which its commits
     leave open (SQLAlchemy: "joining a session into an external transaction").
     """
-    storage.remove_session()
+    storage.remove_session()  # a session that is there already takes no other connection
     with storage.engine.begin() as connection:
         storage.scoped_session(bind=connection, join_transaction_mode="rollback_only")
         try:

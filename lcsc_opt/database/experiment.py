@@ -126,7 +126,7 @@ class StoredExperiment:
         forgotten = [_MEASURED, _YARDSTICK] if yardsticks else [_MEASURED]
         for name in list(self.attributes):
             if name == REPORT or name.split(" ")[0] in forgotten:
-                self.set_attribute(name, None)
+                self.set_attribute(name, None)  # Optuna cannot delete one
 
 
 def search_yardstick(attributes: Mapping[str, Any]) -> Yardstick | None:

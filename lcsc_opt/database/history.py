@@ -240,7 +240,7 @@ def ema_grid(studies: Sequence[Standing]) -> Standing | None:
     for grid in with_loss:
         if grid.found is not None and grid.found.model.name == EMA:
             return grid
-    return min(with_loss, key=lambda grid: grid.lowest_loss or 0.0, default=None)
+    return min(with_loss, key=lambda grid: grid.lowest_loss or 0.0, default=None)  # 0.0 is for mypy: each has a loss
 
 
 def best_searched(studies: Sequence[Standing]) -> Standing | None:

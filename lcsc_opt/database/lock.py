@@ -34,6 +34,7 @@ _SESSION_SETTINGS = {
     "tcp_keepalives_count": 3,
     "idle_session_timeout": 0,  # none: this connection does nothing but hold the lock
 }
+# of the locks on one bigint (objsubid 1), those of this database: another one may have studies of the same names
 _HELD_LOCKS = (
     "SELECT classid, objid FROM pg_locks WHERE locktype = 'advisory' AND objsubid = 1 AND granted"
     " AND database = (SELECT oid FROM pg_database WHERE datname = current_database())"
@@ -83,6 +84,7 @@ class _AdvisoryLock:
 
     def take(self) -> bool:
         self.free()  # of a lost connection
+        # else it would stay in a transaction as long as the search runs, and servers may end such a connection
         connection = self._engine.connect().execution_options(isolation_level="AUTOCOMMIT")
         self._connection = connection
         for name, value in _SESSION_SETTINGS.items():
@@ -207,6 +209,7 @@ def _is_file_locked(path: Path) -> bool:
 
 
 def _lock_file(file: Path, study: str) -> Path:
+    """Beside the database itself, not beside a link to it, so that all who open it find the same lock."""
     resolved = file.resolve()
     return resolved.with_name(f".{resolved.name}.{_key(study) % 2**64:016x}.lock")
 

@@ -21,6 +21,7 @@ _NO_METRICS = ("loss", "loss" + STANDARD_ERROR, UNSEEN)
 
 
 def _array(value: Any) -> npt.NDArray[np.float64]:
+    """An array that is one already, or one as :func:`stored_array` has stored it."""
     if isinstance(value, np.ndarray):
         return value
     return array_of(value)
@@ -93,6 +94,7 @@ class Measurement:
         values = {**evaluation.metrics, "loss": evaluation.loss}
         if evaluation.unseen is not None:
             values[UNSEEN] = evaluation.unseen
+        # the standard error of the metric that the loss is, up to the sign, is the loss's
         metric = metric_of_loss(evaluation.metrics, evaluation.loss)
         if metric is not None and metric + STANDARD_ERROR in evaluation.metrics:
             values["loss" + STANDARD_ERROR] = evaluation.metrics[metric + STANDARD_ERROR]

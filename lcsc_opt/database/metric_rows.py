@@ -134,7 +134,8 @@ def directions(model: Measurement, reported: ReportedMetrics, sign: int) -> dict
 def _difference(baseline: Measurement, model: Measurement) -> Measurement:
     """How much lower each metric is than the baseline's.
 
-    Both have the same noise, which cancels where values without groups of images are known.
+    Both have the same noise, which cancels where values without groups of images are known. Standard errors do not tell
+    how much of it does, so they are added as those of independent samples.
     """
     values = {}
     for metric in model.values:
@@ -190,7 +191,7 @@ def _interval(measured: Measurement, metric: str) -> Interval | None:
     error_of_one = measured.value(metric + STANDARD_ERROR)
     if metric in measured.without_groups:
         width = half_width(error_of_mean(measured.without_groups[metric]), groups * (GROUPS - 1))
-    elif error_of_one is not None:
+    elif error_of_one is not None:  # a normal interval: of how many samples it is, is not known
         width = half_width(error_of_one / math.sqrt(groups), math.inf)
     elif len(values) > 1:
         width = half_width(statistics.stdev(values) / math.sqrt(groups), groups - 1)

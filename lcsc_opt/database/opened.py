@@ -51,4 +51,4 @@ class Database:
         Raises:
             StudyStoreError: there is none.
         """
-        return self.storage or open_storage(self.url, write=False)
+        return self.storage or open_storage(self.url, write=False)  # to open it raises the error

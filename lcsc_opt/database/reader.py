@@ -52,7 +52,7 @@ class FailureReason:
             found = trial.user_attrs.get("attempts") or []
             if trial.state == TrialState.FAIL:
                 found = found or [{"reason": "unknown"}]  # another program ended it
-                lost.update({str(attempt["reason"]) for attempt in found})
+                lost.update({str(attempt["reason"]) for attempt in found})  # once for each of its reasons
             for attempt in found:
                 attempts[str(attempt["reason"])] += 1
                 if "traceback" in attempt:
@@ -110,6 +110,7 @@ class HistoryReader:
         return self._read_all(studies, list(studies if names is None else names))
 
     def _read_all(self, studies: Mapping[str, Mapping[str, Any]], names: Sequence[str]) -> tuple[Standing, ...]:
+        """Those of these names among all ``studies``, name → attributes, which also tell whether one was deleted."""
         created = {name: attributes.get("created") for name, attributes in studies.items()}
         if not self._created.items() <= created.items():  # one is gone, and another may have its key
             self._cached_storage = get_storage(self.storage)
@@ -185,10 +186,10 @@ class HistoryReader:
         study_id = in_database(self.storage, lambda: self.storage.get_study_id_from_name(name))
         study = _standing(study_id, name, attributes)
         study = self._with_summary(study, Summary.stored(attributes) or Summary.of(self.trials(study)))
-        holder = None
-        if is_running:
-            holder = attributes.get(HOLDER)
-        return dataclasses.replace(study, holder=None if holder is None else holder["host"])
+        holder = attributes.get(HOLDER)  # the last one, which may have ended
+        if not is_running or holder is None:  # a first holder takes the lock before it writes its name
+            return study
+        return dataclasses.replace(study, holder=holder["host"])
 
     def _with_summary(self, study: Standing, summary: Summary) -> Standing:
         """The study with a new summary, and the names of its loss and of a baseline's answer."""
@@ -216,7 +217,7 @@ def _standing(study_id: int, name: str, attributes: Mapping[str, Any]) -> Standi
         workers=_worker_count(specification.get("workers", 1)),
         sign=sign_of(attributes),
         forgotten=forgotten_trials(attributes),
-        holds_out=attributes.get("holds_out") is not False,
+        holds_out=attributes.get("holds_out", True),
         keeps=yardstick is not None and yardstick.kept is not None,
         budget={unit: int(total) for unit, total in budget.items() if total is not None},
         ended=bool(attributes.get("search_ended")),

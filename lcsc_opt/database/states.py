@@ -66,7 +66,7 @@ def is_searched(spec: StudySpec, stored: Attributes) -> bool:
     if ended["exhausted"]:
         return True
     budget = spec.budget
-    if ended.get("patience") is not None and ended["patience"] == budget.patience:
+    if ended.get("patience") is not None and ended["patience"] == budget.patience:  # which ended the search
         return True
     if budget.seconds is not None:
         return bool(ended.get("deadline", 0.0) >= budget.seconds)  # without one if another unit ended it

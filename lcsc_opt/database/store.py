@@ -9,9 +9,9 @@ trial                  value (the loss; of a maximized score the score, in a stu
                        ``datetime_start``, ``datetime_complete``; for Optuna's plots one parameter, ``sum_abs`` (Σ|a|)
 user attributes        ``coefficients`` [K] or [S, K] (see :mod:`lcsc_opt.database.arrays`), ``metrics``, ``cost``;
                        ``images`` and ``noise`` where other than the objective's were asked for, ``unbiased`` where
-                       that was, ``gradient`` where one was, like ``coefficients``; ``violation`` where that is known
-                       (:class:`lcsc_opt.base.records.Evaluation`); ``attempts`` that failed, each with its
-                       ``traceback``, and the ``reason`` of a failed trial
+                       that was, ``gradient`` where one was, like ``coefficients``; ``violation``, and the loss's
+                       ``without_groups``, where that is known (:class:`lcsc_opt.base.records.Evaluation`);
+                       ``attempts`` that failed, each with its ``traceback``, and the ``reason`` of a failed trial
 study user attributes  when it is made: ``specification`` (but what its experiment has), ``environment``,
                        ``maximize``, ``steps`` [K], ``budget``, ``optimizer_budget``, ``optimizer_defaults`` (options
                        that the study file does not name), ``origin``, ``created``, ``created_by``, ``schema``,
@@ -118,6 +118,7 @@ def our_studies(storage: RDBStorage) -> dict[str, dict[str, Any]]:
     contents = read_contents(storage)
     shared: dict[str, dict[str, Any]] = {}
     for name, attributes in contents.experiments.items():
+        # the report has all that readers need of what was measured
         unmeasured = {key: value for key, value in attributes.items() if not key.startswith("measured ")}
         shared[name] = {**unmeasured, REPORT: Report.from_json(attributes.get(REPORT))}
     studies = {}
@@ -173,7 +174,7 @@ def _result_attributes(evaluation: Evaluation) -> dict[str, Any]:
         attributes["gradient"] = stored_array(evaluation.gradient)
     if evaluation.violation is not None:
         attributes["violation"] = evaluation.violation
-    if "loss" in evaluation.without_groups:
+    if "loss" in evaluation.without_groups:  # a search compares nothing else
         attributes["without_groups"] = stored_array(np.asarray(evaluation.without_groups["loss"]))
     return attributes
 
@@ -478,6 +479,7 @@ class StoredStudy:
         Raises:
             OSError: the file cannot be read, or the folder is missing or cannot be written.
         """
+        # the same for a file of this name; another one for a study that was deleted and made again
         identity = f"{self.name} {self.attributes['created']} {path.name}"
         artifact_id = str(uuid.uuid5(uuid.NAMESPACE_URL, identity))
         with replacing(folder / artifact_id) as pending:
@@ -499,6 +501,7 @@ class StoredStudy:
 
         def write() -> None:
             with contextlib.suppress(KeyError):
+                # SQLite gives the key of a deleted study to the next one
                 if self.storage.get_study_id_from_name(self.name) == self.key:
                     self.storage.delete_study(self.key)
 

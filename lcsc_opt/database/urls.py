@@ -29,6 +29,7 @@ def storage_url(option: str | Path | None, of_study_file: str | None = None) -> 
 
     Raises:
         StudySpecError: ``option`` is neither a URL nor a file.
+        StudyStoreError: the system refuses the name of the file.
     """
     if option is not None and not (isinstance(option, (str, Path)) and str(option)):
         raise StudySpecError(f"storage: expected a file or the URL of a database, got {excerpt(option)}")
@@ -39,10 +40,13 @@ def storage_url(option: str | Path | None, of_study_file: str | None = None) -> 
 def absolute_url(url: str) -> str:
     """The URL with the whole path of its file; one that cannot be parsed, or is of no file, as it is.
 
-    A text without ``://`` is the name of a file.
+    A text without ``://`` is the name of a file, in which ``~`` is the home folder.
+
+    Raises:
+        StudyStoreError: the system refuses this name.
     """
     if "://" not in url:
-        return url_of_file(Path(url).absolute())
+        return url_of_file(expanded_path(url, error=StudyStoreError).absolute())
     try:
         parsed = sa.make_url(url)
     except (sa.exc.ArgumentError, ValueError):  # whoever opens it says what is wrong
@@ -153,6 +157,7 @@ def without_secrets(text: str, url: str) -> str:
     passwords = [str(password) for password in values if password]
     if not passwords:
         return text
+    # whole URLs first: one whose password is replaced already would not be found
     secrets = [url, parsed.render_as_string(hide_password=False), *passwords]
     as_written = re.match(r"[\w+]+://[^:/@]*:([^@]*)@", url)
     if as_written is not None and as_written[1]:

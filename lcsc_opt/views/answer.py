@@ -6,11 +6,9 @@ from collections.abc import Sequence
 
 from lcsc_opt.database.history import Standing
 from lcsc_opt.database.measurement import Measurement, Model
-from lcsc_opt.database.names import LAST_CHECKPOINT, TRAINER_EMA
+from lcsc_opt.database.names import TRAINED
 from lcsc_opt.database.report import Report, in_words
 from lcsc_opt.views.ranking import headline
-
-_WITH_ARTICLE = (LAST_CHECKPOINT, TRAINER_EMA)
 
 
 def first_line(studies: Sequence[Standing]) -> str:
@@ -57,9 +55,10 @@ def _better_alone(report: Report, metric: str) -> str:
     if best is None:
         return ""
     value = f"{value_of(report, best, metric):.4g}"
-    if value == f"{value_of(report, report.of_answer, metric):.4g}":
+    if value == f"{value_of(report, report.of_answer, metric):.4g}":  # no reader could see that it is better
         return ""
     rows = report.rows(report.answer, best.model.name)
+    # a metric that is the loss has no row of its own: the first one is the loss's
     is_certain = next((row for row in rows if row.metric == metric), rows[0]).lost
     chance = "" if is_certain else ", perhaps by chance"
     return f", though {named(best.model)} has a better {metric} ({value}){chance}"
@@ -86,6 +85,6 @@ def value_of(report: Report, measured: Measurement, metric: str) -> float:
 
 def named(model: Model) -> str:
     """A model in a sentence: ``LCSCGradient, trial 38``, ``the last checkpoint``, ``EMA* (last 10)``."""
-    if model.name in _WITH_ARTICLE:
+    if model.name in TRAINED:
         return f"the {model.name}"
     return model.title

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import dataclasses
+import hashlib
 import uuid
 from pathlib import Path
 from typing import Literal
@@ -72,11 +73,18 @@ class StoredImage:
         for artifact in StoredExperiment.open(storage, name).record.artifacts():
             shows = _SHOWS.get(str(artifact.get("filename")))
             path = artifact_path(folder, artifact.get("artifact_id"))
-            content = None if path is None or shows is None else read_png(path)
-            if content is not None and path is not None and shows is not None:
+            if shows is None or path is None:
+                continue
+            content = read_png(path)
+            if content is not None:
                 selected = artifact["filename"] in (BEFORE_FARTHEST, ANSWER_FARTHEST)
                 images.append(cls(path.name, captions[shows], content, shows, selected))
         return sorted(images, key=lambda image: image.selected)
+
+    @property
+    def version(self) -> str:
+        """Tells it from an image of another report, which has the same name and ``artifact_id``."""
+        return hashlib.sha256(self.content).hexdigest()[:16]
 
     @property
     def data_url(self) -> str:
@@ -105,7 +113,7 @@ def artifact_path(folder: Path, artifact_id: object) -> Path | None:
         canonical_id = str(uuid.UUID(str(artifact_id)))
     except ValueError:
         return None
-    if canonical_id != artifact_id:
+    if canonical_id != artifact_id:  # in braces or capitals it is a UUID, too, and no name that we give
         return None
     return folder / canonical_id
 

@@ -106,7 +106,7 @@ def _mean_interval(samples: Sequence[Floats]) -> tuple[float, float]:
     variances = np.array([sample.var(ddof=1) / len(sample) for sample in samples])
     variance = float(variances.sum())
     mean = float(sum(sample.mean() for sample in samples))
-    if not variance > 0:
+    if not variance > 0:  # the degrees of freedom would be 0 / 0
         return mean, mean
     freedom = variance**2 / sum(v**2 / (len(sample) - 1) for v, sample in zip(variances, samples, strict=True))
     half_width = float(stdtrit(freedom, (1 + CONFIDENCE) / 2)) * math.sqrt(variance)
@@ -165,7 +165,7 @@ def ranking(studies: Sequence[Standing]) -> list[Ranked]:
     report = studies[0].report
     if report is None:
         return ranked
-    losses = [_rank(group)[0] for group in ordered]
+    losses = [_rank(group)[0] for group in ordered]  # of the rows, in their order
     for name in TRAINED:
         measured = report.measured(name)
         if measured is not None:
@@ -197,6 +197,7 @@ def _rank(group: Sequence[Standing]) -> tuple[float, float]:
 
 
 def _ranked(group: Sequence[Standing], best: Sequence[Standing] | None) -> Ranked:
+    """The studies of one optimizer, compared with those of the best one, which is ``None`` without held-out losses."""
     sign = group[0].sign
     losses = _held_out_losses(group)
     report = group[0].report

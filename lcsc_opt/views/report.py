@@ -60,7 +60,7 @@ def write_report(storage: RDBStorage, experiment: str, path: Path) -> Path:
     metric = loss_name(studies)
     environment = jinja2.Environment(loader=jinja2.PackageLoader("lcsc_opt", "views"), autoescape=True)
     environment.filters |= {"short_metric": short_metric, "unbroken": unbroken}
-    environment.policies["json.dumps_kwargs"] = {}  # keep the order of the figure's keys
+    environment.policies["json.dumps_kwargs"] = {}  # jinja sorts the keys, else
     page = environment.get_template("report.html.jinja").render(
         experiment=experiment,
         opening=_opening(held_out, images),
@@ -149,5 +149,4 @@ def _state(study: Standing) -> str:
 def _drawn(figure: go.Figure) -> _Drawn:
     content = json.loads(str(figure.to_json()))
     content["layout"].pop("template")  # the page sets its own
-    height = content["layout"].setdefault("height", 420)
-    return {"content": content, "height": int(height)}
+    return {"content": content, "height": content["layout"]["height"]}

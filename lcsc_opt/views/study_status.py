@@ -23,13 +23,16 @@ SHORTEST_INTERRUPTION = 30.0  # seconds without an evaluation
 
 
 def rate(study: Standing, trials: Sequence[FrozenTrial]) -> float | None:
-    """Units of the budget per second over the last trials; ``None`` until time has passed between two of them."""
+    """Units of the budget per second over the last trials; ``None`` until time has passed between two of them.
+
+    A gap that is much longer than an evaluation is left out: nothing ran then.
+    """
     moments = [trial.datetime_complete.timestamp() for trial in trials if trial.datetime_complete is not None]
     gaps = np.diff(np.sort(moments)[-RECENT:])
     if len(gaps):
         longest = 3 * statistics.median(cost_of(trial).seconds for trial in trials if trial.state.is_finished())
         gaps = gaps[gaps <= max(SHORTEST_INTERRUPTION, longest)]
-    if not gaps.sum() > 0:
+    if not study.evaluations or not gaps.sum() > 0:  # the trials may have been read after the study
         return None
     return float(study.budget_spent / study.evaluations * len(gaps) / gaps.sum())
 

@@ -102,7 +102,7 @@ def comparison_tables(report: Report | None, metric: str, *, all_metrics: bool =
     tables = []
     for number_of_part, part in enumerate(report.parts):
         rows = report.rows(report.answer, part=number_of_part)
-        if len(rows) < 2:
+        if len(rows) < 2:  # the loss alone, which the ranking has
             continue
         shown = rows[1:]
         of_loss = part.models[0].metric_of_loss  # its column is the loss's
@@ -141,6 +141,7 @@ def _groups(report: Report, part: Part) -> dict[str, list[Measurement]]:
 
 
 def _is_main(row: MetricRow) -> bool:
+    """Whether a short comparison has it: what judges the answer, or tells of single images."""
     return row.is_judge or row.metric.partition("@")[0] in _SINGLE_IMAGES
 
 

@@ -47,18 +47,15 @@ def draw(site: Site, **values: Any) -> dict[str, Any]:
     return site.call("compare", "curves-new.data", **{**SHOWN, **values})
 
 
-@pytest.mark.parametrize(
-    ("address", "values"),
-    [
+def test_the_address_says_what_is_shown(site: Site) -> None:
+    for address, values in (
         ("?experiment=digits&axis=seconds", ["digits", "seconds", []]),
         ("?only=LCSC,CMA", ["digits", "images", ["LCSC", "CMA"]]),
         ("?axis=__proto__&experiment=", ["digits", "images", []]),
-    ],
-)
-def test_the_address_says_what_is_shown(site: Site, address: str, values: list[Any]) -> None:
-    chosen = site.call("compare", "experiment.value", url=address)
-    assert [chosen[name]["value"] for name in ("experiment", "axis", "only")] == values
-    assert chosen["experiment"]["options"] == ["digits"]
+    ):
+        chosen = site.call("compare", "experiment.value", url=address)
+        assert [chosen[name]["value"] for name in ("experiment", "axis", "only")] == values
+        assert chosen["experiment"]["options"] == ["digits"]
     said = draw(site, experiment="digit<b>s")["problem"]["children"]
     assert said.startswith("digit<b>s: no such experiment (did you mean 'digits'?)")
 
@@ -103,10 +100,13 @@ def test_pinned_optimizers_are_shown_with_ema_and_the_others_stay_on_offer(site:
 def test_a_refresh_sends_a_new_result_but_leaves_the_columns(site: Site, url: str) -> None:
     study = write_study(url, "digits/CMA/0", [3.0], ended=False)
     with study.hold():
-        assert draw(site)["tick"]["interval"] == 2000
-    first = draw(site)
-    seen, columns = first["seen"]["data"], first["ranking"]["columnDefs"]
-    assert draw(site, triggered="refresh", seen=seen) == {"tick": {"interval": parts.IDLE_MS}}, "no news"
+        running = draw(site)
+        assert running["tick"]["interval"] == 2000
+    ended = draw(site, triggered="refresh", seen=running["seen"]["data"])
+    assert "interrupted" in json.dumps(ended["studies"]), "though no trial is new"
+    seen, columns = ended["seen"]["data"], running["ranking"]["columnDefs"]
+    no_news = {"problem": {"children": ""}, "tick": {"interval": parts.IDLE_MS}}
+    assert draw(site, triggered="refresh", seen=seen) == no_news, "but a problem that there was is over"
     add_result(study, 1, 0.5)
     assert draw(site, triggered="refresh", seen=seen, ranking=[])["ranking"]["columnDefs"] == columns, "lost before"
     news = draw(site, triggered="refresh", seen=seen, ranking=columns)
@@ -114,17 +114,6 @@ def test_a_refresh_sends_a_new_result_but_leaves_the_columns(site: Site, url: st
     assert news["seen"]["data"] != seen
     assert "0.5" in json.dumps(news["studies"])
     assert "coefficients" not in json.dumps(news)
-
-
-def test_a_database_that_was_deleted_and_made_anew_is_shown(site: Site, tmp_path: Path) -> None:
-    seen, file = draw(site)["seen"]["data"], tmp_path / "studies.db"
-    file.unlink()
-    assert "no such database" in draw(site, triggered="refresh", seen=seen)["problem"]["children"]
-    assert not file.exists(), "nothing is written"
-    write_study(f"sqlite:///{tmp_path / 'other.db'}", "digits/LCSC/0", [9.0, None, 0.25], held_out=1.2)
-    (tmp_path / "other.db").rename(file)
-    news = draw(site, triggered="refresh", seen=seen)
-    assert [row["searched"] for row in news["ranking"]["rowData"]] == [None, 0.25]
 
 
 def test_an_empty_database_says_what_to_run(tmp_path: Path) -> None:

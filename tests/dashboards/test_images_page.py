@@ -50,10 +50,6 @@ def test_samples_as_they_come_are_first_and_pairs_that_differ_most_come_last(sit
         assert (answer.status_code, answer.data, answer.mimetype) == (200, PNG, "image/png")
         assert "sandbox" in answer.headers["Content-Security-Policy"]
     assert len(addresses(shown)) == 5
-
-
-def test_the_answer_is_also_shown_over_what_was_there_before(site: Site) -> None:
-    shown = draw(site)
     [over] = [part["props"] for part in shown["images"]["children"] if part["props"].get("className") == "over"]
     assert [image["props"]["src"] for image in over["children"]] == addresses(shown)[:2]
 
@@ -70,13 +66,22 @@ def test_only_images_that_the_database_names_for_the_experiment_are_served(site:
         assert site.request(address.replace("digits", other)).status_code == 404
 
 
+def test_images_of_a_new_report_have_other_addresses(site: Site, url: str) -> None:
+    """Their files have the same names, and a browser keeps an image whose address stays the same."""
+    before = draw(site)
+    write_images(written(url), content=PNG + b" of a new report")
+    after = site.call("images", "images.children", "refresh", experiment="digits", seen=before["seen"]["data"])
+    assert not {*addresses(before)} & {*addresses(after)}
+
+
 def test_without_images_it_says_what_makes_them(url: str) -> None:
     write_study(url, "digits/LCSC/0")
     write_answer(url, "weights")
     write_answer(url, "nothing", answer=LAST_CHECKPOINT)
     site = Site(url)
     assert "lcsc evaluate EXPERIMENT" in json.dumps(draw(site)["images"])
-    assert "the objective samples none" in json.dumps(draw(site, "weights")["images"])
+    said = json.dumps(draw(site, "weights")["images"])
+    assert f"No images are in {artifact_directory(url)}: the objective samples none, or the folder was left" in said
     assert "Nothing certainly better was found" in json.dumps(draw(site, "nothing")["images"])
     assert draw(site, "faces")["problem"]["children"] == "faces: no such experiment; choose another one"
 

@@ -57,9 +57,7 @@ def test_what_was_measured_of_the_best_trial_is_a_table(url: str) -> None:
     last = measured(2.0, name=LAST_CHECKPOINT, near=2.87)
     known = ReportedMetrics(signs={"near": 1})
     write_report(written(url), report_of({NAME: measured(2.5, trial=1, near=3.05)}, last, metrics=known))
-    shown = draw(Site(url))
-    assert shown["headline"]["children"] == "digits/LCSC/0 is finished: FID 2.5 held out, 2 searched"
-    texts = json.dumps(shown["metrics"]["children"], ensure_ascii=False)
+    texts = json.dumps(draw(Site(url))["metrics"]["children"], ensure_ascii=False)
     assert all(json.dumps(cell) in texts for cell in ("LCSC, trial 1", "answer: last checkpoint", "-0.18 (worse)"))
 
 

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
-import sqlite3
-from concurrent.futures import ThreadPoolExecutor
 
-import pytest
 import sqlalchemy as sa
 from optuna.storages import RDBStorage
 
 from lcsc_opt.database.connection import open_storage
 from lcsc_opt.database.store import StoredStudy, our_studies
-from tests.processes import forked, wait_until
+from tests.processes import forked
 from tests.study_examples import write_study
 
 NAME = "digits/LCSC/0"
@@ -35,6 +31,10 @@ def test_nothing_is_left_of_it_and_other_studies_stay(any_storage: RDBStorage) -
     assert rows(any_storage) != before
     study.delete()
     assert rows(any_storage) == before
+    write_study(any_storage, "digits/DE/0", [1.0])
+    with_another = rows(any_storage)
+    study.delete()
+    assert rows(any_storage) == with_another, "which may have its key"
 
 
 def _killed_before_the_commit(url: str) -> None:
@@ -55,22 +55,3 @@ def test_a_killed_deletion_leaves_the_whole_study(any_url: str) -> None:
     assert rows(storage) == before
     study.delete()
     assert our_studies(storage) == {}
-
-
-def test_a_study_that_was_deleted_before_is_no_error(any_storage: RDBStorage) -> None:
-    study = write_study(any_storage, NAME, [1.0])
-    study.delete()
-    study.delete()
-    assert our_studies(any_storage) == {}
-
-
-@pytest.mark.usefixtures("impatient")
-def test_a_lock_of_another_process_on_the_file_is_waited_for(url: str, capsys: pytest.CaptureFixture[str]) -> None:
-    storage = open_storage(url, write=True)
-    other = sqlite3.connect(url.removeprefix("sqlite:///"), isolation_level=None)
-    other.execute("BEGIN IMMEDIATE")
-    with contextlib.closing(other), ThreadPoolExecutor() as pool:
-        found = pool.submit(our_studies, storage)
-        wait_until(lambda: "is locked by another process; waiting" in capsys.readouterr().err)
-        other.execute("ROLLBACK")
-        assert found.result(timeout=60) == {}

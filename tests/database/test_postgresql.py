@@ -43,11 +43,11 @@ def test_readers_make_no_tables_and_nobody_makes_them_beside_those_of_another_pr
         open_storage(postgresql_url, write=False)
     assert sa.inspect(engine).get_table_names() == []
     with engine.begin() as begun:
-        begun.exec_driver_sql("CREATE TABLE studies (name TEXT)")
+        begun.exec_driver_sql("CREATE TABLE notes (name TEXT)")
     for write in (True, False):
         with pytest.raises(StudyStoreError, match="another program" if write else "holds no studies"):
             open_storage(postgresql_url, write=write)
-    assert sa.inspect(engine).get_table_names() == ["studies"]
+    assert sa.inspect(engine).get_table_names() == ["notes"]
     engine.dispose()
 
 
@@ -172,6 +172,3 @@ def test_backends_terminated_during_a_search_lose_and_double_nothing(
     assert terminated >= 1
     assert threads
     assert trials_of(study) == trials_of(clean)
-
-
-# several people run studies into one database, each with a coordinator of their own

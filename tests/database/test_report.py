@@ -53,6 +53,9 @@ def test_what_is_stored_is_read_again() -> None:
     assert read == made
     np.testing.assert_array_equal(read.of_answer.model.coefficients, found.model.coefficients)
     assert Report.from_json(None) is None
+    alone = json.loads(json.dumps(found.to_json()))
+    assert "model" not in alone, "it is stored under the key of its model"
+    assert Measurement.from_json(alone, found.model) == found
 
 
 def test_the_best_that_the_user_had_is_that_of_the_metric_which_a_sentence_names() -> None:
@@ -67,13 +70,6 @@ def test_the_best_that_the_user_had_is_that_of_the_metric_which_a_sentence_names
     names = {metric: model and model.model.name for metric, model in best.items()}
     assert names == {"fid": "EMA*", "loss": "last checkpoint", "hits": "last checkpoint", "kid": None}
     assert [row.metric for row in report.costs(report.answer, "EMA*")] == ["hits"]
-
-
-def test_a_measurement_is_stored_without_its_model() -> None:
-    measured = evaluated(2.5, kid=0.1)
-    stored = json.loads(json.dumps(measured.to_json()))
-    assert "model" not in stored
-    assert Measurement.from_json(stored, measured.model) == measured
 
 
 def test_models_of_other_weights_and_samples_of_other_images_have_other_keys() -> None:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import sqlite3
-import subprocess
-import sys
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -17,68 +16,36 @@ import sqlalchemy as sa
 import yaml
 
 from lcsc_opt.base.errors import StudyStoreError
-from lcsc_opt.base.records import Candidate
+from lcsc_opt.base.records import Candidate, Evaluation
 from lcsc_opt.cli import run as lcsc
 from lcsc_opt.database.connection import in_database, open_storage
 from lcsc_opt.database.store import StoredStudy
-from lcsc_opt.objective.contract import CoefficientFunction, Objective
 from tests.processes import lcsc_process, wait_until
-from tests.study.test_loop import open_study, run, trials_of
+from tests.study.test_loop import trials_of
+from tests.study_examples import write_study
 
-STEPS = tuple(range(100, 2100, 100))
 ONE = Candidate(np.array([0.5, 0.5]))
 
 
-@pytest.fixture
-def clean(tmp_path: Path, objective: Objective) -> list[Any]:
-    study = open_study(f"sqlite:///{tmp_path / 'clean.db'}")
-    run(study, objective)
-    return trials_of(study)
-
-
-HOLD_THE_LOCK = """
-import sqlite3, sys
-connection = sqlite3.connect(sys.argv[1], isolation_level=None, timeout=300)
-sys.stdin.readline()
-connection.execute("BEGIN IMMEDIATE")
-print("held", flush=True)
-sys.stdin.readline()
-connection.execute("ROLLBACK")
-"""
-
-
 @pytest.mark.usefixtures("impatient")
-def test_a_write_lock_held_by_another_process_during_a_run_is_waited_for(
-    url: str, objective: Objective, clean: list[Any], capsys: pytest.CaptureFixture[str]
+def test_reads_and_writes_wait_for_a_lock_of_another_process_and_are_done_once(
+    url: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    study = open_study(url)
-    command = [sys.executable, "-c", HOLD_THE_LOCK, url.removeprefix("sqlite:///")]
-    calls = 0
-    pipes: Any = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
-    with subprocess.Popen(command, text=True, **pipes) as other, ThreadPoolExecutor() as pool:
-        assert other.stdin is not None
-        assert other.stdout is not None
-
-        def locked(coefficients: np.ndarray) -> float:
-            nonlocal calls
-            calls += 1
-            if calls == 10:
-                print(file=other.stdin, flush=True)
-                assert other.stdout.readline() == "held\n"
-                pool.submit(release)
-            return objective(coefficients)
-
-        def release() -> None:
+    study = write_study(open_storage(url, write=True), "digits/LCSC/0", [], ended=False)
+    other = sqlite3.connect(url.removeprefix("sqlite:///"), isolation_level=None)
+    work: list[Callable[[], Any]] = [
+        study.trials,
+        lambda: study.add_candidate(ONE),
+        lambda: study.finish(0, Evaluation(1.0)),
+    ]
+    with contextlib.closing(other), ThreadPoolExecutor(max_workers=1) as pool:
+        for step in work:
+            other.execute("BEGIN IMMEDIATE")
+            done = pool.submit(step)
             wait_until(lambda: "is locked by another process; waiting" in capsys.readouterr().err)
-            print(file=other.stdin, flush=True)
-
-        try:
-            with study.hold():
-                run(study, CoefficientFunction(locked, STEPS, name="locked"))
-            assert other.wait(timeout=120) == 0
-        finally:
-            other.kill()
-    assert trials_of(study) == clean
+            other.execute("ROLLBACK")
+            done.result(timeout=60)
+    assert [(trial.number, trial.value) for trial in study.trials()] == [(0, 1.0)]
 
 
 MODULE = """
@@ -118,18 +85,17 @@ def test_a_full_disk_ends_the_run_cleanly_and_it_continues_when_there_is_room(
     (workplace / "losses_that_fill.py").write_text(MODULE)
     (workplace / "full.yaml").write_text(yaml.safe_dump(STUDY))
     filler, file = small_disk / "filler", small_disk / "studies.db"
-    command = ["run", "full.yaml", "--storage", f"sqlite:///{file}"]
-    failed = lcsc_process(*command, environment={"FILL": str(filler)})
+    places = (file, workplace / "clean.db")
+    failed = lcsc_process("run", "full.yaml", "--storage", str(file), environment={"FILL": str(filler)})
     assert failed.status == 2
     assert "database or disk is full" in failed.err
     assert "run the same command to continue" in failed.err
     assert "Traceback" not in failed.err
     filler.unlink()
-    assert lcsc_process(*command).status == 0
-    assert lcsc(["run", "full.yaml", "--storage", f"sqlite:///{workplace / 'clean.db'}"]) == 0
+    for place in places:
+        assert lcsc(["run", "full.yaml", "--storage", str(place)]) == 0
     found, expected = (
-        trials_of(StoredStudy.open(open_storage(f"sqlite:///{path}", write=False), "full/LCSC/0"))
-        for path in (file, workplace / "clean.db")
+        trials_of(StoredStudy.open(open_storage(f"sqlite:///{place}", write=False), "full/LCSC/0")) for place in places
     )
     assert len(found) == 60
     assert found == expected

@@ -13,6 +13,8 @@ from lcsc_opt.database.arrays import coefficients_of
 from lcsc_opt.database.connection import open_existing, open_storage
 from lcsc_opt.database.reader import HistoryReader
 from lcsc_opt.database.store import StoredStudy, create, our_studies
+from lcsc_opt.database.summary import Summary
+from lcsc_opt.database.urls import storage_url
 from tests.study_examples import write_study
 
 NAME = "digits/LCSC/0"
@@ -65,48 +67,35 @@ def test_a_result_is_written_once(study: StoredStudy) -> None:
     assert study.trials()[0].value == 1.0
 
 
-def test_a_result_that_cannot_be_written_whole_is_not_written_at_all(study: StoredStudy) -> None:
-    key = study.add_candidate(candidate(1, 0))
-    with pytest.raises(TypeError):
-        study.finish(key, Evaluation(1.0, {"fid": object()}))  # type: ignore[dict-item]
-    (trial,) = study.trials()
-    assert trial.state == TrialState.RUNNING
-    assert not {"metrics", "cost"} & set(trial.user_attrs)
+class KilledError(BaseException):
+    """As if the process ended there."""
+
+
+def killed(*_: object) -> None:
+    raise KilledError
 
 
 def test_a_result_that_a_crash_cuts_off_is_not_written_at_all(
     study: StoredStudy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    class KilledError(BaseException):
-        pass
-
-    def killed(*_: object) -> None:
-        raise KilledError
-
     key = study.add_candidate(candidate(1, 0))
     with monkeypatch.context() as patched:
         patched.setattr(study.storage, "set_trial_state_values", killed)
         with pytest.raises(KilledError):
             study.finish(key, Evaluation(1.0, {"fid": 1.0}))
-    assert study.trials()[0].user_attrs.keys() == {"coefficients"}
+    (trial,) = study.trials()
+    assert (trial.state, trial.user_attrs.keys()) == (TrialState.RUNNING, {"coefficients"})
     study.finish(key, Evaluation(2.0, {"fid": 2.0}))
     (trial,) = study.trials()
     assert (trial.value, trial.user_attrs["metrics"]) == (2.0, {"fid": 2.0})
 
 
 def test_a_study_is_made_to_the_end_or_not_at_all(study: StoredStudy, monkeypatch: pytest.MonkeyPatch) -> None:
-    class Killed(BaseException):
-        pass
-
-    def killed(*_: object) -> None:
-        raise Killed
-
     with monkeypatch.context() as patched:
         patched.setattr(study.storage, "set_study_user_attr", killed)
-        with pytest.raises(Killed):
+        with pytest.raises(KilledError):
             create(study.storage, "more/LCSC/0", {"steps": [1]})
-    assert study.storage.get_all_studies()[0].study_name == NAME
-    assert len(study.storage.get_all_studies()) == 1
+    assert [stored.study_name for stored in study.storage.get_all_studies()] == [NAME]
     create(study.storage, "more/LCSC/0", {"steps": [1]})
     create(study.storage, "more/LCSC/0", {"steps": [2]})
     assert StoredStudy.open(study.storage, "more/LCSC/0").attributes["steps"] == [1]
@@ -115,14 +104,16 @@ def test_a_study_is_made_to_the_end_or_not_at_all(study: StoredStudy, monkeypatc
 def test_a_trial_that_plain_optuna_adds_meanwhile_takes_no_number_of_ours(study: StoredStudy, url: str) -> None:
     with study.hold():
         assert study.add_candidate(candidate(1, 0)) == 0
-        optuna.load_study(study_name=NAME, storage=url).add_trial(create_trial(value=1.0))
+        optuna.load_study(study_name=NAME, storage=url).add_trial(create_trial(value=0.25))
         number = study.add_candidate(candidate(0, 1))
         study.finish(0, Evaluation(0.75))
         study.finish(number, Evaluation(0.5))
     assert [trial.number for trial in study.trials()] == [0, 2]
     assert study.trial(number).value == 0.5
     reader = HistoryReader(study.storage)
-    coefficients = reader.answer(reader.read_study(NAME))
+    found = reader.read_study(NAME)
+    assert found.summary == Summary.of(study.trials())
+    coefficients = reader.answer(found)
     assert coefficients is not None
     assert coefficients.tolist() == [0, 1]
 
@@ -147,6 +138,8 @@ def test_an_artifact_replaces_the_one_of_the_same_name(study: StoredStudy, tmp_p
         ("sqlite:////no/such/folder/x.db", "unable to open database file"),
         ("sqlite:////proc/studies.db", "unable to open database file|cannot be written"),  # to root, and to others
         ("mysql+nothing://user:secret@127.0.0.1/x", "SQLite files and in PostgreSQL only"),
+        ("sqlite:///:memory:", "SQLite files and in PostgreSQL only"),
+        ("sqlite://", "SQLite files and in PostgreSQL only"),
     ],
 )
 def test_a_database_that_cannot_be_opened_is_one_line(bad: str, message: str) -> None:
@@ -154,6 +147,11 @@ def test_a_database_that_cannot_be_opened_is_one_line(bad: str, message: str) ->
         open_storage(bad, write=True)
     assert "\n" not in str(caught.value)
     assert "secret" not in str(caught.value)
+
+
+def test_a_tilde_in_the_name_of_a_file_is_the_home_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert storage_url("~/studies.db") == f"sqlite:///{tmp_path / 'studies.db'}"
 
 
 def test_a_file_that_is_no_database_is_refused_and_kept(tmp_path: Path) -> None:

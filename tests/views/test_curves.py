@@ -27,11 +27,6 @@ def test_best_so_far_is_the_minimum_of_all_that_was_told(values: list[float | No
             assert found == min(known) if known else np.isnan(found)
 
 
-def test_only_improvements_are_kept() -> None:
-    steps = best_so_far(history([5.0, 6.0, None, 4.0, 4.0]), "evaluations")
-    assert (steps.positions.tolist(), steps.values.tolist(), steps.end) == ([1, 4], [5, 4], 5)
-
-
 # over seeds
 
 

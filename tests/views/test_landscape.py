@@ -52,11 +52,17 @@ def figure(storage: RDBStorage, name: str = NAME) -> Any:
     return landscape_figure(reader, study, [each for each in reader.read(study.experiment) if each.study != name])
 
 
-@pytest.mark.parametrize("size", [11, 4])
-def test_the_values_are_those_of_the_plane(storage: RDBStorage, size: int) -> None:
-    write_landscape(storage, size=size)
+@pytest.mark.parametrize(
+    ("loss", "of_heights"), [(bowl, lambda heights: 10**heights), (lambda x, y: x, lambda heights: heights)]
+)
+def test_the_heights_are_the_losses_of_the_plane_or_their_logarithms_if_all_are_positive(
+    storage: RDBStorage, loss: Callable[[float, float], float], of_heights: Callable[[Any], Any]
+) -> None:
+    write_landscape(storage, loss=loss, size=4)
     contours = figure(storage).data[0]
-    np.testing.assert_allclose(10**contours.z, [[bowl(x, y) for x in contours.x] for y in contours.y])
+    losses = np.array([[loss(x, y) for x in contours.x] for y in contours.y])
+    np.testing.assert_allclose(of_heights(contours.z), losses)
+    assert contours.colorbar.ticktext[-1] == f"{losses.max():.3g}"
 
 
 def test_a_landscape_that_is_begun_has_holes(storage: RDBStorage) -> None:
@@ -87,24 +93,10 @@ def test_searches_are_those_of_the_experiment_over_the_same_checkpoints(
     for name, losses in {**searches, "faces/LCSC/0": [2.0]}.items():
         write_study(storage, name, losses)
     write_study(storage, "digits/DE/0", [1.0]).set_attribute("steps", [100, 200, 400])
-    drawn = figure(storage).data[1:-1]
-    assert [trace.name for trace in drawn][1:] == ["CMA/0"]
-    assert len(drawn[1].x) == 5
+    _, ema, search, corners = figure(storage).data
+    assert ema.name.startswith("EMA*")
+    assert (search.name, len(search.x), corners.name) == ("CMA/0", 5, "corners")
     assert landscapes(HistoryReader(storage)) == [NAME]
-
-
-@pytest.mark.parametrize("loss", [lambda x, y: bowl(x, y) ** 3, lambda x, y: x])
-def test_the_figure_shows_plane_corners_and_trials(storage: RDBStorage, loss: Any) -> None:
-    write_landscape(storage, loss=loss)
-    for name, searched in (("EMAGrid/0", [3.0]), ("LCSC/0", [4.0, 2.0]), ("LCSC/1", [4.0, 2.5])):
-        write_study(storage, f"digits/{name}", searched)
-    made = figure(storage)
-    assert (
-        made.data[0].colorbar.ticktext[-1] == f"{max(loss(x, y) for x in made.data[0].x for y in made.data[0].y):.3g}"
-    )
-    assert made.data[0].type == "contour"
-    assert [trace.name for trace in made.data[2:]] == ["LCSC/0", "LCSC/1", "corners"]
-    assert made.data[1].name.startswith("EMA*")
 
 
 def test_markup_is_inert(storage: RDBStorage) -> None:
@@ -123,15 +115,23 @@ def draw(site: Site, name: str | None = NAME, **values: Any) -> dict[str, Any]:
 
 
 def test_the_page_shows_the_newest_landscape_or_the_one_in_the_address(storage: RDBStorage, url: str) -> None:
-    write_landscape(storage, size=11)
+    write_landscape(storage)
     write_study(storage, "digits/LCSC/0", [2.0])
     site = Site(url)
-    for query, chosen in (("", NAME), ("?landscape=digits%2FLandscape%2F7", "digits/Landscape/7")):
+    newer = "faces/Landscape/0"
+    write_landscape(storage, newer)
+    for query, chosen in (
+        ("", newer),
+        ("?experiment=digits", NAME),
+        ("?landscape=digits%2FLandscape%2F7", "digits/Landscape/7"),
+    ):
         asked = site.call("landscape", "landscape.value", url=query)["landscape"]
-        assert asked == {"value": chosen, "options": [NAME]}
+        assert asked == {"value": chosen, "options": [NAME, newer]}
     shown = draw(site)
-    assert shown["headline"]["children"] == f"{NAME}: 121 points"
+    assert shown["headline"]["children"] == f"{NAME}: 9 points"
     assert "LCSC/0" in str(shown["plane-new"])
     assert "plane-new" not in draw(site, triggered="refresh", seen=shown["seen"]["data"])
     write_study(storage, "digits/CMA/0", [1.75])
     assert "CMA/0" in str(draw(site, triggered="refresh", seen=shown["seen"]["data"])["plane-new"])
+    for other in ("digits/LCSC/0", "digits/Landscape/7"):
+        assert draw(site, other)["problem"]["children"] == f"{other}: no such landscape; choose another one"

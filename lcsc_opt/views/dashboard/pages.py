@@ -6,7 +6,6 @@ A file's ``build(storage)`` gives a ``dash.Dash`` app, which gets the menu and t
 from __future__ import annotations
 
 import contextlib
-import functools
 import html
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -50,10 +49,10 @@ def site(storage: RDBStorage) -> Application:
     menu = {name: f"{HOME}{quote(name)}" for name in names}
     mounts: dict[str, Any] = {}
     for name, path in menu.items():
-        header = functools.partial(_header, storage, menu, name)
-        mounts[path] = _page(storage, name, files[name], header)
+        mounts[path] = _page(storage, name, files[name], _header(storage, menu, name))
     first_page = next(iter(menu.values()))
     static_files = {"/_static": str(Path(__file__).parent / "static")}
+    # not cached: after an update of lcsc_opt, a browser would keep the old scripts for twelve hours
     mounts[HOME.rstrip("/")] = SharedDataMiddleware(_redirect(first_page), static_files, cache=False)
     return DispatcherMiddleware(_redirect(HOME), mounts)
 
@@ -62,7 +61,7 @@ def _title(name: str) -> str:
     return name.replace("_", " ").capitalize()
 
 
-def _page(storage: RDBStorage, name: str, file: Path, header: Callable[[], str]) -> Application:
+def _page(storage: RDBStorage, name: str, file: Path, header: str) -> Application:
     """One page of ours.
 
     Raises:
@@ -98,20 +97,19 @@ def _mounted_at(name: str) -> Iterator[None]:
                 os.environ[key] = value
 
 
-def _with_menu(app: dash.Dash, name: str, header: Callable[[], str]) -> Application:
-    """Give a Dash app the menu of the moment, the styles and a content policy; a policy of its own stays."""
-    if app.title == "Dash":
+def _with_menu(app: dash.Dash, name: str, header: str) -> Application:
+    """Give a Dash app the menu, the styles and a content policy; a policy of its own stays."""
+    if app.title == "Dash":  # the author gave it none
         app.title = _title(name)
     app.title = f"{app.title} · lcsc"
     page = app.index_string.replace("<html>", '<html lang="en">', 1)
     page = page.replace("</head>", f"{_head()}</head>", 1)
-    app.index_string = page.replace("<body>", "<body>{%menu%}<div id='content' tabindex='-1'></div>", 1)
-    untyped: Any = app
-    fill = untyped.interpolate_index
-    untyped.interpolate_index = lambda **content: fill(**content).replace("{%menu%}", header(), 1)
+    # the link that skips the menu leads to this empty division
+    app.index_string = page.replace("<body>", f"<body>{header}<div id='content' tabindex='-1'></div>", 1)
     server: Any = app.server
 
     def protect(answer: Any) -> Any:
+        # not before: an app has all its inline scripts only when Dash has made its page
         scripts = " ".join(["'self'", *app.csp_hashes()])
         directives = {**_POLICY, "script-src": scripts}
         policy = "; ".join(f"{name} {value}" for name, value in directives.items())

@@ -6,7 +6,6 @@ and sends a figure only when what it is drawn from has changed.
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import hashlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -76,6 +75,8 @@ class Page:
         self.app.layout = html.Main(
             [
                 dcc.Location(id="url", refresh=False),
+                # the look, the number of the refresh, and the signature of what is shown; the last one is empty: a
+                # callback must have an output
                 *(dcc.Store(id=name) for name in ("theme", "refresh", "seen", "remembered")),
                 dcc.Interval(id="tick", interval=IDLE_MS),
                 html.P(id="problem", className="problem", role="alert"),
@@ -125,6 +126,7 @@ class Page:
             is_opened = ctx.triggered_id != "refresh"
             is_first_choice = options and not chosen
             if is_opened or is_first_choice:
+                # a list that a reader has emptied is blank
                 query = parse_qs((search or "").lstrip("?"), keep_blank_values=True)
                 values = values_of({name: texts[0] for name, texts in query.items()})
                 return *values, options, page_class
@@ -189,7 +191,7 @@ def refresh_interval(studies: Iterable[Standing]) -> int:
 
 def signature(studies: Iterable[Standing], *more: object) -> str:
     """Changes when anything that is drawn from these studies does."""
-    shown = repr(([dataclasses.replace(study, holder=None) for study in studies], more))
+    shown = repr((list(studies), more))
     return hashlib.sha256(shown.encode()).hexdigest()
 
 
@@ -217,6 +219,7 @@ def table(header: Sequence[str], rows: Iterable[Sequence[Content]], *, text: int
     classes = ["text"] * text + [""] * (len(header) - text)
     head = []
     for name, css_class in zip(header, classes, strict=True):
+        # spaces without a width, at which a long name of a metric may break
         breakable = unbroken(short_metric(name)).replace("@", "\u200b@").replace(".", ".\u200b")
         head.append(html.Th(breakable, title=name, scope="col", className=css_class))
     body = []
@@ -273,7 +276,7 @@ def _show_problem(error: Exception) -> None:
     dash.set_props("problem", {"children": message})
 
 
-@functools.lru_cache(maxsize=4)
+@functools.lru_cache(maxsize=4)  # few, since it keeps the storages open
 def shared_reader(storage: RDBStorage) -> HistoryReader:
     """The one reader of a storage, so that pages and their refreshes read what is new only once."""
     return HistoryReader(storage)

@@ -48,7 +48,7 @@ def serve(storage: RDBStorage, *, port: int, ready: Callable[[str], None] | None
     Raises:
         StudyStoreError: the port is taken.
     """
-    try:
+    try:  # not left to werkzeug, which ends the process where the port is taken
         opened = socket.create_server((_HOST, port), backlog=128)
     except OSError as error:
         raise StudyStoreError(f"port {port} of {_HOST}: {error.strerror}; give another --port") from error
@@ -78,7 +78,7 @@ def application(storage: RDBStorage) -> Application:
             cursor = connection.cursor()
             cursor.execute(statement)
             cursor.close()
-            connection.commit()
+            connection.commit()  # else PostgreSQL forgets the setting with the transaction
 
         storage.engine.dispose()  # connections made before the listener was there
     return guarded(site(storage))
@@ -108,7 +108,7 @@ def guarded(inner: Application) -> Application:
         refusal = _refusal(request)
         if refusal is not None:
             return _with_headers(refusal)
-        try:
+        try:  # buffered: what fails while the body is made is an error of this request, too
             response = Response.from_app(inner, request.environ, buffered=True)
         except Exception as error:
             notice(f"dashboard: {request.path}: {type(error).__name__}: {str(error).partition(chr(10))[0]}")
@@ -120,6 +120,7 @@ def guarded(inner: Application) -> Application:
 
 
 def _refusal(request: Request) -> Response | None:
+    """The answer to a request that is refused; ``None`` if it may pass."""
     is_of_page = request.path.startswith(HOME) and request.path.endswith(_CALLBACKS)
     is_callback = request.method == "POST" and is_of_page
     if _host_name(request) not in _LOOPBACK_NAMES:
@@ -144,6 +145,7 @@ def _is_same_site(request: Request) -> bool:
 
 
 def _host_name(request: Request) -> str | None:
+    """The name in the ``Host`` header, without the port; ``None`` for a header that cannot be read."""
     try:
         return urlsplit(f"//{request.headers.get('Host', '')}").hostname
     except ValueError:
@@ -151,6 +153,7 @@ def _host_name(request: Request) -> str | None:
 
 
 def _with_headers(answer: Response) -> Response:
+    """The answer with our headers; those that a page has set itself stay."""
     for name, value in _HEADERS.items():
         answer.headers.setdefault(name, value)
     answer.headers.pop("Access-Control-Allow-Origin", None)  # of a page that is somebody else's application

@@ -92,10 +92,10 @@ def _rows_panel(study: Standing, rows: Floats) -> Panel:
     heat_map = go.Heatmap(
         x=[starts_of(steps)[0], *steps],  # edges of cells, where those of bars are
         y=[inert(group) for group in study.layer_groups],
-        z=rows.astype(np.float32),
+        z=rows.astype(np.float32),  # half as much to send
         zmin=-largest,
         zmax=largest,
-        autocolorscale=True,
+        autocolorscale=True,  # the theme's diverging colours
         colorbar={"title": {"text": "coefficient"}, "thickness": 12},
         customdata=np.broadcast_to(np.array(steps, dtype=np.int32), rows.shape),
         hovertemplate="%{y}, step %{customdata:,}: %{z:.4g}<extra></extra>",

@@ -64,7 +64,7 @@ def style(optimizer: str) -> Style:
     """How an optimizer is drawn, which depends on its name alone and not on what else is shown."""
     if optimizer in STYLES:
         return STYLES[optimizer]
-    rest = zlib.crc32(optimizer.encode())
+    rest = zlib.crc32(optimizer.encode())  # unlike hash(), the same in every process
     rest, colour = divmod(rest, len(_OTHER_COLOURS))
     rest, dash = divmod(rest, len(_OTHER_DASHES))
     marker = rest % len(_OTHER_MARKERS)
@@ -128,9 +128,9 @@ def figure_layout(theme: Theme, *, view: str, height: int) -> dict[str, Any]:
     return {"template": template(theme), "uirevision": inert(view), "height": height}
 
 
-def empty_figure(message: str, theme: Theme = "light", *, height: int = 260) -> go.Figure:
+def empty_figure(message: str, theme: Theme = "light") -> go.Figure:
     """What is shown in place of a figure that has no data yet: a sentence that says what to do."""
-    drawn = go.Figure(layout=figure_layout(theme, view="empty", height=height))
+    drawn = go.Figure(layout=figure_layout(theme, view="empty", height=260))
     drawn.update_xaxes(visible=False)
     drawn.update_yaxes(visible=False)
     return drawn.add_annotation(
