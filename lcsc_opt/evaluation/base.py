@@ -20,15 +20,15 @@ from lcsc_opt.base.streams import printable
 from lcsc_opt.objective.contract import Objective
 
 Value = TypeVar("Value")
-_TRACEBACK_CHARACTERS = 8000  # the last ones are stored
+_TRACEBACK_CHARACTERS = 8000  # the last ones are stored, since the error stands at the end
 
 
 @dataclasses.dataclass(frozen=True)
 class Failure:
     """An evaluation without a finite loss: the reason, and how many seconds it took.
 
-    ``retry`` is false for errors of this library, which another attempt would meet again. ``traceback`` is Python's
-    text of the exception; it is empty where the candidate failed and not the code.
+    ``retry`` is false for what another attempt would meet again, such as errors of this library. ``traceback`` is
+    Python's text of the exception; it is empty where the candidate failed and not the code.
     """
 
     reason: str
@@ -83,7 +83,10 @@ def persistently(evaluator: Evaluator, retries: int) -> Callable[[Candidate], Ou
 
 
 def attempt(function: Callable[[], Value]) -> Value | Failure:
-    """Call a function; an exception, also ``sys.exit``, becomes a :class:`Failure` with its reason."""
+    """Call a function; an exception, also ``sys.exit``, becomes a :class:`Failure` with its reason.
+
+    KeyboardInterrupt does not: with it the user, or a pipeline that is closed, ends the evaluation.
+    """
     start = time.perf_counter()
     try:
         with same_working_folder():
@@ -166,6 +169,7 @@ def evaluate_safely(objective: Objective, candidate: Candidate) -> Outcome:
     def evaluate() -> Evaluation:
         start = time.perf_counter()
         evaluation = objective.evaluate(candidate)
+        # an objective that measured its time keeps that; checked() refuses what is no evaluation
         if not isinstance(evaluation, Evaluation) or evaluation.cost.seconds:
             return evaluation
         cost = dataclasses.replace(evaluation.cost, seconds=time.perf_counter() - start)

@@ -59,7 +59,7 @@ class NodeObjective:
 
         objective_file = None
         for name, file in objective.code.items():
-            if name == file.path.name:  # modules have names without a suffix
+            if name == file.path.name:  # the objective's own file; modules have names without a suffix
                 objective_file = file.path
                 shutil.copyfile(file.path, copies / name)
             else:
@@ -145,6 +145,6 @@ def _copy_module(name: str, path: Path, copies: Path) -> None:
 
 
 def _software() -> dict[str, Any]:
-    """JSON-able: versions, and BLAS."""
+    """What must be the same on all machines, as JSON: packages, kind of processor, BLAS."""
     current = environment()
     return {**current["packages"], "machine": current["machine"], "blas": current["blas"]}

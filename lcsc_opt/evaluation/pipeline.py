@@ -35,6 +35,7 @@ class Pipeline:
         self._scoring = self._new_thread("score", torch_threads)
 
     def _new_thread(self, stage: str, torch_threads: int | None) -> ThreadPoolExecutor:
+        """One thread, which does what is submitted in its order."""
         return ThreadPoolExecutor(
             max_workers=1,
             thread_name_prefix=f"lcsc-{stage}",
@@ -64,6 +65,7 @@ class Pipeline:
         """Stop. A running evaluation ends at its next :func:`stop_if_told`."""
         self._stop.set()
         threads = (self._merging, self._sampling, self._scoring)
+        # all queues are emptied before the first wait, so that no thread begins another stage meanwhile
         for thread in threads:
             thread.shutdown(wait=False, cancel_futures=True)
         for thread in threads:
@@ -73,7 +75,7 @@ class Pipeline:
         prepared = merged.result()
         if isinstance(prepared, Failure):
             return prepared
-        stop_if_told()
+        stop_if_told()  # the pipeline may have been closed while the candidate was merged
         return attempt(lambda: self._objective.sample(candidate, prepared, first, last))
 
     def _score(self, candidate: Candidate, sampled: Future[Any]) -> Outcome:

@@ -72,6 +72,7 @@ class _Waiting:
     started: float = 0.0
 
     def cancel(self) -> None:
+        """Cancel the future, and notify: until then, ``concurrent.futures.wait`` does not count it as done."""
         if not self.future.cancelled() and self.future.cancel():
             self.future.set_running_or_notify_cancel()
 
@@ -249,7 +250,7 @@ class _Worker:
         waiting.started = time.perf_counter()
         try:
             pickled_job = waiting.job.pickled()
-        except ObjectiveError as error:
+        except ObjectiveError as error:  # raised further, it would end the thread that hands out jobs
             waiting.future.set_result(Failure(str(error), 0.0, retry=False))
             return True
         with self._lock:
@@ -314,7 +315,7 @@ class _Worker:
         self.ready = False
         how_it_ended, counts = link.join()
         with self._lock:
-            if self._closing:
+            if self._closing:  # the pool cancels its jobs
                 return
             lost_jobs = self._jobs
             self._jobs = {}

@@ -19,7 +19,7 @@ from typing import Any
 
 from lcsc_opt.evaluation.worker import Answer, WorkerSettings
 
-_SCRIPT_KEYS = ("init_main_from_name", "init_main_from_path")
+_SCRIPT_KEYS = ("init_main_from_name", "init_main_from_path")  # the user's script, by its module or its path
 
 
 class WorkerProcess:

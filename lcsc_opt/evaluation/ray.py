@@ -235,7 +235,7 @@ class _RayLink:
         return answer
 
     def terminate(self) -> None:
-        """Kill the actor."""
+        """Kill the actor; :meth:`receive` ends now, whenever Ray reports the death."""
         self._kill()
         self._answers.put(None)
 
@@ -342,13 +342,13 @@ def _listening(address: str) -> str:
     """The address, checked: something must listen there, since Ray itself would try for minutes."""
     if address == "auto":
         address = os.environ.get("RAY_ADDRESS", address)
-    if address == "auto":
+    if address == "auto":  # Ray knows the cluster of this machine
         return address
     host, _, port = address.rpartition(":")
-    if not host or "/" in host or not port.isdigit():
+    if not host or "/" in host or not port.isdecimal():
         raise StudySpecError(f"workers.ray: address: expected host:port, or auto, got {address!r}")
     try:
         socket.create_connection((host, int(port)), timeout=_CONNECT_SECONDS).close()
-    except (OSError, OverflowError) as error:
+    except (OSError, OverflowError) as error:  # ports above 65535 overflow
         raise StudySpecError(f"workers.ray: nothing listens at {address} ({error}); {_START}") from error
     return address

@@ -57,6 +57,7 @@ class SpreadEvaluator:
         ranges: Sequence[tuple[int, int]],
         sampled: Sequence[Future[Any]],
     ) -> Outcome:
+        """Wait for the parts, and score them; if a gradient was asked for, let the workers compute it, and sum it."""
         samples = _results(sampled)
         if isinstance(samples, Failure):
             return samples

@@ -125,6 +125,7 @@ def main() -> None:
     connection = _take_standard_input()
     let_waiting_threads_sleep()
     try:
+        # apart, since settings can be unpickled only after the preparation has set the module path
         preparation = connection.recv_bytes()
         settings = connection.recv_bytes()
     except (EOFError, OSError):  # the coordinator is gone already
@@ -195,6 +196,7 @@ def load_evaluator(settings: WorkerSettings) -> Pipeline | InProcessEvaluator:
     if "torch" in sys.modules:  # otherwise it reads OMP_NUM_THREADS when it is imported, which may be never
         sys.modules["torch"].set_num_threads(settings.threads)
     objective = settings.load_objective()
+    # now that the objective's libraries are loaded: this limits no others
     threadpool_limits(settings.threads, user_api="blas")
     if settings.expected is not None:
         expected = json.dumps(settings.expected, sort_keys=True)

@@ -39,7 +39,7 @@ def seeded_generators(seed: int, *stream: str | int) -> Iterator[None]:
     with kept_generators():
         np.random.seed(derive_seed(seed, "generators", *stream, bits=32))  # noqa: NPY002
         random.seed(derive_seed(seed, "generators", *stream))
-        pycma_defaults["seed"] = math.nan
+        pycma_defaults["seed"] = math.nan  # which means to pycma: seed nothing
         try:
             yield
         finally:
@@ -112,6 +112,7 @@ class Driver:
         self._computed(tell, "tell", self._tells)
 
     def _computed(self, step: Callable[[], T], *stream: str | int) -> T:
+        """Compute a step of the optimizer, repeatably: the number of BLAS threads changes the candidates of CMA-ES."""
         try:
             with blas_threads(1), seeded_generators(self._seed, *stream):
                 return step()
@@ -143,6 +144,7 @@ def _wait_for_thread(optimizer: Optimizer) -> None:
     thread = getattr(optimizer, "_messaging_thread", None)
     if thread is None:
         return
+    # it goes on only when all points that it gave out have their losses
     waits_for_losses = optimizer.num_ask > optimizer.num_tell or getattr(optimizer, "_current_batch", None)
     if waits_for_losses:
         return

@@ -44,13 +44,14 @@ class _LCSC(Optimizer):  # type: ignore[misc]
         return self.parametrization.spawn_child(new_value=coefficients)
 
     def _internal_tell_candidate(self, candidate: ng.p.Parameter, loss: float) -> None:
-        member = (loss, self.num_tell, candidate.value)
+        member = (loss, self.num_tell, candidate.value)  # of equal losses, the earlier one is better
         bisect.insort(self._population, member, key=lambda stored: stored[:2])
         del self._population[self._options["max_parents"] :]
 
     def _child(self) -> Coefficients:
         """Lines 7 to 10. The parents stay the same for one generation (lines 6 to 12)."""
         if not self._children_left:
+            # several workers may ask a child before the first loss is told
             self._parents = [member[2] for member in self._population] or self._initial
             self._children_left = self._options["generation_size"]
         self._children_left -= 1

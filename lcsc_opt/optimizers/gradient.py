@@ -243,6 +243,7 @@ class _LCSCGradient(Optimizer):  # type: ignore[misc]
         Its images are a share of those of all gradients before it, in whole multiples of the first step's: late steps
         need less noise, and have less of FID's bias left. They are never more than a check has.
         """
+        # results of others count, too: a search with the same seed has had the same noise
         noise = Noise("gradient", self._noise_base + self.num_ask + self.num_tell_not_asked)
         images = None  # the objective samples none
         if self._samples_images:
@@ -267,7 +268,7 @@ class _LCSCGradient(Optimizer):  # type: ignore[misc]
                 "LCSCGradient was told a loss without a gradient: before the tell, pass the result of "
                 "objective.evaluate(candidate_of(candidate)) to attach_evaluation"
             )
-        if not np.isfinite(evaluation.gradient).all():
+        if not np.isfinite(evaluation.gradient).all():  # a loop of the user's may not have checked it
             self._retreat(pending)
             return
         self._path.step(candidate.value, evaluation.gradient, delay=self._path.steps - pending.steps)

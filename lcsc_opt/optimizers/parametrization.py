@@ -55,7 +55,7 @@ class _CoefficientLayer(ForwardableOperation):  # type: ignore[misc]
         if self._last_coefficients is None or content != self._last_free:
             self._last_free = content
             self._last_coefficients = self.space.to_coefficients(free)
-        return np.asarray(self._last_coefficients.copy())
+        return np.asarray(self._last_coefficients.copy())  # a copy, which the caller may change
 
     def backward(self, value: npt.ArrayLike) -> npt.NDArray[np.float64]:
         """``[K]`` → ``[d]``."""
@@ -119,7 +119,7 @@ def start_of(parametrization: ng.p.Parameter) -> Coefficients:
     if not value.any():
         return default_origin(steps)
     total = exact_sum(value)
-    if not abs(total - 1) <= _SUM_TOLERANCE:
+    if not abs(total - 1) <= _SUM_TOLERANCE:  # true of NaN, too
         raise StudySpecError(
             f"expected an array of coefficients whose initial values sum to one, or all zero, got a sum of {total:.6g}"
         )

@@ -125,7 +125,7 @@ def _damping(curvatures: _Vector, slope: _Vector, radius: float) -> float:
         return 0.0
     low = 0.0
     high = float(np.linalg.norm(slope)) / radius
-    for _ in range(60):
+    for _ in range(60):  # halvings, more than a double has bits
         middle = (low + high) / 2
         if np.linalg.norm(slope / (curvatures + middle)) > radius:
             low = middle
@@ -237,6 +237,7 @@ class _LCSCQuadratic(Optimizer):  # type: ignore[misc]
         affordable = evaluations or 0
         if images is not None:
             affordable = images // max(few_images, 1)
+        # the first stage has two evaluations a wave
         directions = min(self._options["directions"], max(affordable // (2 * _FIRST_SHARE), 1))
 
         saves_images = few_images < images_per_evaluation
@@ -347,7 +348,7 @@ class _LCSCQuadratic(Optimizer):  # type: ignore[misc]
         if not sizes:
             return False
         self._scale = float(np.median(sizes))
-        if self._scale <= 0:
+        if self._scale <= 0:  # the loss curves downwards along most waves, or does not change
             self._scale = float(np.max(np.abs(sizes))) or 1.0
         count = len(stage.start)
         stage.prior = _Quadratic(np.zeros(count), self._scale * np.eye(count))  # the same in all directions
@@ -365,7 +366,7 @@ class _LCSCQuadratic(Optimizer):  # type: ignore[misc]
         changes = np.array(stage.losses) - stage.losses[stage.best]
         distances = np.sum(offsets**2, axis=1)
         near = np.argsort(distances, kind="stable")[: _POINTS * len(centre)]
-        near = near[distances[near] > 0]
+        near = near[distances[near] > 0]  # no change is measured at the centre itself
         return _fitted(prior, offsets[near], changes[near], scale=self._scale, reach=self._radius)
 
     # tell

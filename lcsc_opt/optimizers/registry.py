@@ -67,7 +67,7 @@ def build_optimizer(
     array = coefficient_array(space, step_size=configured.step_size, seed=seed)
     try:
         return configured.build(array, budget=budget, num_workers=workers)
-    except (ValueError, TypeError, AssertionError) as error:
+    except (ValueError, TypeError, AssertionError) as error:  # so Nevergrad refuses a budget or a space
         raise StudySpecError(f"{spec.name}: {error}") from error
 
 

@@ -30,7 +30,7 @@ def how_it_ended(trials: Sequence[FrozenTrial], *, by_itself: bool, patience: in
     earlier = [trial for trial in compared if trial.number <= trials[-1].number - RECENT]
     if not earlier:
         return "cut by its budget"
-    if "gradient" in trials[0].user_attrs:  # its checks are one path, and the last one is its state
+    if any("gradient" in trial.user_attrs for trial in trials):  # its checks are one path: the last one is its state
         before, now = earlier[-1], compared[-1]
     else:
         before, now = _best(earlier), _best(compared)

@@ -202,7 +202,7 @@ class Loop:
         return self.budget.patience is not None and self._since_best >= self.budget.patience
 
     def _time_is_over(self) -> bool:
-        """Whether the time is over: not while stored trials remain, nor before a trial that compares."""
+        """Whether the time is over: not while stored trials remain, nor before one compares, which is a result."""
         if self._to_replay or not self._has_compared:
             return False
         return time.monotonic() - self._begin >= (self.budget.seconds or 0.0)
@@ -254,7 +254,7 @@ class Loop:
             StudyStoreError: it asks another one.
         """
         attributes = candidate_attributes(candidate)
-        requested = ("images", "noise", "unbiased")
+        requested = ("images", "noise", "unbiased")  # all that a trial stores of its request besides coefficients
         same_request = all(stored.user_attrs.get(key) == attributes.get(key) for key in requested)
         if same_request and coefficients_of(stored).tobytes() == candidate.coefficients.tobytes():
             return
@@ -367,7 +367,7 @@ class Loop:
         return SearchFailedError(
             f"{self.name}: {problem}; the last failed with: {self._last_reason}. Fix the cause, then run it "
             "again, with --accept-changes (in Python: accept_changes=True) if your code changed: what failed last is "
-            f"repeated. lcsc show {self.name} prints the whole traceback"
+            f"repeated. lcsc show {self.name} prints each failure, with its traceback if there is one"
         )
 
 

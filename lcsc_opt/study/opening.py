@@ -276,5 +276,6 @@ def evaluator_of(objective: Objective, pool: WorkerPool | None, in_flight: int) 
         return InProcessEvaluator(objective)
     if in_flight == 1 and isinstance(objective, StagedObjective):
         return SpreadEvaluator(objective, pool)
+    # with fewer in flight, a worker's second candidate would wait there although another worker is free
     most_jobs = 2 if overlaps and in_flight >= 2 * len(pool) else 1
     return ProcessEvaluator(pool, most_jobs=most_jobs)

@@ -152,6 +152,7 @@ def new_driver(
     def build() -> Optimizer:
         space = space_of(spec, objective, origin)
         optimizer = build_optimizer(optimizer_spec, space, budget=evaluations, workers=workers, seed=spec.seed)
+        # some of ours plan by images, too; Nevergrad's know only a number of evaluations
         plan_budget = getattr(optimizer, "plan_budget", None)
         if plan_budget is not None:
             plan_budget(evaluations=planned.evaluations, images=planned.images, images_per_evaluation=images)
@@ -161,7 +162,7 @@ def new_driver(
 
 
 def usable_budget(spec: StudySpec, objective: Objective) -> BudgetSpec:
-    """The budget, but no more than a grid has candidates; no time cuts a grid."""
+    """The budget, but no more than a grid has candidates; neither time nor patience cuts a grid."""
     candidates = _grid_size(spec, objective)
     if candidates is None:
         return spec.budget

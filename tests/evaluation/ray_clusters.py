@@ -23,14 +23,14 @@ from tests.commands import Typed
 from tests.evaluation import staged_examples
 
 OBJECTIVE = """
-from tests.evaluation.staged_examples import Logged, Slow
+from tests.evaluation.staged_examples import Counted, Slow
 
-KINDS = {"logged": Logged, "slow": Slow}
+KINDS = {"counted": Counted, "slow": Slow}
 
 
 def build(settings):
     settings.pop("device", None)
-    return KINDS[settings.pop("kind", "logged")](**settings)
+    return KINDS[settings.pop("kind", "counted")](**settings)
 """
 SPEC = ObjectiveSpec(file="ray_own_objective.py", settings={"number": 4.25, "checkpoints": "run.trajectory"})
 ROOT = Path(__file__).parents[2]
@@ -71,11 +71,6 @@ def connected(cluster: Cluster) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
-
-
-def processes(log: Path) -> list[int]:
-    """Those that have sampled so far, in order."""
-    return [int(line) for line in log.read_text().splitlines()] if log.exists() else []
 
 
 def study_file(folder: Path, **changes: Any) -> str:

@@ -164,52 +164,29 @@ class DiesOnce(Stages):
         return super().vjp(candidate, first, last, back)
 
 
-LINE = 12  # characters of a line of the log
+class Counted(Stages):
+    """Counts the samples of all processes; that with a number in ``dies`` kills its process.
 
-
-class Logged(Stages):
-    """Takes a moment; writes down which process samples; samples again what another process has sampled.
-
-    The samples of all processes are counted: that with a number in ``dies`` kills its process, and from the
-    ``waits``-th on they wait until ``go`` is there.
+    Samples again what another process has sampled.
     """
 
-    def __init__(self, log: str = "", dies: Sequence[int] = (), waits: int = 0, go: str = "") -> None:
+    def __init__(self, log: str = "", dies: Sequence[int] = ()) -> None:
         super().__init__()
-        self.log_file, self.dies, self.waits, self.go = log, dies, waits, Path(go)
+        self.log_file, self.dies = log, dies
 
     def sample(self, candidate: Candidate, prepared: Coefficients, first: int, last: int) -> Part:
-        if self.log_file:
-            number = self._written()
-            if number in self.dies:
-                os.kill(os.getpid(), signal.SIGKILL)
-            assert not self.waits or number < self.waits or wait_for(self.go.exists)
+        if self.log_file and self._count() in self.dies:
+            os.kill(os.getpid(), signal.SIGKILL)
         return super().sample(candidate, prepared, first, last)
 
-    def _written(self) -> int:
+    def _count(self) -> int:
         with Path(self.log_file).open("ab", buffering=0) as file:
-            file.write(f"{os.getpid():{LINE - 1}}\n".encode())
-            return file.tell() // LINE  # where this line ends, whatever others have written since
+            file.write(b".")
+            return file.tell()  # where this sample's byte ends, whatever others have written since
 
     def vjp(self, candidate: Candidate, first: int, last: int, back: float) -> tuple[Coefficients, Cost]:
         self.kept = candidate
         return super().vjp(candidate, first, last, back)
-
-
-class EnvironmentInLoss(Stages):
-    """The loss is the number of the GPU that the process may see; a metric is how many ``threads`` torch takes."""
-
-    def __init__(self, threads: bool = True) -> None:
-        super().__init__()
-        self.threads = threads
-
-    def score(self, candidate: Candidate, parts: Sequence[Part]) -> tuple[Evaluation, list[Any]]:
-        metrics = {}
-        if self.threads:
-            import torch  # here, since it would be half of the time that a worker takes to start
-
-            metrics["threads"] = torch.get_num_threads()
-        return Evaluation(float(parts[0].environment or -1), metrics), [None]
 
 
 def basis(first: int, last: int) -> np.ndarray:
@@ -301,16 +278,6 @@ def study_file(folder: Path, **changes: Any) -> str:
     path = folder / f"{len(list(folder.glob('*.yaml')))}.yaml"
     path.write_text(yaml.safe_dump({**content, **changes}))
     return str(path)
-
-
-def wait_for(what: Any, seconds: float = 600.0) -> bool:
-    """Whether it came true."""
-    until = time.monotonic() + seconds
-    while not what():
-        if time.monotonic() > until:
-            return False
-        time.sleep(0.01)
-    return True
 
 
 def is_running(process: int) -> bool:

@@ -31,8 +31,8 @@ from lcsc_opt.experiment.stored import spec_of
 from lcsc_opt.objective.loading import load_objective
 from lcsc_opt.trajectory import TrajectoryWriter
 from tests.commands import Typed
-from tests.evaluation.staged_examples import SLOW_SECONDS, candidate, evaluated, expect_no_lost_node, wait_for
-from tests.processes import Lcsc, lcsc_process
+from tests.evaluation.staged_examples import SLOW_SECONDS, candidate, evaluated, expect_no_lost_node
+from tests.processes import Lcsc, lcsc_process, wait_until
 
 ray = pytest.importorskip("ray")
 
@@ -89,7 +89,7 @@ def test_a_worker_without_gpus_sees_none_and_an_interrupt_gives_everything_back(
     workers = {"ray": 2, "cpus": 2, "gpus": 0}
     file = study_file(folder, objective={"file": "stages_on_ray.py", "settings": {"kind": "slow"}}, workers=workers)
     running = Lcsc("run", file, "--ray", cluster.address)
-    assert wait_for(lambda: marker.exists() or running.process.exitcode is not None)
+    wait_until(lambda: marker.exists() or running.process.exitcode is not None)
     assert running.process.exitcode is None, running.wait()
     assert seen.read_text() == ""
     running.signal(signal.SIGINT)
@@ -99,7 +99,7 @@ def test_a_worker_without_gpus_sees_none_and_an_interrupt_gives_everything_back(
     assert "the cluster has room for 1 of 2 workers" in ended.err
     assert "interrupted" in ended.err
     with connected(cluster):
-        assert wait_for(lambda: ray.available_resources().get("CPU") == ray.cluster_resources()["CPU"])
+        wait_until(lambda: ray.available_resources().get("CPU") == ray.cluster_resources()["CPU"])
     assert time.monotonic() - start < SLOW_SECONDS / 2
 
 

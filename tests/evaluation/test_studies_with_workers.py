@@ -21,8 +21,8 @@ from lcsc_opt.database.store import StoredStudy, our_studies
 from lcsc_opt.experiment.running import searches_of
 from lcsc_opt.study.planning import parallelism, usable_budget, why_incomplete
 from tests.commands import Typed
-from tests.evaluation.staged_examples import IMAGES, SLOW_SECONDS, STEPS, Stages, is_running, study_file, wait_for
-from tests.processes import Lcsc
+from tests.evaluation.staged_examples import IMAGES, SLOW_SECONDS, STEPS, Stages, is_running, study_file
+from tests.processes import Lcsc, wait_until
 
 OBJECTIVE = """
 from tests.evaluation.staged_examples import Stages
@@ -206,7 +206,7 @@ def test_ctrl_c_stops_evaluations_that_do_not_look_and_leaves_no_worker(
     def is_written() -> bool:  # a file exists before its content does
         return marker.exists() and bool(marker.read_text())
 
-    assert wait_for(lambda: is_written() or running.process.exitcode is not None)
+    wait_until(lambda: is_written() or running.process.exitcode is not None)
     assert running.process.exitcode is None, running.wait()
     worker = int(marker.read_text())
     os.kill(worker, signal.SIGINT)  # as a terminal does, which signals all processes of the command

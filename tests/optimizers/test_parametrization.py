@@ -23,9 +23,10 @@ SPACES = pytest.mark.parametrize("space", [AFFINE, CONVEX], ids=["affine", "conv
 
 
 @SPACES
-def test_the_array_starts_at_the_origin_of_its_space(space: CoefficientSpace) -> None:
+def test_an_array_and_its_search_start_at_the_origin_of_its_space(space: CoefficientSpace) -> None:
     array = coefficient_array(space)
     np.testing.assert_allclose(array.value, ORIGIN, atol=1e-15)
+    np.testing.assert_array_equal(start_of(array), array.value)
     assert array.dimension == space.shape[0]
     assert space_of(array) is space
     assert space_of(array.spawn_child()) is space
@@ -65,12 +66,6 @@ def test_step_size_is_one_standard_deviation_of_a_coefficient(step_size: float) 
     np.testing.assert_allclose(moved.std(axis=0), step_size * math.sqrt(19 / 20), rtol=0.2)
 
 
-@SPACES
-def test_a_search_starts_where_its_array_does(space: CoefficientSpace) -> None:
-    array = coefficient_array(space)
-    np.testing.assert_array_equal(start_of(array), array.value)
-
-
 def test_a_search_of_a_plain_array_starts_at_the_default_origin_or_at_coefficients_of_ones_choice() -> None:
     np.testing.assert_array_equal(start_of(ng.p.Array(shape=(20,))), default_origin(range(1, 21)))
     np.testing.assert_allclose(start_of(ng.p.Array(init=ORIGIN)), ORIGIN, rtol=0, atol=1e-15)
@@ -92,6 +87,7 @@ def test_a_plain_array_whose_value_does_not_sum_to_one_is_refused(value: Any) ->
         ({"images": 2000}, 1000, False),
         ({"noise": Noise("gradient", 3)}, 1000, False),
         ({"noise": HELD_OUT}, None, False),
+        ({"unbiased": True}, None, False),
     ],
 )
 def test_losses_compare_on_the_searchs_noise_with_as_many_images(

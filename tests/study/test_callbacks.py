@@ -160,8 +160,7 @@ def test_what_a_callback_raises_ends_the_run_and_loses_nothing(
 
 
 def test_callbacks_get_failed_trials(run: Callable[..., lcsc_opt.Study], monkeypatch: pytest.MonkeyPatch) -> None:
-    firsts = sorted(trial["coefficients"][0] for trial in run(name="sound").trials)
-    monkeypatch.setenv("FAIL", str(firsts[-2]))
+    monkeypatch.setenv("FAIL", "0.2")  # three of the seven averages that begin a search have more
     recorder = Recorder()
     run(recorder, budget={"evaluations": 12}, failures={"retries": 0, "in_a_row": None})
     assert recorder.numbers == list(range(12))

@@ -40,11 +40,25 @@ def test_a_search_that_was_cut_while_it_gained_says_what_the_last_evaluations_ha
     assert ended([1.0, 0.5]) == "cut by its budget"
 
 
+def test_the_last_check_counts_of_a_search_by_gradients_also_if_its_first_trial_failed() -> None:
+    failed = create_trial(state=TrialState.FAIL)
+    failed.number = 0
+    checked = trials([*[1.0] * 22, 0.5, *[1.0] * 18], error=1e-4)
+    for trial in checked:
+        trial.number += 1
+    said = how_it_ended([failed, *checked], by_itself=False, patience=None)
+    assert "have brought nothing that is certain" in said
+
+
 def test_one_that_has_ended_says_so() -> None:
     assert how_it_ended(trials([1.0]), by_itself=True, patience=None).startswith("ended by itself")
     assert "7 evaluations in a row brought no lower loss" in how_it_ended(trials([1.0]), by_itself=False, patience=7)
 
 
+DISTANCE = """
+def distance(a):
+    return round(float(((a - 0.1) ** 2).sum()), 2)  # a plateau is soon reached
+"""
 STUDY = """
 name: quick
 objective: {file: function.py, settings: {callable: "distance:distance", steps: [1, 2, 3, 4, 5]}}
@@ -55,7 +69,7 @@ budget: {evaluations: 400, patience: 15}
 
 
 def test_patience_ends_a_search_which_continues_with_more(typed: Typed, workplace: Path) -> None:
-    (workplace / "distance.py").write_text("def distance(a):\n    return float(((a - 0.1) ** 2).sum())\n")
+    (workplace / "distance.py").write_text(DISTANCE)
     (workplace / "quick.yaml").write_text(STUDY)
     said = typed("run", "quick.yaml").err
     assert "15 evaluations in a row brought no lower loss" in said
@@ -65,7 +79,7 @@ def test_patience_ends_a_search_which_continues_with_more(typed: Typed, workplac
     best = min(range(count), key=lambda number: study.trials[number]["loss"])
     assert count == best + 16
     assert "finished already" in typed("run", "quick.yaml").err
-    typed("run", "quick.yaml", "budget.patience=40")
+    typed("run", "quick.yaml", "budget.patience=20")
     assert len(lcsc_opt.load_study("quick/RandomSearch/0").trials) > count
 
 

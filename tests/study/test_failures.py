@@ -142,19 +142,11 @@ class TestManyInARow:
 
 
 class TestRetryFailed:
-    def test_what_failed_at_the_end_is_forgotten_and_the_search_goes_on_as_if_it_had_not(
-        self, study: StoredStudy
-    ) -> None:
-        search(study, Breaking(3, 4, 5, 6, 7))
-        assert study.retry_failed() == 5
-        assert [row[1] for row in rows(study)] == 3 * ["COMPLETE"]
-        search(study, bowl)
-        assert rows(study) == undisturbed(study, 8)
-
     def test_what_had_no_result_yet_is_forgotten_too_and_is_no_failure(self, study: StoredStudy) -> None:
         search(study, Breaking(6, 7))
         study.add_candidate(Candidate(np.full(4, 0.25)))  # it was running when a crash came
         assert study.retry_failed() == 2
+        assert states(study) == 6 * ["COMPLETE"]
         search(study, bowl)
         assert rows(study) == undisturbed(study, 8)
 

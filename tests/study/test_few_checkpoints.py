@@ -69,12 +69,10 @@ def searched(name: str, budget: int, **options: float) -> np.ndarray:
 
 def test_a_study_has_the_step_that_it_began_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    new = searched("new", 8)
-    short = searched("short", 8, step_size=0.1)
-    assert np.linalg.norm(new[1] - new[0]) == pytest.approx(2 * np.linalg.norm(short[1] - short[0]))
-    assert (searched("long", 8, step_size=0.2) == new).all()
+    new = searched("new", 3)
+    assert (searched("long", 3, step_size=0.2) == new).all()
 
     study = StoredStudy.open(open_storage("sqlite:///few.db", write=True), "new/LCSCGradient/0")
     assert study.attributes[DEFAULTS] == {"step_size": 0.2}
     assert overview(study)["optimizer_options"] == {"step_size": 0.2}, "which the study file does not say"
-    assert (searched("new", 12)[:8] == new).all()
+    assert (searched("new", 5)[:3] == new).all()

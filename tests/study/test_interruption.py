@@ -119,7 +119,7 @@ def test_a_worker_that_is_killed_costs_an_attempt_and_nothing_else(
 ) -> None:
     place(workplace, monkeypatch)
     changes = ("workers=2", "optimizers=[CMA]")
-    assert run("SIGKILL evaluation 0", *changes).status == 0
+    assert lcsc(["run", "long.yaml", *changes]) == 0
     undisturbed = trials("CMA")
     Path("studies.db").unlink()
     ended = run("SIGKILL worker 0", *changes)

@@ -14,7 +14,6 @@ import lcsc_opt
 from lcsc_opt.base.errors import LcscError
 from lcsc_opt.cli import run as lcsc
 from lcsc_opt.coefficients.plane import Plane, plane_grid
-from lcsc_opt.coefficients.profiles import window_ema_rates
 from lcsc_opt.database.arrays import coefficients_of
 from lcsc_opt.database.connection import open_storage
 from lcsc_opt.database.store import StoredStudy, our_studies
@@ -90,10 +89,9 @@ def write(folder: Path, **changes: Any) -> str:
     return "sqlite:///studies.db"
 
 
-def compute(database: str, seed: int = 0, images: int = 10, **options: Any) -> StoredStudy:
+def compute(database: str, **options: Any) -> StoredStudy:
     study: dict[str, Any] = yaml.safe_load(Path("small.yaml").read_text())
-    study["objective"]["settings"]["images"] = images
-    study |= {"optimizers": [{"Landscape": {"corners": list(CORNERS), "size": 3, **options}}], "seeds": [seed]}
+    study |= {"optimizers": [{"Landscape": {"corners": list(CORNERS), "size": 3, **options}}]}
     study |= {"budget": {"evaluations": 121}, "failures": {"retries": 0, "in_a_row": None}}
     [landscape] = lcsc_opt.run(study)
     return StoredStudy.open(open_storage(database, write=True), landscape.name)
@@ -109,14 +107,6 @@ def test_a_landscape_is_a_study_whose_trials_are_the_points_of_the_plane(databas
     assert (ended["evaluations"], ended["exhausted"]) == (9, True)
 
 
-def test_it_has_the_objective_of_the_search(database: str) -> None:
-    ema = StoredStudy.open(open_storage(database, write=False), "small/EMAGrid/0").trials()[0]
-    rate = window_ema_rates(STEPS)[0]
-    _, points = plane_grid(11)
-    again = compute(database, size=11, corners=[f"ema:{rate!r}", 10, 30]).trials()[points.index((0, 0))]
-    assert again.value == pytest.approx(ema.value, rel=1e-12)
-
-
 def test_models_that_do_not_sample_are_holes_and_end_nothing(workplace: Path) -> None:
     limited = {"file": "weights.py", "settings": {"images": 10, "reach": 1.6}}
     study = compute(write(workplace, objective=limited, failures={"retries": 0}), size=5)
@@ -125,9 +115,7 @@ def test_models_that_do_not_sample_are_holes_and_end_nothing(workplace: Path) ->
     assert study.attributes["search_ended"]["evaluations"] == len(states)
 
 
-@pytest.mark.parametrize(
-    "options", [{"corners": [10, 35, 50]}, {"corners": [10, 20]}, {"corners": [10, 20, "last"]}, {"size": 1}]
-)
+@pytest.mark.parametrize("options", [{"corners": [10, 35, 50]}, {"size": 1}])
 def test_wrong_options_leave_no_study_behind(database: str, options: Any) -> None:
     with pytest.raises(LcscError):
         compute(database, **options)

@@ -115,9 +115,9 @@ def study(url: str) -> StoredStudy:
     return StoredStudy.open_or_create(open_storage(url, write=True), "e/Descent/0", {})
 
 
-def unit_of(study: StoredStudy, number: int = 0) -> float:
-    """The power of two in which an optimizer hears losses, of which that of trial ``number`` is the first."""
-    value = study.trials()[number].value
+def unit_of(study: StoredStudy) -> float:
+    """The power of two in which an optimizer hears losses."""
+    value = study.trials()[0].value
     assert value is not None
     return float(2.0 ** np.floor(np.log2(value)))
 
