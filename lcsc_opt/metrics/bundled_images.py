@@ -14,7 +14,8 @@ from lcsc_opt.base.paths import BUNDLED_WEIGHTS
 
 Bundled = Literal["digits", "photographs", "mnist"]
 
-# of images, and of the training and the cached file of their feature networks; raise on a change
+# Versions of the images and of the training of their feature networks. Raise one when either changes: files of weights
+# are named after it, so that those of other images or of another training are not found.
 FORMATS: dict[Bundled, int] = {"digits": 3, "photographs": 4, "mnist": 1}
 
 SIZE = 32  # pixels, of a photograph's crops
@@ -25,7 +26,7 @@ COLUMNS = 5
 SIDE = 16  # pixels, of MNIST's digits
 MNIST = BUNDLED_WEIGHTS / "mnist.npz"
 MNIST_TRAINED_ON = slice(0, 2_500)
-"""Of MNIST's digits, those that the shipped model and the shipped networks were trained on."""
+"""Of MNIST's digits, those that the shipped model and the shipped networks were trained on. No network saw the rest."""
 
 
 @functools.cache
@@ -44,7 +45,7 @@ def bundled_images(name: Bundled) -> tuple[Tensor, Tensor]:
             return images[:, None], torch.from_numpy(shipped["classes"].astype(np.int64))
     if name == "digits":
         pixels, labels = import_extra("sklearn.datasets").load_digits(return_X_y=True)
-        images = torch.from_numpy(np.asarray(pixels, dtype=np.float32) / 8 - 1)
+        images = torch.from_numpy(np.asarray(pixels, dtype=np.float32) / 8 - 1)  # levels from 0 to 16
         return images.reshape(-1, 1, 8, 8), torch.from_numpy(np.array(labels, dtype=np.int64))
     return _photographs()
 

@@ -52,6 +52,7 @@ def kernel_distance(samples: Tensor, real: Tensor, *, gradient: bool = False) ->
         if gradient:  # ∂ (xᵀy / D + 1)³ / ∂x = 3 (…)² y / D
             weights = inside**2
             weights.fill_diagonal_(0)  # no pair of a sample with itself is in the estimate
+            # The factor is twice 3: pairs of samples count twice in their sum, and the term across has a factor 2.
             # The rows of a subset are distinct, so the indexed sum loses none.
             total[rows] += (6 / dimension) * (weights @ x / (m * (m - 1)) - across**2 @ y / m**2)
     return float(torch.stack(distances).mean()), total / len(distances)
@@ -74,10 +75,12 @@ def _drawn_rows(generator: np.random.RandomState, features: Tensor, count: int) 
 
 
 def _off_diagonal_sum(kernel: Tensor) -> Tensor:
+    """The sum over pairs of different images: the estimate is unbiased since no image is compared with itself."""
     return _sum(kernel) - _sum(kernel.diagonal())
 
 
 def _sum(values: Tensor) -> Tensor:
+    """In float64, since the distance is a small difference of large sums."""
     return values.sum(dtype=torch.float64)
 
 
@@ -163,6 +166,9 @@ def real_features(samples: Tensor, reference: Reference) -> Tensor:
 
 
 def _nearest(samples: Tensor, real: Tensor, units: Tensor | float = 1.0) -> Tensor:
-    """``[N]``: the index of the real image with the smallest distance, in ``units`` ``[M]``."""
+    """``[N]``: the index of the real image with the smallest distance, in ``units`` ``[M]``.
+
+    It is found without a graph, which would keep all N × M distances; callers compute those to the chosen images anew.
+    """
     parts = torch.split(samples.detach(), rows_at_once(len(real)))
     return torch.cat([(torch.cdist(rows, real) / units).argmin(dim=1) for rows in parts])

@@ -1,7 +1,7 @@
 """The metrics of one extractor's features: ``update`` with batches, ``merge`` with other parts, ``compute``.
 
-FID, KID, the Inception Score, precision and recall are the numbers that torch-fidelity computes; it computes the
-Inception Score itself. The others run where the networks do, and what concerns the reference alone is computed once.
+FID, KID, the Inception Score, precision and recall are the numbers that torch-fidelity computes. Distances between
+images are computed where the networks run, and what concerns the reference alone is computed once.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ import torch
 from torch import Tensor
 
 from lcsc_opt.base.errors import MetricError
-from lcsc_opt.base.imports import import_extra
 from lcsc_opt.base.jackknife import FEWEST_IN_A_GROUP, GROUPS
 from lcsc_opt.metrics.distances import (
     EACH,
@@ -101,7 +100,7 @@ class FeatureMetrics:
         return self._moments, _joined(self._rows), _joined(self._logits)
 
     def merge(self, state: FeatureState) -> None:
-        """Add the images of another part, in the order of all images."""
+        """Add the images of another part, in the order of all images: groups and subsets are drawn by their index."""
         moments, rows, logits = state
         self._moments = self._moments.merge(moments)
         if rows is not None:
@@ -133,12 +132,12 @@ class FeatureMetrics:
             case "tones_held_out":
                 return float(tones(self._samples(self._all_rows()), self.reference.unseen))
             case "reward" | "held_out_reward" | "outside":
-                return float(self._merged_moments().mean[0])
+                return float(self._merged_moments().mean[0])  # of the only feature
             case "kid":
                 distance, _ = self._kernel_distance(self._all_rows())
                 return distance
             case "is":
-                return self._inception_score()
+                return float(np.mean(scores_of_splits(self._all_logits())))
             case _:
                 with torch.no_grad():
                     return float(self._distance(formula, self._samples(self._all_rows())))
@@ -174,13 +173,6 @@ class FeatureMetrics:
             return self._moments
         return Moments.of(self._all_rows())
 
-    def _inception_score(self) -> float:
-        """Mean over ten parts of the exponential of the mutual information (Salimans et al. 2016)."""
-        metric_isc = import_extra("torch_fidelity.metric_isc")
-        logits = torch.from_numpy(self._all_logits())
-        scores = metric_isc.isc_features_to_metric(logits, SCORE_SPLITS, True, SUBSET_SEED)
-        return float(scores[metric_isc.KEY_METRIC_ISC_MEAN])
-
     def _all_logits(self) -> Features:
         """``[N, classes]``. Raises MetricError for fewer images than the Inception Score has parts."""
         logits = _joined(self._logits)
@@ -188,7 +180,7 @@ class FeatureMetrics:
             raise MetricError(f"the Inception Score needs the logits of at least {SCORE_SPLITS} images")
         return logits
 
-    @torch.inference_mode(mode=False)
+    @torch.inference_mode(mode=False)  # a caller may be in inference mode, where nothing has a graph
     def gradient(self, formula: Formula) -> Array:
         """``[N, D]`` float64: the derivative in the features of a metric that is in ``DIFFERENTIABLE``.
 
@@ -229,7 +221,7 @@ class FeatureMetrics:
 
     def deviation(self, formula: Formula) -> float:
         """The standard deviation, over samples, of a metric that is a mean over samples."""
-        if formula == "precision":
+        if formula == "precision":  # of samples that count as 0 or 1
             return math.sqrt(self.compute(formula) * (1 - self.compute(formula)))
         with torch.no_grad():
             return float(EACH[formula](self._samples(self._all_rows()), self.reference).cpu().double().std())
@@ -246,7 +238,7 @@ class FeatureMetrics:
         return torch.from_numpy(rows).to(self._device)
 
     def _kernel_distance(self, rows: Features, *, gradient: bool = False) -> tuple[float, Tensor]:
-        samples = self._samples(rows, 2, 2)
+        samples = self._samples(rows, 2, 2)  # an unbiased estimate compares different images of a set
         real = self.reference.features_on(self._device).to(samples.dtype)
         return kernel_distance(samples, real, gradient=gradient)
 
@@ -260,16 +252,22 @@ class FeatureMetrics:
 
 
 def scores_of_splits(logits: Features) -> Array:
-    """``[10]``: the Inception Score of torch-fidelity's ten parts of ``[N, classes]``; it reports their mean."""
+    """``[10]``: the Inception Score of torch-fidelity's ten parts of ``[N, classes]``; it reports their mean.
+
+    The score is the exponential of the mutual information of images and classes (Salimans et al. 2016). It is computed
+    in torch-fidelity's order, so that the last bits agree.
+    """
     order = np.random.RandomState(SUBSET_SEED).permutation(len(logits))
-    log_probabilities = torch.from_numpy(logits)[order].double().log_softmax(dim=1)
+    shuffled = torch.from_numpy(logits)[order].double()
+    probabilities = shuffled.softmax(dim=1)
+    log_probabilities = shuffled.log_softmax(dim=1)
     scores = []
     for split in range(SCORE_SPLITS):
         start = split * len(logits) // SCORE_SPLITS
         stop = (split + 1) * len(logits) // SCORE_SPLITS
-        part = log_probabilities[start:stop]
-        marginal = part.exp().mean(dim=0, keepdim=True).log()
-        information = (part.exp() * (part - marginal)).sum(dim=1).mean()
+        part = probabilities[start:stop]
+        marginal = part.mean(dim=0, keepdim=True)
+        information = (part * (log_probabilities[start:stop] - marginal.log())).sum(dim=1).mean()
         scores.append(float(information.exp()))
     return np.array(scores)
 
@@ -284,4 +282,4 @@ def _joined(arrays: list[Features]) -> Features | None:
         return None
     if len(arrays) == 1:
         return arrays[0]
-    return np.concatenate(arrays, dtype=np.result_type(*arrays))
+    return np.concatenate(arrays, dtype=np.result_type(*arrays))  # as by default, but mypy knows it

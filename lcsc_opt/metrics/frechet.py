@@ -77,7 +77,7 @@ class Moments:
         if not len(features):
             return
         batch = features if has_float64(features.device) else features.cpu()
-        if self.count == 0:
+        if self.count == 0:  # the origin is near the mean of all, so that their products lose no digits
             self._origin = batch.mean(dim=0, dtype=torch.float64)
             self._sum = torch.zeros_like(self._origin)
             self._about_origin = self._origin.new_zeros(batch.shape[1], batch.shape[1])
@@ -101,6 +101,7 @@ class Moments:
         mean = self.mean
         if mean.shape != other.mean.shape:
             raise MetricError(f"moments of {len(mean)} and of {len(other.mean)} features cannot be merged")
+        # from the first mean, as differences of means lose no digits where both are far from zero
         counts = np.array([self.count, other.count], dtype=np.float64)
         offsets = np.stack([np.zeros_like(mean), other.mean - mean])
         shift = counts @ offsets / counts.sum()
@@ -133,6 +134,7 @@ class Moments:
         return self.scatter / (self.count - 1)
 
     def __reduce__(self) -> tuple[Any, ...]:
+        """Pickled as arrays on the CPU: the process that merges them need not have the device."""
         if self.count == 0:
             return Moments, ()
         return Moments, (self.count, self.mean, self.scatter)
@@ -274,7 +276,9 @@ class FrechetReference:
             return vectors[:, is_positive] * np.sqrt(values[is_positive]), False
 
     def _between(self, scatter: Array) -> Array:
-        """``Rᵀ S R`` [r, r] of a symmetric S [D, D]; above the diagonal it may be anything finite."""
+        """``Rᵀ S R`` [r, r] of a symmetric S [D, D]. Above the diagonal, which ``eigvalsh`` does not read, it may be
+        anything finite.
+        """
         factor, triangular = self._factor
         half = self._after(scatter)
         if not triangular:
@@ -328,6 +332,7 @@ class _Near:
         """``[D, D]``, the derivative in Σ₁; and the trace of the root."""
         factor = self._deviations.T
         if len(self._deviations) > len(self.mean):
+            # [D, D] in place of [D, N]
             factor, _ = FrechetReference(self.mean, self._deviations.T @ self._deviations)._factor
         root, inverse = _trace_of_root_and_inverse(factor.T @ self._reference.cov @ factor)
         return np.eye(len(self.mean)) - factor @ inverse @ factor.T, root
@@ -382,7 +387,7 @@ def check_covariance(cov: npt.ArrayLike, name: str) -> None:
     if np.abs(array - symmetric).max() > rounding:
         raise MetricError(f"{name}: is not symmetric, so it is not a covariance; write the statistics again")
     try:
-        # much faster than eigenvalues; fails if one of them is below -rounding
+        # much faster than eigenvalues; fails if one of them is below -rounding; tiny is for zeros, whose rounding is 0
         np.linalg.cholesky(symmetric + (rounding + np.finfo(np.float64).tiny) * np.eye(dimension))
     except np.linalg.LinAlgError as error:
         values = np.linalg.eigvalsh(symmetric)
@@ -399,7 +404,7 @@ def _sum_of_roots(values: npt.NDArray[np.floating[Any]]) -> float:
 
 def _trace_of_root_and_inverse(product: Array) -> tuple[float, Array]:
     """``tr M^½`` and the pseudo-inverse ``M^{−½}``, of the shape of M, with the same eigenvalues kept."""
-    if product.size == 0:
+    if product.size == 0:  # features that are all constant have no direction
         return 0.0, np.zeros_like(product)
     values, vectors = np.linalg.eigh((product + product.T) / 2)
     is_positive = _is_positive(values)

@@ -10,7 +10,7 @@ import torch
 from pydantic import Field, JsonValue
 from torch import Tensor
 
-from lcsc_opt.base.errors import MetricError
+from lcsc_opt.base.errors import MetricError, MissingPackageError
 from lcsc_opt.base.paths import BuildContext
 from lcsc_opt.base.progress import notice
 from lcsc_opt.base.settings import FrozenModel
@@ -23,7 +23,6 @@ from lcsc_opt.metrics.loss import Loss
 from lcsc_opt.metrics.names import (
     BIASED,
     CROSS_CHECK,
-    EXTRACTORS,
     FID_HELD_OUT,
     HELD_OUT_REWARD,
     PIXELS,
@@ -113,11 +112,13 @@ def _resolve_paths(reference: str | dict[str, JsonValue], context: BuildContext)
 
 
 def _without_images(loss: Loss, reference: str | dict[str, JsonValue]) -> Loss:
-    """A plain ``fdr``; of its network only, where the reference has no images."""
+    """A plain ``fdr``; of its network only, where the reference has no images, since pixels and tones need them."""
     network = loss.extractors[0]
     if not loss.relative or network in WITHOUT_NETWORK:
         return loss
-    settings = ReferenceSettings.by_extractor(reference, [PIXELS, network, *EXTRACTORS])
+    # which extractors a mapping may name is checked when all metrics are known
+    names = [network] if isinstance(reference, str) else list(reference)
+    settings = ReferenceSettings.by_extractor(reference, names)
     if any(source.holds_images for source in settings.values()):
         return loss
     notice(
@@ -175,7 +176,7 @@ class ScoreSources:
         if self._cross_check is not None and self._cross_check not in compared_extractors:
             compared_extractors.append(self._cross_check)
         self._references = ReferenceSettings.by_extractor(reference, compared_extractors)
-        for name in WITHOUT_NETWORK:
+        for name in WITHOUT_NETWORK:  # which see the images of another extractor, where they have none of their own
             if self._references and name in self._extractors and name not in self._references:
                 self._references[name] = self._image_settings(name)
         for metric in self.metrics.reported:
@@ -222,7 +223,10 @@ class ScoreSources:
         return MetricSuite(references, self.metrics, device=self._device, report_references=report_references)
 
     def _found(self, name: str) -> Callable[[], FeatureExtractor]:
-        """What makes the extractor, or returns the reward, of this name. Raises MetricError if it is missing."""
+        """What makes the extractor, or returns the reward, of this name: :meth:`check` makes none, to be fast.
+
+        Raises MetricError if it is missing.
+        """
         if name in self._rewards:
             reward = find_reward(self._rewards[name])
             return lambda: reward
@@ -236,6 +240,7 @@ class ScoreSources:
         if not any(metric.needs_reference for metric in metrics):
             return Reference(extractor)
         formulas = {metric.formula for metric in metrics}
+        # a distance of the loss is also measured to real images that the loss does not see
         compared_unseen = any(metric in self.metrics.loss.weights for metric in metrics if metric.formula in BIASED)
         return self._built(
             self._references[name],
@@ -288,7 +293,7 @@ class ScoreSources:
             return {}
         try:
             reference = self._built_cross_check(name)
-        except (MetricError, OSError, RuntimeError) as error:  # RuntimeError: out of the device's memory
+        except (MetricError, MissingPackageError, OSError, RuntimeError) as error:  # RuntimeError: out of memory
             reason = str(error).partition("\n")[0]
             missing = f"{MetricName('fid', name)}, which would confirm a gain in features that the loss does not use"
             if not any(settings.holds_images for settings in self._references.values()):

@@ -176,6 +176,7 @@ def _real_tones(samples: Tensor, reference: Reference) -> Array:
         rests = tones.sorted_without_each_group(features, labels, GROUPS)
         return [tones.interpolated(ordered, tones.LEVELS) for ordered in rests]
 
+    # no more values than the real quantiles, so that ten comparisons cost little
     ordered = tones.interpolated(tones.by_distribution(samples).sort(dim=1).values, tones.LEVELS)
     without = reference.once("quantiles without groups", samples.device, quantiles)
     return np.array([float(tones.distance_of_sorted(ordered, of_others)) for of_others in without])

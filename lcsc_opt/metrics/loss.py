@@ -70,7 +70,7 @@ class Constraint:
         return float(excess > 0)
 
     def penalty(self, value: float) -> float:
-        """What is added to the loss."""
+        """What is added to the loss: in proportion to the excess, relative to the bound unless that is zero."""
         bound = self.yardstick.bound
         return PENALTY * abs(self.loss) / (bound or 1.0) * max(0.0, self.yardstick.sign * (value - bound))
 
@@ -214,7 +214,7 @@ class Loss:
 def _check_units(units: Mapping[str, float]) -> None:
     """Refuse units of ``fdr`` that are zero, or nothing beside the others."""
     for metric, unit in units.items():
-        if not unit > LEAST_UNIT * max(units.values()):
+        if not unit > LEAST_UNIT * max(units.values()):  # so NaN is refused, too
             raise MetricError(
                 f"loss: fdr divides {metric} by that of an average of the checkpoints, which is {unit:.3g}: it is "
                 "at no distance from the real images. Name the other representations, as {fdr: [inception, pixels]}"

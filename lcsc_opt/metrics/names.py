@@ -102,8 +102,8 @@ class MetricName:
             )
         if not at:
             return cls(formula, OWN_FEATURES.get(formula, INCEPTION))
-        if formula == TONES:
-            raise MetricError(f"{text!r}: tones has features of its own; leave out what follows @")
+        if formula in (TONES, OUTSIDE):
+            raise MetricError(f"{text!r}: {formula} has features of its own; leave out what follows @")
         if formula in (REWARD, HELD_OUT_REWARD):
             raise MetricError(f"{text!r}: the setting {formula} names the function, as module:function")
         module, _, factory = extractor.partition(":")

@@ -79,7 +79,6 @@ class MetricSuite:
         for metric in metrics.reported:
             if metric.extractor not in self.references:
                 raise MetricError(f"no extractor {metric.extractor!r} was given, which a metric names")
-        for metric in metrics.reported:  # after all extractors are known to be there: this computes features
             _check(metric, self.references[metric.extractor])
 
     @property
@@ -122,8 +121,8 @@ class MetricSuite:
             metrics = tuple(dict.fromkeys((*self._metrics.reported, *self.evaluation_metrics)))
         elif group == SELECTION.group:
             metrics = tuple(dict.fromkeys((*metrics, *self._metrics_of_choice)))
-        references = self.references
-        if group != HELD_OUT.group:
+        references = self.references  # only now: the metrics of a report may have added some
+        if group != HELD_OUT.group:  # the held-out images decide nothing, and are for reports alone
             references = {name: reference.of_choice for name, reference in references.items()}
         return ImageMetrics(
             loss,

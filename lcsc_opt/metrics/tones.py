@@ -48,6 +48,7 @@ class Tones:
         wide = images.to(torch.promote_types(images.dtype, torch.float32))
         parts = []
         for scale in SCALES:
+            # two pixels are left on a side, for a difference
             scaled = F.avg_pool2d(wide, min(scale, smaller_side // 2))
             to_the_right = scaled.diff(dim=-1)
             downwards = scaled.diff(dim=-2)

@@ -58,28 +58,6 @@ def refused(path, message=""):
     return pytest.raises(MetricError, match=rf"^{re.escape(str(path))}[^\n]*{message}[^\n]*$")
 
 
-def damaged(content, generator):
-    """``content`` cut off, or with a few bytes changed."""
-    if generator.random() < 0.2:
-        return content[: generator.randrange(len(content))]
-    changed = bytearray(content)
-    for _ in range(generator.choice([1, 1, 3, 10])):
-        changed[generator.randrange(len(changed))] = generator.choice([generator.randrange(256), 0, 0x72, 0xFF])
-    return bytes(changed)
-
-
-def refusals(build, times):
-    """How often it is refused, always in one line."""
-    refused = []
-    for _ in range(times):
-        try:
-            build()
-        except MetricError as error:
-            refused.append(str(error))
-    assert not any("\n" in message for message in refused)
-    return len(refused)
-
-
 def random_inception():
     """torch-fidelity's network with random weights in place of the published ones."""
     from torch_fidelity import feature_extractor_inceptionv3 as inception

@@ -62,7 +62,7 @@ def test_hinge_by_hand_is_zero_inside_of_the_spheres_that_precision_counts() -> 
 
 
 @pytest.mark.parametrize("formula", FORMULAS)
-@pytest.mark.parametrize(("count", "real"), [(4, 50), (12, 12), (13, 9)])
+@pytest.mark.parametrize(("count", "real"), [(4, 50), (13, 9)])
 def test_gradient_is_that_of_central_differences(formula: Formula, count: int, real: int) -> None:
     reference, samples = reference_of(drawn(real)), 0.8 * drawn(count, seed=3, shift=0.6)
     value, gradient = distance_and_gradient(formula, samples, reference)

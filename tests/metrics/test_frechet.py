@@ -20,8 +20,8 @@ def correlated_features(count, dimension, seed):
     return features_of(count, dimension, seed=seed, mean=np.linspace(-1, 2, dimension), least=0.05)
 
 
-def random_moments(dimension, seed, count=None):
-    return moments(correlated_features(count or 4 * dimension + 2, dimension, seed))
+def random_moments(dimension, seed):
+    return moments(correlated_features(4 * dimension + 2, dimension, seed))
 
 
 def torch_fidelity_distance(features_1, features_2):

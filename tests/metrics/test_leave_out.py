@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
+import dataclasses
 from typing import Any
 
 import numpy as np
@@ -18,24 +18,7 @@ from tests.metrics.examples import Classifier, fill, images, reference, suite
 from tests.metrics.test_fidelity import drawn, reference_of
 
 COUNT = 137  # groups are of 13 or 14
-EXACT: tuple[Formula, ...] = (
-    "fid",
-    "fid_held_out",
-    "precision",
-    "near",
-    "hinge",
-    "reward",
-)
-
-
-def with_held_out() -> Reference:
-    extractor: Any = SimpleNamespace(name="test", dimension=5)
-    real = drawn(60, seed=1).float().numpy()
-    held_out = Reference.of_features(extractor, drawn(50, seed=2).float().numpy())
-    complete = Reference.of_features(extractor, real)
-    return Reference(
-        extractor, complete.gaussian, complete.count, complete.identity, complete.features, held_out=held_out
-    )
+EXACT: tuple[Formula, ...] = ("fid", "fid_held_out", "precision", "near", "hinge", "reward")
 
 
 def metrics_of(samples: Tensor, real: Reference) -> FeatureMetrics:
@@ -54,7 +37,7 @@ def without(metrics: FeatureMetrics, formula: Formula) -> Any:
 @pytest.mark.parametrize("formula", EXACT)
 @pytest.mark.usefixtures("blocks")
 def test_it_is_the_metric_of_the_other_images(formula):
-    real = with_held_out()
+    real = dataclasses.replace(reference_of(drawn(60, seed=1)), held_out=reference_of(drawn(50, seed=2)))
     samples = drawn(COUNT, shift=0.3)
     labels = group_of_each(COUNT)
     expected: Any = []
@@ -105,11 +88,10 @@ def test_fewer_images_than_features_go_through_the_smaller_matrix() -> None:
     np.testing.assert_allclose(without(metrics_of(samples, real), "fid"), expected, rtol=1e-9)
 
 
-def test_the_parts_of_the_inception_score_are_torch_fidelitys():
+def test_the_error_of_the_inception_score_is_that_of_the_mean_of_its_parts():
     logits = torch.randn(203, 7, generator=torch.Generator().manual_seed(0)) * 3
     metrics = FeatureMetrics(Reference(Classifier()), {"is"}, intervals=True)
     metrics.update(None, logits)
-    assert scores_of_splits(logits.numpy()).mean() == pytest.approx(metrics.compute("is"), rel=1e-12)
     error = standard_error(without(metrics, "is"))
     assert error == pytest.approx(scores_of_splits(logits.numpy()).std(ddof=1) / np.sqrt(10))
 
@@ -122,11 +104,17 @@ def test_without_a_group_of_real_images_fid_is_close_to_that_to_the_others(
     real, shifted = reference_of(features), drawn(samples, dimension, shift=0.4)
     labels = torch.from_numpy(group_of_each(real_images))
     expected = [reference_of(features[labels != g]).frechet.distance_from_features(shifted) for g in range(GROUPS)]
-    values = metrics_of(drawn(200, dimension, shift=0.4), real).without_each_group("fid")
-    assert values is not None
-    assert len(values) == 2 * GROUPS
     found = real.frechet.distances_to_others(shifted.numpy(), others_of(features))
     assert standard_error(found.tolist()) == pytest.approx(standard_error(expected), rel=0.05)
+
+
+def test_values_without_a_group_of_real_images_follow_those_without_a_group_of_samples() -> None:
+    features, samples = drawn(300, seed=3).float(), drawn(200, shift=0.4)
+    real = reference_of(features)
+    values = metrics_of(samples, real).without_each_group("fid")
+    assert values is not None
+    expected = real.frechet.distances_to_others(samples.numpy(), others_of(features))
+    np.testing.assert_allclose(values[GROUPS:], expected, rtol=1e-5)
 
 
 def test_with_many_features_it_is_linear_in_the_samples_too(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -150,13 +138,12 @@ def test_the_error_of_a_difference_holds_what_other_real_images_would_have_given
     one, other = drawn(2000, 4, seed=1, shift=0.6), drawn(2000, 4, seed=1, shift=0.3)
     differences, errors = [], []
     for seed in range(60):
-        real = reference_of(drawn(100, 4, seed=1000 + seed).float())
-        columns = [metrics_of(samples.float(), real).without_each_group("fid") for samples in (one, other)]
-        values = [real.frechet.distance_from_features(samples) for samples in (one, other)]
-        differences.append(values[0] - values[1])
-        assert columns[0] is not None
-        assert columns[1] is not None
-        errors.append(standard_error((columns[0] - columns[1])[GROUPS:].tolist()))
+        features = drawn(100, 4, seed=1000 + seed).float()
+        real = reference_of(features).frechet
+        differences.append(real.distance_from_features(one) - real.distance_from_features(other))
+        others = others_of(features)
+        columns = real.distances_to_others(one, others) - real.distances_to_others(other, others)
+        errors.append(standard_error(columns.tolist()))
     assert 0.7 < np.median(errors) / np.std(differences) < 1.4
 
 
@@ -181,22 +168,14 @@ def test_evaluations_that_are_asked_for_them_have_them_with_the_loss():
     searched = fill(scores.image_metrics(120), images(120))
     assert searched.without_each_group() == {}
     reported = fill(scores.image_metrics(120, group="held-out", error=True), images(120))
-    _, metrics = reported.compute()
+    loss, metrics = reported.compute()
+    assert (loss, metrics) == fill(scores.image_metrics(120, group="held-out"), images(120)).compute(), "bit for bit"
     columns = reported.without_each_group()
     assert set(columns) == {"loss", *metrics}
     combined = np.array(columns["fid"]) - 3 * np.array(columns["precision"])
     asked = fill(scores.image_metrics(120, error=True), images(120))
     np.testing.assert_allclose(asked.without_each_group()["loss"], combined)
     np.testing.assert_allclose(columns["loss"], combined)
-
-
-def test_the_values_themselves_are_those_of_an_evaluation_without_them():
-    scores = suite({"inception": reference()}, held_out_metrics=[])
-    loss, values = fill(scores.image_metrics(150), images(150)).compute()
-    reported = scores.image_metrics(150, group="held-out", error=True)
-    held_out_loss, held_out_values = fill(reported, images(150)).compute()
-    assert held_out_loss == loss
-    assert held_out_values == {**values, "outside": 0.0}, "bit for bit"
 
 
 def test_parts_of_an_evaluation_merge_with_their_groups():

@@ -91,7 +91,7 @@ def test_description_names_what_decides_the_loss_and_that_of_reports_the_rest():
 @pytest.fixture
 def own(monkeypatch):
     module = types.ModuleType("own_extractors")
-    module.plain, module.nothing, module.number = Pixels, object, 3
+    module.plain, module.nothing = Pixels, object
     module.devices = []
 
     def on_device(device="none"):

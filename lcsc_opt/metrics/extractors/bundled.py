@@ -135,5 +135,5 @@ def feature_network(name: Bundled, *, second: bool = False) -> Classifier:
     if second:
         settings = dataclasses.replace(settings, seed=SECOND_SEED, dimension=SECOND_DIMENSION)
     network = Classifier(settings)
-    network.load_state_dict(load_file(network.file), assign=True)
+    network.load_state_dict(load_file(network.file), assign=True)  # to a meta tensor nothing can be copied
     return network.eval().requires_grad_(requires_grad=False)

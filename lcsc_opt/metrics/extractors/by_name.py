@@ -81,7 +81,7 @@ class _FactoryExtractor:
 
     Attributes:
         name: that of ``extractor``, with a hash of its weights and its code.
-        made_name: that of ``extractor``.
+        made_name: that of ``extractor``, which a user's own file of statistics may state.
         dimension: the number of features, D.
     """
 

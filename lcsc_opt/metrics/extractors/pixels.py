@@ -56,7 +56,8 @@ class PixelComponents:
         enough = int(np.searchsorted(shares, VARIANCE)) + 1
         self.dimension = min(enough, len(values))
         leading = vectors[:, ::-1][:, : self.dimension]
-        # an eigenvector's sign is arbitrary; machines that share the images of one evaluation have to choose the same
+        # An eigenvector's sign is arbitrary; machines that share the images of one evaluation have to choose the same.
+        # That of the product with one fixed vector decides: cosines, to which hardly an eigenvector is orthogonal.
         signs = np.sign(np.cos(np.arange(len(mean))) @ leading)
         self.name = f"pixels-{self.dimension}"
         self._thumbnails = Thumbnails()

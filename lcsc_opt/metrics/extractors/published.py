@@ -55,7 +55,7 @@ class _PublishedNetwork(ABC):
         try:
             with torch.random.fork_rng(devices=[]):  # layers draw their first weights from the global generator
                 network, self.dimension, used_weights = self._build(weights)
-        except MetricError:
+        except MetricError:  # it is a ValueError, too
             raise
         except (LookupError, RuntimeError, AttributeError, ValueError, TypeError, ZeroDivisionError) as error:
             raise MetricError(
@@ -165,7 +165,7 @@ class InceptionExtractor(_PublishedNetwork):
         module = import_extra("torch_fidelity.feature_extractor_inceptionv3")
         tensors = self._read(weights or self.fetch())
         copy = io.BytesIO()  # torch-fidelity loads with weights_only=False; it gets what the safe reader accepted
-        torch.save(dict(tensors), copy)
+        torch.save(tensors, copy)
         copy.seek(0)
         network = module.FeatureExtractorInceptionV3("inception-v3-compat", ["2048", "logits_unbiased"], copy)
         return network, 2048, tensors
@@ -200,6 +200,7 @@ class ClipExtractor(_PublishedNetwork):
         tensors = self._read(weights or self.fetch())
         prefixes = ("visual.", "text_projection")  # torch-fidelity reads the size of its output from the second
         image_weights = {name: tensor for name, tensor in tensors.items() if name.startswith(prefixes)}
+        # of a copy: text_projection is deleted from it, and the extractor's name is made of all image_weights
         network = module.build_model(dict(image_weights), torch.float32).visual
         return network, int(network.output_dim), image_weights
 

@@ -287,9 +287,12 @@ class _Builder:
 
     def of_images(self, images: ImageSet, *, features: bool) -> Reference:
         """The reference of images, whose statistics and features are kept."""
+        return self._of_all(self._enough(images), features=features)
+
+    def _of_all(self, images: ImageSet, *, features: bool) -> Reference:
+        """The reference of each of these images, also where fewer would be enough."""
         if images.count < 2:
             raise MetricError("reference: one image is not a distribution; give at least two")
-        images = self._enough(images)
         identity = _digest(images.content, self.extractor.name)
         statistics_file = self.folder / f"{identity[:32]}.npz"
         features_file = self.folder / f"{identity[:32]}.npy"
@@ -310,7 +313,7 @@ class _Builder:
         The hash of an image decides, so copies of an image are never in both halves.
         """
         images = self._enough(images)
-        return seen.with_unseen(self.of_images(images, features=True), choosing=images.hash_prefixes >= 2**31)
+        return seen.with_unseen(self._of_all(images, features=True), choosing=images.hash_prefixes >= 2**31)
 
     def _enough(self, images: ImageSet) -> ImageSet:
         """As many of the images as the extractor's statistics need."""
@@ -331,7 +334,7 @@ class _Builder:
                     blocks.append(np.ascontiguousarray(features.numpy()))
                 advance(len(batch))
         if features_file is not None:
-            header = io.BytesIO()
+            header = io.BytesIO()  # np.save would need all blocks in one array
             shape = (images.count, self.extractor.dimension)
             np.lib.format.write_array_header_1_0(header, {"descr": "<f4", "fortran_order": False, "shape": shape})
             write_atomically(
@@ -351,7 +354,10 @@ class _Builder:
 
 
 def _mapped(features_file: Path) -> Rows | None:
-    """Kept features, mapped so that the workers of one machine share the memory; ``None`` if missing or damaged."""
+    """Kept features, mapped so that the workers of one machine share the memory; ``None`` if missing or damaged.
+
+    They are copied on a write, which nothing does: torch warns of arrays that cannot be written.
+    """
     try:
         rows: Rows = np.load(features_file, mmap_mode="c", allow_pickle=False)
     except (OSError, ValueError, EOFError):

@@ -43,7 +43,7 @@ def read_reference_file(path: Path, extractor: str, *, images: bool) -> tuple[St
     Raises:
         MetricError: it holds nothing for that extractor, or cannot be read; the message names the file.
     """
-    with _named(path), path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
+    with _archive(path) as archive:
         # ADM's files have images, and the statistics of their Inception features
         has_inception_statistics = extractor == INCEPTION and "mu" in archive
         if IMAGES in archive and (images or not has_inception_statistics):
@@ -61,15 +61,17 @@ def has_images(path: Path) -> bool:
     Raises:
         MetricError: it cannot be read; the message names the file.
     """
-    with _named(path), path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
+    with _archive(path) as archive:
         return IMAGES in archive
 
 
 @contextmanager
-def _named(path: Path) -> Iterator[None]:
-    """Errors while this is open become one line that names the file."""
+def _archive(path: Path) -> Iterator[Mapping[str, Any]]:
+    """The arrays of a file. Errors while this is open become one line that names the file."""
     try:
-        yield
+        # numpy would leave a damaged file open that it has opened itself
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
+            yield archive
     except Exception as error:  # a parser of foreign bytes may raise anything
         lines = str(error).splitlines()
         reason = lines[0] if lines else type(error).__name__

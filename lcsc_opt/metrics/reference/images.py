@@ -41,7 +41,7 @@ DATASETS = (*_OF_TORCHVISION, *get_args(Bundled))
 """The data sets of torchvision that hold all images in one array, and check the MD5 of their files; bundled images."""
 MOST_DECODED_BYTES = 2**26  # of a set whose images are decoded once
 THREADS = min(8, os.cpu_count() or 1)
-MIXER = np.uint32(2654435761)  # an odd number (Knuth, The Art of Computer Programming, Section 6.4)
+MIXER = np.uint32(2654435761)  # odd, so that no two products are equal (Knuth, Computer Programming, Section 6.4)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -95,12 +95,13 @@ class Reference:
     def known_features(self) -> npt.NDArray[np.float32]:
         """``[M, D]`` float32. Raises MetricError if only mean and covariance are known."""
         if self.features is None:
-            _ = self.frechet
+            _ = self.frechet  # raises that there is no reference, where there is none
             raise MetricError(NO_FEATURES)
         return self.features
 
     def with_unseen(self, unseen: Reference | None, *, choosing: npt.NDArray[np.bool_] | None = None) -> Reference:
-        """One half of the images that no loss sees is in :attr:`selection`, the other in :attr:`held_out`.
+        """One half of the images that no loss sees is in :attr:`selection`, the other, which chooses nothing, in
+        :attr:`held_out`.
 
         If they are too few for both, reports have all of them.
 

@@ -53,7 +53,7 @@ def test_what_the_extractor_offers_is_offered() -> None:
     def both(images: Tensor) -> tuple[Tensor, Tensor]:
         return images.flatten(1)[:, :4], images.flatten(1)[:, :2]
 
-    wrapped = found(Holder(features_and_logits=both, graph_bytes=3))
+    wrapped = found(Holder(features_and_logits=both, graph_bytes=3, in_words="mine"))
     assert wrapped.features_and_logits(torch.ones(1, 1, 2, 2))[1].shape == (1, 2)
-    assert vars(wrapped)["graph_bytes"] == 3
+    assert (vars(wrapped)["graph_bytes"], vars(wrapped)["in_words"]) == (3, "mine")
     assert not hasattr(found(Holder()), "features_and_logits")

@@ -1,13 +1,11 @@
 """Published networks, small and with random weights: torch-fidelity's numbers, and nothing in a file is executed."""
 
 import pickle
-import random
 import shutil
 import urllib.error
 import zipfile
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -22,7 +20,6 @@ from lcsc_opt.metrics.extractors.published import (
     DinoV2Extractor,
     InceptionExtractor,
 )
-from lcsc_opt.metrics.frechet import FrechetReference
 from tests.metrics import network_files
 from tests.metrics.examples import Explosive
 
@@ -96,30 +93,12 @@ def test_features_are_those_of_torch_fidelity(name, extractors, files, inception
     torch.testing.assert_close(features, expected[0], rtol=1e-4, atol=1e-5)
     assert features.std() > 0
     if name == "inception":
+        modules = extractors[name].network.modules()
+        assert not any(isinstance(module, torch.nn.BatchNorm2d) for module in modules), "it is folded"
         found = extractors[name].features_and_logits(images())
         for value, theirs_value in zip(found, expected, strict=True):
             scale = float(theirs_value.abs().max())
             torch.testing.assert_close(value, theirs_value, rtol=0, atol=1e-6 * scale)
-
-
-def test_fid_in_the_folded_network_is_that_in_the_plain_one(inception, extractors):
-    def features_of(network, seed):
-        generator = torch.Generator().manual_seed(seed)
-        scales = torch.rand(24, 1, 1, 1, generator=generator)
-        x = scales * (2 * torch.rand(24, 3, 75, 75, generator=generator) - 1)
-        with torch.inference_mode():
-            for layer in InceptionExtractor.layers:
-                x = getattr(network, layer)(x)
-        return x.flatten(1)[:, ::128].double().numpy()
-
-    def fid(network):
-        one, other = (features_of(network, seed) for seed in (0, 1))
-        reference = FrechetReference(one.mean(0), np.cov(one.T))
-        return reference.distance(other.mean(0), np.cov(other.T))
-
-    folded = extractors["inception"].network
-    assert not any(isinstance(module, torch.nn.BatchNorm2d) for module in folded.modules())
-    assert fid(folded) == pytest.approx(fid(inception), rel=1e-4)
 
 
 @pytest.mark.parametrize("name", KINDS)
@@ -153,12 +132,10 @@ def test_features_with_a_graph_are_the_same_and_its_gradient_leads(name, small_e
     assert (ahead - behind) / 2 == pytest.approx(float((gradient * step).sum()), rel=0.1)
 
 
-@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
-def test_a_bare_state_dict_is_the_same_network(tmp_path, files, extractors, suffix):
-    path, read = tmp_path / f"clip{suffix}", read_checkpoint(files["clip"]).tensors
-    weights = {name: tensor.clone() for name, tensor in read.items()}
-    save_file(weights, path) if suffix == ".safetensors" else torch.save(weights, path)
-    assert ClipExtractor(path).name == extractors["clip"].name
+def test_a_bare_state_dict_is_the_same_network(tmp_path, files, extractors):
+    weights = {name: tensor.clone() for name, tensor in read_checkpoint(files["clip"]).tensors.items()}
+    save_file(weights, tmp_path / "clip.safetensors")
+    assert ClipExtractor(tmp_path / "clip.safetensors").name == extractors["clip"].name
 
 
 def test_positions_of_other_image_sizes_are_the_authors(tmp_path):
@@ -210,8 +187,7 @@ def test_levels_are_the_nearest_bytes_and_let_the_gradient_through(dtype):
 )
 def test_files_that_are_not_its_weights_are_refused(tmp_path, kind, content, message):
     path = tmp_path / "weights.pth"
-    if content is not None:
-        torch.save(content, path)
+    torch.save(content, path)
     with network_files.refused(path, message):
         kind(path)
 
@@ -226,35 +202,14 @@ def test_a_folder_with_a_torn_file_is_refused(tmp_path, files, damaged):
         DinoV2Extractor(folder)
 
 
-def rewritten(archive, path, *, member, content, compression=zipfile.ZIP_STORED):
-    """The archive with one member replaced."""
-    with zipfile.ZipFile(archive) as old, zipfile.ZipFile(path, "w", compression) as new:
-        for name in old.namelist():
-            new.writestr(name, content if name.endswith(member) else old.read(name))
-    return path
-
-
-@pytest.mark.parametrize("content", [pickle.dumps(Explosive(), 2), pickle.dumps(print, 2), b"\x80\x02}.", b"no pickle"])
+@pytest.mark.parametrize("content", [pickle.dumps(Explosive(), 2), b"no pickle"])
 def test_nothing_in_an_archive_is_executed(tmp_path, files, content):
-    path = rewritten(files["clip"], tmp_path / "bad.pt", member="/data.pkl", content=content)
+    path = tmp_path / "bad.pt"
+    with zipfile.ZipFile(files["clip"]) as archive, zipfile.ZipFile(path, "w") as bad:
+        for name in archive.namelist():
+            bad.writestr(name, content if name.endswith("/data.pkl") else archive.read(name))
     with network_files.refused(path):
         ClipExtractor(path)
-
-
-def test_damaged_and_compressed_archives_are_one_line(tmp_path, files):
-    generator = random.Random(0)
-    with zipfile.ZipFile(files["clip"]) as stored:
-        tree = stored.read("ViT-B-32/data.pkl")
-
-    def build_damaged():
-        content = network_files.damaged(tree, generator)
-        ClipExtractor(rewritten(files["clip"], tmp_path / "damaged.pt", member="/data.pkl", content=content))
-
-    assert network_files.refusals(build_damaged, 15) > 7
-    bomb = tmp_path / "bomb.pt"
-    rewritten(files["clip"], bomb, member="/data/0", content=b"0", compression=zipfile.ZIP_DEFLATED)
-    with pytest.raises(MetricError, match=r"compressed|truncated"):
-        ClipExtractor(bomb)
 
 
 def test_weights_are_looked_for_where_torch_fidelity_puts_them(tmp_path, monkeypatch, files):

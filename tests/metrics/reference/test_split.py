@@ -11,7 +11,8 @@ import torch
 
 from lcsc_opt.base.errors import MetricError, StudySpecError
 from lcsc_opt.metrics import Reference
-from lcsc_opt.metrics.reference.building import LARGE_ENOUGH, ImageSets, ReferenceSettings
+from lcsc_opt.metrics.reference import building
+from lcsc_opt.metrics.reference.building import ImageSets, ReferenceSettings
 from lcsc_opt.metrics.reference.images import ImageSet
 from tests.metrics.examples import Pixels, pixels, write_folder
 
@@ -69,9 +70,10 @@ def test_a_fraction_is_chosen_by_content_wherever_the_files_lie(tmp_path: Path) 
 
 
 def test_many_images_are_divided_and_that_is_said_as_is_that_few_are_not(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    large, small = write(tmp_path / "a", LARGE_ENOUGH), write(tmp_path / "b", 59)
+    monkeypatch.setattr(building, "LARGE_ENOUGH", 60)
+    large, small = write(tmp_path / "a", 60), write(tmp_path / "b", 59)
     assert build(str(small), tmp_path).held_out is None
     assert "none of the 59 images" in capsys.readouterr().err
     found = build(str(large), tmp_path)
@@ -79,7 +81,7 @@ def test_many_images_are_divided_and_that_is_said_as_is_that_few_are_not(
     asked = build({"train": str(large), "held_out_fraction": 0.2}, tmp_path)
     assert (rows(found), unseen_rows(found)) == (rows(asked), unseen_rows(asked))
     whole = build({"train": str(large), "held_out_fraction": 0}, tmp_path)
-    assert (len(whole.known_features), whole.held_out) == (LARGE_ENOUGH, None)
+    assert (len(whole.known_features), whole.held_out) == (60, None)
 
 
 def test_what_cannot_be_held_out(tmp_path: Path) -> None:
