@@ -141,6 +141,7 @@ def _sampler(
 
 
 def _denoiser(checked: Settings, context: BuildContext) -> EdmDenoiser:
+    """The network that is merged, together with the guide if there is one."""
     snapshot = _first_snapshot(checked, context)
     arguments: Mapping[str, Any] = {}
     if snapshot is not None:
@@ -179,7 +180,7 @@ def _network(name: str, stored: Mapping[str, Any], changes: Arguments) -> nn.Mod
     keywords = {**stored.get("init_kwargs", {}), **changes}
     try:
         network = factory(*positional, **keywords)
-    except (TypeError, ValueError, KeyError, AssertionError) as error:
+    except (TypeError, ValueError, KeyError, AssertionError) as error:  # EDM's code asserts what it expects
         raise ObjectiveError(
             f"arguments: {name} cannot be made with these: {type(error).__name__}: {' '.join(str(error).split())}; "
             "they are read from the first snapshot, or from the one that arguments_from names"

@@ -70,7 +70,7 @@ class BatchSizes:
 
     @property
     def with_graph(self) -> int:
-        """The size of a batch with a graph, at most :attr:`without_graph` where that is known."""
+        """The size of a batch with a graph, at most :attr:`without_graph` where that is known: a graph adds memory."""
         if not self._plain.is_measured:
             return self._graph.size
         return min(self._graph.size, self._plain.size)
@@ -85,7 +85,7 @@ class BatchSizes:
         return self._graph.ranges(first, last)
 
     def start_of_last(self, first: int, last: int) -> int:
-        """The first image of the last batch of ``[first, last)``, if that batch has a graph."""
+        """The first image of the last batch of ``[first, last)``, if that one has a graph and the others have none."""
         images_in_last = (last - first - 1) % self.without_graph + 1
         return last - min(images_in_last, self.with_graph)
 
@@ -103,7 +103,6 @@ class BatchSizes:
                     raise
             # outside of the except clause: the exception's traceback keeps the stage's tensors alive
             free_memory()
-            self._graph.size = self.with_graph
             self._plain.halve()
             self._graph.halve()
             notice(f"batch_size: auto: out of memory; continuing with {self.without_graph} images at once")

@@ -12,12 +12,13 @@ from lcsc_opt.base.paths import BuildContext, KnownCheckpoints
 from lcsc_opt.base.records import Candidate, Evaluation
 from lcsc_opt.base.settings import parse_settings
 from lcsc_opt.base.study_spec import ObjectiveSpec
-from lcsc_opt.checkpoints.finding import Selection, as_patterns
+from lcsc_opt.checkpoints.finding import Selection
 from lcsc_opt.checkpoints.weights import Renaming
 from lcsc_opt.coefficients.layer_groups import Rule
 from lcsc_opt.database.states import Attributes
 from lcsc_opt.objective.contract import Objective
 from lcsc_opt.objective.loading import make_importable
+from lcsc_opt.objective.of_study import patterns_in
 from lcsc_opt.trajectory import Trajectory
 from lcsc_opt.trajectory.continuing import changes_at, find_packed
 from lcsc_opt.trajectory.packing import open_request
@@ -55,7 +56,9 @@ class CheckpointsAlone(Objective):
 
     @classmethod
     def of(cls, experiment: Attributes, rows: Rule | None, files: Path) -> CheckpointsAlone | None:
-        """The checkpoints that an experiment was begun with; no file of the objective is run for them.
+        """The checkpoints that an experiment was begun with, where nothing but they and its record is needed to merge.
+
+        The objective's file is run only for checkpoints with batch normalization, to read one of its settings.
 
         Args:
             experiment: its attributes.
@@ -113,11 +116,11 @@ def _context(experiment: Attributes, files: Path) -> BuildContext | None:
 
 def _request(settings: Mapping[str, Any], context: BuildContext) -> PackRequest | None:
     """The request for the setting ``checkpoints``; ``None`` for an objective without it."""
-    patterns = settings.get("checkpoints")
+    patterns = patterns_in(settings)
     if not patterns:
         return None
     return PackRequest(
-        patterns=[context.path(str(pattern)) for pattern in as_patterns(patterns)],
+        patterns=[context.path(pattern) for pattern in patterns],
         folder=context.files,
         key=settings.get("key"),
         selection=Selection(**settings.get("select", {})),

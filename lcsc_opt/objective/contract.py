@@ -291,6 +291,8 @@ class StagedObjective(Objective):
 def stop_if_told() -> None:
     """End this evaluation, between two batches, if it is no longer needed.
 
+    It ends like a run that the user interrupts: an ordinary exception would be stored as a failed trial.
+
     Raises:
         KeyboardInterrupt: it is no longer needed.
     """
@@ -385,7 +387,7 @@ class CoefficientFunction(Objective):
         try:
             gradient = np.asarray(returned, dtype=np.float64)
         except (TypeError, ValueError):
-            gradient = np.array(np.nan)
+            gradient = np.empty(0)  # whose shape is refused below, with what was returned
         if gradient.shape != coefficients.shape:
             expected = f"it must return {list(coefficients.shape)} numbers"
             raise ObjectiveError(f"the gradient of {self._name} was {excerpt(returned)}; {expected}")
@@ -399,7 +401,7 @@ def _as_loss(returned: Any, name: str) -> float:
         ObjectiveError: it is not one.
     """
     value = returned
-    if hasattr(value, "detach"):  # a tensor
+    if hasattr(value, "detach"):  # a tensor: torch warns when one with a graph becomes a float
         value = value.detach()
     try:
         return float(value)

@@ -49,7 +49,7 @@ class WeightGradient:
         Raises:
             ObjectiveError: the images have no graph.
         """
-        if not self._leaves:
+        if not self._leaves:  # no weight that has a gradient differs between checkpoints
             return
         if not images.requires_grad:
             raise ObjectiveError(
@@ -74,5 +74,6 @@ class WeightGradient:
             if name in self.sums:
                 self.sums[name].add_(part, alpha=2.0**exponent)
             else:
+                # a half type could neither hold the sum of many batches nor the scale of a small gradient
                 wide = torch.promote_types(part.dtype, torch.float32)
                 self.sums[name] = part.to(wide) * 2.0**exponent

@@ -65,9 +65,10 @@ class GradientPass:
             return False
         if (candidate.images, candidate.noise) != (self._candidate.images, self._candidate.noise):
             return False
+        # to the last bit, as the kept graph is only of these
         return candidate.coefficients.tobytes() == self._candidate.coefficients.tobytes()
 
-    @torch.inference_mode(mode=False)
+    @torch.inference_mode(mode=False)  # whatever mode the caller is in
     @torch.enable_grad()
     def sample_last_batch(self, metrics: ImageMetrics, start: int, watch: Stopwatch) -> None:
         """Finish the first pass: sample the images ``[start, last)``, and keep their graph."""
@@ -75,6 +76,7 @@ class GradientPass:
         with watch.timing("sample"):
             images = self._stages.sample_with_graph(noise, start, self._last)
         with watch.timing("features"):
+            # without the graph: the second pass computes features again, once the loss's gradient in them is known
             self._stages.add_features(metrics, images.detach(), noise, start)
         self._last_batch = images
 

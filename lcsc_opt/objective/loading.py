@@ -64,12 +64,12 @@ def load_objective(
     if not isinstance(objective, Objective):
         returned = type(objective).__name__
         raise StudySpecError(f"{path}: build returned {returned}, expected an Objective")
-    code = {**code_of_settings(path, spec.settings), **code}
+    code = {**code_of_settings(path, spec.settings), **code}  # build may have made further modules importable
     object.__setattr__(objective, "code", dict(sorted(code.items())))  # the objective may be a frozen dataclass
     object.__setattr__(objective, "places", dict(sorted(context.found.items())))
     if rows is not None:
         objective.merge_in_rows(rows)
-    if layout != objective.layout:
+    if layout != objective.layout:  # else an objective without a choice, perhaps a frozen dataclass, stays untouched
         objective.layout = layout
     return objective
 
@@ -86,7 +86,10 @@ def verify_weights(objective: Objective) -> None:
 
 
 def make_importable(study_folder: Path | None) -> None:
-    """Modules next to the study file and in the working directory can be imported from now on."""
+    """Modules next to the study file and in the working directory can be imported from now on.
+
+    They come last, so none of them hides a module that is installed.
+    """
     for folder in (study_folder, Path()):
         if folder is None:
             continue

@@ -312,7 +312,10 @@ class MergeSampleScore(StagedObjective):
 
     @property
     def _placed_trajectory(self) -> Trajectory:
-        """The trajectory, from the first use on merged on the model's device if that can merge."""
+        """The trajectory, from the first use on merged on the model's device if that can merge.
+
+        Not when the objective is built: an export that only merges needs no copy on the device.
+        """
         if not self._is_placed:
             self.trajectory = self.trajectory.on(self.device)
             self._is_placed = True

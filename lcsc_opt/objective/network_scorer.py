@@ -25,7 +25,7 @@ from lcsc_opt.sampling.network import NetworkSettings, PreparedNetwork
 
 FEWEST_OUTCOMES = 10  # of each half of what ``held_out`` returns
 TRIAL_SIZE = 16  # items of the call that shows whether a score has a gradient
-_LIFTS = {"fp16": (16, 12, 8, 4, 0)}
+_LIFTS = {"fp16": (16, 12, 8, 4, 0)}  # for WeightGradient.add; other dtypes hold small gradients as they are
 _NO_METRIC = ("<lambda>", "loss")  # names of functions; "loss" is what the search minimizes
 
 
@@ -125,6 +125,7 @@ class NetworkScorer:
             return self._metrics(draw), {}
         return self._metrics_and_gradient(draw, varying)
 
+    # not inference mode: networks may keep tensors, and a later graph could not use those
     @torch.inference_mode(mode=False)
     @torch.no_grad()
     def _metrics(self, draw: Draw) -> Scored:
@@ -147,7 +148,10 @@ class NetworkScorer:
         return has_held_out and draw.group in (SELECTION.group, HELD_OUT.group)
 
     def _part(self, returned: Any, draw: Draw) -> Scored:
-        """Every other outcome; a number is no outcomes, and is the score of the search's data where it would choose."""
+        """Every other outcome of ``held_out``: one half is for the choice of the answer, the other for its report.
+
+        Too few outcomes, or numbers, are not divided: the report has them all, and the search's data choose.
+        """
         entries: Mapping[Any, Any] = {self._metric: returned}
         if isinstance(returned, Mapping) and returned:
             entries = returned
@@ -244,7 +248,10 @@ class NetworkScorer:
         return self._repeated(lambda: function(self._network.module, **draws))
 
     def _repeated(self, score: Callable[[], Any]) -> Any:
-        """What a random score returns, one call after the other: means of each call are its single outcomes."""
+        """What a random score returns, one call after the other: means of each call are its single outcomes.
+
+        Without names of metrics it is a generator, so that the graph of a call is used and freed before the next call.
+        """
         first = score()
         if isinstance(first, Mapping):
             calls = [first, *(score() for _ in range(self.repeats - 1))]

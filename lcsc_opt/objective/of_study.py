@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import functools
+import glob
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from lcsc_opt.base.paths import BuildContext, KnownCheckpoints, from_here
 from lcsc_opt.base.progress import notice, said_if_slow
 from lcsc_opt.base.records import CONTIGUOUS
 from lcsc_opt.base.study_spec import ObjectiveSpec
-from lcsc_opt.checkpoints.finding import as_patterns, find_checkpoints
+from lcsc_opt.checkpoints.finding import find_checkpoints
 from lcsc_opt.checkpoints.watched import size_and_time
 from lcsc_opt.coefficients.layer_groups import Rule
 from lcsc_opt.database.states import Attributes
@@ -35,7 +36,7 @@ class ObjectiveLoader:
 
     Attributes:
         context: the same.
-        made_at: when a run has begun, by ``time.perf_counter()``: optimizers are imported after this.
+        made_at: when a run has begun, by ``time.perf_counter()``, for the estimate of how long all of it takes.
     """
 
     def __init__(self, context: BuildContext) -> None:
@@ -45,7 +46,7 @@ class ObjectiveLoader:
         self._objective: Objective | None = None
 
     def load(self, spec: ObjectiveSpec, rows: Rule | None, checkpoints: KnownCheckpoints | None) -> Objective:
-        """The objective, merged in these rows.
+        """The objective, merged in these rows: all searches of an experiment have the same one, but for its rows.
 
         Args:
             spec: of the study file.
@@ -64,6 +65,16 @@ class ObjectiveLoader:
         return self._objective
 
 
+def patterns_in(settings: Mapping[str, Any]) -> Sequence[str]:
+    """The paths in the setting ``checkpoints``; none where a user's own objective means something else by it."""
+    named = settings.get(CHECKPOINTS)
+    if isinstance(named, str):
+        return [named]
+    if isinstance(named, list) and all(isinstance(pattern, str) for pattern in named):
+        return named
+    return []
+
+
 def say_found(spec: ObjectiveSpec, context: BuildContext) -> bool:
     """Say which checkpoints a study file names; nothing of packed ones, or where something is wrong with them.
 
@@ -72,10 +83,9 @@ def say_found(spec: ObjectiveSpec, context: BuildContext) -> bool:
     Returns:
         Whether something was said.
     """
-    named: Any = spec.settings.get(CHECKPOINTS)
     key: Any = spec.settings.get("key")
     try:
-        patterns = [context.path(str(pattern)) for pattern in as_patterns(named)]
+        patterns = [context.path(pattern) for pattern in patterns_in(spec.settings)]
         paths = find_checkpoints(patterns, key=key, has_steps="steps" in spec.settings)
         size = sum(size_and_time(path)[0] for path in paths)
     except (LcscError, TypeError):  # loading the objective says it
@@ -134,9 +144,8 @@ def known_checkpoints(
     now = spec.settings
     if any(before.get(setting) != now.get(setting) for setting in _CHOOSING):
         return None
-    texts: Any = now.get(CHECKPOINTS) or ()
     has_moved = before.get(CHECKPOINTS) != now.get(CHECKPOINTS)
-    has_moved = has_moved or not set(moved(directory, stored)).isdisjoint(as_patterns(texts))
+    has_moved = has_moved or not set(moved(directory, stored)).isdisjoint(patterns_in(now))
     return KnownCheckpoints(stored["checkpoints"], tuple(stored["steps"]), has_moved)
 
 
@@ -149,6 +158,6 @@ def moved(directory: Path | None, stored: Attributes) -> list[str]:
     moved_texts = []
     for text, place in (stored.get("places") or {}).items():
         now = context.path(text)
-        if str(now) != place and (now.exists() or any(True for _ in now.parent.glob(now.name))):
+        if str(now) != place and (now.exists() or glob.glob(str(now), recursive=True)):  # noqa: PTH207 - a glob
             moved_texts.append(text)
     return moved_texts

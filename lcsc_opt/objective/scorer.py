@@ -104,10 +104,10 @@ def outcomes(name: str, value: Any) -> Floats:
         array = np.asarray(value)
     except ValueError:  # lists of different lengths
         array = np.empty(0, dtype=object)
-    if array.dtype.kind not in "biuf":
+    if array.dtype.kind not in "biuf":  # bools, integers and floats
         raise ObjectiveError(f"score: {name} must return a number, or single outcomes [n]; got {excerpt(value)}")
     if array.ndim > 1 or not array.size:
         raise ObjectiveError(
             f"score: {name} must return a number, or single outcomes [n]; got the shape {list(array.shape)}"
         )
-    return np.atleast_1d(array)
+    return np.atleast_1d(array).astype(np.float64)  # in half precision the mean of many could overflow

@@ -147,14 +147,14 @@ def _of_diffusers(run: _Run) -> tuple[str, Facts]:
         return "diffusers", {"sampler": _SAMPLER, "labels": None, "decoder": None}
     model = folders[0]
     if model.model.get("cross_attention_dim") or model.model.get("joint_attention_dim"):
-        component = "transformer" if "Transformer" in model.model["_class_name"] else "unet"
+        component = "transformer" if "Transformer" in str(model.model["_class_name"]) else "unet"
         return "text_to_image", {"component": component, **_pipeline(run)}
     facts: Facts = {"model": _as_yaml(str(model.path))}
     if model.scheduler is None:
         facts["sampler"] = _SAMPLER
     with contextlib.suppress(ObjectiveError):
         model.image_shape()
-        facts["image_shape"] = None
+        facts["image_shape"] = None  # the configuration says it, so the study file need not
     facts["labels"] = _labels(model.classes)
     if not _makes_latents(model.model.get("in_channels")):
         facts["decoder"] = None
@@ -207,8 +207,8 @@ def _of_edm(last: Path) -> Facts:
 def _of_lora(run: _Run) -> Facts:
     """The pipeline that PEFT's ``adapter_config.json`` names."""
     folder, adapter = _config(run, ADAPTER_CONFIG)
-    library = (adapter.get("auto_mapping") or {}).get("parent_library") or ""
-    if adapter.get("task_type") or library.startswith("transformers."):
+    mapping = json.dumps(adapter.get("auto_mapping"))  # PEFT writes the module of the adapted class without a task_type
+    if adapter.get("task_type") or '"transformers.' in mapping:
         raise ObjectiveError(f"{folder}: an adapter of a language model: lcsc init score writes its study file")
     base = adapter.get("base_model_name_or_path")
     if base:

@@ -49,7 +49,7 @@ def title_of(sampler: Sampler) -> SamplerTitle:
     """What a sampler is called: by its scheduler, if it has one."""
     described = sampler.describe()
     names = (described.get("scheduler"), described.get("sampler"), type(sampler).__name__)
-    name = next(name for name in names if isinstance(name, str))
+    name = next(name for name in names if isinstance(name, str))  # "scheduler" may also be a mapping of its settings
     calls = "1 model call" if sampler.nfe == 1 else f"{sampler.nfe} model calls"
     settings = json.dumps({**described, "nfe": sampler.nfe}, sort_keys=True, default=str)
     return SamplerTitle(f"{name}, {calls} an image", hashlib.sha256(settings.encode()).hexdigest())
@@ -186,7 +186,8 @@ class ModuleWeights:
     def differentiable(self, names: Collection[str]) -> Iterator[Mapping[str, Tensor]]:
         """Floating-point parameters and buffers of these names. A tensor with two names has the last, as in loading.
 
-        Afterwards every tensor's ``requires_grad`` is as before.
+        All other tensors require no gradient meanwhile, so none is computed for them. Afterwards every tensor's
+        ``requires_grad`` is as before.
         """
         state = self._merged_tensors(names)
         last_name = {id(tensor): name for name, tensor in state.items()}

@@ -48,6 +48,7 @@ class _Moments:
         """Make them the statistics of the normalization, unless it was not called."""
         if not isinstance(self._mean, Tensor):
             return
+        # unbiased, as the running variance of torch is
         variance = (self._square - self._mean**2) * self._count / max(self._count - 1, 1)
         for buffer, value in ((module.running_mean, self._mean), (module.running_var, variance)):
             assert buffer is not None  # of one that tracks them
@@ -96,7 +97,7 @@ class BatchNormStatistics:
         moments = {module: _Moments() for module in self._modules.values()}
         hooks = [module.register_forward_pre_hook(seen.add) for module, seen in moments.items()]
         try:
-            for module in moments:
+            for module in moments:  # and not the whole network, whose dropout stays off
                 module.train()
             self._passes()
         finally:

@@ -121,8 +121,6 @@ def find_diffusers_class(name: str, base: str) -> Any:
     Raises:
         MissingPackageError: diffusers cannot be imported.
     """
-    if not name.isidentifier():
-        return None
     diffusers = import_extra("diffusers")
     with collector_resting():  # diffusers imports what has these names now
         candidate = getattr(diffusers, name, None)

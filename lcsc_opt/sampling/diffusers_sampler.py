@@ -250,8 +250,9 @@ class DiffusersSampler(NetworkSampler):
         self._timestep_scale = timestep_scale
         self._schedule = schedule_arguments(steps, timesteps)
         self._step_options = dict(step_options or {})
+        # DDPM's step expects the learned variance as further channels; the steps of others expect the prediction alone
         learns_variance = str(scheduler.config.get("variance_type", "")).startswith("learned")
-        self._uses_variance = learns_variance and type(scheduler).__name__ == "DDPMScheduler"
+        self._uses_variance = learns_variance and type(scheduler).__name__.startswith("DDPM")
         self._guidance: tuple[float, int] | None = None
         if labels is not None:
             self._guidance = labels.guidance
@@ -325,7 +326,7 @@ class DiffusersSampler(NetworkSampler):
         recompute: bool,
     ) -> Tensor:
         """What the scheduler's ``step`` expects of the network: ``[N, C, H, W]``."""
-        if timestep.is_floating_point():
+        if timestep.is_floating_point():  # those of consistency models are float64
             timestep = timestep.to(self._network.dtype)
         if self._timestep_scale != 1:
             timestep = timestep * self._timestep_scale

@@ -95,7 +95,7 @@ class HeunSchedule:
 
     def levels(self) -> list[float]:
         """``[steps + 1]`` noise levels, decreasing to zero."""
-        if self.steps == 1:
+        if self.steps == 1:  # where Eq. 5 would begin at sigma_min
             return [self.sigma_max, 0.0]
         rising = noise_levels(self.steps, sigma_min=self.sigma_min, sigma_max=self.sigma_max, rho=self.rho)
         return [*rising.flip(0).tolist(), 0.0]
@@ -132,6 +132,7 @@ class HeunSampler(NetworkSampler):
         )
         self.schedule = schedule
         self._denoiser = denoiser
+        # of the images between two calls of the network: float64 where there is one, as in NVlabs' own sampler
         self._dtype = torch.float32
         if has_float64(self._network.device):
             self._dtype = torch.float64

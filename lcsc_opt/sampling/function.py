@@ -125,6 +125,7 @@ class FunctionSampler(NetworkSampler):
     def why_no_graph(self) -> str | None:
         """Why images have no graph, or ``None``. This samples two images, with the weights that are in the network."""
         state = self.weights.trained.state_dict()
+        # torch has no gradient in the statistics of batch normalization
         names = {name for name in state if not name.endswith(("running_mean", "running_var"))}
         with torch.enable_grad(), self.weights.differentiable(names):
             images = self.sample(SEARCH, 0, 2)

@@ -79,7 +79,7 @@ class LatentDecoder(nn.Module):
         """``[N, C, H, W]`` latents → ``[N, C', H', W']`` images, black at −1 and white at 1."""
         raw = latents * self.scale + self.mean
         batches = self._batches(raw.device)
-        if len(raw) <= batches.size:
+        if len(raw) <= batches.size:  # one batch: the backward pass needs its activations at once, so they are kept
             images = self._decode(raw)
         else:
             ranges = batches.ranges(0, len(raw))
@@ -87,7 +87,10 @@ class LatentDecoder(nn.Module):
         return (images - self.low) * (2 / (1 - self.low)) - 1
 
     def _batches(self, device: torch.device) -> Batches:
-        """How many latents are decoded at once: what settings say, or as many as the device's memory holds."""
+        """How many latents are decoded at once: what settings say, or as many as the device's memory holds.
+
+        With a graph the memory's peak comes in the backward pass, where it cannot be measured here.
+        """
         is_fixed = self._given is not None or torch.is_grad_enabled()
         if is_fixed or not accelerator.measures_memory(device):
             return self._fixed

@@ -126,6 +126,7 @@ class PreparedNetwork:
             )
 
     def _restore(self, weights: Mapping[str, Tensor]) -> None:
+        """Undo what the user's code did to tensors, such as ``model.half()``; ``weights`` are about to be loaded."""
         state = self.trained.state_dict(keep_vars=True) if self._adapter is None else self._adapter
         replaced = {id(tensor) for name, tensor in state.items() if name in weights}
         for name, tensor in list(_tensors(self.module)):
@@ -275,10 +276,11 @@ def load_weights(network: nn.Module, weights: Mapping[str, Tensor]) -> None:
     loaded_tensors = {id(tensor) for name, tensor in state.items() if name in weights}
     expected = {name: tensor for name, tensor in state.items() if name in weights or id(tensor) not in loaded_tensors}
     _check_fit(weights, expected)
-    network.load_state_dict(weights, strict=False)
+    network.load_state_dict(weights, strict=False)  # checked above; strict would miss second names of tied weights
 
 
 def _is_replaced(loaded: Tensor, present: Tensor | None) -> bool:
+    """Whether a network has other values in a tensor than those that were just loaded into it."""
     return present is not None and not torch.equal(loaded.to(present.device, present.dtype), present)
 
 
@@ -302,6 +304,7 @@ def _adapter_in(network: nn.Module) -> Mapping[str, Tensor] | None:
     state = network.state_dict(keep_vars=True)
     peft = import_extra("peft")
     name = next(iter(network.peft_config))  # type: ignore[arg-type]  # its adapters by name
+    # save_embedding_layers="auto", the default, asks the Hugging Face hub for the base model's configuration
     adapter: Mapping[str, Tensor] = peft.get_peft_model_state_dict(network, state, name, save_embedding_layers=False)
     parameters = {id(tensor) for tensor in state.values()}
     computed = [name for name, tensor in adapter.items() if id(tensor) not in parameters]

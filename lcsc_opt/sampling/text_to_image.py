@@ -31,7 +31,7 @@ from lcsc_opt.sampling.diffusers_sampler import schedule_arguments, set_timestep
 from lcsc_opt.sampling.encoded_prompts import EncodedPrompts
 from lcsc_opt.sampling.layout import has_layouts
 from lcsc_opt.sampling.lora import LoraAdapter
-from lcsc_opt.sampling.network import DTYPES, NetworkSettings, PreparedNetwork, load_weights
+from lcsc_opt.sampling.network import DTYPES, NetworkSettings, load_weights
 from lcsc_opt.sampling.noise import ImageNoise
 
 Component = Literal["unet", "transformer", "lora"]
@@ -85,9 +85,6 @@ def load_pipeline(name: str, settings: NetworkSettings, *, lora: bool = False) -
         ) from error
     pipeline.set_progress_bar_config(disable=True)
     pipeline.to(device)
-    PreparedNetwork(_denoiser(pipeline), settings)
-    if getattr(pipeline, "vae", None) is not None:
-        PreparedNetwork(pipeline.vae, settings)
     return pipeline
 
 
@@ -232,7 +229,7 @@ class LatentDiffusionSampler:
         if self._guided:
             self.nfe *= 2
         self.recomputed = self.nfe
-        if self.nfe == 1:
+        if self.nfe == 1:  # a single call's activations are needed at once, so recomputing saves no memory
             self.recomputed = 0
 
     def load(self, weights: Mapping[str, Tensor]) -> None:
@@ -342,7 +339,7 @@ class LatentDiffusionSampler:
         return {name: component for name, component in components if isinstance(component, nn.Module)}
 
     def _length(self, name: str, pixels: int | None, axis: int) -> int:
-        """Height or width in pixels, a multiple of the pixels of one latent."""
+        """Height or width in pixels; by default that of the images that the model was trained on."""
         factor = self.pipeline.vae_scale_factor
         if pixels is None:
             latents = self.denoiser.config.get("sample_size")

@@ -20,8 +20,6 @@ from lcsc_opt.sampling.batch_norm import BATCH, IMAGES, NOISE
 from tests.objectives.image_objectives import build, settings
 
 SIGNED = np.array([-2.0, 1.0, 2.0])
-
-
 OWN = "tests.objective.test_batch_norm"
 
 
@@ -37,11 +35,6 @@ def sample(model: nn.Module, noise: Tensor) -> Tensor:
     return torch.tanh(model(noise))
 
 
-@pytest.fixture
-def folder(workplace: Path) -> Path:
-    return workplace
-
-
 def objective(folder: Path, model: str = "network", **changes: object) -> MergeSampleScore:
     made = {"network": network, "plain": plain}[model]
     for step in (1, 2, 3):
@@ -55,15 +48,15 @@ def objective(folder: Path, model: str = "network", **changes: object) -> MergeS
     return build("torch_module.py", folder, **{**usual, "image_shape": [1, 8, 8], **changes})
 
 
-def test_statistics_are_estimated_again_and_that_is_said(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    estimating = objective(folder)
+def test_statistics_are_estimated_again_and_that_is_said(workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    estimating = objective(workplace)
     assert "1.running_mean: statistics of batch normalization are estimated again" in capsys.readouterr().err
     assert np.isfinite(estimating.evaluate(Candidate(SIGNED)).loss)
 
 
-def test_they_are_the_mean_and_the_variance_of_all_that_the_merged_network_sees(folder: Path) -> None:
+def test_they_are_the_mean_and_the_variance_of_all_that_the_merged_network_sees(workplace: Path) -> None:
     """Torch's ``update_bn`` averages the variances of batches, and leaves out the variance between them."""
-    estimating = objective(folder)
+    estimating = objective(workplace)
     found = estimating.statistics(SIGNED)
     merged = network()
     merged.load_state_dict(estimating.trajectory.merge(SIGNED))
@@ -80,49 +73,49 @@ def test_they_are_the_mean_and_the_variance_of_all_that_the_merged_network_sees(
 @pytest.mark.parametrize(
     "coefficients", [[0.0, 0.0, 1.0], [1.0, 0.0, 0.0], [[0.0, 1.0, 0.0]] * 3], ids=["last", "first", "rows"]
 )
-def test_what_was_saved_keeps_its_own(folder: Path, coefficients: list[Any]) -> None:
-    made = objective(folder)
+def test_what_was_saved_keeps_its_own(workplace: Path, coefficients: list[Any]) -> None:
+    made = objective(workplace)
     if isinstance(coefficients[0], list):
         made.merge_in_rows("layers")
     chosen = np.array(coefficients)
     assert made.statistics(chosen) == {}
     made.images(chosen, SEARCH, 4)
-    saved = load_file(folder / f"model{1 + int(np.atleast_2d(chosen)[0].argmax())}.safetensors")
+    saved = load_file(workplace / f"model{1 + int(np.atleast_2d(chosen)[0].argmax())}.safetensors")
     state = made.sampler.weights.trained.state_dict()  # type: ignore[attr-defined]
     assert all(torch.equal(state[name], tensor) for name, tensor in saved.items())
 
 
 def test_the_same_candidate_has_the_same_loss_whatever_was_there_before_and_however_large_batches_are(
-    folder: Path,
+    workplace: Path,
 ) -> None:
-    first, other = objective(folder), objective(folder, batch_size=7)
+    first, other = objective(workplace), objective(workplace, batch_size=7)
     expected = first(SIGNED)
     first([1.0, 0.0, 0.0])
     assert first(SIGNED) == expected
     assert other(SIGNED) == pytest.approx(expected, rel=1e-4)
 
 
-def test_they_are_combined_as_weights_if_the_user_says_so(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    merging = objective(folder, batch_norm="merged")
+def test_they_are_combined_as_weights_if_the_user_says_so(workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    merging = objective(workplace, batch_norm="merged")
     assert "are estimated again" not in capsys.readouterr().err
     half = np.array([0.5, 0.5, 0.0])
     merging.images(half, SEARCH, 4)
     state = merging.sampler.weights.trained.state_dict()  # type: ignore[attr-defined]
     torch.testing.assert_close(state["1.running_var"], torch.full((4,), 2.5))
-    assert merging.describe() != objective(folder).describe()
+    assert merging.describe() != objective(workplace).describe()
 
 
-def test_networks_without_it_cost_nothing(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    without = objective(folder, "plain")
+def test_networks_without_it_cost_nothing(workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    without = objective(workplace, "plain")
     assert without.describe()["batch_norm"] is None
     assert without.statistics(SIGNED) == {}
     assert "batch normalization" not in capsys.readouterr().err
 
 
-def test_an_export_has_the_statistics_that_were_searched_with_and_so_has_what_its_recipe_makes(folder: Path) -> None:
-    objective(folder)
+def test_an_export_has_the_statistics_that_were_searched_with_and_so_has_what_its_recipe_makes(workplace: Path) -> None:
+    objective(workplace)
     model = {"model": f"{OWN}:network", "sampler": f"{OWN}:sample", "image_shape": [1, 8, 8]}
-    chosen = settings(folder, checkpoints="model*.safetensors", **model)
+    chosen = settings(workplace, checkpoints="model*.safetensors", **model)
     study = {"name": "bn", "objective": {"file": "torch_module.py", "settings": chosen}, "budget": {"evaluations": 8}}
     Path("bn.yaml").write_text(yaml.safe_dump({**study, "optimizers": [{"LCSC": {"mutation": 1.0}}]}))
     assert lcsc(["run", "bn.yaml"]) == 0

@@ -137,4 +137,5 @@ def test_a_bare_trajectory(capsys: pytest.CaptureFixture[str]) -> None:
     real_images("real")
     answers = (f"sampler={OWN}:sample", "image_shape=[1, 8, 8]", "reference=real")
     study = init("module", "run.trajectory", f"model={OWN}:generator", *answers, *SMALL)
+    assert study["name"] == "run"
     runs(capsys, study)

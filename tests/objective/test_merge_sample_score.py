@@ -23,12 +23,15 @@ EMA = ema_coefficients(STEPS, 0.95)
 
 
 class Network(nn.Module):
+    """Two convolutions, between which channels have an order in memory."""
+
     def __init__(self) -> None:
         super().__init__()
-        self.layer = nn.Conv2d(1, 1, 3, padding=1)
+        self.widening = nn.Conv2d(1, 4, 3, padding=1)
+        self.narrowing = nn.Conv2d(4, 1, 3, padding=1)
 
     def forward(self, x: Tensor, c_noise: Tensor) -> Tensor:
-        return torch.tanh(self.layer(x))
+        return torch.tanh(self.narrowing(torch.tanh(self.widening(x))))
 
 
 def trajectory(folder: Path) -> Trajectory:
@@ -70,50 +73,9 @@ def test_the_loss_is_the_fid_of_the_merged_models_samples(tmp_path: Path) -> Non
     assert objective.describe() != build(tmp_path, images=41).describe()
 
 
-class Widened(nn.Module):
-    """Two convolutions, between which channels have an order in memory."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        generator = torch.Generator().manual_seed(0)
-        self.layer = nn.Conv2d(1, 1, 3, padding=1)
-        self.widening = nn.Conv2d(1, 4, 3, padding=1)
-        self.narrowing = nn.Conv2d(4, 1, 3, padding=1)
-        for parameter in (*self.widening.parameters(), *self.narrowing.parameters()):
-            parameter.data.normal_(std=0.3, generator=generator)
-
-    def forward(self, x: Tensor, c_noise: Tensor) -> Tensor:
-        return torch.tanh(self.layer(x) + self.narrowing(torch.tanh(self.widening(x))))
-
-
-def widened_trajectory(folder: Path) -> Trajectory:
-    generator = torch.Generator().manual_seed(0)
-    with TrajectoryWriter(folder / "widened.trajectory") as writer:
-        for step in STEPS:
-            weights = Widened().state_dict()
-            weights["layer.weight"] = 0.5 * torch.randn(1, 1, 3, 3, generator=generator)
-            writer.append(step, {**weights, "layer.bias": torch.zeros(1)})
-    return Trajectory.open(writer.path)
-
-
-def widened(trajectory: Trajectory) -> tuple[MergeSampleScore, list[nn.Conv2d]]:
-    """An objective whose network may be laid out, and the convolutions, of its sampler and of another one."""
-    networks = [Widened(), Widened()]
-    samplers = [
-        ConsistencySampler(ConsistencyFunction(network), image_shape=(1, 4, 4), sigmas=[20.0], noise=ImageNoise(0))
-        for network in networks
-    ]
-    scores = suite({"inception": real()})
-    objective = MergeSampleScore(trajectory, samplers[0], scores, images=40, batch_size=7, also=samplers[1])
-    return objective, [network.narrowing for network in networks]
-
-
-def are_channels_last(convolutions: list[nn.Conv2d]) -> list[bool]:
-    return [one.weight.is_contiguous(memory_format=torch.channels_last) for one in convolutions]
-
-
 def test_in_another_layout_only_rounding_differs(tmp_path: Path) -> None:
-    objective, convolutions = widened(widened_trajectory(tmp_path))
+    second = sampler()
+    objective = build(tmp_path, also=second)
     candidate = Candidate(EMA, gradient=True)
     plain = objective.evaluate(candidate)
     assert plain.gradient is not None
@@ -123,7 +85,9 @@ def test_in_another_layout_only_rounding_differs(tmp_path: Path) -> None:
         assert laid.gradient is not None
         assert laid.loss == pytest.approx(plain.loss, rel=1e-5)
         np.testing.assert_allclose(laid.gradient, plain.gradient, rtol=1e-3)
-        assert are_channels_last(convolutions) == [is_last, is_last]
+        for each in (objective.sampler, second):
+            weight = each.network.narrowing.weight  # type: ignore[attr-defined]
+            assert weight.is_contiguous(memory_format=torch.channels_last) == is_last
 
 
 def test_other_metrics_are_the_loss_or_beside_it_or_only_held_out(tmp_path: Path) -> None:

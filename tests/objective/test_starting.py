@@ -19,7 +19,6 @@ from lcsc_opt.base.settings import parse_yaml
 from lcsc_opt.base.study_file import FILL_IN
 from lcsc_opt.cli import run as lcsc
 from lcsc_opt.objective.settings import CheckpointSettings
-from tests.checkpoints import checkpoint_examples
 from tests.checkpoints.nvlabs_examples import write_snapshot
 from tests.commands import Typed
 from tests.objectives.edm_networks import tiny
@@ -114,7 +113,7 @@ def adapters(config: dict[str, object]) -> None:
 
 
 def test_a_lora_asks_for_its_pipeline_unless_peft_names_it() -> None:
-    adapters({"base_model_name_or_path": "me/pipeline"})
+    adapters({"base_model_name_or_path": "me/pipeline", "auto_mapping": "none"})
     settings, missing = init("lora", "out")
     assert missing == {"prompts", "guidance_scale", "reference"}
     assert (settings["component"], settings["pipeline"]) == ("lora", "me/pipeline")
@@ -217,19 +216,6 @@ def test_what_is_no_setting_is_for_run(typed: Typed, given: str) -> None:
     plain()
     assert "lcsc run takes" in typed.refused("init", "score", "runs", given)
     assert not Path("study.yaml").exists()
-
-
-@pytest.mark.parametrize("name", ["JiT, RiT, JLT"])
-def test_a_folder_of_a_known_trainer_needs_no_options(name: str, typed: Typed) -> None:
-    checkpoint_examples.write(name, Path("run"))
-    assert "steps 100 to 300" in typed("init", "module", "run").err
-
-
-def test_a_packed_trajectory_gives_the_study_its_name(typed: Typed) -> None:
-    plain()
-    typed("trajectory", "pack", "runs", "-o", "digits.trajectory")
-    typed("init", "diffusers", "digits.trajectory", "-o", "digits.yaml")
-    assert "name: digits\n" in Path("digits.yaml").read_text()
 
 
 @pytest.mark.parametrize("page", ["start.md", "tutorials/mnist.ipynb"])

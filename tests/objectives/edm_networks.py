@@ -47,10 +47,6 @@ class BoundedPrecond(TinyPrecond):
     sigma_min, sigma_max = 0.01, 50.0
 
 
-def no_network(**_: Any) -> int:
-    return 3
-
-
 def tiny(seed: int, **options: Any) -> TinyPrecond:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

@@ -39,10 +39,6 @@ def normalized() -> nn.Module:
     return nn.Sequential(nn.Linear(3, 5), nn.BatchNorm1d(5), nn.Linear(5, 2)).double()
 
 
-def no_model() -> int:
-    return 3
-
-
 def items(seed: int, size: int | None) -> tuple[Tensor, Tensor]:
     generator = torch.Generator().manual_seed(seed)
     inputs = torch.randn(size or 40, 3, generator=generator, dtype=torch.float64)
@@ -112,15 +108,6 @@ def test_the_function_of_the_report_is_described_apart_from_what_decides_the_sco
     assert both.describe() == alone.describe()
     assert both.describe_reports() == {"held_out": f"{OWN}:losses"}
     assert build(place, batch_norm=f"{OWN}:passes").describe() != alone.describe()
-
-
-def test_rows_have_a_gradient_each(place: Path) -> None:
-    one, rows = build(place), build(place)
-    rows.merge_in_rows("layers")
-    found, whole = (made.evaluate(Candidate(a, gradient=True)) for made, a in ((rows, np.stack([MIX] * 2)), (one, MIX)))
-    assert found.gradient is not None
-    assert found.gradient.shape == (2, 3)
-    assert found.gradient.sum(axis=0) == pytest.approx(whole.gradient)
 
 
 def test_the_sign_turns_in_the_loss_alone(place: Path) -> None:
@@ -331,6 +318,13 @@ def test_folders_of_transformers_are_merged_and_scored(folder: Path) -> None:
     one_line(ObjectiveError, "architectures", lambda: build(folder, checkpoints="checkpoint-*", model="half"))
     half.unlink()
     one_line(ObjectiveError, "holds no config.json", lambda: build(folder, checkpoints="checkpoint-*", model="half"))
+
+
+def test_outcomes_in_half_precision_are_summed_in_another() -> None:
+    values = np.random.default_rng(0).normal(2000, 400, 100).astype(np.float16)
+    wide = values.astype(np.float64)
+    found = Scored.of(values, "loss_of_each").metrics
+    assert [*found.values()] == pytest.approx([wide.mean(), wide.std(ddof=1) / 10])
 
 
 @pytest.mark.parametrize("values", [[1.0, 2.0, 1e6], [1.0, np.nan, 2.0]])

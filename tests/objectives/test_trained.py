@@ -18,7 +18,7 @@ from lcsc_opt.base.records import HELD_OUT, SEARCH, Candidate, Noise
 from lcsc_opt.base.study_spec import ObjectiveSpec
 from lcsc_opt.coefficients.profiles import ema_coefficients, power_ema_coefficients
 from lcsc_opt.metrics import FrechetReference, Reference, extract
-from lcsc_opt.metrics.bundled_images import Bundled, bundled_images
+from lcsc_opt.metrics.bundled_images import bundled_images
 from lcsc_opt.metrics.extractors.bundled import feature_network
 from lcsc_opt.objective import small_images
 from lcsc_opt.objective.loading import load_objective
@@ -31,11 +31,6 @@ from tests.unet_examples import unet
 
 ROOT = Path(__file__).parents[2]
 TINY = {"images": 70, "batch_size": 32}
-KINDS: dict[str, tuple[str, list[str], Bundled]] = {  # name → recipe, its settings, data
-    "digits": ("ict", [], "digits"),
-    "digits_ddpm": ("ddpm", [], "digits"),
-}
-NFE = {"digits": 1, "digits_ddpm": 10}  # of the recipes
 FIRST, LAST = np.array([0.5, -0.5, 1.0]), np.array([0.0, 0.0, 1.0])
 MODULE = load_file(ROOT / "objectives" / "trained.py")
 DIGITS, CLASSES = bundled_images("digits")
@@ -47,15 +42,15 @@ FEW = {
 
 @pytest.fixture(scope="session")
 def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a trajectory of three checkpoints of every kind."""
+    """A folder with a trajectory of three checkpoints of a consistency model, and one of a diffusion model."""
     folder = tmp_path_factory.mktemp("models")
     unet(0).save_config(folder / "tiny")
-    for name, (recipe, settings, data) in KINDS.items():
+    for name, recipe in (("digits", "ict"), ("digits_ddpm", "ddpm")):
         AcceleratorState._reset_state(reset_partial_state=True)
         preparing.run(
             Training(
-                recipe=preparing.parse_recipe(recipe, ["batch_size=4", *settings]),
-                data=data,
+                recipe=preparing.parse_recipe(recipe, ["batch_size=4"]),
+                data="digits",
                 out=folder / f"{name}.trajectory",
                 steps=6,
                 checkpoint_every=2,
@@ -86,22 +81,21 @@ def fid(features: Any, mean: Any, cov: Any) -> float:
     return FrechetReference(features.mean(0), np.cov(features, rowvar=False)).distance(mean, cov)
 
 
-@pytest.mark.parametrize("name", KINDS)
-def test_it_is_an_objective_whose_loss_is_fid_against_the_real_images(name: str, build: Any) -> None:
-    objective, coefficients = build(name, loss="fid"), ema_coefficients((2, 4, 6), 0.7)
+def test_it_is_an_objective_whose_loss_is_fid_against_the_real_images(build: Any) -> None:
+    objective, coefficients = build("digits", loss="fid"), ema_coefficients((2, 4, 6), 0.7)
     assert objective.steps == (2, 4, 6)
-    assert objective.sampler.nfe == NFE[name]
+    assert objective.sampler.nfe == 1
     first = objective.evaluate(Candidate(coefficients))
     assert first.metrics == {"fid": first.loss}
     assert (first.cost.images, first.cost.model_calls) == (70, 70 * objective.sampler.nfe)
-    assert build(name, loss="fid", batch_size=7)(coefficients) == pytest.approx(first.loss, rel=1e-4)
+    assert build("digits", loss="fid", batch_size=7)(coefficients) == pytest.approx(first.loss, rel=1e-4)
     other = objective.evaluate(Candidate(coefficients[::-1].copy())).loss
     held_out = objective.evaluate(Candidate(coefficients, noise=HELD_OUT)).loss
     assert objective.evaluate(Candidate(coefficients)).loss == first.loss
     assert len({first.loss, other, held_out}) == 3
     assert objective.describe() == json.loads(json.dumps(objective.describe()))
     sampled = objective.features(objective.images(coefficients, SEARCH, 70))
-    real = objective.features(FEW[KINDS[name][2]][0])
+    real = objective.features(FEW["digits"][0])
     assert first.loss == pytest.approx(fid(sampled, real.mean(0), np.cov(real, rowvar=False)), rel=1e-4)
 
 
@@ -120,7 +114,7 @@ def test_the_default_loss_is_relative_to_one_average_whatever_is_evaluated_first
 
 
 def test_a_network_that_no_search_looks_at_sees_what_is_reported(build: Any) -> None:
-    objective, coefficients = build(name := "digits_ddpm", loss="fid"), ema_coefficients((2, 4, 6), 0.7)
+    objective, coefficients = build("digits", loss="fid"), ema_coefficients((2, 4, 6), 0.7)
     described = [objective.describe(), objective.describe_reports()]
     assert "cross_check" not in json.dumps(described)
     reported = objective.evaluate(Candidate(coefficients, noise=HELD_OUT))
@@ -130,9 +124,9 @@ def test_a_network_that_no_search_looks_at_sees_what_is_reported(build: Any) -> 
     assert objective.reported_metrics().cross_check_text == (
         "fid@cross_check: a second network trained on digits; what is certainly worse there is not the answer"
     )
-    second = feature_network(KINDS[name][2], second=True)
+    second = feature_network("digits", second=True)
     features = extract(second, objective.images(coefficients, HELD_OUT, 70), batch_size=70)
-    real = Reference.of_images(second, FEW[KINDS[name][2]][0]).frechet
+    real = Reference.of_images(second, FEW["digits"][0]).frechet
     assert reported.metrics["fid@cross_check"] == pytest.approx(fid(features, real.mean, real.cov), rel=1e-4)
 
 
@@ -144,7 +138,7 @@ def test_named_metrics_and_the_second_network_are_reported_and_nothing_if_none_i
     reward = {"reward": "own_reward:bright"}
 
     def reported(**settings: Any) -> list[str]:
-        objective = build("digits_ddpm", **{"loss": "fid", **settings})
+        objective = build("digits", **{"loss": "fid", **settings})
         return list(objective.evaluate(Candidate(ema_coefficients((2, 4, 6), 0.7), noise=HELD_OUT)).metrics)
 
     assert reported(held_out_metrics=[]) == ["fid", "outside"]
@@ -155,7 +149,7 @@ def test_named_metrics_and_the_second_network_are_reported_and_nothing_if_none_i
 
 
 def test_searches_of_mnist_see_one_quarter_and_reports_another() -> None:
-    objective = load_file(ROOT / "objectives" / "mnist.py").build({**TINY, "loss": "fid"})
+    objective = load_file(ROOT / "objectives" / "mnist.py").build({**TINY, "nfe": 2, "loss": "fid"})
     digits = FEW["mnist"][0]
     last = np.eye(len(objective.steps))[-1]
     searched = Reference.of_images(objective.scores.extractor, digits[2_500:3_750]).frechet
@@ -186,6 +180,7 @@ def test_a_selection_is_as_if_training_had_ended_there(build: Any) -> None:
 
 
 def test_settings_replace_the_record_of_the_training(build: Any, models: Path) -> None:
+    assert build("digits_ddpm").sampler.nfe == 10
     assert build("digits_ddpm", nfe=3).sampler.nfe == 3
     record = models / "digits_ddpm.model" / "training.json"
     written = record.read_text()
@@ -223,28 +218,18 @@ def test_a_study_file_begins_with_the_commands_that_train_its_models(path: Path)
     assert lines[: len(needed)] == [f"# {MODULE.COMMANDS[name]}" for name in needed]
 
 
-WRONG: list[tuple[dict[str, Any], type[LcscError], str]] = [
-    ({"reward": "clip_score"}, MetricError, "reward: expected 'module:function', got 'clip_score'"),
-    ({"select": {"window": 1}}, TrajectoryError, "window 1 leaves 1 of 3 checkpoints"),
-    ({"images": 64}, StudySpecError, "objective.settings: images"),
-    ({"loss": {"reward": -1, "fid": 1}}, MetricError, "reward is a metric here, so give reward: module:function"),
-    ({"keep": "recal"}, MetricError, "keep: 'recal' cannot be kept"),
-    ({"keep": {"precision": 70}}, MetricError, "keep: {'precision': 70.0} cannot be kept"),
-    ({"metrics": ["kid@clip"]}, MetricError, "kid@clip: these images have features of one network only"),
-    ({"dataset": "faces"}, StudySpecError, "dataset"),
-]
-
-
-@pytest.mark.parametrize("wrong", WRONG)
-def test_settings_that_do_not_fit(wrong: Any, build: Any) -> None:
-    change, error, message = wrong
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"reward": "clip_score"}, MetricError, "reward: expected 'module:function', got 'clip_score'"),
+        ({"select": {"window": 1}}, TrajectoryError, "window 1 leaves 1 of 3 checkpoints"),
+        ({"images": 64}, StudySpecError, "objective.settings: images"),
+        ({"loss": {"reward": -1, "fid": 1}}, MetricError, "reward is a metric here, so give reward: module:function"),
+        ({"keep": "recal"}, MetricError, "keep: 'recal' cannot be kept"),
+        ({"keep": {"precision": 70}}, MetricError, "keep: {'precision': 70.0} cannot be kept"),
+        ({"metrics": ["kid@clip"]}, MetricError, "kid@clip: these images have features of one network only"),
+    ],
+)
+def test_settings_that_do_not_fit(change: dict[str, Any], error: type[LcscError], message: str, build: Any) -> None:
     with pytest.raises(error, match=message):
         build("digits", **change)
-
-
-def test_precision_can_be_kept_and_losses_summed(models: Path) -> None:
-    kept: dict[str, Any] = {"keep": "precision", "loss": {"fid": 1, "near": 6}}
-    assert load_objective(ObjectiveSpec(file="mnist.py", settings=kept)).fixed_average is not None
-    settings = {"checkpoints": "digits.trajectory", **kept}
-    trained = load_objective(ObjectiveSpec(file="trained.py", settings=settings), study_folder=models)
-    assert trained.fixed_average is not None

@@ -1,0 +1,33 @@
+"""What an experiment knows of the checkpoints that it began with."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lcsc_opt.base.paths import KnownCheckpoints
+from lcsc_opt.base.study_spec import ObjectiveSpec
+from lcsc_opt.objective.checkpoints_alone import CheckpointsAlone, checkpoints_written_again
+from lcsc_opt.objective.of_study import known_checkpoints, moved
+
+
+@pytest.mark.parametrize("text", ["run/*.pt", "*/model.pt", "**/model.pt", "run/model.pt"])
+def test_a_glob_that_finds_other_files_from_another_folder_has_moved(tmp_path: Path, text: str) -> None:
+    for project in ("first", "second"):
+        (tmp_path / project / "run").mkdir(parents=True)
+        (tmp_path / project / "run" / "model.pt").touch()
+    stored: dict[str, Any] = {"places": {text: str(tmp_path / "first" / text)}}
+    assert moved(tmp_path / "second", stored) == [text]
+    assert moved(tmp_path / "first", stored) == []
+
+
+def test_a_setting_of_this_name_that_is_no_path_names_no_checkpoints(tmp_path: Path) -> None:
+    """Such as their number, in an objective of the user's own."""
+    spec = ObjectiveSpec(file="own.py", settings={"checkpoints": 20})
+    stored: dict[str, Any] = {"checkpoints": "0" * 64, "steps": [1, 2], "directory": None, "places": {}}
+    stored["objective"] = {"file": spec.file, "settings": spec.settings}
+    assert known_checkpoints(spec, None, stored) == KnownCheckpoints("0" * 64, (1, 2))
+    assert not checkpoints_written_again(stored, tmp_path)
+    assert CheckpointsAlone.of(stored, None, tmp_path) is None
