@@ -39,6 +39,7 @@ class Background:
         self._call = function
         if threading.main_thread().is_alive():  # else the interpreter is ending, and does not wait for new threads
             with contextlib.suppress(RuntimeError):  # no more threads can be started
+                # the interpreter waits at its end for threads that are not daemons
                 threading.Thread(target=self._make, name=self._name, daemon=False).start()
                 return
         self.finish()
@@ -46,19 +47,19 @@ class Background:
     def finish(self) -> None:
         """Wait for the call and raise its error, once. If the user interrupts the waiting, the call continues."""
         if self.running:
-            self._make()
+            self._make()  # after the thread that makes the call, or in its place
         if self._errors:
             raise self._errors.pop()
 
     def _make(self) -> None:
-        if self._caller == threading.get_ident():  # a signal's handler, within the call
+        if self._caller == threading.get_ident():  # a signal's handler, within the call: it would wait for itself
             return
         with self._calling:
             self._caller = threading.get_ident()
             try:
                 if self._call is not None:
                     self._call()
-                self._call = None
+                self._call = None  # whoever waits next has nothing to make
             except Exception as error:
                 self._errors.append(error)
                 self._call = None

@@ -69,7 +69,7 @@ class TrajectorySaver:
         Raises:
             TrajectoryError: training starts, and the trajectory already holds rows of another training.
         """
-        self.close()
+        self.close()  # a state may be loaded after training has begun
         self._last_step = step
         if not self.saves:
             return
@@ -91,6 +91,7 @@ class TrajectorySaver:
         """
         if self._writer is None and self.saves:
             self.begin(0)
+        # several batches have one step where gradients are accumulated
         if self._writer is not None and step != self._last_step:
             if self._accelerator is not None and isinstance(weights, nn.Module):
                 weights = self._accelerator.unwrap_model(weights)
@@ -110,7 +111,7 @@ class TrajectorySaver:
     def close(self) -> None:
         """Flush, then let other processes write."""
         writer = self._writer
-        self._writer = None  # also if closing raises an error
+        self._writer = None  # also if closing raises an error: a second call does nothing
         if writer is not None:
             writer.close()
 
@@ -144,7 +145,7 @@ def lightning_callback(path: str | Path, *, every: int, weights: Weights | None 
         saver = TrajectorySaver(path, every=every, **options)
 
         def on_train_start(self, trainer: Any, pl_module: Any) -> None:  # noqa: ARG002
-            self.saver.saves = bool(trainer.is_global_zero)
+            self.saver.saves = bool(trainer.is_global_zero)  # the trainer has started its processes by now
             self.saver.begin(int(trainer.global_step))
 
         def on_train_batch_end(self, trainer: Any, pl_module: Any, *_: Any) -> None:
@@ -156,6 +157,7 @@ def lightning_callback(path: str | Path, *, every: int, weights: Weights | None 
         def on_train_end(self, trainer: Any, pl_module: Any) -> None:  # noqa: ARG002
             self.saver.close()
 
+        # then Lightning does not call on_train_end, and another trainer of this process could not write
         def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:  # noqa: ARG002
             self.saver.close()
 

@@ -30,7 +30,7 @@ def open_again(request: PackRequest, checkpoints: KnownCheckpoints) -> Trajector
     if checkpoints.packed is not None:
         trajectory = Trajectory.holding(checkpoints.packed, checkpoints)
         if trajectory is not None:
-            return trajectory
+            return trajectory  # of a search that runs, which has said what changed
     if request.packed_path is not None:
         trajectory = Trajectory.holding(request.packed_path, checkpoints)
     if trajectory is None and not checkpoints.moved:  # else they have to be at the new place
@@ -97,6 +97,7 @@ def changes_at(request: PackRequest, checkpoints: KnownCheckpoints) -> Changes:
         steps = list(sources)
         study_sources = _of_study(checkpoints, sources)
         is_complete = len(study_sources) == len(checkpoints.steps)
+        # files that are gone were not written again
         is_other = is_complete and Trajectory.holding(request.path_of(study_sources), checkpoints) is None
     last_step = request.selection.last_step or max(steps, default=0)
     return Changes(is_other, tuple(step for step in steps if checkpoints.steps[-1] < step <= last_step))
@@ -106,6 +107,7 @@ def _came_after(request: PackRequest, packed: Path) -> bool:
     """Whether there are files of weights that were not here when the others were packed."""
     try:
         paths = find_checkpoints(request.patterns, key=request.key)
+        # the time of change, since a copy may keep the original's time of modification
         packed_at = (packed / MANIFEST).stat().st_ctime
         return any(path.stat().st_ctime > packed_at for path in paths)
     except (TrajectoryError, OSError):
@@ -118,5 +120,5 @@ def _of_study(checkpoints: KnownCheckpoints, sources: Sources) -> Sources:
 
 
 def _exists(pattern: str | Path) -> bool:
-    """Whether something is at a path; a glob counts as a place that exists."""
+    """Whether something is at a path. A glob always counts: nobody can tell that it is gone."""
     return glob.has_magic(str(pattern)) or expanded_path(pattern, error=TrajectoryError).exists()

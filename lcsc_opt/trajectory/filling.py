@@ -34,7 +34,7 @@ from lcsc_opt.trajectory.side_data import check_alphas, side_data
 from lcsc_opt.trajectory.sources import PackRequest, Sources
 from lcsc_opt.trajectory.trajectory import Trajectory
 
-COMMIT_SECONDS = 0.5
+COMMIT_SECONDS = 0.5  # from one commit to the next, at least: each waits for the disk
 
 
 def made_once(out: Path, make: Callable[[], object]) -> Trajectory:
@@ -73,7 +73,7 @@ def pack_sources(request: PackRequest, sources: Sources, out: Path) -> Trajector
             raise TrajectoryError(f"{partial} is in the way and is not a trajectory: move it away.")
         if not _was_made_from(partial, fingerprint):
             shutil.rmtree(partial)
-    if is_packed(partial):
+    if is_packed(partial):  # an interrupted call has said it all, and chosen the key
         metadata = Manifest.load(partial).metadata
     else:
         metadata = {PACKED: fingerprint, **_first_metadata(request, sources, out)}
@@ -89,7 +89,7 @@ def pack_sources(request: PackRequest, sources: Sources, out: Path) -> Trajector
             check_distinct(manifest)
         check_neighbours(Trajectory.open(partial), steps_given=request.steps is not None)
     except TrajectoryError:
-        shutil.rmtree(partial)
+        shutil.rmtree(partial)  # the same checkpoints would be refused again
         raise
     finish_packing(out)
     return Trajectory.open(out)
@@ -115,7 +115,7 @@ def finish_packing(out: Path) -> None:
     """
     partial = partial_path(out)
     try:
-        if out.exists():
+        if out.exists():  # the caller was asked to replace it
             shutil.rmtree(out)
         partial.rename(out)
         sync_folder(out.parent)
@@ -131,6 +131,7 @@ def check_room(out: Path, first: Checkpoint, rows: int, dtype: str) -> int:
     """
     layout = Layout.of(first.tensors, stored_dtype(dtype))
     needed = layout.row_bytes * rows
+    # folders that are not there yet are made when it is written
     existing_parent = next(folder for folder in out.absolute().parents if folder.exists())
     free = shutil.disk_usage(existing_parent).free
     if needed > free:
@@ -159,7 +160,7 @@ def _was_made_from(partial: Path, fingerprint: str) -> bool:
 
 
 class _Row(NamedTuple):
-    """A checkpoint that was read, for the matrix."""
+    """A checkpoint as it is mapped from its file, and its bytes as a row, which are copied out of the file."""
 
     tensors: Mapping[str, Tensor]
     content: Tensor
@@ -173,7 +174,7 @@ def _write_rows(writer: MatrixWriter, sources: Sources, key: str, stored: str | 
     steps = list(sources)
     missing = steps[len(writer.steps) :]
     with ThreadPoolExecutor(1, "lcsc-commit") as pool:
-        committing = pool.submit(writer.commit)
+        committing = pool.submit(writer.commit)  # of nothing yet, so that there always is one to look at
         begun_at = time.monotonic()
         try:
             with progress("pack", len(steps), done=len(writer.steps)) as advance:
@@ -214,6 +215,7 @@ def _read_ahead(paths: Sequence[Path], key: str, stored: str | None) -> Iterator
         return row
 
     with ThreadPoolExecutor(1, "lcsc-read") as pool:
+        # the first, unless an earlier call has written all rows
         reading = [pool.submit(read, index) for index in range(min(1, len(paths)))]
         for index in range(len(paths)):
             if index + 1 < len(paths):
@@ -249,6 +251,6 @@ def _write_trainer_ema(writer: MatrixWriter, sources: Sources, key: str) -> None
         notice(f"{last}: the trainer's EMA is left out: {error}")
         return
     writer.commit()
-    if average.path != last:
+    if average.path != last:  # else it was named with the key of the weights
         others = ", ".join(other.place for other in averages[:-1])
         notice(f"the trainer's EMA of the report is {average.place}" + (f"; there is also {others}" if others else ""))

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from lcsc_opt.trajectory.tiles import Tile
 
-_BITS = 22  # of a coefficient that are kept, at least
+_BITS = 22  # of a coefficient that are kept, at least: two terms of float16 have so many
 
 
 def _unit(dtype: torch.dtype) -> float:
@@ -48,5 +48,5 @@ def multiply(weights: Tensor, runs: Sequence[slice], tile: Tile, out: Tensor) ->
     assert products is not None
     total, *smaller = products
     for number, product in enumerate(smaller, start=1):
-        is_last = number == len(smaller)
+        is_last = number == len(smaller)  # only this sum is rounded to the dtype of ``out``
         torch.add(total, product, alpha=_unit(weights.dtype) ** number, out=out if is_last else total)

@@ -14,8 +14,9 @@ from typing import Any
 from torch import Tensor
 
 from lcsc_opt.base.errors import TrajectoryError
-from lcsc_opt.checkpoints.weights import check_weights, weights_sha256
+from lcsc_opt.checkpoints.weights import weights_sha256
 from lcsc_opt.trajectory.filling import finish_packing, made_once, partial_path
+from lcsc_opt.trajectory.layout import Layout
 from lcsc_opt.trajectory.matrix import MatrixWriter
 from lcsc_opt.trajectory.sources import path_of_packed
 
@@ -43,7 +44,7 @@ def pack_state_dicts(states: StateDicts, folder: Path) -> Path:
     digests: dict[int, str] = {}
     for step, weights in states.items():
         with _naming(step):
-            check_weights(weights)
+            Layout.of(weights)  # refuses what has no bytes to hash
         digests[step] = weights_sha256(weights)
     _check_distinct(digests)
     digest = hashlib.sha256("".join(f"{step} {sha256}\n" for step, sha256 in digests.items()).encode())

@@ -25,7 +25,7 @@ MERGED = {
 }
 ROUNDED = ("float16", "bfloat16")  # what rows may be rounded to
 _INTEGERS = ("bool", "uint8", "int8", "int16", "uint16", "int32", "uint32", "int64", "uint64")
-UNMERGEABLE = (
+UNMERGEABLE = (  # stored as they are, if they are the same in all checkpoints
     "complex32",
     "complex64",
     "complex128",
@@ -176,7 +176,7 @@ class Layout:
                 spec = TensorSpec(name, shape, dtype, end)
                 specs.append(spec)
                 end = spec.end
-        return cls(tuple(specs), max(aligned(end), ALIGNMENT))
+        return cls(tuple(specs), max(aligned(end), ALIGNMENT))  # no row is empty: an empty file cannot be mapped
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
@@ -227,6 +227,7 @@ class Layout:
             copy: copies each tensor into its place.
         """
         row = memory
+        # zeros, since the bytes between regions are hashed, too
         if row is None or len(row) != self.row_bytes:
             row = torch.zeros(self.row_bytes, dtype=torch.uint8, device="cpu")
         for spec in self.tensors:
@@ -234,7 +235,7 @@ class Layout:
             place = spec.of_row(row)
             if spec.merged:
                 place = place.view(spec.torch_dtype).view(spec.shape)
-            else:
+            else:  # bytes are what memory holds: torch may leave conjugation and signs to whoever reads it
                 tensor = tensor.resolve_conj().resolve_neg().contiguous().reshape(-1).view(torch.uint8)
             copy(place, tensor)
         return row

@@ -25,7 +25,7 @@ LOCK = "writer.lock"  # held by the process that writes
 PACKED = "pack_sha256"  # the metadata entry that tells from which sources a trajectory was packed
 HEADER = "header"  # the metadata entry for the texts that the headers of all files have, as JSON
 PREFIX = "prefix"  # the metadata entry for what is before all names in the files, and is left out here
-_MOST_SCALARS = 2**48  # of one tensor
+_MOST_SCALARS = 2**48  # of one tensor: torch computes sizes in 64 bits
 
 _Whole = Annotated[int, pydantic.Field(ge=0, lt=2**63)]
 
@@ -125,9 +125,13 @@ class Manifest(pydantic.BaseModel):
                 message = f"{path} holds no complete checkpoint yet: append one, or pack again."
             raise TrajectoryError(message) from None
         except (OSError, RecursionError) as error:
-            raise TrajectoryError(f"{path / MANIFEST} cannot be read ({error}): pack again.") from error
+            raise TrajectoryError(
+                f"{path / MANIFEST} cannot be read ({error}): remove {path} and pack again."
+            ) from error
         except pydantic.ValidationError as error:
-            raise TrajectoryError(f"{path / MANIFEST} is broken ({first_problem(error)}): pack again.") from error
+            raise TrajectoryError(
+                f"{path / MANIFEST} is broken ({first_problem(error)}): remove {path} and pack again."
+            ) from error
 
     def save(self, path: Path) -> None:
         """Replace the manifest at ``path`` so that a reader sees the old one or the new one, also after a crash.
@@ -185,7 +189,9 @@ def _map_bytes(path: Path, size: int) -> Tensor:
         with path.open("rb") as file:
             file_size = file.seek(0, os.SEEK_END)
             if file_size < size:
-                raise TrajectoryError(f"{path} is truncated: {file_size} bytes of {size}. Copy it or pack again.")
+                raise TrajectoryError(
+                    f"{path} is truncated: {file_size} bytes of {size}. Copy it, or remove its folder and pack again."
+                )
             mapped = mmap.mmap(file.fileno(), size, access=mmap.ACCESS_READ)
     except (OSError, ValueError, OverflowError) as error:
         raise TrajectoryError(f"Cannot map {path}: {error}.") from error

@@ -50,11 +50,9 @@ class MatrixWriter:
         self._metadata = {str(name): str(text) for name, text in (metadata or {}).items()}
         self._process = os.getpid()
         self._failed = False
-        self._committed: Manifest | None = None  # what the disk is known to have
-        self._release: Callable[[], None] = lambda: None
         with contextlib.ExitStack() as undo, self._as_trajectory_error():
             self._open(undo, dtype)
-            undo.pop_all()
+            undo.pop_all()  # only an error closes what was opened
         self._close = weakref.finalize(self, os.close, self._weights)
         self._close.atexit = False  # functions that run at exit may still append; the process closes the file
 
@@ -65,7 +63,7 @@ class MatrixWriter:
         for entry in list(self.path.iterdir()):
             if is_pending(entry.name):  # a killed writer did not finish it
                 remove(entry)
-        self._committed = _load_manifest(self.path)
+        self._committed = _load_manifest(self.path)  # what the disk is known to have
         self._written = self._committed  # what rows hold
         if self._committed is not None and dtype is not None and self._committed.stored != self._stored:
             raise TrajectoryError(
@@ -75,7 +73,7 @@ class MatrixWriter:
         flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0)
         self._weights = os.open(self.path / WEIGHTS, flags, 0o666)
         undo.callback(os.close, self._weights)
-        sync_folder(self.path.parent)
+        sync_folder(self.path.parent)  # which may have got this folder
 
     @property
     def steps(self) -> tuple[int, ...]:
@@ -126,7 +124,10 @@ class MatrixWriter:
         remaining = tuple(saved for saved in manifest.checkpoints if saved.step <= last)
         dropped = len(manifest.checkpoints) - len(remaining)
         if dropped:
-            self._written = manifest.model_copy(update={"checkpoints": remaining})
+            kept: dict[str, object] = {"checkpoints": remaining}
+            if manifest.trainer_ema is not None and manifest.trainer_ema.step > last:
+                kept["trainer_ema"] = None  # training may reach its step again with other weights
+            self._written = manifest.model_copy(update=kept)
             self.commit()
         return dropped
 
@@ -257,6 +258,7 @@ class MatrixWriter:
                 if not torch.equal(spec.of_row(row), spec.of_row(last_row)):
                     _check_mergeable(spec)
                     varying.append(spec.name)
+                    # infinity was allowed while it was constant
                     _check_finite(spec.of_row(last_row), spec, manifest.checkpoints[-1].step, manifest.stored)
             for first, stop, dtype in _pieces(manifest.tensors):
                 if dtype is not None and not _is_finite(row[first:stop].view(dtype)):
@@ -264,7 +266,7 @@ class MatrixWriter:
                         if spec.offset < stop and first < spec.end:
                             varies = spec.name in manifest.varying or spec.name in varying
                             _check_finite(spec.of_row(row), spec, step, manifest.stored, varies=varies)
-                self._write_bytes(row[written:stop].numpy().data)
+                self._write_bytes(row[written:stop].numpy().data)  # with what lies between two regions
                 written = stop
             self._write_bytes(row[written:].numpy().data)
             if hashing is not None:
@@ -313,7 +315,7 @@ def _check_finite(content: Tensor, spec: TensorSpec, step: int, stored: str | No
 
 
 def _is_finite(values: Tensor) -> bool:
-    least, most = torch.aminmax(values)  # thirty times faster than isfinite of all
+    least, most = torch.aminmax(values)  # NaN if there is one; thirty times faster than isfinite of all
     return math.isfinite(least.item()) and math.isfinite(most.item())
 
 

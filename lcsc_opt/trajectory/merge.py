@@ -70,7 +70,7 @@ class Merger:
         """The combination for ``[K]`` or ``[S, K]``; see :meth:`Trajectory.merge`."""
         if coefficients.ndim == 2 and (coefficients == coefficients[:1]).all():
             coefficients = coefficients[0]  # equal rows have the bits of one row
-        merged: StateDict = {}
+        merged: StateDict = {}  # filled below, so that the stream finds all its tensors at the end
         with self._own_stream(merged):
             index = _one_hot_index(coefficients)
             if index is None:
@@ -89,7 +89,7 @@ class Merger:
         segments = [segment for segment in self.segments if any(spec.name in gradients for spec in segment.tensors)]
         flat = {segment: self._flat_gradient(segment, gradients) for segment in segments}
         runs = self._runs(self.slots)
-        origin_slot = min(self.slots)
+        origin_slot = min(self.slots)  # any slot that is read
         groups = 1 if self._groups is None else len(self._groups)
         projected = torch.zeros(groups, self.source.rows, dtype=torch.float64, device=device)
 
@@ -124,6 +124,7 @@ class Merger:
         flat: dict[Segment, Tensor] = {}
         for segment in self.segments:
             dtype = torch.float32 if self._widened else segment.dtype
+            # behind the last column is room for the columns of zeros that a source may give
             flat[segment] = torch.empty(aligned(segment.width), dtype=dtype, device=self.source.device)
             for spec, first in segment.places():
                 products[spec.name] = flat[segment][first : first + spec.numel].view(spec.shape)
@@ -275,13 +276,14 @@ def _columns_merged(rows: int, device: torch.device, dtype: torch.dtype) -> int:
     elif device != CPU and dtype == summed:
         column = summed.itemsize  # rows are read where they are
     else:
-        column = (rows + 1) * summed.itemsize
+        column = (rows + 1) * summed.itemsize  # widened rows, and their sum
     return columns_of(merge_tile_bytes(device), column)
 
 
 def _multiply_halves(
     weights: Tensor, runs: Sequence[slice], tiles: Iterator[Tile], merged: Tensor, _are_finite: list[Tensor]
 ) -> None:
+    """As :func:`_multiply`, for ``weights`` ``[T, S, slots]``; nobody looks at the numbers on an accelerator."""
     for tile in tiles:
         halves.multiply(weights, runs, tile, merged[tile.start : tile.stop])
 
@@ -331,7 +333,7 @@ def _too_large(merged: Mapping[str, Tensor]) -> TrajectoryError:
 
 def _without_further_threads() -> None:
     """Products in this thread must not start threads of their own: they would wait for each other by spinning."""
-    torch.get_num_threads()  # gives a new thread as many as the process has
+    torch.get_num_threads()  # torch sets a new thread's number when it is first needed: now, and not after the limit
     _openmp().limit(limits=1, user_api="openmp")  # for this thread only
 
 

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor
-
 from lcsc_opt.base.errors import TrajectoryError
 from lcsc_opt.base.progress import notice
 from lcsc_opt.trajectory.manifest import Manifest
@@ -45,7 +42,7 @@ def check_neighbours(trajectory: Trajectory, *, steps_given: bool) -> None:
     """
     if len(trajectory) < _FEWEST or not trajectory.varying:
         return
-    place = _mixed_at(trajectory.samples())
+    place = _mixed_at(trajectory)
     if place is None:
         return
     first, between, second = (
@@ -61,11 +58,17 @@ def check_neighbours(trajectory: Trajectory, *, steps_given: bool) -> None:
     raise TrajectoryError(f"{problem}: name the files of one run; or give the steps (lcsc trajectory pack --steps).")
 
 
-def _mixed_at(samples: Tensor) -> int | None:
-    """Where in ``[K, n]`` samples of weights a row is first nearer to the second next; ``None`` if few are."""
-    to_next = samples.diff(dim=0).norm(dim=1)
-    to_second = (samples[2:] - samples[:-2]).norm(dim=1)
-    is_nearer = to_second < _NEARER * torch.minimum(to_next[:-1], to_next[1:])
-    if is_nearer.double().mean() < _SHARE:
+def _mixed_at(trajectory: Trajectory) -> int | None:
+    """The first checkpoint that is nearer to the second next; ``None`` if few are. Three samples are in memory."""
+    is_nearer: list[bool] = []
+    first = trajectory.sample(0)
+    between = trajectory.sample(1)
+    for index in range(2, len(trajectory)):
+        second = trajectory.sample(index)
+        to_next = min(float((between - first).norm()), float((second - between).norm()))
+        is_nearer.append(float((second - first).norm()) < _NEARER * to_next)
+        first = between
+        between = second
+    if sum(is_nearer) < _SHARE * len(is_nearer):
         return None
-    return int(is_nearer.nonzero()[0])
+    return is_nearer.index(True)

@@ -29,7 +29,7 @@ class OnePiece:
             first, _ = self._places[name]
             content[first : first + tensor.nbytes] = tensor.reshape(-1).view(torch.uint8)
         self._content = content
-        if tensors:
+        if tensors:  # else a merge would pay for a copy of nothing
             self._content = content.to(device)
 
     def tensors(self) -> dict[str, Tensor]:

@@ -26,7 +26,7 @@ Placement = Literal["mapped", "resident", "streamed"]
 _SHARE_OF_DEVICE = 0.6  # of the device's free memory; the rest is for the network and its activations
 _SHARE_OF_MEMORY = 0.8  # the rest is for merged models and everything else
 READ_BYTES = 64 * 2**20  # of the columns that are streamed at once
-FEWEST_COLUMNS = 256
+FEWEST_COLUMNS = 256  # of a read and of a tile, however many rows there are
 _BUFFERS = 3  # one is being merged, one is ready, one is being read
 _READERS = 4  # threads, so that the disk always has a request
 _ROWS = 8  # in a device's memory rows are a multiple of this, as its fast products want; the last ones are zero
@@ -157,14 +157,16 @@ class _StreamedColumns:
         """Fill the rows ``slots`` of ``content`` ``[slots, n]`` uint8 from byte ``offset`` of each row of the file."""
         rows = content.numpy()
         try:
-            with self._path.open("rb", buffering=0) as file:
+            with self._path.open("rb", buffering=0) as file:  # one for each reader: they seek
                 for slot in slots:
                     file.seek(slot * self._row_bytes + offset)
                     remaining = rows[slot].data
                     while remaining:
                         count = file.readinto(remaining)
                         if not count:
-                            raise TrajectoryError(f"{self._path} is truncated. Copy it or pack again.")
+                            raise TrajectoryError(
+                                f"{self._path} is truncated. Copy it, or remove its folder and pack again."
+                            )
                         remaining = remaining[count:]
         except OSError as error:
             raise TrajectoryError(f"Cannot read {self._path}: {error.strerror}.") from error
@@ -191,7 +193,7 @@ def place(
     """
     gpu = accelerator.asynchronous(device)
     if not gpu:
-        device = CPU
+        device = CPU  # also in place of an accelerator that cannot merge
     held = aligned(len(rows), _ROWS) if gpu else len(rows)
     size = held * sum(segment.stop - segment.start for segment in segments)
     if how is None:

@@ -204,7 +204,7 @@ class Trajectory:
         changed = Trajectory(self.path, manifest, self._stamp)
         changed.renaming = names
         changed.trainer_ema_at = self.trainer_ema_at
-        changed.sha256 = self.sha256
+        changed.sha256 = self.sha256  # they are the same checkpoints: studies compare it
         changed.packed_layout = self.packed_layout
         return changed
 
@@ -222,7 +222,7 @@ class Trajectory:
         with self._unchanged():
             for spec in self.tensors:
                 if spec.name in self.varying and spec.merged and spec.numel:
-                    content = spec.of_row(self._rows[self._merger.slots[-1]])
+                    content = spec.of_row(self._rows[self._merger.slots[-1]])  # any: equal tensors are so in all
                     beginning = content[:_COMPARED_BYTES].numpy().tobytes()
                     alike.setdefault((spec.shape, spec.dtype, beginning), []).append(spec)
             first_names: dict[str, str] = {}
@@ -244,7 +244,7 @@ class Trajectory:
 
     def _merged_by(self, source: ColumnSource, groups: LayerGroups | None) -> Trajectory:
         """The same trajectory, on the same map, with another merger."""
-        changed = object.__new__(Trajectory)
+        changed = object.__new__(Trajectory)  # nothing is read, mapped or searched for again
         changed.__dict__.update(self.__dict__)
         changed.layer_groups = groups
         changed._merger = Merger(source, self._rows, self._manifest, groups)
@@ -341,7 +341,7 @@ class Trajectory:
         if np.array_equal(coefficients, trainer_ema(len(self))):
             average = self.trainer_ema()
             if average is None:
-                raise TrajectoryError("The last checkpoint has no average of the trainer's any more.")
+                raise TrajectoryError(f"{self.path}: its last checkpoint has no average of the trainer's.")
             return {name: tensor.to(self.device) for name, tensor in average.items()}
         checked = check_coefficients(coefficients, len(self), rows=self.layer_groups)
         with self._unchanged():
@@ -361,7 +361,7 @@ class Trajectory:
         Raises:
             TrajectoryError: another name or shape, or a checkpoint was overwritten since opening.
         """
-        expected = self._manifest.layout.shapes
+        expected = self.layout.shapes
         differs = difference({**expected, **gradients}, expected)  # not every tensor needs a gradient
         if differs is not None:
             raise TrajectoryError(
@@ -370,15 +370,14 @@ class Trajectory:
         with self._unchanged():
             return self._merger.project(gradients)
 
-    def samples(self) -> Tensor:
-        """The first numbers of the tensors that vary, by which checkpoints are compared: ``[K, n]`` float64."""
+    def sample(self, index: int) -> Tensor:
+        """The first numbers of checkpoint ``index`` in each tensor that varies, to compare it by: ``[n]`` float64."""
         specs = [spec for spec in self.tensors if spec.merged and spec.name in self.varying and spec.numel]
+        row = self._rows[self._merger.slots[index]]
         with self._unchanged():
-            rows = []
-            for slot in self._merger.slots:
-                beginnings = [spec.of_row(self._rows[slot])[:_COMPARED_BYTES].view(spec.torch_dtype) for spec in specs]
-                rows.append(torch.cat([torch.zeros(1, dtype=torch.float64), *(part.double() for part in beginnings)]))
-        return torch.stack(rows)
+            beginnings = [spec.of_row(row)[:_COMPARED_BYTES].view(spec.torch_dtype) for spec in specs]
+            # torch cannot join no tensors, and perhaps only integers vary
+            return torch.cat([torch.zeros(1, dtype=torch.float64), *(part.double() for part in beginnings)])
 
     def identical(self) -> list[str]:
         """Warnings of checkpoints with the same bytes."""
@@ -434,7 +433,9 @@ class Trajectory:
             for saved in self._manifest.rows:
                 row = self._rows[saved.slot].numpy()
                 if hashlib.sha256(row.data).hexdigest() != saved.sha256:
-                    raise TrajectoryError(f"{self.path}: the weights of step {saved.step} are damaged: pack again.")
+                    raise TrajectoryError(
+                        f"{self.path}: the weights of step {saved.step} are damaged: remove the folder and pack again."
+                    )
                 advance()
 
     @contextlib.contextmanager
@@ -445,6 +446,7 @@ class Trajectory:
             TrajectoryError: a row was overwritten before this was opened, or while it was open.
         """
         self._check()
+        # callers may be in inference mode, whose tensors nothing outside it may change
         with torch.inference_mode(mode=False), torch.no_grad():
             yield
         self._check()

@@ -77,7 +77,7 @@ class TrajectoryWriter:
             try:
                 dropped = self._saver.truncate(resume)
             except TrajectoryError:
-                self._saver.close()
+                self._saver.close()  # else this process could not open another one
                 raise
             if dropped:
                 notice(f"{self.path}: goes back to step {resume}, {dropped} later checkpoints are dropped")
@@ -189,7 +189,7 @@ class TrajectoryWriter:
         self._previous = step
         return step % self._every == 0 or step // self._every > previous // self._every
 
-    @torch.inference_mode(mode=False)  # outside inference mode, its memory is read-only
+    @torch.inference_mode(mode=False)  # memory that is made in it could not be written to outside it
     @torch.no_grad()
     def _begin_to_copy(self, layout: Layout, tensors: Mapping[str, Tensor]) -> tuple[Tensor, list[torch.Event]]:
         """Begin to copy a checkpoint into a row, over the previous one; the copy is complete after the events.
@@ -199,6 +199,7 @@ class TrajectoryWriter:
         """
         gpus = {tensor.device for tensor in tensors.values() if asynchronous(tensor.device)}
         if gpus and (self._row is None or len(self._row) != layout.row_bytes):
+            # zeros, as those of :meth:`Layout.row_of`
             self._row = torch.empty(layout.row_bytes, dtype=torch.uint8, device="cpu", pin_memory=True).zero_()
 
         def copy(place: Tensor, tensor: Tensor) -> None:

@@ -1,7 +1,6 @@
 """A pretend accelerator of two devices: torch's backend for other makers, on which the CPU does the work, but late.
 
-Where the folder ``autoload`` is on its path, torch registers it at the end of its import, as it does other makers'
-backends. What a real one does and a CPU does not is done here, too:
+What a real one does and a CPU does not is done here, too:
 
 * Each stream is a queue with a thread of its own and random delays. Only ``item``, ``cpu`` and their like wait.
 * Memory that is freed goes back to the stream that took it, and is taken again at once, while work that is queued on
@@ -19,7 +18,6 @@ from __future__ import annotations
 import collections
 import contextlib
 import functools
-import os
 import queue
 import random
 import threading
@@ -33,6 +31,7 @@ import torch
 from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
 
 NAME = "pretend"
+DEVICES = 2
 COUNTS: collections.Counter[str] = collections.Counter()
 
 
@@ -498,29 +497,23 @@ def _synchronize(device: Any = None) -> None:
         mine.wait(mine.queued)
 
 
-def _visible() -> list[str]:
-    listed = os.environ.get(f"{NAME.upper()}_VISIBLE_DEVICES", "0,1")
-    return [name for name in listed.split(",") if name]
-
-
 class _Backend(ModuleType):
     """``torch.pretend``."""
 
-    is_available = staticmethod(lambda: bool(_visible()))
+    is_available = staticmethod(lambda: True)
     is_initialized = staticmethod(lambda: True)
-    device_count = staticmethod(lambda: len(_visible()))
+    device_count = staticmethod(lambda: DEVICES)
     current_device = staticmethod(_number)
     _is_in_bad_fork = staticmethod(lambda: False)
     manual_seed_all = staticmethod(lambda _seed: None)
     get_amp_supported_dtype = staticmethod(lambda: [torch.bfloat16, torch.float16])
-    get_device_name = staticmethod(lambda device: f"pretend {_visible()[_number(device)]}")
     empty_cache = staticmethod(lambda: [memory.free.clear() for memory in _memories.values()])
 
 
 def register() -> None:
-    """Called by torch at the end of its import."""
+    """Make it known to torch, for as long as the process lives."""
     _setup_privateuseone_for_python_backend(NAME, backend_module=_Backend(NAME))
-    _queues.extend(_Queue(index, seed=index) for index in range(2))
+    _queues.extend(_Queue(index, seed=index) for index in range(DEVICES))
     library = torch.library.Library("aten", "IMPL")
     anything = torch.library.Library("_", "IMPL")
     anything.fallback(torch.library.fallthrough_kernel, "AutocastPrivateUse1")  # it has no fewer bits to offer

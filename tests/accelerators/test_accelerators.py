@@ -22,7 +22,6 @@ TESTS = ("-q", "-p", "no:cacheprovider", str(HERE / "on_device.py"))
 
 def run_pretended(arguments: tuple[str, ...]) -> NoReturn:
     """As ``pytest ARGUMENTS`` where the pretend accelerator is installed."""
-    sys.path.insert(0, str(HERE / "autoload"))  # workers that are started have it, and register it themselves
     pretend.register()
     sys.exit(pytest.main([*arguments]))
 

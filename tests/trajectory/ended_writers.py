@@ -22,14 +22,17 @@ SCRIPT = """
 import atexit, gc, os, sys, threading, time, warnings, torch
 from lcsc_opt.trajectory import TrajectoryWriter
 gc.freeze()  # what was imported: no fork collects it when it ends
+children = []
 for path in sys.argv[1:]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # of processes with several threads
         child = os.fork()
     if child == 0:
         break
-    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+    children.append(child)
 else:
+    for child in children:
+        print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
     sys.exit()
 last = False
 def slow(descriptor, plain=os.fsync):  # the disk is not ready when the interpreter begins to end
@@ -55,7 +58,7 @@ if how == "exception": raise SystemExit("stop")
 
 
 def ends_of_interpreters(folder: Path, cases: list[str]) -> tuple[list[int], str]:
-    """Write ``folder / case`` to the interpreter's end in a fork for each case, one after the other.
+    """Write ``folder / case`` to the interpreter's end in a fork for each case, all at the same time.
 
     Returns:
         The exit statuses, and what all said on standard error. Warnings are errors.

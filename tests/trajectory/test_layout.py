@@ -2,10 +2,11 @@ from __future__ import annotations
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lcsc_opt.base.errors import TrajectoryError
+from lcsc_opt.trajectory.in_memory import pack_state_dicts
 from lcsc_opt.trajectory.layout import ALIGNMENT, DTYPES, MERGED, Layout
 
 described = st.dictionaries(
@@ -34,6 +35,7 @@ def test_tensors_never_overlap_and_regions_are_aligned(tensors):
     assert layout.row_bytes >= max(end, ALIGNMENT)
 
 
+@settings(max_examples=20)
 @given(described, st.randoms())
 def test_layout_does_not_depend_on_the_order_of_the_state_dict(tensors, random):
     items = [(name, shape, dtype) for name, (shape, dtype) in tensors.items()]
@@ -52,6 +54,8 @@ def test_non_contiguous_and_conjugated_tensors_are_stored_by_value():
 
 
 @pytest.mark.parametrize("tensor", [torch.ones(2).to_sparse(), torch.ones(2, device="meta")], ids=["sparse", "meta"])
-def test_tensors_that_cannot_be_stored_are_refused(tensor):
-    with pytest.raises(TrajectoryError, match="'w' is sparse"):
+def test_tensors_that_cannot_be_stored_are_refused(tmp_path, tensor):
+    with pytest.raises(TrajectoryError, match=r"^Tensor 'w' is sparse"):
         Layout.of({"w": tensor})
+    with pytest.raises(TrajectoryError, match="the state dict of step 2: Tensor 'w' is sparse"):
+        pack_state_dicts({1: {"w": torch.ones(2)}, 2: {"w": tensor}}, tmp_path)

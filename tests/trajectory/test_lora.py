@@ -29,7 +29,6 @@ if find_spec("peft") is None:
 
 # attention, convolutions of 3×3 and 1×1, and a linear layer outside of attention
 TARGETS = ["to_q", "to_k", "to_v", "to_out.0", "conv1", "conv_shortcut", "proj_in", "time_emb_proj"]
-ALPHA = 6.0
 
 
 def adapted_unet(seed: int, **changes: Any) -> Any:
@@ -37,7 +36,6 @@ def adapted_unet(seed: int, **changes: Any) -> Any:
 
 
 Saved = Callable[[str, int, Path], tuple[Path, Any]]
-by_flavour = pytest.mark.parametrize("flavour", list(SAVERS))
 
 
 @pytest.fixture(scope="module")
@@ -83,7 +81,7 @@ def load_into_pipeline(source: Any, folder: Path) -> Any:
     return pipeline
 
 
-@by_flavour
+@pytest.mark.parametrize("flavour", list(SAVERS))
 def test_products_are_those_that_peft_computes_and_a_pipeline_loads(saved: Saved, tmp_path: Path, flavour: str) -> None:
     path, network = saved(flavour, 1, tmp_path / "lora")
     weights = read_checkpoint(path).tensors
@@ -169,10 +167,8 @@ def test_factors_that_do_not_fit_are_refused(down: tuple[int, ...], up: tuple[in
 
 @pytest.mark.parametrize(
     "text",
-    [
-        "{",
-        '{"lora_alpha": 1' + "0" * 400 + "}",
-    ],
+    ["{", '{"lora_alpha": 1' + "0" * 400 + "}", '{"lora_alpha": 1, "alpha_pattern": {"(": 2}}'],
+    ids=["cut", "infinite", "no regular expression"],
 )
 def test_a_configuration_that_is_none_is_one_line(saved: Saved, tmp_path: Path, text: str) -> None:
     path, _ = saved("peft", 1, tmp_path)

@@ -46,7 +46,7 @@ HOSTILE = {
 
 @pytest.mark.parametrize("change", HOSTILE.values(), ids=HOSTILE.keys())
 def test_hostile_manifest_is_refused_in_one_line(trajectory, change):
-    with pytest.raises(TrajectoryError, match="is broken") as caught:
+    with pytest.raises(TrajectoryError, match=r"is broken .*: remove .*run\.trajectory and pack again") as caught:
         Trajectory.open(edit(trajectory, *change[:-1], value=change[-1]))
     assert "\n" not in str(caught.value)
 
@@ -67,5 +67,5 @@ def test_text_that_is_no_manifest_is_refused(trajectory, text):
 def test_what_is_not_a_trajectory_says_so(tmp_path):
     (tmp_path / "file").write_text("x")
     for path in (tmp_path / "nowhere", tmp_path, tmp_path / "file"):
-        with pytest.raises(TrajectoryError, match=f"{path} is not a trajectory"):
+        with pytest.raises(TrajectoryError, match=f"{path} is not a trajectory: make one with `lcsc trajectory pack`"):
             Trajectory.open(path)

@@ -33,35 +33,23 @@ def exact(coefficients, name):
     return sum(a * state_dict(step)[name].double() for a, step in zip(coefficients, STEPS, strict=True))
 
 
-def assert_near(merged, expected):
-    """Up to the rounding of sums in another order."""
-    assert merged.keys() == expected.keys()
-    for name, tensor in merged.items():
-        tolerance = 2e-2 if tensor.dtype in (torch.bfloat16, torch.float16) else 1e-5
-        torch.testing.assert_close(tensor, expected[name], rtol=tolerance, atol=tolerance)
-
-
 @pytest.mark.parametrize("index", range(K))
 def test_one_hot_gives_back_the_checkpoint_bit_for_bit(trajectory, index):
     assert same_bits(trajectory.merge(np.eye(K)[index]), state_dict(STEPS[index]))
     assert same_bits(trajectory.checkpoint(index), state_dict(STEPS[index]))
 
 
+@pytest.mark.parametrize("tiles_of", [None, "small_tiles"], ids=["one tile", "several tiles"])
 @shared_fixture
 @given(free)
-def test_merge_is_the_linear_combination(trajectory, values):
+def test_merge_is_the_linear_combination(trajectory, request, tiles_of, values):
+    if tiles_of is not None:
+        request.getfixturevalue(tiles_of)
     coefficients = summing_to_one(values)
     merged = trajectory.merge(coefficients)
     scale = np.abs(coefficients).sum() * 4
     for name, unit in {"weight": 2e-7, "scale": 2e-7, "double": 1e-15, "bfloat": 4e-3, "half": 5e-4}.items():
         torch.testing.assert_close(merged[name].double(), exact(coefficients, name), rtol=unit, atol=unit * scale)
-
-
-def test_merge_does_not_depend_on_the_block_size(trajectory, request):
-    row = np.random.default_rng(0).dirichlet(np.ones(K))
-    in_one_tile = trajectory.merge(row)
-    request.getfixturevalue("small_tiles")
-    assert_near(in_one_tile, trajectory.merge(row))
 
 
 def test_constant_tensors_are_copied_exactly(trajectory):
@@ -117,19 +105,6 @@ def test_merge_does_not_depend_on_what_training_set_globally(trajectory):
 
 
 @pytest.mark.parametrize(
-    ("coefficients", "message"),
-    [
-        (np.eye(K), r"shape \[5, 5\]"),
-        ([0.2, 0.2, 0.2, 0.2, float("nan")], "finite"),
-        (["a"] * K, "not numbers"),
-    ],
-)
-def test_bad_coefficients_are_refused(trajectory, coefficients, message):
-    with pytest.raises(StudySpecError, match=message):
-        trajectory.merge(coefficients)
-
-
-@pytest.mark.parametrize(
     ("change", "message"), [(lambda file: file.write(b"!"), "step 400"), (lambda file: file.truncate(), "truncated")]
 )
 def test_weights_that_changed_on_the_disk_are_refused(trajectory, change, message):
@@ -180,8 +155,8 @@ def test_weights_written_to_after_their_manifest_are_noticed(trajectory):
 # the trainer's own average
 
 
-def two_in_a_file(folder, key, *, steps=(1, 2)):
-    for step in steps:
+def two_in_a_file(folder, key):
+    for step in (1, 2):
         content = {"model": state_dict(step), "ema": {"weight": state_dict(step + 10)["weight"]}}
         path = folder / f"m{step}.pt"
         if not path.exists():
@@ -200,7 +175,7 @@ def test_a_trainers_average_beside_the_weights_merges_as_one_more_checkpoint(tmp
         trajectory.merge([0, 1, 0])
     earlier = Trajectory.open(trajectory.path, steps=[1])
     assert earlier.trainer_ema() is None, "it is of the last step"
-    with pytest.raises(TrajectoryError, match="no average of the trainer's any more"):
+    with pytest.raises(TrajectoryError, match="no average of the trainer's"):
         earlier.merge([0, 1])
 
 
@@ -227,7 +202,7 @@ def test_a_trainers_average_is_packed_with_the_checkpoints(tmp_path):
         longer.verify()
 
 
-@pytest.mark.parametrize("write", [1, 2, 3], ids=["first row", "second row", "average"])
+@pytest.mark.parametrize("write", [1, 3], ids=["first row", "average"])
 def test_an_interrupted_pack_writes_the_average_when_it_goes_on(tmp_path, monkeypatch, write):
     two_in_a_file(tmp_path, "model")  # the files
     shutil.rmtree(tmp_path / "t")
@@ -240,11 +215,20 @@ def test_an_interrupted_pack_writes_the_average_when_it_goes_on(tmp_path, monkey
     )
 
 
-def test_checkpoints_that_are_averages_have_no_other(tmp_path):
+def test_checkpoints_that_are_averages_have_no_other_and_what_they_lack_is_the_models(tmp_path):
     trajectory = two_in_a_file(tmp_path, "ema")
+    assert same_bits(trajectory.checkpoint(1), {**state_dict(2), "weight": state_dict(12)["weight"]})
     assert trajectory.merges_averages
     assert trajectory.trainer_ema() is None
     assert make_trajectory(tmp_path / "written").trainer_ema() is None
+
+
+def test_training_that_goes_back_drops_an_average_of_a_later_step(tmp_path):
+    packed = two_in_a_file(tmp_path, "model")
+    append(packed.path, 3, resume=2)
+    assert Trajectory.open(packed.path, steps=[1, 2]).trainer_ema() is not None
+    append(packed.path, 2, resume=1, weights=lambda step: state_dict(step + 5))
+    assert Trajectory.open(packed.path).trainer_ema() is None, "it is of other weights at this step"
 
 
 def test_a_trainers_average_may_be_a_file_of_its_own_or_another_key(tmp_path):

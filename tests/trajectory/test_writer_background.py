@@ -87,14 +87,13 @@ def test_ctrl_c_saves_what_was_taken_and_a_kill_leaves_whole_checkpoints(tmp_pat
 def test_writer_that_nobody_closed_saves_when_the_interpreter_ends(tmp_path):
     """Also what a function that runs at the end appends."""
     steps = {
-        "end": (0, 1, 2),
         "exception": (0, 1, 2),
         "fork": (0, 1, 2),
         "wait before": (0, 1, 2, 3),
         "later after": (0, 1, 2, 3),
         "start": (0,),
     }
-    assert ends_of_interpreters(tmp_path, list(steps)) == ([0, 1, 0, 0, 0, 2], "stop\n")
+    assert ends_of_interpreters(tmp_path, list(steps)) == ([1, 0, 0, 0, 2], "stop\n")
     for case, expected in steps.items():
         trajectory = Trajectory.open(tmp_path / case)
         trajectory.verify()
