@@ -89,7 +89,7 @@ def __getattr__(name: str) -> Any:
     if name not in _MODULES:
         raise AttributeError(f"module 'lcsc_opt' has no attribute {name!r}; it has {', '.join(__all__)}")
     value = getattr(importlib.import_module(_MODULES[name]), name)
-    globals()[name] = value
+    globals()[name] = value  # Python asks here only for names that the module lacks
     return value
 
 

@@ -145,7 +145,7 @@ def synchronize(device: torch.device) -> None:
 def on(stream: torch.Stream) -> Iterator[None]:
     """Queue this thread's work on the stream. Unlike ``with stream:``, several threads may do so at once."""
     stream_before = torch.accelerator.current_stream(stream.device)
-    index_before = torch.accelerator.current_device_index()
+    index_before = torch.accelerator.current_device_index()  # set_stream changes the device, too
     torch.accelerator.set_stream(stream)
     try:
         yield

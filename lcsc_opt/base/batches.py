@@ -24,8 +24,8 @@ class Batches:
         size: images in a batch, or in the first one.
         grows_on: the device whose memory the size follows, if it says how much is free; ``None`` keeps it.
         most: images in a batch that has grown.
-        inside: whether these are parts of another batch, whose peak must be found, too. They may be held for larger
-            than they are.
+        inside: whether these are parts of another batch, whose peak must be found, too. Then the peak is not restarted
+            here, so an image may be taken to need more than it does.
 
     Attributes:
         size: images in a batch.
@@ -64,6 +64,7 @@ class Batches:
         self.size = max(self.size // 2, 1)
 
     def _grow(self, device: torch.device, image_bytes: float) -> None:
+        """Choose the final size, from what an image of the first batch needed."""
         self._grows_on = None
         fitting = int(_SHARE * accelerator.free_bytes(device) / max(image_bytes, 1.0))
         self.size = max(self.size, min(fitting, self._most))

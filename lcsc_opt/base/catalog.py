@@ -59,10 +59,8 @@ def find(kind: Kind, name: str, *, study_folder: Path | None = None) -> Path:
             system refuses the name.
     """
     path = expanded_path(name, error=StudySpecError)
-    folders = [SHIPPED / kind]
-    for place in (Path(), study_folder):
-        if place is not None:
-            folders[:0] = [place, place / kind]
+    places = [place for place in (study_folder, Path()) if place is not None]
+    folders = [*(folder for place in places for folder in (place, place / kind)), SHIPPED / kind]
     for folder in folders:
         for candidate in _candidates(kind, path):
             if (folder / candidate).is_file():
@@ -119,6 +117,7 @@ def _run_as_module(name: str, path: Path, content: bytes) -> ModuleType:
     sys.modules[name] = module
     allow_mismatched_torchvision()
     try:
+        # not by its loader, which would read a file again that may have changed; and without this file's __future__
         exec(compile(content, path, "exec", dont_inherit=True), module.__dict__)  # noqa: S102 - the bytes in its name
     except (Exception, SystemExit) as error:  # a script may parse arguments when it is loaded
         del sys.modules[name]

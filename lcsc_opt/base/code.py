@@ -148,7 +148,7 @@ def module_file(name: str) -> Path | None:
             return None
         return Path(file)
     spec = _spec(name)
-    if spec is None or spec.origin is None or not spec.has_location:
+    if spec is None or spec.origin is None or not spec.has_location:  # the origin of a built-in module is no file
         return None
     return Path(spec.origin)
 
@@ -181,7 +181,7 @@ def forget_changed_modules(sources: Mapping[str, Path]) -> str:
     Returns:
         A digest of all that code.
     """
-    importlib.invalidate_caches()
+    importlib.invalidate_caches()  # else Python may miss a module that was written a moment ago
     all_sources = local_sources(sources)
     for name, source in all_sources.items():
         if name == "__main__" or source.path != module_file(name):  # the script, and files that no module imports

@@ -35,6 +35,7 @@ def descend(
     Raises:
         TrainingError: a loss is not finite.
     """
+    # the caller may compute without gradients
     with progress(description, steps) as advance, torch.enable_grad():
         for step in range(steps):
             value = loss(step)

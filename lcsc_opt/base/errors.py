@@ -33,7 +33,10 @@ class LcscError(Exception):
 
 
 class StudySpecError(LcscError, ValueError):
-    """A study file, an option, a setting or coefficients that are wrong, or name something that does not exist."""
+    """A study file, an option, a setting or coefficients that are wrong, or name something that does not exist.
+
+    It is a ``ValueError``, which pydantic's validators may raise.
+    """
 
 
 class TrajectoryError(LcscError):

@@ -162,7 +162,7 @@ def try_lock(path: Path) -> LockedFile | None:
     Raises:
         OSError: the file cannot be made.
     """
-    lock = FileLock(path, thread_local=False)
+    lock = FileLock(path, thread_local=False)  # another thread may release it
     try:
         lock.acquire(blocking=False)
     except Timeout:

@@ -42,10 +42,7 @@ class AlsoSettings(FrozenModel):
 
     @pydantic.model_validator(mode="after")
     def _check_second(self) -> AlsoSettings:
-        try:
-            second_of(self)
-        except StudySpecError as error:
-            raise ValueError(str(error)) from error
+        second_of(self)
         return self
 
 
@@ -74,7 +71,7 @@ def parse_settings(model: type[Model], content: Any, *, source: str) -> Model:
     except pydantic.ValidationError as error:
         details = error.errors()
         wrong_entries = {detail["loc"][:-1] for detail in details}
-        # without these, pydantic finds their list too short
+        # pydantic counts only valid entries: a list of wrong ones is also "too short"
         reported = [detail for detail in details if detail["type"] != "too_short" or detail["loc"] not in wrong_entries]
         problems = "; ".join(_problem(model, detail) for detail in _one_for_each_place(reported))
         raise StudySpecError(f"{source}: {problems}") from error

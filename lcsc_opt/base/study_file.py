@@ -97,8 +97,9 @@ class StudyFile(FrozenModel):
         choices = {"optimizers": optimizers, "seeds": seeds}
         choices_given = {key: plain(value) for key, value in choices.items() if value is not None}
         if budget is not None:
+            # any optimizer's default: only its unit counts
             choices_given["budget"] = (self.budget or BudgetSpec.default("")).with_total(budget)
-        # alone: what this file has is checked already, and without optimizers it is open
+        # alone: what this file has is checked already, and its empty tuple of optimizers would be refused
         alone = parse_settings(
             StudyFile, {"name": self.name, "objective": self.objective, **choices_given}, source=self.name
         )
@@ -129,7 +130,7 @@ class StudyFile(FrozenModel):
             )
             for seed, optimizer in itertools.product(self.seeds, self.optimizers)
         ]
-        for spec in studies[:1]:  # all have the same workers and devices
+        for spec in studies[:1]:  # if there is one; all have the same workers and devices
             _check_devices(spec)
         return studies
 

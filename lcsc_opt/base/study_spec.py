@@ -392,5 +392,5 @@ class StudySpec(FrozenModel):
 
     @property
     def names_device(self) -> bool:
-        """Whether the objective's settings choose the device, which workers then share."""
+        """Whether the objective's settings choose the device, which workers then share; ``cuda`` alone is a kind."""
         return self.device == "cpu" or ":" in self.device

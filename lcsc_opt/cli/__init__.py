@@ -117,6 +117,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _end_once(*_: Any) -> None:
+    """Interrupt the command; later signals must not interrupt what it does to end."""
     for ignored in _ENDING:
         signal.signal(ignored, signal.SIG_IGN)
     raise KeyboardInterrupt

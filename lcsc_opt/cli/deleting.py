@@ -61,7 +61,10 @@ def delete(
 
 
 def _delete_report(database: RDBStorage, name: str, studies: set[str]) -> None:
-    """Delete the report of an experiment, before any of these studies that it has is deleted."""
+    """Delete the report of an experiment that has one of these studies.
+
+    It goes before they do: an interruption leaves no report about a study that is gone.
+    """
     from lcsc_opt.database.experiment import StoredExperiment
     from lcsc_opt.database.report import REPORT
 

@@ -48,7 +48,7 @@ def export(
 
     The answer of an experiment is the best model that is known: what a search found, or what was there before.
     """
-    from lcsc_opt.base.errors import StudyStoreError
+    from lcsc_opt.base.errors import StudySpecError, StudyStoreError
     from lcsc_opt.base.files import write_atomically
     from lcsc_opt.base.progress import notice
     from lcsc_opt.database.names import is_ours
@@ -59,10 +59,13 @@ def export(
     destination = None
     if out.suffix != ".json":
         destination = writing.Destination.of(out, form=form, dtype=dtype, config=config, overwrite=overwrite)
+    elif out.exists() and not overwrite:
+        raise StudySpecError(f"{out}: exists already; give another name, or pass --overwrite")
     if trial is not None and not is_ours(study):
         raise typer.BadParameter("--trial belongs to a study: experiment/optimizer/seed")
     database = open_database(storage, database_of=study)
     chosen = Chosen.of(database, study, trial)
+    # the whole objective runs the user's code and loads networks, which most exports do not need
     objective: Objective | None = chosen.checkpoints_alone()
     if objective is None or (destination is not None and merging.needs_network(chosen, objective, destination)):
         from lcsc_opt.experiment.stored import objective_of

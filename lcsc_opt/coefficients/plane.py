@@ -81,7 +81,7 @@ def named_model(name: int | str, steps: tuple[int, ...]) -> tuple[Coefficients, 
 
 def plane_grid(size: int) -> tuple[Floats, list[tuple[float, float]]]:
     """The ``[size]`` values of x, and of y, and all points: from coarse to fine, so that few show the whole plane."""
-    axis = np.asarray(np.round(np.linspace(-MARGIN, 1 + MARGIN, size), 12))
+    axis = np.asarray(np.round(np.linspace(-MARGIN, 1 + MARGIN, size), 12))  # rounded: corners are exactly 0 and 1
     points: list[tuple[float, float]] = []
     for stride in (8, 4, 2, 1):
         coarse = axis[::stride].tolist()

@@ -243,34 +243,30 @@ def power_width(exponent: float) -> float:
     return min(math.sqrt(exponent + 1) / ((exponent + 2) * math.sqrt(exponent + 3)), LARGEST_SIGMA_REL)
 
 
-def window_ema_rates(steps: Sequence[int], rates: Sequence[float] = PAPER_EMA_RATES) -> tuple[float, ...]:
+def window_ema_rates(steps: Sequence[int]) -> tuple[float, ...]:
     """EMA rates that this window of checkpoints can tell apart.
 
     A rate averages over about 1 / (1 - rate) steps. The paper's seven rates (Table 10) reach from 1,000 to 100,000
     steps, in windows of 20,000 to 50,000. In a window below a fifth of the slowest rate's length, all slow rates would
     leave nearly the whole weight on the first checkpoint. There, the same lengths are rescaled on a logarithmic axis,
     to reach from the mean interval between checkpoints to half of the window, or to one and a half intervals if that
-    is longer. A single length comes to the middle of that.
+    is longer.
 
     Returns:
-        As many rates as given, increasing; the given ones where the window is long enough.
+        Seven rates, increasing; the paper's where the window is long enough.
 
     Raises:
-        StudySpecError: a rate is out of range, there is none, or :func:`check_steps` refuses the steps.
+        StudySpecError: :func:`check_steps` refuses the steps.
     """
-    if len(rates) == 0 or not all(0 <= rate < 1 for rate in rates):
-        raise StudySpecError(f"rates: expected numbers from 0 and below 1, got {list(rates)}")
     steps = check_steps(steps)
     window = steps[-1] - steps[0]
     intervals = len(steps) - 1
     mean_interval = window / intervals
-    lengths = np.sort(1 / (1 - np.asarray(rates, dtype=np.float64)))
+    lengths = 1 / (1 - np.array(PAPER_EMA_RATES))
     if lengths[-1] <= 5 * window:
-        return tuple(sorted(rates))
+        return PAPER_EMA_RATES
     longest = max(window / 2, mean_interval * 1.5)
-    position = np.full(len(lengths), 0.5)
-    if lengths[0] < lengths[-1]:
-        position = np.log(lengths / lengths[0]) / np.log(lengths[-1] / lengths[0])  # from 0 to 1
+    position = np.log(lengths / lengths[0]) / np.log(lengths[-1] / lengths[0])  # from 0 to 1
     adapted = mean_interval * (longest / mean_interval) ** position
     return tuple(float(1 - 1 / max(length, 1.0 + 1e-9)) for length in adapted)
 

@@ -36,7 +36,8 @@ class Chosen:
         stored: the attributes of the experiment.
         rows: the rule of the model's rows of coefficients.
         files: the folder beside the database.
-        first_study: the name of the experiment's first study.
+        first_study: the name of the experiment's first study, by which its objective is loaded where no search found
+            the model.
     """
 
     experiment: str
@@ -78,6 +79,7 @@ class Chosen:
 
     @classmethod
     def _of_study(cls, storage: RDBStorage, contents: Contents, name: str, number: int | None) -> Chosen:
+        """A trial of a study; without a number the one that the report measured, else the best one searched."""
         study = StoredStudy.open(storage, name)
         experiment = split_name(name)[0]
         report = Report.from_json(contents.experiments[experiment].get(REPORT))
@@ -96,6 +98,7 @@ class Chosen:
     def _of(
         cls, storage: RDBStorage, contents: Contents, experiment: str, model: Model, report: Report | None
     ) -> Chosen:
+        """This model, with what is stored of its trial, its report and its experiment."""
         measured: dict[str, Any] = {}
         rows = None
         if model.study is not None:

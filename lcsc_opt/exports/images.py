@@ -34,7 +34,7 @@ def attach_images(experiment: StoredExperiment, objective: Objective, report: Re
     before = report.best_had(report.headline_metric)
     if before is None or not report.is_found or objective.sampler is None:
         return
-    from lcsc_opt.objective.merge_sample_score import MergeSampleScore
+    from lcsc_opt.objective.merge_sample_score import MergeSampleScore  # with all metrics, which a score does not need
 
     if not isinstance(objective, MergeSampleScore):
         return

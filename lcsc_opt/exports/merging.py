@@ -89,7 +89,7 @@ def _found_config(to: Destination, trajectory: Trajectory, folders: Iterable[Pat
     is_adapter = lora_flavour(trajectory.names) is not None
     candidates = [_last_folder(trajectory)]
     for folder in folders:
-        with contextlib.suppress(ObjectiveError):
+        with contextlib.suppress(ObjectiveError):  # nobody said that it has one
             candidates.append(find_model_config(folder))
     for candidate in candidates:
         if candidate is not None:
@@ -194,12 +194,12 @@ def _packed(
         TrajectoryError: as :func:`~lcsc_opt.trajectory.packing.open_or_pack`, also where one packed trajectory is named
             with options that it does not have.
     """
-    beside = to.path.absolute().parent
+    beside = to.path.absolute().parent  # a system's temporary folder may be too small for checkpoints
     beside.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".lcsc-", dir=beside) as folder:
         dtype: str | None = None
         if recipe is not None and PackRequest(patterns, Path(folder)).packed_path is None:
-            key = key or recipe.key or None
+            key = key or recipe.key or None  # a recipe has an empty text where a file holds only weights
             dtype = recipe.stored
         yield open_or_pack(patterns, folder=Path(folder), key=key, steps=steps, dtype=dtype)
 
@@ -257,7 +257,7 @@ def _document(trajectory: Trajectory, weights: Mapping[str, Tensor], to: Destina
     if to.form != "pt" or not source or torch_suffix(to.path) != torch_suffix(Path(source)):
         return None
     try:
-        earlier = None
+        earlier = None  # tells averages of the weights from what is the same in all checkpoints
         if len(trajectory) > 1 and trajectory.sources[-2]:
             earlier = Path(trajectory.sources[-2])
         document = with_weights(Path(source), trajectory.metadata.get("key", ""), weights, earlier=earlier)
@@ -298,6 +298,7 @@ def merge(trajectory: Trajectory, recipe: Recipe) -> dict[str, Tensor]:
     placed[:, list(places.values())] = coefficients[:, list(places)]
     groups = None
     if recipe.rows:
+        # tensors that are the same in all checkpoints may be in no row; any will do
         row_of = {name: row_of.get(trajectory.renaming.undone(name), 0) for name in trajectory.names}
         groups = LayerGroups(tuple(recipe.rows), row_of, LAYERS)
     merged = trajectory.in_groups(groups).merge(placed[0] if groups is None else placed)
@@ -326,7 +327,9 @@ def _check_checkpoints(trajectory: Trajectory, recipe: Recipe, places: Mapping[i
 
 
 def _cast(tensors: Mapping[str, Tensor], dtype: str | None) -> dict[str, Tensor]:
-    """Copies on the CPU, each in a memory of its own: floating-point tensors in ``dtype``, if one is given.
+    """Copies on the CPU: floating-point tensors in ``dtype``, if one is given.
+
+    Each has a memory of its own, since safetensors refuses tensors that share some.
 
     Raises:
         TrajectoryError: a weight is too large for ``dtype``.
@@ -346,6 +349,7 @@ def _cast(tensors: Mapping[str, Tensor], dtype: str | None) -> dict[str, Tensor]
 
 
 def _statistics_in(recipe: Recipe) -> dict[str, Tensor]:
+    """The tensors of a recipe that no merge gives, such as the statistics of batch normalization."""
     if recipe.statistics is None:
         return {}
     try:

@@ -32,7 +32,7 @@ from lcsc_opt.trajectory import Trajectory
 ENTRY = "lcsc_recipe"  # in the metadata of safetensors
 TORCH_ENTRY = f"archive/{ENTRY}"  # in the archive that torch.save writes
 FILE = "lcsc_recipe.json"  # in a folder that diffusers loads
-_MAX_BYTES = 100_000_000
+_MAX_BYTES = 100_000_000  # of a recipe in an archive: a hostile one may unpack to more than fits into memory
 _FORMAT = 1
 
 Dtype = Literal["float32", "float16", "bfloat16"]

@@ -103,6 +103,7 @@ class Destination:
         if self.form == "lora":
             naming = content.recipe.lora or LoraNaming()
             naming.alphas.check_start()
+            # no header: it may hold the alphas, which are multiplied into these weights
             content = content._replace(weights=_named_by_diffusers(content.weights, naming), header={})
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -123,8 +124,10 @@ class Destination:
             with path.open("w+b") as file:  # given a path, torch would write its name into the file
                 torch.save(content.document or content.weights, file)
                 with zipfile.ZipFile(file, "a") as archive:  # an entry that ``torch.load`` does not read
+                    # ZipInfo without the time: the same model is the same file
                     archive.writestr(zipfile.ZipInfo(TORCH_ENTRY), recipe)
         else:
+            # such as kohya's sshs_model_hash, which is another for other weights
             header = {name: text for name, text in content.header.items() if not name.endswith("hash")}
             write_safetensors(content.weights, path, {**header, **texts})
 
@@ -144,7 +147,7 @@ def _form_of(path: Path) -> Form:
         return "diffusers"
     if path.suffix == ".safetensors":
         return "safetensors"
-    if torch_suffix(path) not in ("", ".pkl"):
+    if torch_suffix(path) not in ("", ".pkl"):  # a .pkl is expected to be a pickled network
         return "pt"
     raise StudySpecError(f"{path}: {path.suffix} is not a known form; use .safetensors or .pt, or pass --as")
 

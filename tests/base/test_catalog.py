@@ -11,9 +11,8 @@ from lcsc_opt.base.catalog import find, load_file
 from lcsc_opt.base.errors import StudySpecError
 from lcsc_opt.base.paths import SHIPPED, BuildContext
 from lcsc_opt.base.study_spec import ObjectiveSpec
-from lcsc_opt.cli import run as lcsc
-from lcsc_opt.database.names import BASELINES
 from lcsc_opt.objective.loading import load_objective
+from tests.commands import Typed
 
 GOOD = """
 from lcsc_opt.objective import CoefficientFunction
@@ -95,36 +94,24 @@ FEWER = {"images": 65, "batch_size": 65, "nfe": 2}
 OF_FILES = [path for path in STUDIES if "checkpoints:" in path.read_text()]  # that a user has
 
 
-def test_a_shipped_study_of_files_says_which_are_not_there(workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_shipped_study_of_files_says_which_are_not_there(workplace: Path, typed: Typed) -> None:
     assert OF_FILES
     for path in OF_FILES:  # with the files: tests/test_enhance_page.py and tests/studies
-        assert lcsc(["run", str(path), "--dry-run"]) == 2
-        said = capsys.readouterr().err
+        said = typed("run", str(path), "--dry-run", status=2).err
         assert re.search("does not exist|is no folder|downloading its weights", said)
     assert not any(workplace.iterdir())
 
 
 @pytest.mark.parametrize("path", [path for path in STUDIES if path not in OF_FILES], ids=lambda path: path.stem)
-def test_every_shipped_study_could_be_run(path: Path, workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_every_shipped_study_could_be_run(path: Path, workplace: Path, typed: Typed) -> None:
     settings = yaml.safe_load(path.read_text())["objective"]["settings"]
     fewer = [f"objective.settings.{key}={value}" for key, value in FEWER.items() if "batch_size" in settings]
-    assert lcsc(["run", str(path), "--dry-run", *fewer]) == 0
+    printed = typed("run", str(path), "--dry-run", *fewer).out
     name = path.stem if path.parent.name == "studies" else f"{path.parent.name}_{path.stem}"
-    lines = capsys.readouterr().out.splitlines()[2:]
+    lines = printed.splitlines()[2:]
     assert {line.split("/")[0] for line in lines} == {name}
     assert len(lines) >= 2
     assert not any(workplace.iterdir())
-
-
-def test_shipped_studies_that_only_follow_the_gradient_have_coefficients_for_each_layer() -> None:
-    following = []
-    for path in STUDIES:
-        content = yaml.safe_load(path.read_text())
-        names = {next(iter(entry)) if isinstance(entry, dict) else entry for entry in content["optimizers"]}
-        if names - {*BASELINES} == {"LCSCGradient"}:
-            following.append(path.stem)
-            assert content["space"]["rows"] == "layers", path
-    assert following == ["demo", "lora"]
 
 
 def test_paths_in_settings_are_taken_from_beside_the_study_file_first(workplace: Path) -> None:

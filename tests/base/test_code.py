@@ -6,10 +6,10 @@ import importlib
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-import lcsc_opt
 from lcsc_opt.base.code import local_code, module_file
 from lcsc_opt.base.study_spec import ObjectiveSpec
 from lcsc_opt.objective.loading import load_objective
@@ -30,7 +30,7 @@ FILES = {
     "code_helpers.py": "def scale(noise):\n    return 2 * noise\n",
     "code_late.py": "shift = 1\n",
     "code_package/__init__.py": "from . import sibling\n",
-    "code_package/folder/deep.py": "value = 5\n",
+    "code_package/folder/deep.py": "value = 5\n",  # in a folder without __init__.py
     "code_package/inner.py": "from .folder.deep import value\nfrom .sibling import value\n",
     "code_package/sibling.py": "value = 3\n",
     "code_package/unused.py": "value = 4\n",
@@ -131,17 +131,12 @@ def workplace_with_code(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> Ite
         del sys.modules[name]
 
 
-def searched(name: str, file: str) -> float | None:
-    settings = {} if file != "function.py" else {"callable": "reloaded_loss:lose", "steps": [1, 2]}
-    (study,) = lcsc_opt.run(
-        {
-            "name": name,
-            "objective": {"file": file, "settings": settings},
-            "optimizers": [{"Grid": {"profile": "single"}}],
-            "budget": {"evaluations": 1},
-        }
-    )
-    return study.searched
+def loss(file: str) -> float:
+    """What the objective that a next study would load gives."""
+    settings: dict[str, Any] = {}
+    if file == "function.py":
+        settings = {"callable": "reloaded_loss:lose", "steps": [1, 2]}
+    return load_objective(ObjectiveSpec(file=file, settings=settings), study_folder=Path.cwd())([0.5, 0.5])
 
 
 EDITS = [
@@ -156,24 +151,13 @@ EDITS = [
 def test_code_that_was_edited_between_two_studies_is_evaluated_as_it_is_now(
     workplace_with_code: Path, file: str, edited: str, text: str, losses: list[float]
 ) -> None:
-    first = searched("before", file)
+    first = loss(file)
     (workplace_with_code / edited).write_text(text)
-    assert [first, searched("after", file)] == losses
+    assert [first, loss(file)] == losses
 
 
 def test_a_module_that_a_script_imported_before_it_was_edited_is_imported_again(workplace_with_code: Path) -> None:
     module = importlib.import_module("reloaded_loss")
     (workplace_with_code / "reloaded_loss.py").write_text("def lose(coefficients):\n    return 5\n")
-    assert searched("imported", "function.py") == 5
+    assert loss("function.py") == 5
     assert module.lose(None) == 1, "what the script holds is left alone"
-
-
-def test_a_module_in_a_folder_without_init_is_found_before_its_package_is_imported(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    inner = tmp_path / "outer_package" / "inner_folder"
-    inner.mkdir(parents=True)
-    (tmp_path / "outer_package" / "__init__.py").touch()
-    (inner / "leaf.py").touch()
-    monkeypatch.syspath_prepend(str(tmp_path))
-    assert module_file("outer_package.inner_folder.leaf") == inner / "leaf.py"

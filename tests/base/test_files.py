@@ -25,14 +25,11 @@ def names(folder: Path) -> list[str]:
 @pytest.mark.parametrize(
     ("count", "shown"),
     [
-        (0, "0 B"),
         (999, "999 B"),
         (1000, "1 KB"),
-        (9994, "9.99 KB"),
         (9996, "10 KB"),
         (999_400, "999 KB"),
         (999_600, "1 MB"),
-        (4_200_000, "4.2 MB"),
         (8e9, "8 GB"),
     ],
 )

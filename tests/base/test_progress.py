@@ -127,11 +127,12 @@ def test_an_application_decides_where_messages_go(workplace: Path, configure: st
     assert (ended.status, ended.err.splitlines()) == (0, PRINTED[configure])
 
 
-def test_silenced_messages_take_the_bar_with_them(capsys: pytest.CaptureFixture[str]) -> None:
+def test_silenced_messages_take_the_bar_with_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal = become_a_terminal(monkeypatch)
     with messages_on_stderr(logging.ERROR), progress("search", 1) as advance:
         notice("something")
         advance()
-    assert capsys.readouterr().err == ""
+    assert terminal.getvalue() == ""
 
 
 def test_the_notices_of_a_worker_are_handed_to_the_process_that_started_it() -> None:

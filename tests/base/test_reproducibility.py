@@ -22,10 +22,6 @@ def test_the_environment_can_be_stored_as_json() -> None:
     assert {"transformers", "peft", "torchvision"} <= described["packages"].keys()
 
 
-parts = st.one_of(st.text(max_size=8), st.integers(-5, 5))
-names = st.lists(parts, max_size=4).map(tuple)
-
-
 @given(st.integers(1, 256))
 def test_a_seed_is_the_beginning_of_a_sha256(bits: int) -> None:
     digest = int(hashlib.sha256(b'[7,"search",0]').hexdigest(), 16)

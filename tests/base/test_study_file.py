@@ -72,38 +72,16 @@ def test_a_name_has_letters_of_any_language() -> None:
     assert study(name=experiment_name("_Übung 東京/3")).name == "Übung-東京-3"
 
 
-def test_a_number_may_have_an_exponent_without_a_point_or_a_sign(tmp_path: Path) -> None:
+def test_a_number_may_have_an_exponent_without_a_point_and_begin_with_zeros(tmp_path: Path) -> None:
+    """As YAML 1.2 reads it, and as the names of checkpoints have their steps."""
     file = tmp_path / "numbers.yaml"
-    written = "1e-3, -2E+1, 9e999, 1.5e-3, 2.e3, 1e-3x, 7e, 10_000, .5, 4.0"
-    meant = [1e-3, -20, math.inf, 1.5e-3, 2000, "1e-3x", "7e", 10_000, 0.5, 4.0]
+    written = "1e-3, -2E+1, 9e999, 1.5e-3, 2.e3, 1e-3x, 7e, 10_000, .5, 4.0, 002000, 089, 0o17, 1:30"
+    meant = [1e-3, -20, math.inf, 1.5e-3, 2000, "1e-3x", "7e", 10_000, 0.5, 4.0, 2000, 89, 15, "1:30"]
     file.write_text(MINIMAL.replace("[LCSC]", f"[{{LCSC: {{values: [{written}]}}}}]"))
     (optimizer,) = read_study_file(file).optimizers
     assert optimizer.options["values"] == meant
     (optimizer,) = read_study_file(file, ["optimizers.LCSC.mutation=2e-4"]).optimizers
     assert optimizer.options["mutation"] == 2e-4
-
-
-@pytest.mark.parametrize(
-    ("written", "meant"),
-    [
-        ("002000", 2000),
-        ("-010", -10),
-        ("089", 89),
-        ("0", 0),
-        ("0x1F", 31),
-        ("0o17", 15),
-        ("1:30", "1:30"),
-        ("1_", 1),
-        ("00.5", 0.5),
-    ],
-)
-def test_a_number_is_decimal_whatever_zeros_it_begins_with(tmp_path: Path, written: str, meant: object) -> None:
-    """As in the names of checkpoints, and as YAML 1.2 reads it."""
-    file = tmp_path / "numbers.yaml"
-    file.write_text(MINIMAL.replace("[LCSC]", f"[{{LCSC: {{value: {written}}}}}]"))
-    assert read_study_file(file).optimizers[0].options["value"] == meant
-    (optimizer,) = read_study_file(file, [f"optimizers.LCSC.value={written}"]).optimizers
-    assert optimizer.options["value"] == meant
 
 
 @pytest.mark.parametrize(
@@ -127,7 +105,6 @@ def test_text_that_looks_like_a_number_is_written_so_that_it_stays_text(text: st
             "optimizers[1].opts: unknown key (did you mean 'options'?); expected one of name, options",
         ),
         ({"space": {1: 2}}, "space[1]: Keys should be strings, got 1"),
-        ({"a[0]": 3}, "a[0]: unknown key; expected one of name, objective…"),
         ({"objective": {"file": "x.py", "str": 3}}, "objective.str: unknown key; expected one of file, settings"),
         # missing keys
         ({"objective": {"settings": {}}}, "objective.file: Field required"),
@@ -148,12 +125,9 @@ def test_text_that_looks_like_a_number_is_written_so_that_it_stays_text(text: st
         ({"seeds": []}, "seeds: expected whole numbers, got []"),
         ({"seeds": [0, 1, 0]}, "seeds: 0 is given twice; each study needs its own name"),
         ({"space": "afine"}, "space.kind: Input should be 'affine' or 'convex', got 'afine'"),
-        ({"space": {"knd": "affine"}}, "space.knd: unknown key (did you mean 'kind'?); expected one of…"),
-        ({"space": {"rows": 3}}, "space.rows: Input should be 'layers' or 'auto', got 3"),
         ({"space": {"rows": "layer"}}, "space.rows: Input should be 'layers' or 'auto', got 'layer'"),
         ({"optimizers": [{"LCSC": 3}]}, "optimizers[0].options: Input should be a valid dictionary, got 3"),
         ({"workers": {"ray": 1, "gpus": "all"}}, "workers: gpus: Input should be a valid number, got 'all'"),
-        ({"space": {"convex": 3}}, "space.convex: unknown key; expected one of kind, rows"),
         ({"name": "a/b"}, "name: expected at most 100 letters, digits, dots, dashes and underscores, got 'a/b'"),
         (
             {"objective": {"file": []}, "workers": 0},
@@ -164,8 +138,7 @@ def test_text_that_looks_like_a_number_is_written_so_that_it_stays_text(text: st
     ids=lambda value: None if isinstance(value, str) else re.sub(r"[^\w.:-]+", " ", str(value))[:60],
 )
 def test_what_is_wrong_is_said_with_its_path(changes: dict[Any, Any], said: str) -> None:
-    found = complaint(changes)
-    assert found.startswith(said[:-1]) if said.endswith("…") else found == said
+    assert complaint(changes) == said
 
 
 # what cannot be read

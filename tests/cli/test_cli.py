@@ -28,8 +28,11 @@ def unseen(coefficients):
     return loss(coefficients) + 0.001
 """
 
+DATABASE = "sqlite:///mine.db"  # every command finds the one of the study file in its folder
+
 STUDY = {
     "name": "tiny",
+    "storage": DATABASE,
     "objective": {
         "file": "function.py",
         "settings": {
@@ -75,13 +78,13 @@ def write_study(folder: Path, **changes: object) -> Path:
     return path
 
 
-def stored(name: str, storage: str = "sqlite:///studies.db") -> optuna.Study:
+def stored(name: str, storage: str = DATABASE) -> optuna.Study:
     return optuna.load_study(study_name=name, storage=storage)
 
 
 def test_run_compare_and_export_end_to_end(ran: Path, typed: Typed) -> None:
     assert lcsc(["run", "tiny.yaml", "--optimizer", "LCSC"]) == 0
-    names = optuna.get_all_study_names("sqlite:///studies.db")
+    names = optuna.get_all_study_names(DATABASE)
     assert sorted(names) == ["tiny", "tiny/CMA/0", "tiny/EMAGrid/0", "tiny/LCSC/0", "tiny/LCSC/1"]
 
     *rows, answer = typed.json("compare", "tiny")
@@ -111,14 +114,14 @@ def test_run_compare_and_export_end_to_end(ran: Path, typed: Typed) -> None:
 
 
 def test_a_finished_experiment_run_again_does_nothing(ran: Path, typed: Typed) -> None:
-    before = Path("studies.db").read_bytes()
+    before = Path("mine.db").read_bytes()
     Path("my_losses.py").unlink()  # it is not even loaded
     command = ["run", "tiny.yaml", "--seed", "0"]
     assert "finished already" in typed(*command).err
-    assert Path("studies.db").read_bytes() == before
+    assert Path("mine.db").read_bytes() == before
     write_study(ran, optimizers=[{"LCSC": {"mutation": 0.5}}])
     assert "optimizer.options.mutation was 0.02, is now 0.5" in typed.refused(*command)
-    assert Path("studies.db").read_bytes() == before
+    assert Path("mine.db").read_bytes() == before
 
 
 def test_options_choose_optimizers_seeds_budget_and_storage(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -155,8 +158,7 @@ def test_a_search_starts_at_the_best_coefficients_of_a_stored_study(ran: Path, t
     for source in ("tiny.yaml", "tiny/LCSC/0"):
         name = f"from-{source.partition('/')[0]}"
         command = ["run", source, f"name={name}", "start=tiny/LCSC/0", "--seed", "0", "--budget", "3"]
-        for optimizer in ("EMAGrid", "LCSC"):
-            typed(*command, "--optimizer", optimizer)
+        typed(*command, "--optimizer", "EMAGrid", "--optimizer", "LCSC")
         shown = typed.json("show", f"{name}/LCSC/0")
         assert (shown["start"], shown["evaluations"]) == ("tiny/LCSC/0", 3)
         first = stored(f"{name}/LCSC/0").trials[0]
@@ -175,6 +177,7 @@ def test_studies_are_listed_and_shown(ran: Path, typed: Typed) -> None:
     shown = typed.json("show", "tiny/CMA/0")
     assert shown["optimizer_options"] == {"step_size": 0.05}
     assert shown["checkpoints"] == len(shown["coefficients"]) == 20
+    assert typed.refused("show", "tiny/CMA").endswith("; its studies are: tiny/CMA/0")
     printed = typed("show", "tiny/CMA/0").out
     assert not re.search(r"^(maximized|failed|images)\b", printed, re.M), "nothing failed, and no images were sampled"
     assert "step_size: 0.05" in printed
@@ -191,7 +194,7 @@ def test_evaluate_chooses_again_and_a_function_is_held_out_where_it_has_another_
     assert stored("tiny").user_attrs["report"] == report
     assert [part["models"][0]["images"] for part in report["parts"]] == [0], "a function samples no images"
     assert len([name for name in report["selection"] if name.startswith("LCSC, trial")]) == 3
-    study = load_study("tiny/CMA/0")
+    study = load_study("tiny/CMA/0", DATABASE)
     assert study.held_out == pytest.approx((study.searched or 0.0) + 0.001)
     assert study.trials[[row["loss"] for row in study.trials].index(study.searched)]["coefficients"] == pytest.approx(
         study.coefficients.tolist()
@@ -205,7 +208,7 @@ def test_evaluate_chooses_again_and_a_function_is_held_out_where_it_has_another_
 @pytest.mark.usefixtures("impatient")
 def test_a_report_goes_with_a_study_that_is_in_it_and_with_the_last_one_the_experiment(ran: Path, typed: Typed) -> None:
     typed("run", "tiny.yaml", "name=other", "--optimizer", "CMA", "--seed", "0")
-    with StoredStudy.open(open_storage("sqlite:///studies.db", write=True), "tiny/CMA/0").hold():
+    with StoredStudy.open(open_storage(DATABASE, write=True), "tiny/CMA/0").hold():
         assert "still running: tiny/CMA/0" in typed.refused("delete", "tiny", "--yes")
     said = typed("delete", "tiny/LCSC/0", "--yes").err
     assert "tiny: its report is deleted, too; lcsc run makes it again" in said
@@ -215,18 +218,17 @@ def test_a_report_goes_with_a_study_that_is_in_it_and_with_the_last_one_the_expe
     said = typed("delete", "tiny", "--yes").err
     assert "deleted: tiny/CMA/0" in said
     assert "deleted: tiny, with what was measured" in said
-    assert optuna.get_all_study_names("sqlite:///studies.db") == ["other", "other/CMA/0"]
+    assert optuna.get_all_study_names(DATABASE) == ["other", "other/CMA/0"]
     assert "tiny: no such study" in typed.refused("delete", "tiny", "--yes")
-    stored_experiment = StoredExperiment.open(open_storage("sqlite:///studies.db", write=True), "other")
+    stored_experiment = StoredExperiment.open(open_storage(DATABASE, write=True), "other")
     stored_experiment.storage.delete_study(stored_experiment.storage.get_study_id_from_name("other/CMA/0"))
     typed("delete", "other", "--yes")  # as where somebody was interrupted
-    assert optuna.get_all_study_names("sqlite:///studies.db") == []
+    assert optuna.get_all_study_names(DATABASE) == []
 
 
 @pytest.mark.parametrize(
     ("command", "message"),
     [
-        ("optimisers=[LCSC]", "optimisers: unknown key (did you mean 'optimizers'?)"),
         ("optimizers.LCSC.mutaton=1", "mutaton: unknown key (did you mean 'mutation'?)"),
         ("objective.file=functoin.py", "no such file in objectives (did you mean 'function'?)"),
         ("--sed 1", "No such option: --sed"),
@@ -237,7 +239,7 @@ def test_a_report_goes_with_a_study_that_is_in_it_and_with_the_last_one_the_expe
 def test_a_wrong_command_is_one_line(command: str, message: str, tiny: Path, typed: Typed) -> None:
     said = typed.refused("run", "tiny.yaml", *command.split())
     assert message in said
-    assert not Path("studies.db").exists() or optuna.get_all_study_names("sqlite:///studies.db") == []
+    assert not Path("mine.db").exists() or optuna.get_all_study_names(DATABASE) == []
 
 
 def test_h_is_help_for_every_command(typed: Typed) -> None:

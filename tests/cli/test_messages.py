@@ -37,11 +37,3 @@ def test_a_verbose_command_prints_where_an_error_was_raised(workplace: Path, typ
     said = typed("-v", "list", status=2).err
     assert said.startswith("lcsc: studies.db: no such database")
     assert "Traceback" in said
-
-
-def test_a_study_without_its_seed_is_told_which_seeds_there_are(study_file: str, typed: Typed) -> None:
-    typed("run", study_file)
-    typed("run", study_file, "name=another")
-    study = "said/Grid/0"
-    said = typed("show", study.rpartition("/")[0], status=2).err
-    assert said.endswith(f"its studies are: {study}\n")

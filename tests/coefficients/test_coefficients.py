@@ -117,10 +117,8 @@ def test_a_rate_or_a_width_outside_of_its_range_is_refused(value: float) -> None
         ([-1, 5], r"^steps\[0\]: expected a whole number above -1, got -1"),
         ([1, 3, 3], r"^steps\[2\]: expected a whole number above 3, got 3"),
         ([1, 2.5], r"^steps\[1\]: expected a whole number above 1, got 2.5"),
-        ([1, math.nan], r"^steps\[1\]: expected a whole number above 1, got nan"),
         ([1, math.inf], r"^steps\[1\]: expected a whole number above 1, got inf"),
         ([None, None], r"^steps\[0\]: expected a whole number above -1, got None"),
-        (["1", "2"], r"^steps\[0\]: expected a whole number above -1, got '1'"),
         (["step1", "step2"], r"^steps\[0\]: expected a whole number above -1, got 'step1'"),
     ],
 )
@@ -166,8 +164,6 @@ def test_plain_averages_are_emas_and_uniform_averages_of_the_last_checkpoints() 
     [
         ([0, 1, 0], "step 200"),
         ([0.5, 0, 0.5], "average of 2"),
-        (power_ema_coefficients((100, 200, 300), 0.2), "power EMA 0.2"),
-        (power_ema_coefficients((100, 200, 300), 0.0625), "power EMA 0.0625"),
         ([0, -0.5, 1.5], "last checkpoint, extrapolated by 0.5"),
     ],
 )

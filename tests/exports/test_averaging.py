@@ -47,13 +47,11 @@ def test_it_is_the_merge_of_the_checkpoints_and_apply_makes_the_same_file(
     ("source", "message"),
     [
         ("ema:fast", "ema:fast: expected a number, as in ema:0.9999 or power:0.1"),
-        ("ema", "ema: expected a number, as in ema:0.9999 or power:0.1"),
         ("last:0", "last:0: there are 5 checkpoints"),
         ("step:25", "step:25: there is no checkpoint of this step; the steps are 10, 20, 30, 40, 50"),
         ("last:6", "last:6: there are 5 checkpoints"),
         ("ema:2", "ema:2: rate: expected at least 0 and below 1, got 2.0"),
         ("emma", "emma does not exist: name an exported model, a recipe or a study, or an average such as ema:0.9999"),
-        ("missing.json", "missing.json does not exist"),
     ],
 )
 def test_what_cannot_be_averaged_is_one_line(source: str, message: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -71,13 +69,3 @@ def test_files_are_rounded_as_the_recipes_checkpoints_were(capsys: pytest.Captur
     assert lcsc(["apply", "mean.safetensors", "exact", "-o", "again.safetensors", "--overwrite"]) == 2
     advice = "The recipe combines weights stored as float16: name the files themselves."
     assert advice in capsys.readouterr().err.splitlines()[-1]
-
-
-@pytest.mark.parametrize("option", [["--key", "ema"], ["--steps", "100,200"]])
-def test_options_that_a_packed_trajectory_does_not_have_are_refused(
-    option: list[str], capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert lcsc(["trajectory", "pack", "runs", "-o", "packed"]) == 0
-    assert lcsc(["apply", "uniform", "packed", "-o", "mean.safetensors", *option]) == 2
-    assert "packed" in capsys.readouterr().err.splitlines()[-1]
-    assert not Path("mean.safetensors").exists()

@@ -17,12 +17,19 @@ from lcsc_opt.exports import Recipe
 from lcsc_opt.exports.merging import merge
 from lcsc_opt.trajectory import Trajectory
 from tests import tiny_pipelines
-from tests.checkpoints.test_formats_page import rows
 from tests.model_studies import like, state_dict, write_model_study
 from tests.unet_examples import unet
 
+PAGE = Path(__file__).parents[2] / "docs" / "reference.md"
 ATTENTION = "down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q"
 LORA = {f"unet.{ATTENTION}.lora_A.weight": torch.zeros(2, 8), f"unet.{ATTENTION}.lora_B.weight": torch.zeros(8, 2)}
+
+
+def example(form: str) -> str:
+    """The command in the last column of this form's row."""
+    table = PAGE.read_text(encoding="utf-8").split("\n## Exports\n")[1]
+    row = next(line for line in table.splitlines() if line.startswith(f"| {form} |"))
+    return row.split("|")[-2].strip().strip("`")
 
 
 def load_model(path: Path) -> dict[str, Tensor]:
@@ -64,7 +71,7 @@ def test_an_example_of_the_page_writes_what_it_says(form: str, workplace: Path) 
     assert lcsc(["run", str(file)]) == 0
     if form == "diffusers":
         unet().save_pretrained("model")
-    _, *arguments = shlex.split(rows("Exports", "example")[form])
+    _, *arguments = shlex.split(example(form))
     assert lcsc(arguments) == 0
     path = Path(arguments[arguments.index("-o") + 1])
     torch.testing.assert_close(load(path), merge(Trajectory.open("run.trajectory"), Recipe.read(path)))

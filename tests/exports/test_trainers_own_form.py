@@ -44,6 +44,14 @@ def save_checkpoints(name: str, key: str = "state_dict", **rest: Any) -> None:
         torch.save({"global_step": step, **rest, key: weights(step)}, Path("runs") / name.format(step))
 
 
+def search(typed: Typed, name: str, module: str, **changes: Any) -> None:
+    """Run a study of ``runs`` with the network and the score of a module."""
+    settings = {"checkpoints": "runs", "model": f"{module}:build", "score": f"{module}:score"}
+    study = {"name": name, "objective": {"file": "score.py", "settings": settings}, "budget": {"evaluations": 3}}
+    Path(f"{name}.yaml").write_text(yaml.safe_dump({**study, **changes}))
+    typed("run", f"{name}.yaml")
+
+
 def test_lightning_loads_an_average_of_its_checkpoints(typed: Typed) -> None:
     save_checkpoints("epoch={0}-step={0}.ckpt", **LIGHTNING)
     typed("apply", "uniform", "runs", "-o", "best.ckpt")
@@ -90,15 +98,7 @@ def test_a_pickled_network_is_not_written_and_that_is_said(typed: Typed) -> None
 def test_a_finished_study_is_exported_without_its_functions(typed: Typed) -> None:
     save_checkpoints("model-{}.ckpt", **LIGHTNING)
     Path("scores_here.py").write_text(SCORE)
-    settings = {"checkpoints": "runs", "model": "scores_here:build", "score": "scores_here:score"}
-    study = {
-        "name": "small",
-        "objective": {"file": "score.py", "settings": settings},
-        "optimizers": ["LCSC"],
-        "budget": {"evaluations": 3},
-    }
-    Path("small.yaml").write_text(yaml.safe_dump(study))
-    typed("run", "small.yaml")
+    search(typed, "small", "scores_here", optimizers=["LCSC"])
     torch.save({"global_step": 5, "state_dict": weights(5)}, "runs/model-5.ckpt")
     typed("run", "small/LCSC/0", "name=NEW", "start=small/LCSC/0")
     assert len(typed.json("show", "NEW/LCSC/0")["coefficients"]) == 5
@@ -161,10 +161,7 @@ def test_a_folder_with_the_checkpoints_configuration_has_the_names_of_their_file
         model = BertModel(config)
         torch.nn.init.constant_(model.embeddings.LayerNorm.weight, step)
         model.save_pretrained(f"runs/checkpoint-{step}")
-    settings = {"checkpoints": "runs", "model": "modules_here:build", "score": "modules_here:score"}
-    study = {"name": "modules", "objective": {"file": "score.py", "settings": settings}, "optimizers": ["EMAGrid"]}
-    Path("modules.yaml").write_text(yaml.safe_dump(study | {"budget": {"evaluations": 2}}))
-    typed("run", "modules.yaml")
+    search(typed, "modules", "modules_here", optimizers=["EMAGrid"])
     typed("export", "modules/EMAGrid/0", "-o", "best")
     assert load_file("best/model.safetensors").keys() == load_file("runs/checkpoint-30/model.safetensors").keys()
     sys.modules.pop("modules_here")
@@ -194,16 +191,7 @@ def test_the_network_decides_which_prefix_is_its_own(typed: Typed, name: str, pr
         layers = torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.Linear(3, 1))
         state = {f"{prefix}{name}.{part}": tensor for part, tensor in layers.state_dict().items()}
         torch.save({"model": state}, f"runs/{step}.pt")
-    settings = {"checkpoints": "runs", "model": "wrapped_here:build", "score": "wrapped_here:score"}
-    study = {
-        "name": "wrapped",
-        "objective": {"file": "score.py", "settings": settings},
-        "optimizers": ["LCSCGradient"],
-        "budget": {"evaluations": 3},
-        "space": {"rows": "layers"},
-    }
-    Path("wrapped.yaml").write_text(yaml.safe_dump(study))
-    typed("run", "wrapped.yaml")
+    search(typed, "wrapped", "wrapped_here", optimizers=["LCSCGradient"], space={"rows": "layers"})
     typed("export", "wrapped/LCSCGradient/0", "-o", "best.safetensors")
     assert {f"{prefix}{part}" for part in load_file("best.safetensors")} == state.keys()
     assert np.shape(Recipe.read(Path("best.safetensors")).coefficients) == (2, 3)  # a row for each layer
