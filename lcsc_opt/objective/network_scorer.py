@@ -76,7 +76,8 @@ class NetworkScorer:
         self._model_files = model_files
         own_name = getattr(function, "__name__", "score")
         self._metric = "score" if own_name in _NO_METRIC else own_name
-        self.takes_draw = takes_draw(function) or held_out is not None
+        self.takes_draw = takes_draw(function)
+        self.has_data_of_reports = self.takes_draw or held_out is not None
         self.batch_norm: BatchNormStatistics | None = None
         if batch_norm is not None:
             self.batch_norm = BatchNormStatistics(network, self._passes(batch_norm))

@@ -56,7 +56,7 @@ class WeightScore(Objective):
 
     def why_nothing_held_out(self) -> str | None:
         """A score without a draw measures searches and reports on the same data."""
-        if self.scorer.takes_draw:
+        if self.scorer.has_data_of_reports:
             return None
         return "the score has no argument draw, so its data are always those of the search"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import json
 from pathlib import Path
@@ -153,7 +154,12 @@ def test_the_first_metric_is_the_score_and_none_is_called_as_the_loss(place: Pat
 def test_a_score_without_a_draw_holds_nothing_out(place: Path) -> None:
     assert "has no argument draw" in (build(place, "metrics").why_nothing_held_out() or "")
     assert build(place, "loss").why_nothing_held_out() is None
-    one_line(ObjectiveError, "size: the score has no argument draw", lambda: build(place, "metrics", size=3))
+    for held_out in (None, f"{OWN}:metrics"):
+        one_line(
+            ObjectiveError,
+            "size: the score has no argument draw",
+            functools.partial(build, place, "metrics", held_out=held_out, size=3),
+        )
 
 
 def test_draws_of_optimizers_are_of_the_search_and_all_have_seeds_of_their_own() -> None:
