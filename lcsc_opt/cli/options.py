@@ -112,7 +112,7 @@ def open_database(storage: str | None, *, database_of: str | None = None, write:
 
 
 def find_study(name: str, storage: str | None, *, write: bool = False) -> StoredStudy:
-    """The study of that name in the database of :func:`open_database`.
+    """The study of that name in the database of :func:`open_database`, opened to be changed where ``write`` is set.
 
     Raises:
         StudyStoreError: there is no such study, or another program made it.

@@ -284,7 +284,7 @@ class DiffusersSampler(NetworkSampler):
 
     def describe(self) -> dict[str, object]:
         """Settings that change the images."""
-        described = {
+        return {
             **super().describe(),
             "sampler": type(self.scheduler).__name__,
             "scheduler": _public_keys(self.scheduler.config),
@@ -292,10 +292,8 @@ class DiffusersSampler(NetworkSampler):
             "step_options": self._step_options,
             "network": type(self.network).__name__,
             "architecture": _public_keys(getattr(self._network.module, "config", {})),
+            "timestep_scale": self._timestep_scale,
         }
-        if self._timestep_scale != 1:
-            described["timestep_scale"] = self._timestep_scale
-        return described
 
     @contextlib.contextmanager
     def _clipping(self, *, is_last: bool) -> Iterator[None]:

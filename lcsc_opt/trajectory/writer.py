@@ -160,6 +160,7 @@ class TrajectoryWriter:
             if not self._background.running:
                 self._background.finish()  # raises the error of a saving that has ended
             if not self._is_due(step):
+                self._previous = step
                 return False
             self._background.finish()
             if self._background.running:  # a signal's handler, within the saving that it would wait for
@@ -179,6 +180,7 @@ class TrajectoryWriter:
                 save()
             else:
                 self._background.start(save)
+            self._previous = step  # only now: a step that was refused is due again
             return is_new
         finally:
             self._appending.release()
@@ -186,7 +188,6 @@ class TrajectoryWriter:
     def _is_due(self, step: int) -> bool:
         """Whether a multiple of ``every`` lies between the step before and this one."""
         previous = step - 1 if self._previous is None else self._previous
-        self._previous = step
         return step % self._every == 0 or step // self._every > previous // self._every
 
     @torch.inference_mode(mode=False)  # memory that is made in it could not be written to outside it

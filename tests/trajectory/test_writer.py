@@ -91,14 +91,15 @@ def test_resumed_training_may_come_by_a_second_time(tmp_path):
 
 @pytest.mark.parametrize(("name", "value"), [("weight", "nan"), ("bfloat", "inf"), ("half", "-inf"), ("double", "nan")])
 def test_non_finite_weights_are_refused(tmp_path, name, value):
-    append(tmp_path / "t", 1)
-    broken = state_dict(2)
+    broken = state_dict(21)
     broken[name].view(-1)[-1] = float(value)
-    with TrajectoryWriter(tmp_path / "t") as writer:
-        with pytest.raises(TrajectoryError, match=f"'{name}' at step 2"):
-            writer.append(2, broken)
-        assert writer.append(3, state_dict(3))
-    assert_whole(tmp_path / "t", [1, 3])
+    with TrajectoryWriter(tmp_path / "t", every=10) as writer:
+        assert writer.append(10, state_dict(10))
+        with pytest.raises(TrajectoryError, match=f"'{name}' at step 21"):
+            writer.append(21, broken)
+        assert writer.append(22, state_dict(22)), "nothing of its interval is saved"
+        assert writer.append(23, state_dict(23)) is False
+    assert_whole(tmp_path / "t", [10, 22])
 
 
 def test_a_non_finite_number_at_the_end_of_a_large_tensor_is_found(tmp_path):
