@@ -121,7 +121,7 @@ CLASSIFIERS = """
 import torch
 
 Classifier = lambda: torch.nn.Linear(4, 3)
-TEST, VALIDATION = 1, 2
+TEST, VALIDATION, SELECTION = 1, 2, 3
 
 
 def batches(data, *, seed, size):

@@ -17,6 +17,7 @@ from lcsc_opt.base.records import Coefficients
 from lcsc_opt.coefficients.profiles import NEAR_ZERO, close_sum, normalize
 
 _Array = npt.NDArray[np.float64]
+_ROUNDING = 1e-14  # of a coefficient, on the way to a free vector and back
 
 
 class CoefficientSpace(Protocol):
@@ -64,7 +65,9 @@ class AffineSpace:
     def to_coefficients(self, free: _Array) -> Coefficients:
         """``[K - 1]`` → ``[K]``."""
         last = np.zeros((*free.shape[:-1], 1))
-        return close_sum(self.origin + _reflect(np.concatenate([free, last], axis=-1)))
+        coefficients = self.origin + _reflect(np.concatenate([free, last], axis=-1))
+        coefficients[np.abs(coefficients) < _ROUNDING] = 0.0  # so one checkpoint alone comes back as that
+        return close_sum(coefficients)
 
     def to_free(self, coefficients: Coefficients) -> _Array:
         """``[K]`` → ``[K - 1]``."""

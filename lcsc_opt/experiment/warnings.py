@@ -30,8 +30,8 @@ def warnings_of(report: Report, choice: Choice, searches: Sequence[Searched], ya
         lines += _why_nothing_found(choice, searches)
     elif choice.equals:
         lines.append(
-            f"{choice.answer.name} cannot be told from {in_words(choice.equals)}: they differ by less than the error "
-            "of these samples and real images. Of one search, the earliest of such models is the answer"
+            f"{choice.answer.name} cannot be told from {in_words(choice.equals)}: they differ by less than their "
+            "error. Of one search, the earliest of such models is the answer"
         )
     return lines
 
@@ -50,6 +50,12 @@ def _about_answer(report: Report, yardstick: Yardstick | None) -> Iterator[str]:
         return
     against = best.model.name
     best_had = named(best.model)
+    loss = report.rows(report.answer, against)[0]
+    if loss.gain is not None and loss.gain < 0:
+        yield (
+            f"the answer was better where it was chosen, and is worse here than {best_had}: {_changes([loss])}. "
+            "Compare both models before you use it"
+        )
     costs = report.costs(report.answer, against)
     if costs:
         line = f"the answer has a cost, compared with {best_had}: {_changes(costs)}. {_COMPARE_IMAGES}"
@@ -92,13 +98,15 @@ def _why_nothing_found(choice: Choice, searches: Sequence[Searched]) -> Iterator
         return
     if min(searched) < min(grids):
         line = "nothing certainly better was found: on their own noise the searches were better than EMA*"
-        if choice.gain is not None:
+        if choice.gain is not None and choice.gain.value != 0:
             direction = "better" if choice.gain.value > 0 else "worse"
             share, error = (f"{100 * number:.2g} %" for number in (abs(choice.gain.value), choice.gain.error))
             line += f"; on other noise they are {share} {direction} than the best you had, with an error of {error}"
-        yield f"{line}. With more real data the error would be smaller, and the search better"
-    else:
+        yield f"{line}. With more data the error would be smaller, and the search better"
+    elif min(searched) > min(grids):
         yield "no search was better than EMA*, not even on its own noise: search with more evaluations"
+    else:
+        yield "no search had another loss than EMA*"
 
 
 def _changes(rows: Sequence[MetricRow]) -> str:

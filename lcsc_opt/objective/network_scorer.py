@@ -256,7 +256,13 @@ class NetworkScorer:
         first = score()
         if isinstance(first, Mapping):
             calls = [first, *(score() for _ in range(self.repeats - 1))]
-            return {entry: [float(outcomes(str(entry), call[entry]).mean()) for call in calls] for entry in first}
+            means: dict[Any, Any] = {
+                entry: [float(outcomes(str(entry), call[entry]).mean()) for call in calls] for entry in first
+            }
+            score_name = next(iter(first), None)
+            if score_name is not None and _has_graph(first[score_name]):
+                means[score_name] = torch.stack([_mean_of(call[score_name]) for call in calls])
+            return means
         rest = (score() for _ in range(self.repeats - 1))
         return (_mean_of(returned) for returned in itertools.chain([first], rest))
 

@@ -81,7 +81,7 @@ class Scored(NamedTuple):
             metrics[key] = float(values.mean())
             if len(values) > 1:
                 metrics[f"{key}{STANDARD_ERROR}"] = float(values.std(ddof=1) / np.sqrt(len(values)))
-            if len(values) >= GROUPS:
+            if len(values) >= GROUPS and np.ptp(values) > 0:  # equal ones, as of needless repeats, tell no error
                 groups = group_of_each(len(values))
                 without_groups[key] = [float(values[groups != group].mean()) for group in range(GROUPS)]
         for key, number in metrics.items():
@@ -98,6 +98,8 @@ def outcomes(name: str, value: Any) -> Floats:
     """
     if isinstance(value, Tensor) and not value.is_complex():  # complex numbers are refused below
         value = value.detach().cpu().double().numpy()
+    if isinstance(value, list | tuple):
+        value = [one.detach().cpu().double().numpy() if isinstance(one, Tensor) else one for one in value]
     if isinstance(value, np.ma.MaskedArray) and value.ndim == 1:
         value = value.compressed()  # numpy would count what is masked out, too
     try:

@@ -113,8 +113,8 @@ def space_of(spec: StudySpec, objective: Objective, origin: Coefficients | None 
     if space.kind == "convex":
         if (start < 0).any():
             raise StudySpecError(
-                f"start: the answer of {spec.start} has negative coefficients, which the convex space does not hold; "
-                "leave out space: convex, or start"
+                f"start: the answer of {spec.start or 'the grid'} has negative coefficients, which the convex space "
+                "does not hold; leave out space: convex, or start"
             )
         return ConvexSpace(steps, start)
     return AffineSpace(steps, start)

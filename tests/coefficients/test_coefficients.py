@@ -83,6 +83,18 @@ def assert_average_of_training(profile: np.ndarray, steps: Sequence[int], keep: 
     assert off_one(profile) <= 1e-15
 
 
+@pytest.mark.parametrize("count", [2, 3, 12, 16, 32, 200])
+def test_grids_ask_one_checkpoint_exactly_and_averages_without_negative_coefficients(count: int) -> None:
+    space = affine(range(100, 100 * count + 100, 100))
+    for alone in (np.eye(count)[0], np.eye(count)[-1]):
+        assert (space.to_coefficients(space.to_free(alone)) == alone).all()
+    for last in (3, 10, count):
+        average = normalize(np.arange(count, 0, -1) <= last)
+        found = space.to_coefficients(space.to_free(average))
+        assert ((found > 0) == (average > 0)).all()
+        assert (found >= 0).all()
+
+
 @given(all_steps, rates)
 def test_ema_coefficients_are_those_of_an_average_kept_during_training(steps: tuple[int, ...], rate: float) -> None:
     assert_average_of_training(ema_coefficients(steps, rate), steps, lambda _: rate)

@@ -60,6 +60,10 @@ def test_an_improvement_in_everything_is_no_cost_and_models_that_cannot_be_told_
     assert "cannot be told from LCSC, trial 9 and ½" in warned(better, equals=("LCSC, trial 9", "½"))
 
 
+def test_an_answer_that_is_worse_in_what_was_searched_is_a_warning() -> None:
+    assert "is worse here than the last checkpoint: loss 28 → 30" in warned(report({"fid": 30.0}, {"fid": 28.0}))
+
+
 def test_costs_are_named_with_both_values_and_what_to_do() -> None:
     costly = report({"fid": 2.5, "precision": 0.557, "near": 2.87}, {"fid": 28.0, "precision": 0.62, "near": 2.87})
     said = warned(costly)

@@ -69,6 +69,14 @@ def metrics(model: nn.Module) -> dict[str, Any]:
     return {"accuracy": logits.argmax(1) == labels, "loss": F.cross_entropy(logits, labels)}
 
 
+def named(model: nn.Module, draw: Draw) -> dict[str, Any]:
+    return {"cross_entropy": losses(model, draw), "items": 40}
+
+
+def in_a_list(model: nn.Module, draw: Draw) -> list[Tensor]:
+    return list(losses(model, draw))
+
+
 def passes(model: nn.Module) -> None:
     model(items(3, 64)[0])
 
@@ -102,6 +110,19 @@ def test_scores_with_a_graph_keep_the_contract(place: Path, score: str) -> None:
     one, whole = (build(place, name, size=30).evaluate(Candidate(MIX, gradient=True)) for name in (score, "loss"))
     assert one.loss == pytest.approx(whole.loss, rel=1e-12)
     assert one.gradient == pytest.approx(whole.gradient, rel=1e-10)
+
+
+def test_repeats_keep_the_gradient_of_a_mapping_and_equal_ones_tell_no_error(place: Path) -> None:
+    candidate = Candidate(MIX, noise=HELD_OUT, images=40, gradient=True)
+    repeated = build(place, "named", repeats=20).evaluate(candidate)
+    assert repeated.gradient == pytest.approx(build(place, "losses").evaluate(candidate).gradient)
+    assert not repeated.without_groups
+
+
+def test_a_list_of_tensors_is_outcomes_without_a_gradient(place: Path) -> None:
+    objective = build(place, "in_a_list")
+    assert "let it return a tensor" in (objective.why_no_gradient() or "")
+    assert objective.evaluate(Candidate(MIX)).loss == pytest.approx(build(place).evaluate(Candidate(MIX)).loss)
 
 
 def test_the_function_of_the_report_is_described_apart_from_what_decides_the_score(place: Path) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Sequence
 from datetime import datetime
+from numbers import Integral
 from typing import Any, ClassVar
 
 import nevergrad as ng
@@ -62,8 +63,8 @@ class LCSCSampler(optuna.samplers.BaseSampler):
         images: int = 0,
         **options: Any,
     ) -> None:
-        if isinstance(steps, int):
-            steps = range(1, steps + 1)
+        if isinstance(steps, Integral):  # also of NumPy
+            steps = range(1, int(steps) + 1)
         self._steps = tuple(steps)
         self._spec = OptimizerSpec(name=self.optimizer, options=options)
         self._seed = seed
