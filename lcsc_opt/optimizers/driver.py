@@ -82,13 +82,23 @@ class Driver:
         """Whether it has nothing more to ask."""
         return bool(getattr(self.optimizer, "finished", False))
 
-    def ask(self) -> Any:
+    @property
+    def is_unchecked(self) -> bool:
+        """Whether it follows a path on which it has moved since it last evaluated where it is."""
+        return bool(getattr(self.optimizer, "is_unchecked", False))
+
+    def ask(self, *, check: bool = False) -> Any:
         """Nevergrad's next candidate.
+
+        Args:
+            check: ask an optimizer that follows a path for a check of where it is; for others it means nothing.
 
         Raises:
             SearchFailedError: the optimizer raised an error.
         """
         self._asks += 1
+        if hasattr(self.optimizer, "check_next"):
+            self.optimizer.check_next = check
         return self._computed(self.optimizer.ask, "ask", self._asks)
 
     def tell(self, candidate: Any, loss: float) -> None:

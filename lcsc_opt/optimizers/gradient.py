@@ -127,6 +127,7 @@ class _LCSCGradient(Optimizer):  # type: ignore[misc]
     Attributes:
         needs_gradient: it cannot search an objective that gives only losses.
         asks_one_at_a_time: a second gradient, asked before the first is told, would be at the same point.
+        check_next: whether the next candidate is a check, whatever is planned: the budget may have changed since.
     """
 
     needs_gradient = True
@@ -137,6 +138,7 @@ class _LCSCGradient(Optimizer):  # type: ignore[misc]
         self._options = (config or LCSCGradient()).config()
         start = start_of(self.parametrization)
         self._space = space_of(self.parametrization) or AffineSpace(steps_of(self.parametrization), start)
+        self.check_next = False
         self._path = _Path(self._space, start, self._options["step_size"])
         self._noise_base = int(self._rng.randint(2**31 - 1)) * NOISE_STRIDE
         self._gradient_images = 0  # images of all gradients that were asked for
@@ -170,6 +172,11 @@ class _LCSCGradient(Optimizer):  # type: ignore[misc]
         uses, and over the real images.
         """
         return self._idle_checks >= _IDLE_CHECKS
+
+    @property
+    def is_unchecked(self) -> bool:
+        """Whether a step was asked since the last check."""
+        return self._cost_since_check > 0
 
     def _brought_nothing(self) -> bool:
         """Whether the last check is no gain over the one before the last third of the steps.
@@ -219,6 +226,8 @@ class _LCSCGradient(Optimizer):  # type: ignore[misc]
         The checks' share of images has to allow it, or it is the last one of the budget. The last one is made even if
         no step was told yet, as with many workers; else the study would end without a comparable loss.
         """
+        if self.check_next:
+            return True
         if self._budget_left is not None and self._budget_left > 0:
             taken = self._taken_by_check
             # only the last check is still to come: one now would leave no budget for steps before it

@@ -142,7 +142,6 @@ class Loop:
             sum(trial.user_attrs.get("cost", {}).get("seconds", 0.0) for trial in finished) / workers
         )
         self._begin = time.monotonic() - seconds_before
-        self._asked = 0
         if first is not None:
             driver.optimizer.suggest(first)
         self._in_flight: list[_Trial] = []
@@ -187,7 +186,7 @@ class Loop:
             if self._study_of_callbacks is not None and self._study_of_callbacks.is_stopped:
                 self.stopped = True
                 break
-            trial = self._ask()
+            trial = self._ask(check=self._is_last(spent_on_asks))
             self._in_flight.append(trial)
             spent_on_asks += trial.price
         while self._in_flight:
@@ -195,6 +194,14 @@ class Loop:
         has_success_to_come = any(trial.state in SUCCEEDED for trial in self._to_replay)  # the budget was lowered
         if self.told and self.failed == self.told and not has_success_to_come:
             raise self._failure(f"all {self.told} trials failed")
+        if self._driver.is_unchecked and not self._to_replay:  # it was stopped, or its time is over
+            self._in_flight.append(self._ask(check=True))
+            self._tell_next()
+
+    def _is_last(self, spent_on_asks: int) -> bool:
+        """Whether no more is left of the budget than a check of the steps since the last one."""
+        left = self.budget.total - spent_on_asks
+        return self.budget.seconds is None and self._driver.is_unchecked and left <= self._price(None)
 
     @property
     def is_out_of_patience(self) -> bool:
@@ -218,13 +225,14 @@ class Loop:
             return self._images_per_evaluation
         return images
 
-    def _ask(self) -> _Trial:
+    def _ask(self, *, check: bool) -> _Trial:
         """The next trial: a stored one, asked again, while there are any; else a new one, written and submitted.
 
-        Raises as :meth:`run`.
+        Of an optimizer that follows a path, a stored trial that is no step was a check. Raises as :meth:`run`.
         """
-        self._asked += 1
-        nevergrad_candidate = self._driver.ask()
+        if self._to_replay:
+            check = not self._to_replay[0].user_attrs.get("unbiased")
+        nevergrad_candidate = self._driver.ask(check=check)
         candidate = dataclasses.replace(candidate_of(nevergrad_candidate), yardstick=self._yardstick)
         price = self._price(candidate.images)
         compares = candidate.compares(self._images_per_evaluation)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from typing import Any
 
@@ -9,6 +10,7 @@ import nevergrad as ng
 import numpy as np
 import pytest
 import torch
+from optuna.trial import TrialState
 
 from lcsc_opt.base.errors import ObjectiveError, SearchFailedError, StudyStoreError
 from lcsc_opt.base.records import SEARCH, Candidate, Cost, Evaluation, Noise
@@ -20,7 +22,7 @@ from lcsc_opt.database.connection import open_storage
 from lcsc_opt.database.store import StoredStudy, candidate_attributes
 from lcsc_opt.evaluation.base import Failure, InProcessEvaluator, evaluate_safely
 from lcsc_opt.objective.contract import Objective, Samples
-from lcsc_opt.optimizers import ask_with, candidate_of, coefficient_array, evaluation_of
+from lcsc_opt.optimizers import LCSCGradient, ask_with, candidate_of, coefficient_array, evaluation_of
 from lcsc_opt.optimizers.driver import Driver
 from lcsc_opt.study.loop import Loop
 from tests.optimizers.asking import how
@@ -169,6 +171,38 @@ def test_a_budget_in_images_counts_what_was_asked(study: StoredStudy, images: in
     running = search(study, descent(), BudgetSpec(images=images))  # 20, 20, 100, 20, 20, 100, …
     assert running.told == len(study.trials()) == asks
     assert running.spent >= images > running.spent - 100
+
+
+def follower(planned: int) -> Any:
+    """``LCSCGradient`` with the plan that a study stores when it begins."""
+    optimizer = LCSCGradient(images=20)(coefficient_array(AffineSpace(STEPS, default_origin(STEPS)), seed=0))
+    optimizer.plan_budget(evaluations=planned, images=None, images_per_evaluation=100)
+    return optimizer
+
+
+class Interrupted(Bowl):
+    """Like Ctrl-C in an evaluation."""
+
+    def evaluate(self, candidate: Candidate) -> Evaluation:
+        if len(self.seen) == 9:
+            raise KeyboardInterrupt
+        return super().evaluate(candidate)
+
+
+@pytest.mark.parametrize(("first", "later"), [(1, 2), (4, 6), (12, 30), (60, 12)], ids=str)
+def test_a_search_along_the_gradient_ends_with_a_check_whatever_becomes_of_its_budget(
+    study: StoredStudy, first: int, later: int
+) -> None:
+    """Else its last steps could not be the answer."""
+    with contextlib.suppress(KeyboardInterrupt):
+        search(study, follower(first), BudgetSpec(evaluations=first), Interrupted() if first > later else None)
+    if first < later:
+        assert study.trials()[-1].state == TrialState.COMPLETE
+    search(study, follower(first), BudgetSpec(evaluations=later))
+    *_, step, check = study.trials()
+    assert len(study.trials()) == later
+    assert (step.state, check.state) == (TrialState.PRUNED, TrialState.COMPLETE)
+    assert "gradient" not in check.user_attrs
 
 
 @dataclasses.dataclass
