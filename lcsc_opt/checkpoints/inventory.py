@@ -196,8 +196,8 @@ class Inventory:
                 named = _beginning_with(f"{rest}.", parts)
                 if not named:
                     raise TrajectoryError(
-                        f"has no key {shown(key)!r}: {shown(rest)!r} is not among {_listed(parts)}; pass another, or "
-                        "leave out --key."
+                        f"has no key {shown(key)!r}: {shown(rest)!r} is not among {_listed(parts)}; pass another "
+                        "--key, or --key '' for none."
                     )
                 return named
             part = parts[name]

@@ -82,6 +82,9 @@ def _files_read(checkpoint: Path, key: str | None) -> Collection[Path]:
     """The files that the weights of a checkpoint are in."""
     if not checkpoint.is_dir():
         return {checkpoint}
+    if key is None:
+        with contextlib.suppress(TrajectoryError, OSError):
+            key = find_weights(checkpoint, None).raw_and_average[0]  # beside an average, the raw weights are read
     weights: Path | None = None
     for candidate in (key, None):  # the key may also be one of the file inside
         with contextlib.suppress(TrajectoryError, OSError):

@@ -151,8 +151,9 @@ def settings_of(spec: ObjectiveSpec, described: Mapping[str, Any]) -> tuple[dict
     moving = set()
     if "trajectory" in described:
         moving.add(CHECKPOINTS)
-    if MODEL_FILES in described:
-        moving.add("model")
+    sampler = described.get("sampler")
+    if MODEL_FILES in described or (isinstance(sampler, Mapping) and sampler.get("architecture")):
+        moving.add("model")  # the folder of a configuration, which is described itself
     decides: dict[str, Any] = {}
     reported: dict[str, Any] = {}
     for key, value in spec.settings.items():
@@ -253,7 +254,7 @@ def differences(before: Any, now: Any, path: str = "") -> Iterator[str]:
 
 
 def _shortened(value: Any) -> str:
-    text = json.dumps(value)
+    text = json.dumps(value, ensure_ascii=False)
     if len(text) <= _MOST_CHARACTERS:
         return text
     return f"{text[: _MOST_CHARACTERS - 3]}..."

@@ -335,7 +335,8 @@ def _sentence(failure: Failure, candidate: Candidate) -> str:
     what = f"{candidate.noise.group} noise"
     if candidate.gradient:
         what += ", with the gradient"
-    return f"the evaluation of a few images failed ({what}): {failure.reason.rstrip('.')}\n{failure.raised_at}".rstrip()
+    place = failure.raised_at if failure.retry else ""  # an error of ours says what to do, not where it was raised
+    return f"the evaluation of a few images failed ({what}): {failure.reason.rstrip('.')}\n{place}".rstrip()
 
 
 def about(seconds: float) -> str:

@@ -125,8 +125,8 @@ class Result:
         before, such as EMA* or the last checkpoint. Where nothing is held out, it is the trial with the lowest searched
         loss. A single search's own is ``result.studies[i].merge()``.
 
-        Its names are those of the checkpoints. Where they save tied weights under one of their names, as safetensors
-        does, give ``strict=False``.
+        Its names are those of the checkpoints, or of the network where that has another prefix. Where checkpoints save
+        tied weights under one of their names, as safetensors does, give ``strict=False``.
 
         Raises:
             StudyStoreError: no study has a complete trial.

@@ -199,7 +199,7 @@ def _packed(
     with tempfile.TemporaryDirectory(prefix=".lcsc-", dir=beside) as folder:
         dtype: str | None = None
         if recipe is not None and PackRequest(patterns, Path(folder)).packed_path is None:
-            key = key or recipe.key or None  # a recipe has an empty text where a file holds only weights
+            key = (recipe.key if key is None else key) or None  # an empty text is that of a file of weights alone
             dtype = recipe.stored
         yield open_or_pack(patterns, folder=Path(folder), key=key, steps=steps, dtype=dtype)
 

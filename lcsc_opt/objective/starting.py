@@ -43,7 +43,7 @@ class _Run(NamedTuple):
     Attributes:
         steps: of the checkpoints.
         last: the last checkpoint; the first ones may be deleted while the training goes on.
-        folders: that may hold configurations: the given one, then those of the last checkpoint.
+        folders: that may hold configurations: those that the user named, then those of the last checkpoint.
     """
 
     steps: tuple[int, ...]
@@ -82,6 +82,9 @@ def draft(
             )
     key = given.get("key")
     run = _find_run(checkpoints, str(key) if key is not None else None, steps)
+    model = given.get("model")
+    if isinstance(model, str) and Path(model).is_dir():  # a score's may be a function
+        run.folders.insert(0, Path(model))
     template, facts = _facts(kind, run)
     folder = checkpoints[0].resolve()
     if not folder.is_dir():  # a glob, or files

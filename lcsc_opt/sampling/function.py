@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import sys
 import traceback
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -146,8 +148,12 @@ class FunctionSampler(NetworkSampler):
             calls[module] += 1
 
         hooks = [module.register_forward_pre_hook(count) for module in calls]
+        eager: AbstractContextManager[Any] = contextlib.nullcontext()
+        if "torch._dynamo" in sys.modules:  # a compiled network would compile the hooks, too
+            eager = torch.compiler.set_stance("force_eager")
         try:
-            self._returned(SEARCH, 0, 1)
+            with eager:
+                self._returned(SEARCH, 0, 1)
         except Exception as error:
             place = traceback.extract_tb(error.__traceback__)[-1]
             raise ObjectiveError(

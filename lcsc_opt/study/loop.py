@@ -194,7 +194,8 @@ class Loop:
         has_success_to_come = any(trial.state in SUCCEEDED for trial in self._to_replay)  # the budget was lowered
         if self.told and self.failed == self.told and not has_success_to_come:
             raise self._failure(f"all {self.told} trials failed")
-        if self._driver.is_unchecked and not self._to_replay:  # it was stopped, or its time is over
+        # it was stopped, its time is over, or its budget allowed one more step: without a check that would be lost
+        if self._driver.is_unchecked and not self._to_replay:
             self._in_flight.append(self._ask(check=True))
             self._tell_next()
 

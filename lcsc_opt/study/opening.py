@@ -244,7 +244,8 @@ class Search:
 
             def on_progress(loop: Loop) -> None:
                 nonlocal shown
-                spent = loop.seconds_spent if is_timed else loop.spent
+                # a last check may be one more than the budget
+                spent = loop.seconds_spent if is_timed else min(loop.spent, loop.budget.total)
                 advance(max(spent - shown, 0), note=self._progress_note(loop, pool))
                 shown = max(shown, spent)
 

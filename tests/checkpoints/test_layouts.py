@@ -204,6 +204,15 @@ def test_one_line_names_what_is_left_out_and_why(tmp_path, caplog):
     assert "checkpoints/last.ckpt" in line
 
 
+def test_of_raw_weights_and_an_average_the_average_is_left_out(tmp_path, caplog):
+    caplog.set_level("INFO", logger="lcsc_opt")
+    write(tmp_path, LAYOUTS["diffusers' folders with the pipeline beside"])
+    find_checkpoints(tmp_path)
+    (line,) = caplog.messages
+    assert "3 checkpoint-*/unet_ema/diffusion_pytorch_model.safetensors" in line
+    assert "checkpoint-*/unet/" not in line
+
+
 def test_an_average_of_another_model_is_none(tmp_path):
     layout = LAYOUTS["Accelerate with torch-ema"]
     write(tmp_path / "run", layout)

@@ -89,10 +89,10 @@ def test_a_search_that_found_nothing_is_not_continued_with_the_other_sign() -> N
         search(maximize=True)
 
 
-def test_a_search_without_a_comparable_trial_can_be_run_again(write: Write, typed: Typed) -> None:
+def test_the_smallest_budget_gives_an_answer(write: Write, typed: Typed) -> None:
     path = str(write(optimizers=["LCSCGradient"], settings={"gradient": "states_target:gradient"}))
-    assert "search with a larger budget" in typed("run", path, "--budget", "1", status=2).err
-    assert "no comparable trial after 1 evaluations" in typed("run", path, "--budget", "1", status=2).err
+    assert "after 2 evaluations" in typed("run", path, "--budget", "1").err, "a step, and its check"
+    assert "The answer is" in typed("run", path, "--budget", "1").err
 
 
 def test_an_experiment_moves_with_its_folder(write: Write, workplace: Path) -> None:

@@ -43,6 +43,16 @@ def test_it_is_the_merge_of_the_checkpoints_and_apply_makes_the_same_file(
     assert load_file("average.safetensors")["constant"].equal(state_dict(10)["constant"])
 
 
+def test_a_recipe_is_applied_to_the_same_weights_without_its_key() -> None:
+    Path("keyed").mkdir()
+    for step in STEPS:
+        torch.save({"model": state_dict(step)}, f"keyed/model{step}.pt")
+    assert lcsc(["apply", "uniform", "keyed", "--key", "model", "-o", "keyed.safetensors"]) == 0
+    assert lcsc(["apply", "keyed.safetensors", "runs", "-o", "bare.safetensors"]) == 2
+    assert lcsc(["apply", "keyed.safetensors", "runs", "--key", "", "-o", "bare.safetensors"]) == 0
+    torch.testing.assert_close(load_file("bare.safetensors"), load_file("keyed.safetensors"))
+
+
 @pytest.mark.parametrize(
     ("source", "message"),
     [

@@ -72,6 +72,13 @@ def test_without_the_runs_scheduler_the_sampler_is_a_question(typed: Typed) -> N
     assert settings["model"] == "out/checkpoint-300"
 
 
+def test_a_model_that_is_named_says_what_the_folder_of_the_checkpoints_does_not() -> None:
+    diffusers_run()
+    plain()
+    settings, missing = init("diffusers", "runs", "model=out")
+    assert (settings["model"], missing) == ("out", {"reference"})
+
+
 def test_shapes_classes_and_latents_are_read_from_the_configuration() -> None:
     diffusers_run(sample_size=None, num_class_embeds=5, in_channels=4)
     settings, missing = init("diffusers", "out")

@@ -121,7 +121,9 @@ def test_calls_are_counted_if_nobody_says() -> None:
         return noise * model.embedding.weight
 
     found = []
-    for function in (four, of_each_image, none):
-        sampler = FunctionSampler(Wrapped(), function, image_shape=(1, 4, 4), noise=ImageNoise(0))
+    compiled = Wrapped()
+    compiled.network.compile()
+    for network, function in ((Wrapped(), four), (compiled, four), (Wrapped(), of_each_image), (Wrapped(), none)):
+        sampler = FunctionSampler(network, function, image_shape=(1, 4, 4), noise=ImageNoise(0))
         found.append((sampler.nfe, sampler.recomputed))
-    assert found == [(4, 4), (1, 0), (1, 0)]
+    assert found == [(4, 4), (4, 4), (1, 0), (1, 0)]
