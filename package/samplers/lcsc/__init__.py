@@ -9,7 +9,6 @@ from __future__ import annotations
 import threading
 from collections.abc import Sequence
 from datetime import datetime
-from numbers import Integral
 from typing import Any, ClassVar
 
 import nevergrad as ng
@@ -63,7 +62,7 @@ class LCSCSampler(optuna.samplers.BaseSampler):
         images: int = 0,
         **options: Any,
     ) -> None:
-        if isinstance(steps, Integral):  # also of NumPy
+        if isinstance(steps, int | np.integer):
             steps = range(1, int(steps) + 1)
         self._steps = tuple(steps)
         self._spec = OptimizerSpec(name=self.optimizer, options=options)
