@@ -210,8 +210,8 @@ class Loop:
         return self.budget.patience is not None and self._since_best >= self.budget.patience
 
     def _time_is_over(self) -> bool:
-        """Whether the time is over: not while stored trials remain, nor before one compares, which is a result."""
-        if self._to_replay or not self._has_compared:
+        """Whether the time is over: not while stored trials remain, nor before one compares or a check can."""
+        if self._to_replay or not (self._has_compared or self._driver.is_unchecked):
             return False
         return time.monotonic() - self._begin >= (self.budget.seconds or 0.0)
 

@@ -205,6 +205,11 @@ def test_a_search_along_the_gradient_ends_with_a_check_whatever_becomes_of_its_b
     assert "gradient" not in check.user_attrs
 
 
+def test_a_time_that_is_over_leaves_a_step_and_its_check(study: StoredStudy) -> None:
+    search(study, follower(60), BudgetSpec(seconds=1e-9))
+    assert [trial.state for trial in study.trials()] == [TrialState.PRUNED, TrialState.COMPLETE]
+
+
 @dataclasses.dataclass
 class Answering(Objective):
     """Answers with what it is given."""
