@@ -8,7 +8,7 @@
     python benchmarks/mature.py --command variants --work FOLDER [--cells digits8,late,20,2500,0 ...] [--variants ...]
     python benchmarks/mature.py --command table --work FOLDER
 
-Flows of MNIST's digits at 8×8 and at 16×16 and of Twitter's emoji in colour (CC-BY 4.0), too, are trained until
+Flows of MNIST's digits and of Twitter's emoji in colour (CC-BY 4.0), at 8×8 and at 16×16, are trained until
 their learning rate is zero. A *cell* is a window of eight of a model's checkpoints, a number of Euler steps, a number
 of the images that were trained on, with which it is searched, and a seed. It is searched by default settings, 500
 images an evaluation, a row of coefficients for each layer, until the search ends by itself; of 8×8 digits also by LCSC,
