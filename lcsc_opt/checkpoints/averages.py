@@ -43,15 +43,17 @@ def trainers_averages(checkpoint: Path, key: str, earlier: Path | None = None) -
     Those of higher rates come later: the slowest is the last.
 
     What is the same beside the checkpoint ``earlier`` does not follow the weights, and is none, unless these have not
-    moved either. An average
-    in a file of its own has "ema" in its name, or inside; and the names and shapes of the weights, or their shapes in
-    order. Beside a file it has the step of the checkpoint in its name.
+    moved either. An average in a file of its own has "ema" in its name, or inside; and the names and shapes of the
+    weights, or their shapes in order. Beside a file it has the step of the checkpoint in its name.
     """
     if is_average(key) or is_average(checkpoint.stem):
         return []
     inside = _key_beside(checkpoint, key, earlier)
     if inside is not None:
-        return [Average(checkpoint, inside, read_checkpoint(checkpoint, key=inside).tensors)]
+        tensors = read_checkpoint(checkpoint, key=inside).tensors
+        # an outer key of the weights is a prefix of their names
+        names = counterparts(tensors, read_checkpoint(checkpoint, key=key).tensors) or {}
+        return [Average(checkpoint, inside, {names.get(name, name): tensor for name, tensor in tensors.items()})]
     weights: Mapping[str, Tensor] | None = None
     averages: list[Average] = []
     for file in _files_of_averages(checkpoint):

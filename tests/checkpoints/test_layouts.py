@@ -204,6 +204,19 @@ def test_one_line_names_what_is_left_out_and_why(tmp_path, caplog):
     assert "checkpoints/last.ckpt" in line
 
 
+@pytest.mark.parametrize("key", [None, "model", "model.net"])
+def test_an_average_is_found_by_an_outer_key_of_the_weights_too(tmp_path, key):
+    for step in STEPS:
+        average = {name: tensor + 1 for name, tensor in weights(step).items()}
+        saved(tmp_path / f"run/{step}.pt", {"model": {"net": weights(step)}, "ema": {"shadow": average}})
+    trajectory = open_or_pack([tmp_path / "run"], folder=tmp_path / "files", key=key)
+    last = trajectory.checkpoint(-1)
+    average = trajectory.trainer_ema()
+    assert average.keys() == last.keys()
+    for name, tensor in last.items():
+        torch.testing.assert_close(average[name], tensor + 1)
+
+
 def test_of_raw_weights_and_an_average_the_average_is_left_out(tmp_path, caplog):
     caplog.set_level("INFO", logger="lcsc_opt")
     write(tmp_path, LAYOUTS["diffusers' folders with the pipeline beside"])
