@@ -211,10 +211,14 @@ class Inventory:
         return _flattened(tensors) or _without_extra_states(tensors)
 
     def at(self, key: str) -> Container | None:
-        """The container under a key, which may be that of an entry that holds nothing else, as in reading."""
-        under = [container for container in self.containers if f"{container.key}.".startswith(f"{key}.")]
-        exact = [container for container in under if container.key == key]
-        return next(iter(exact or under[: len(under) == 1]), None)
+        """The container under a key; where an entry of that key holds one container and no weights itself, that one."""
+        inside = []
+        for container in self.containers:
+            if container.key == key:
+                return container
+            if container.key.startswith(f"{key}."):
+                inside.append(container)
+        return inside[0] if len(inside) == 1 else None
 
     def others(self, key: str) -> list[str]:
         """What a user may want, too, with the state dict under ``key``: keys, and why one was not taken."""

@@ -328,8 +328,9 @@ class Experiment:
 
     def _say_how_long(self) -> None:
         """Say once how long the searches and the report take, if they were rehearsed in this run."""
+        # without a pace where no candidate of the rehearsal had a score
         if self.rehearsal is None or not self.rehearsal.pace.plain or self._has_estimate:
-            return  # or no candidate of the rehearsal had a score
+            return
         pace = self.rehearsal.pace
         self._has_estimate = True
         searches = searches_seconds(self._unfinished(), self.objective, pace)

@@ -276,8 +276,9 @@ class FrechetReference:
             return vectors[:, is_positive] * np.sqrt(values[is_positive]), False
 
     def _between(self, scatter: Array) -> Array:
-        """``Rᵀ S R`` [r, r] of a symmetric S [D, D]. Above the diagonal, which ``eigvalsh`` does not read, it may be
-        anything finite.
+        """``Rᵀ S R`` [r, r] of a symmetric S [D, D].
+
+        Above the diagonal, which ``eigvalsh`` does not read, it may be anything finite.
         """
         factor, triangular = self._factor
         half = self._after(scatter)

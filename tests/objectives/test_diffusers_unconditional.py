@@ -8,7 +8,9 @@ import torch
 
 from lcsc_opt.base.errors import LcscError, ObjectiveError
 from lcsc_opt.base.records import SEARCH, Candidate
+from lcsc_opt.base.study_spec import ObjectiveSpec
 from lcsc_opt.coefficients.profiles import ema_coefficients
+from lcsc_opt.experiment.problem import settings_of
 from tests.objectives.image_objectives import build, check, combined, one_line
 from tests.unet_examples import unet
 
@@ -33,6 +35,22 @@ def test_a_run_of_diffusers_is_searched(folder: Path) -> None:
     assert objective.steps == STEPS
     assert objective.sampler.nfe == 3
     check(objective)
+
+
+def what_decides(folder: Path, name: str) -> Any:
+    settings = {"checkpoints": name, "model": name, "sampler": {"steps": 2}}
+    described = build(FILE, folder, **settings).describe()
+    return settings_of(ObjectiveSpec(file=FILE, settings=settings), described)[0], described["sampler"]
+
+
+def test_the_folder_of_the_model_may_be_renamed_but_its_configuration_not_changed(folder: Path) -> None:
+    train(folder)
+    before = what_decides(folder, "out")
+    (folder / "out").rename(folder / "moved")
+    assert what_decides(folder, "moved") == before
+    file = folder / "moved" / "scheduler" / "scheduler_config.json"
+    file.write_text(file.read_text().replace('"linear"', '"scaled_linear"'))
+    assert what_decides(folder, "moved") != before
 
 
 def test_images_are_the_pipelines_with_the_merged_weights(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
