@@ -211,10 +211,11 @@ def test_an_average_is_found_by_an_outer_key_of_the_weights_too(tmp_path, key):
         saved(tmp_path / f"run/{step}.pt", {"model": {"net": weights(step)}, "ema": {"shadow": average}})
     trajectory = open_or_pack([tmp_path / "run"], folder=tmp_path / "files", key=key)
     last = trajectory.checkpoint(-1)
-    average = trajectory.trainer_ema()
-    assert average.keys() == last.keys()
+    kept = trajectory.trainer_ema()
+    assert kept is not None
+    assert kept.keys() == last.keys()
     for name, tensor in last.items():
-        torch.testing.assert_close(average[name], tensor + 1)
+        torch.testing.assert_close(kept[name], tensor + 1)
 
 
 def test_of_raw_weights_and_an_average_the_average_is_left_out(tmp_path, caplog):

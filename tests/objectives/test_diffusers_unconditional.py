@@ -38,7 +38,7 @@ def test_a_run_of_diffusers_is_searched(folder: Path) -> None:
 
 
 def what_decides(folder: Path, name: str) -> Any:
-    settings = {"checkpoints": name, "model": name, "sampler": {"steps": 2}}
+    settings: Any = {"checkpoints": name, "model": name, "sampler": {"steps": 2}}
     described = build(FILE, folder, **settings).describe()
     return settings_of(ObjectiveSpec(file=FILE, settings=settings), described)[0], described["sampler"]
 
