@@ -61,6 +61,10 @@ VARIANTS: dict[str, dict[str, Any]] = {
         "optimizers": {"EMAGrid": {}, "LCSCGradient": {"images": 200}},
         "budget": 45,
     },
+    "twice the step": {"optimizers": {"EMAGrid": {}, "LCSCGradient": {"step_size": 0.4}}},
+    "features half of the loss": {"features": 0.5},
+    "features seven tenths of the loss": {"features": 0.7},
+    "features nine tenths of the loss": {"features": 0.9},
 }
 CELLS = [
     f"{model},{window},{steps},2500,0"
@@ -119,12 +123,11 @@ def search(
         sample=SAMPLERS[cell.steps],
         reference=str(reference),
         image_shape=model.shape,
-        loss=model.loss,
         images=500,
         seed=cell.seed,
         storage=str(work / f"{cell}.db"),
         name=f"{cell}{name}",
-        **{"held_out": 5000, **options},
+        **{"loss": model.loss, "held_out": 5000, **options},
     )
 
 
@@ -181,6 +184,15 @@ def cells(work: Path, wanted: list[str]) -> None:
             path.write_text(json.dumps(judge_cell(work, cell)))
 
 
+def loss_of(work: Path, cell: Cell, features: float) -> dict[str, float]:
+    """The loss of the variant ``defaults``, where the network's features have this share of it and not a third."""
+    experiment = optuna.load_study(study_name=f"{cell}_v0", storage=f"sqlite:///{work / f'{cell}.db'}")
+    units = experiment.user_attrs["yardstick 500 search 0"]["metrics"]
+    network, *others = units
+    shares = {network: features, **dict.fromkeys(others, (1 - features) / len(others))}
+    return {metric: share / units[metric] for metric, share in shares.items()}
+
+
 def variants(work: Path, wanted: list[str], names: list[str]) -> None:
     """Search cells by other settings, judge the answers, and write what they give."""
     for cell in map(Cell.parse, wanted):
@@ -189,6 +201,8 @@ def variants(work: Path, wanted: list[str], names: list[str]) -> None:
         judges = Judges(MODELS[cell.model], work)
         for number, (name, options) in enumerate(VARIANTS.items()):
             if name in names and name not in found:
+                if "features" in options:
+                    options = {"loss": loss_of(work, cell, options["features"])}
                 result = search(work, cell, f"_v{number}", **{"budget": 80, "held_out": 2000, **options})
                 costs = [trial.user_attrs["cost"] for trial in trials_of(result.storage, result.studies[-1].name)]
                 judged = judges.measure(sampled(MODELS[cell.model], result.merge(), cell.steps))

@@ -24,7 +24,7 @@ from lcsc_opt.objective.contract import Objective
 
 NOTICED_SECONDS = 1.0  # the first evaluation in a process takes longer than others
 _TIMED_SECONDS = 1.0  # of an evaluation, which say enough
-_MOST_WARM_UP_SECONDS = 10.0
+_SLOW_SECONDS = 10.0  # what takes as long is timed again with as many images, since it may have loaded something
 _LEAST_SLOPE = 0.2  # of the mean: times are noisy
 _MORE_IMAGES = 4  # times the images of the evaluation before
 _SAME_SCORE = 1e-3  # relative: kernels of a GPU may add in another order
@@ -126,7 +126,9 @@ def rehearse(
             else:
                 timed = _timed(evaluate_once_more, candidate, first_measured, objective)
                 measured[kind] = timed[-1]
-                paces[kind] = _pace(timed if paces else timed[-1:])  # the first call of all takes longer
+                if not paces and len(timed) > 1:
+                    timed = timed[1:]  # the first call of all takes longer
+                paces[kind] = _pace(timed)
         if "search" in outcomes:
             _check_score(name, outcomes["search"].loss, plain, objective, evaluate_once_more)
             advance()
@@ -178,19 +180,22 @@ def _timed(
         objective: what is searched.
     """
     measured = [first]
-    # one that took much longer than its images has loaded something, too
-    has_told = _TIMED_SECONDS <= first.seconds <= first.cost.sample_seconds + _TIMED_SECONDS
-    if candidate.gradient:  # a first pass back takes longer
-        has_told = first.seconds >= _MOST_WARM_UP_SECONDS
+    # a first pass back takes longer; and one that took much longer than its images has loaded something, too
+    is_telling = _TIMED_SECONDS <= first.seconds <= first.cost.sample_seconds + _TIMED_SECONDS
+    has_told = is_telling and not candidate.gradient
     most = max(first.cost.images, objective.samples.per_evaluation)
+    images = first.cost.images
+    if first.seconds < _SLOW_SECONDS:
+        images *= _MORE_IMAGES
     while not has_told:
-        images = min(_MORE_IMAGES * measured[-1].cost.images, most)
+        images = min(images, most)
         start = time.perf_counter()
         again = evaluate(dataclasses.replace(candidate, images=images))
         if isinstance(again, Failure):
             break
         measured.append(_Measured(again.cost, time.perf_counter() - start))
         has_told = images == most or measured[-1].seconds >= _TIMED_SECONDS
+        images *= _MORE_IMAGES
     return measured
 
 

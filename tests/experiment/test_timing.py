@@ -124,7 +124,8 @@ def test_other_noise_takes_as_long_and_its_further_features_are_added(monkeypatc
         return Cost(images=images, sample_seconds=0.6 + 0.006 * images, features_seconds=features * images)
 
     pace = rehearsed(monkeypatch, cost, 60.0, gradient=True)
-    assert pace.search.of(1000) == pytest.approx(7.6)
+    assert pace.gradient is not None
+    assert pace.gradient.of(1000) == pace.search.of(1000) == pytest.approx(7.6)
     assert pace.selection.of(1000) == pace.held_out.of(1000) == pytest.approx(10.6)
     assert [images for group, images in sampled if group != SEARCH.group] == [16, 16]
 
