@@ -12,6 +12,7 @@ import io
 import logging
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -20,10 +21,14 @@ from tqdm import tqdm
 from lcsc_opt.base.streams import is_terminal, printable, write_message
 
 SLOW_SECONDS = 1.0  # without a line, of which a user wonders
+STILL_SECONDS = 4.0  # after which what has no steps to count says that it goes on
 _LINE_SECONDS = 10.0  # how often a log that is not a terminal gets a line
 
 log = logging.getLogger("lcsc_opt")
 log.addHandler(logging.NullHandler())
+
+
+_said_at = 0.0  # when the last notice was
 
 
 def notice(message: str, *, every_time: bool = False) -> None:
@@ -37,19 +42,32 @@ def notice(message: str, *, every_time: bool = False) -> None:
         if message in _logged and not every_time:
             return
         _logged.add(message)
+    global _said_at
+    _said_at = time.monotonic()
     log.info("%s", message)
 
 
 @contextlib.contextmanager
 def said_if_slow(message: str) -> Iterator[None]:
-    """Log a line while this is open, unless that is shorter than a second."""
-    timer = threading.Timer(SLOW_SECONDS, notice, [message])
-    timer.daemon = True  # a process that ends waits for no message
-    timer.start()
+    """Log a line while this is open, unless that is shorter than a second; and how long it takes, while nothing else
+    is said for some seconds.
+    """
+    ended = threading.Event()
+    start = time.monotonic()
+
+    def say() -> None:
+        if not ended.wait(SLOW_SECONDS):
+            notice(message)
+        while not ended.wait(STILL_SECONDS):
+            now = time.monotonic()
+            if now - _said_at >= STILL_SECONDS and not _showing.locked():
+                notice(f"{message}: {now - start:.0f} s so far")
+
+    threading.Thread(target=say, daemon=True).start()  # a process that ends waits for no message
     try:
         yield
     finally:
-        timer.cancel()
+        ended.set()
 
 
 _logged: set[str] | None = None  # the notices inside of each_notice_once, of all threads

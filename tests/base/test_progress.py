@@ -158,5 +158,22 @@ def test_what_takes_long_is_said_while_it_does(
         while is_said and not caplog.messages and time.monotonic() < deadline:
             time.sleep(0.01)
     assert caplog.messages == ["loading"] * is_said
-    waiting = [thread for thread in threading.enumerate() if isinstance(thread, threading.Timer)]
-    assert all(timer.finished.is_set() for timer in waiting), "nothing is said later"
+
+
+def test_what_takes_longer_says_that_it_goes_on_while_nothing_else_does(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(module, "SLOW_SECONDS", 0.0)
+    monkeypatch.setattr(module, "STILL_SECONDS", 0.05)
+    caplog.set_level(logging.INFO, logger="lcsc_opt")
+    before = threading.active_count()
+    with said_if_slow("loading"), said_if_slow("importing"):
+        deadline = time.monotonic() + 30
+        while len(caplog.messages) < 5 and time.monotonic() < deadline:
+            time.sleep(0.01)
+    assert sorted(caplog.messages[:2]) == ["importing", "loading"]
+    assert all(re.fullmatch(r"(loading|importing): \d+ s so far", line) for line in caplog.messages[2:])
+    deadline = time.monotonic() + 30
+    while threading.active_count() > before and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert threading.active_count() == before, "nothing is said later"
