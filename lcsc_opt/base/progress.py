@@ -58,7 +58,7 @@ def said_if_slow(message: str) -> Iterator[None]:
     def say() -> None:
         if not ended.wait(SLOW_SECONDS):
             notice(message)
-        while not ended.wait(STILL_SECONDS):
+        while not ended.wait(STILL_SECONDS / 4):
             now = time.monotonic()
             if now - _said_at >= STILL_SECONDS and not _showing.locked():
                 notice(f"{message}: {now - start:.0f} s so far")
