@@ -63,7 +63,7 @@ def said_if_slow(message: str) -> Iterator[None]:
             if now - _said_at >= STILL_SECONDS and not _showing.locked():
                 notice(f"{message}: {now - start:.0f} s so far")
 
-    threading.Thread(target=say, daemon=True).start()  # a process that ends waits for no message
+    threading.Thread(target=say, name="lcsc-slow", daemon=True).start()  # a process that ends waits for no message
     try:
         yield
     finally:
