@@ -20,6 +20,7 @@ from lcsc_opt.base.errors import StudyStoreError
 from lcsc_opt.base.study_spec import ObjectiveSpec, StudySpec
 from lcsc_opt.database.names import split_name
 from lcsc_opt.database.states import Attributes
+from lcsc_opt.metrics.reference.images import DATASETS
 from lcsc_opt.objective.contract import Objective
 from lcsc_opt.objective.model_files import MODEL_FILES
 from lcsc_opt.objective.of_study import CHECKPOINTS
@@ -154,6 +155,9 @@ def settings_of(spec: ObjectiveSpec, described: Mapping[str, Any]) -> tuple[dict
     sampler = described.get("sampler")
     if MODEL_FILES in described or (isinstance(sampler, Mapping) and sampler.get("architecture")):
         moving.add("model")  # the folder of a configuration, which is described itself
+    reference = spec.settings.get("reference")
+    if isinstance(reference, str) and reference not in DATASETS and "scores" in described:
+        moving.add("reference")
     decides: dict[str, Any] = {}
     reported: dict[str, Any] = {}
     for key, value in spec.settings.items():

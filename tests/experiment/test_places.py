@@ -8,13 +8,15 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import optuna
 import pytest
 import torch
+from PIL import Image
 from sqlalchemy import make_url
 
 import lcsc_opt
-from lcsc_opt.base.errors import TrajectoryError
+from lcsc_opt.base.errors import StudyStoreError, TrajectoryError
 from lcsc_opt.database.urls import masked, storage_url
 from lcsc_opt.sampling.network import PreparedNetwork
 from tests.commands import Typed
@@ -29,6 +31,9 @@ def build():
 def score(net):
     {change}
     return FACTOR * float((net.weight.detach() ** 2).mean())
+
+def sample(net, noise):
+    return net.weight.mean() * noise
 """
 
 
@@ -95,6 +100,36 @@ def test_a_project_that_moved_goes_on(task: Any, tmp_path: Path) -> None:
     (tmp_path / "a").rename(tmp_path / "moved")
     os.chdir(tmp_path / "moved")
     assert mean(search(task(), storage=tmp_path / "all.db")) == mean(first)
+
+
+def test_real_images_whose_folder_is_renamed_are_the_same_and_others_are_not(task: Any, tmp_path: Path) -> None:
+    module = task()
+    write_project(tmp_path)
+    for name in ("photos", "others"):
+        (tmp_path / name).mkdir()
+        for index in range(20):
+            pixels = np.full((8, 8), 10 * index + (name == "others"), dtype=np.uint8)
+            Image.fromarray(pixels).save(tmp_path / name / f"{index}.png")
+
+    def of_reference(reference: str) -> Any:
+        return lcsc_opt.search(
+            "ck",
+            build=module.build,
+            sample=module.sample,
+            reference=reference,
+            image_shape=(1, 8, 8),
+            images=20,
+            held_out=20,
+            loss="fid@pixels",
+            optimizers=["EMAGrid"],
+            storage=tmp_path / "all.db",
+        )
+
+    first = of_reference("photos")
+    (tmp_path / "photos").rename(tmp_path / "pictures")
+    assert mean(of_reference("pictures")) == mean(first)
+    with pytest.raises(StudyStoreError, match="reference"):
+        of_reference("others")
 
 
 @pytest.mark.parametrize(
