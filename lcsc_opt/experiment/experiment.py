@@ -561,8 +561,6 @@ class Experiment:
             report = make_report(stored, searches, self.objective, plan, self._evaluate)
             study = report.of_answer.model.study
             rows = None if study is None else self._rule_of(study)
-            if not self.objective.is_random:
-                report = self._checked_in_new_network(report, rows)
             report = dataclasses.replace(report, warnings=(*report.warnings, *self._drift))
             if keep:
                 self._objectives.load(self._specs[0].objective, rows, self._checkpoints)  # in the rows of the answer
@@ -571,23 +569,26 @@ class Experiment:
             if {search.study: search.evaluations for search in searches} == dict(report.evaluations):
                 break  # else another process has ended a search meanwhile
         if keep:
-            stored.set_attribute(REPORT, report.to_json())  # last: whoever is interrupted before makes it again
+            stored.set_attribute(REPORT, report.to_json())  # whoever is interrupted before makes it again
+        # only now: a machine without memory for two networks kills the process
+        warning = None if self.objective.is_random else self._warning_of_new_network(report, rows)
+        if warning is not None:
+            notice(f"{self.name}: {warning}")
+            report = dataclasses.replace(report, warnings=(*report.warnings, warning))
+            if keep:
+                stored.set_attribute(REPORT, report.to_json())
         self._workers.close()  # which frees the devices
         self._workers_of = None
         return report
 
-    def _checked_in_new_network(self, report: Report, rows: Rule | None) -> Report:
-        """The report, with a warning if the answer has another loss in a network of its own."""
+    def _warning_of_new_network(self, report: Report, rows: Rule | None) -> str | None:
+        """What is wrong if the answer has another loss in a network of its own."""
         answer = Candidate(
             report.of_answer.model.coefficients, rehearsal=True, yardstick=self._measurer(0).yardstick(SEARCH)
         )
         spec = self._specs[0].objective
         load = loader_of(spec, rows, self._objectives.context, self._known_now, layout=self.objective.layout)
-        warning = warning_of_kept_state(answer, lambda candidate: self._evaluate(candidate, rows), load)
-        if warning is None:
-            return report
-        notice(f"{self.name}: {warning}")
-        return dataclasses.replace(report, warnings=(*report.warnings, warning))
+        return warning_of_kept_state(answer, lambda candidate: self._evaluate(candidate, rows), load)
 
     def _searches(self, storage: RDBStorage) -> list[Searched]:
         """The searches that nobody else runs."""

@@ -351,6 +351,15 @@ def test_a_report_does_not_depend_on_a_second_network(scored: Path, typed: Typed
     assert "The answer is" in typed("run", "scored.yaml", *changes).err
 
 
+def test_a_process_that_ends_where_a_second_network_is_loaded_has_stored_its_report(scored: Path, typed: Typed) -> None:
+    ends = "made = []\n\ndef once():\n    if made:\n        raise KeyboardInterrupt\n"
+    (scored / "scored_parts.py").write_text(PARTS + KEEPS_FIRST + ends + "    made.append(1)\n    return Plain()\n")
+    changes = ["objective.settings.model=scored_parts:once", "objective.settings.score=scored_parts:value"]
+    typed("run", "scored.yaml", *changes, status=130)
+    assert "The answer is" in typed("compare", "scored").err
+    assert "finished" in typed("run", "scored.yaml", *changes).err
+
+
 DRIFTS = """
 
 class Drifts(Net):
