@@ -84,7 +84,8 @@ class Experiment:
         self.database = database
         self.rehearsal: Rehearsal | None = None
         self._rehearsed_rows: Rule | None = None
-        self._drift: list[str] = []  # warnings, for the report
+        self._doubts: list[str] = []  # about the score: warnings, for the report
+        self._has_drifted = False
         self._specs = list(specs)
         self._objectives = objectives
         self._accept = accept_changes
@@ -301,12 +302,13 @@ class Experiment:
 
     def _check_drift(self, rows: Rule | None) -> None:
         """Score again what was rehearsed in these rows; another loss is said once, and in the report."""
-        if self.rehearsal is None or rows != self._rehearsed_rows or self._drift:
+        if self.rehearsal is None or rows != self._rehearsed_rows or self._has_drifted:
             return
         warning = self.rehearsal.warning_of_drift(lambda candidate: self._evaluate(candidate, rows))
         if warning is not None:
             notice(f"{self.name}: {warning}")
-            self._drift.append(warning)
+            self._doubts.append(warning)
+            self._has_drifted = True
 
     def rehearse(self) -> dict[str, Attributes]:
         """Do all that comes before the first trial of each search; nothing is written.
@@ -447,6 +449,8 @@ class Experiment:
                     first,
                     report=any(search.held_out is not None for search in without_result),
                 )
+            if self.rehearsal.warning is not None:
+                self._doubts.append(self.rehearsal.warning)
         except LcscError as error:
             self._refused = error
             raise
@@ -561,7 +565,7 @@ class Experiment:
             report = make_report(stored, searches, self.objective, plan, self._evaluate)
             study = report.of_answer.model.study
             rows = None if study is None else self._rule_of(study)
-            report = dataclasses.replace(report, warnings=(*report.warnings, *self._drift))
+            report = dataclasses.replace(report, warnings=(*report.warnings, *self._doubts))
             if keep:
                 self._objectives.load(self._specs[0].objective, rows, self._checkpoints)  # in the rows of the answer
                 attach_images(stored, self.objective, report)

@@ -10,7 +10,7 @@ import dataclasses
 import datetime
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -42,11 +42,13 @@ class Rehearsal:
         pace: how long evaluations take.
         candidate: the one that was scored, without its gradient.
         loss: its loss; ``None`` if it could not be scored, or if scores are random.
+        warning: what is wrong with all reports; ``None`` if nothing is.
     """
 
     pace: Pace
     candidate: Candidate
     loss: float | None = None
+    warning: str | None = None
 
     def warning_of_drift(self, evaluate: Callable[[Candidate], Outcome]) -> str | None:
         """What is wrong if the same candidate has another loss at the end of a search; ``evaluate`` is that of trials.
@@ -143,7 +145,21 @@ def rehearse(
     loss = None
     if "search" in outcomes and not objective.is_random:
         loss = outcomes["search"].loss
-    return Rehearsal(pace, plain, loss)
+    warning = _warning_of_same_data(outcomes)
+    if warning is not None:
+        notice(f"{name}: {warning}")
+    return Rehearsal(pace, plain, loss, warning)
+
+
+def _warning_of_same_data(outcomes: Mapping[str, Evaluation]) -> str | None:
+    """What is wrong where one model has one loss, bit for bit, wherever it is scored: nothing is held out then."""
+    losses = [outcomes[kind].loss for kind in ("search", "selection", "held_out") if kind in outcomes]
+    if len(losses) < 3 or len(set(losses)) > 1:
+        return None
+    return (
+        f"one model has the same loss, {losses[0]:.6g}, in the search, in the choice of the answer and in the report: "
+        "does the score use its draw, or the sampler its noise? If not, the report says nothing about other data"
+    )
 
 
 class _Measured(NamedTuple):

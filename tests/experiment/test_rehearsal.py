@@ -382,3 +382,15 @@ def test_a_score_that_drifts_too_slowly_for_the_rehearsal_is_said_after_the_sear
     said = typed("run", "scored.yaml", *changes, "budget.evaluations=10").err
     assert "depends on what was scored before" in said
     assert "depends on what was scored before" in " ".join(typed("compare", "scored").err.split())
+
+
+@pytest.mark.parametrize(("data", "is_warned"), [("7", True), ("draw.seed", False)])
+def test_a_score_that_ignores_its_draw_is_said_to_hold_nothing_out(
+    scored: Path, typed: Typed, data: str, is_warned: bool
+) -> None:
+    (scored / "scored_parts.py").write_text(
+        PARTS + f"\ndef fixed(model, draw):\n    return float(model.weight.mean()) ** 2 + ({data}) % 1000\n"
+    )
+    said = typed("run", "scored.yaml", "objective.settings.score=scored_parts:fixed").err
+    assert ("does the score use its draw" in said) == is_warned
+    assert ("does the score use its draw" in " ".join(typed("compare", "scored").err.split())) == is_warned
