@@ -52,8 +52,8 @@ def with_weights(path: Path, key: str, weights: Mapping[str, Tensor], *, earlier
         if not isinstance(value, dict):
             raise TrajectoryError(f"holds {kind(value)}, which only its trainer's code can write")
         inventory = Inventory(value)
-        family = inventory.family(key) or [Container(key, {})]
-        chosen = next(container for container in family if container.key == key)
+        chosen = inventory.at(key) or Container(key, {})
+        family = inventory.family(key) or [chosen]
         chosen.tensors = inventory.state_dict(key)  # as it was read
         if not _replacements(chosen, weights):
             raise TrajectoryError("holds the weights of another model")
