@@ -182,6 +182,7 @@ class Inventory:
         container = self.at(key)
         if container is not None and container.average_of is not None:
             return container.average_of.named | container.named
+        # a list whose key tells of no average is named only now; one that fits no weights is refused here
         if container is not None and container.has_no_names:
             weights = (each.named for each in self.containers if each.role is Role.WEIGHTS)
             return named_averages([*container.tensors.values()], next(weights, {}))
