@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from lcsc_opt.base.errors import TrajectoryError
 from lcsc_opt.base.files import only_process
+from lcsc_opt.base.paths import expanded_path
 from lcsc_opt.checkpoints.finding import Patterns, Selection, as_patterns
 from lcsc_opt.trajectory.continuing import open_again
 from lcsc_opt.trajectory.filling import is_trajectory, pack_once, pack_sources
@@ -42,17 +44,20 @@ def pack(
             twice, other models, too little disk space, ``out`` exists, or another process packs to it.
     """
     stored_dtype(dtype)  # refuses an unknown one before anything is read
-    out = Path(out)
-    if out.exists() and not is_trajectory(out):
-        raise TrajectoryError(f"{out} exists and is not a trajectory: name another output.")
-    if out.exists() and not overwrite:
-        raise TrajectoryError(f"{out} exists: name another output, or pass --overwrite.")
-    request = PackRequest(as_patterns(patterns), out.parent, key=key, selection=selection, steps=steps, dtype=dtype)
-    if request.packed_path is not None:
-        raise TrajectoryError(f"{request.packed_path} is packed already: name the checkpoints that it was packed from.")
-    sources = request.selected_sources()
+    out = expanded_path(out, error=TrajectoryError)
+    if out.is_symlink():  # what it leads to is replaced
+        out = Path(os.path.realpath(out))
+    # all of it is locked, since another process may finish ``out`` meanwhile
     with only_process(out, busy=TrajectoryError(f"Another process packs to {out}: wait until it is done.")):
-        return pack_sources(request, sources, out)
+        if out.exists() and not is_trajectory(out):
+            raise TrajectoryError(f"{out} exists and is not a trajectory: name another output.")
+        if out.exists() and not overwrite:
+            raise TrajectoryError(f"{out} exists: name another output, or pass --overwrite.")
+        request = PackRequest(as_patterns(patterns), out.parent, key=key, selection=selection, steps=steps, dtype=dtype)
+        packed_path = request.packed_path
+        if packed_path is not None:
+            raise TrajectoryError(f"{packed_path} is packed already: name the checkpoints that it was packed from.")
+        return pack_sources(request, request.selected_sources(), out)
 
 
 def open_or_pack(patterns: Patterns, *, folder: Path, **options: Any) -> Trajectory:

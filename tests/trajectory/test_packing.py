@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import errno
 import itertools
 import os
@@ -174,6 +175,32 @@ def test_overwrite_never_removes_anything_else(files, tmp_path):
     with pytest.raises(TrajectoryError, match="in the way"):
         pack(files, tmp_path / "t")
     assert (tmp_path / "t.partial" / "me.jpg").exists()
+
+
+def test_a_link_stays_one_to_what_is_packed(files, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "link").symlink_to("real.trajectory")
+    first = pack(files, "~/link")
+    with pytest.raises(TrajectoryError, match=r"real\.trajectory exists"):
+        pack(files[1:], tmp_path / "link")
+    second = pack(files[1:], tmp_path / "link", overwrite=True)
+    assert (tmp_path / "link").is_symlink()
+    assert first.path == second.path == tmp_path / "real.trajectory"
+    assert_whole(tmp_path / "link", STEPS[1:])
+
+
+def test_what_another_call_packs_meanwhile_is_not_replaced(files, tmp_path):
+    packed = []
+
+    class Steps(list):
+        def __iter__(self):  # they are read while the first call looks for its checkpoints
+            with contextlib.suppress(TrajectoryError):
+                packed.append(pack(files[2:], tmp_path / "t"))
+            return super().__iter__()
+
+    with contextlib.suppress(TrajectoryError):
+        packed.append(pack(files[:2], tmp_path / "t", steps=Steps(STEPS[:2])))
+    assert len(packed) == 1
 
 
 @pytest.mark.parametrize(
