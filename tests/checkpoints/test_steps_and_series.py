@@ -183,7 +183,7 @@ def test_two_numbers_that_may_be_the_step_are_a_question_unless_the_files_answer
     assert checkpoint_steps(_written(tmp_path, by_step)) == [70, 80]
 
 
-@pytest.mark.parametrize("other", ["target_model", "ema_0.99"])
+@pytest.mark.parametrize("other", ["target_model", "ema_0.99", "model_ema"])
 def test_series_of_a_list_are_told_apart_as_those_of_a_folder_are(tmp_path, other):
     folder = tmp_path / "run[1]"
     paths = _written(folder, {f"{name}_{step}.pt": {} for name in ("model", other) for step in (10, 20)})
