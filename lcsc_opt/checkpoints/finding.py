@@ -66,7 +66,7 @@ def find_run(patterns: Patterns, *, key: str | None = None, has_steps: bool = Fa
     Args:
         patterns: files; globs such as ``"runs/ema_0.9999_*.pt"``; folders that are one checkpoint (diffusers,
             Accelerate); folders of them (``checkpoint-500``, ``checkpoint-1000`` …); and folders of files. States
-            of optimizers, schedulers and random numbers are left out.
+            of optimizers, schedulers and random numbers are left out, unless a key is given and nothing else is named.
         key: which state dict; it may name a subfolder of a checkpoint folder.
         has_steps: whether the user names the steps of all files of a list, so that nothing depends on their names.
 
@@ -78,9 +78,11 @@ def find_run(patterns: Patterns, *, key: str | None = None, has_steps: bool = Fa
     checkpoints: dict[Path, None] = {}  # an ordered set
     for pattern in patterns:
         path = expanded_path(pattern, error=TrajectoryError)
-        is_state = is_state_file(path) and path.is_file()
-        if not is_state:  # a shell's glob may name them
-            checkpoints.update(dict.fromkeys(sorted(_expand(path, key), key=natural_order)))
+        checkpoints.update(dict.fromkeys(sorted(_expand(path, key), key=natural_order)))
+    states = [path for path in checkpoints if is_state_file(path) and path.is_file()]  # a glob may match them
+    if key is None or len(states) < len(checkpoints):  # else they were meant: those of EDM hold the raw weights
+        for path in states:
+            del checkpoints[path]
     if not checkpoints:
         names = ", ".join(map(str, patterns[:4])) or "an empty list"
         raise TrajectoryError(
@@ -139,7 +141,7 @@ def _expand(pattern: Path, key: str | None) -> list[Path]:
     matches = [Path(path) for path in glob.glob(str(pattern), recursive=True)]  # noqa: PTH207 - takes all patterns
     folders = [path for path in matches if not path.is_file() and not is_packed(path)]
     checkpoints = [folder for folder in folders if _why_no_checkpoint(folder, key) is None]
-    return [*checkpoints, *filter(is_weights_file, matches)]
+    return [*checkpoints, *(path for path in matches if is_weights_file(path) or is_state_file(path))]
 
 
 def _in_folder(folder: Path, key: str | None) -> list[Path]:
@@ -250,8 +252,8 @@ def _only_series(place: str, paths: list[Path], left_out: dict[Path, str]) -> li
     if is_one_series and len({_numbered_parts(pattern) for pattern in patterns}) > 1:
         listed = ", ".join(f"{pattern} ({count})" for pattern, count in sorted(patterns.items())[:_MOST_SERIES_NAMED])
         raise TrajectoryError(
-            f"{place} holds files of several patterns, whose numbers may count other things: {listed}. Choose one, or "
-            "give the steps (lcsc trajectory pack --steps)."
+            f"{place} holds files of several patterns, whose numbers may count other things: {listed}. Choose one, "
+            "quoted in a shell, or give the steps (lcsc trajectory pack --steps)."
         )
     if unnumbered and is_one_series and len(numbered) > 1:
         later = [path for path in unnumbered if _is_later(path, numbered)]
@@ -264,7 +266,9 @@ def _only_series(place: str, paths: list[Path], left_out: dict[Path, str]) -> li
     if not is_one_series and len(sizes) > 1 and max(sizes.values()) > 1:
         listed = ", ".join(f"{series} ({count})" for series, count in sorted(sizes.items()))
         choices = " or ".join(sorted({named.glob for named in names_read})[:_MOST_SERIES_NAMED])
-        raise TrajectoryError(f"{place} holds several series of checkpoints: {listed}. Choose one: {choices}")
+        raise TrajectoryError(
+            f"{place} holds several series of checkpoints: {listed}. Choose one, quoted in a shell: {choices}"
+        )
     return paths
 
 

@@ -38,6 +38,11 @@ def test_states_beside_weights_are_never_checkpoints(tmp_path):
     assert found(tmp_path, tmp_path) == weights
     assert found(str(tmp_path / "*.p*"), tmp_path) == weights
     assert found(sorted(tmp_path.iterdir()), tmp_path) == weights  # a shell expanded the glob
+    for patterns in (tmp_path / "training-*.pt", [tmp_path / "training-state-0001000.pt"]):
+        with pytest.raises(TrajectoryError, match=r"No checkpoint in .* optimizer states are not checkpoints"):
+            find_checkpoints(patterns)
+        assert found(patterns, tmp_path, key="net") == ["training-state-0001000.pt"]  # the raw weights of EDM
+    assert found(str(tmp_path / "*.p*"), tmp_path, key="net") == weights
     for name in ("optimal", "resampler"):  # which only sound like states
         touch(tmp_path / name, f"{name}_1.pt", f"{name}_2.pt")
         assert found(tmp_path / name, tmp_path / name) == [f"{name}_1.pt", f"{name}_2.pt"]
