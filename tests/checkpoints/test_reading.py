@@ -284,6 +284,15 @@ def test_a_file_of_torch_whose_zip_was_compressed_says_so(tmp_path):
         read_checkpoint(tmp_path / "m.pt")
 
 
+def test_weights_that_lie_elsewhere_are_refused(tmp_path):
+    """DeepSpeed's ZeRO-3 leaves them in the states of its optimizer, all but small ones."""
+    parts = {"module": {"w": torch.empty(0), "b": torch.empty(0), "scale": torch.ones(2)}, "global_steps": 7}
+    with pytest.raises(TrajectoryError, match=r"m\.pt holds names of weights without weights.*zero_to_fp32\.py"):
+        read_checkpoint(saved(tmp_path / "m.pt", parts))
+    one_is_empty = {"w": torch.empty(0), "b": torch.ones(1)}
+    assert read_checkpoint(saved(tmp_path / "n.pt", one_is_empty)).tensors.keys() == one_is_empty.keys()
+
+
 @pytest.mark.parametrize("order", [b"little", b"big"])
 def test_a_file_with_the_other_byte_order_is_refused(tmp_path, order):
     torch.save({"w": torch.arange(4.0)}, tmp_path / "saved.pt")
