@@ -18,7 +18,8 @@ TORCH_SUFFIXES = (".pt", ".pth", ".ckpt", ".bin", ".pkl", ".pth.tar", ".pt.tar")
 CHECKPOINT_SUFFIXES = (".safetensors", *TORCH_SUFFIXES)
 OBJECTS_OF_ACCELERATE = "custom_checkpoint"  # how its files of objects begin that a trainer has registered
 
-_NUMBER = r"(?P<digits>[0-9]{1,12}(?:\.[0-9]{1,9})?[kKmM](?![A-Za-z0-9])|[0-9]{1,18}(?![0-9]|\.[0-9]))"  # 20000, 1.5M
+# 20000, 1.5M, 10ksteps
+_NUMBER = r"(?P<digits>[0-9]{1,12}(?:\.[0-9]{1,9})?[kKmM](?=step|iter|[^A-Za-z0-9]|$)|[0-9]{1,18}(?![0-9]|\.[0-9]))"
 # "removed" is what a series' name does not have
 _STEP_WITH_WORD = re.compile(rf"(?P<removed>(?:step|iter|iteration)s?[=_-]?{_NUMBER})", re.IGNORECASE)
 _WHOLE_NUMBER = re.compile(rf"(?<![0-9])(?P<removed>{_NUMBER})")

@@ -101,6 +101,10 @@ def _step_in_names(paths: Sequence[Path], named: Sequence[Named], others: Sequen
     possible = clues
     if len(clues) > 1:
         possible = [clue for clue in clues if not any(clue.contradicts(other) for other in others)]
+    # no two files have one step: of fairseq's checkpoint_1_500, checkpoint_1_1000, checkpoint_2_1500 it is the second
+    distinct = [clue for clue in possible if len(set(clue.numbers)) == len(paths)]
+    if len(distinct) == 1 and not any(distinct[0].contradicts(other) for other in possible):
+        possible = distinct
     if len(possible) == 1:
         return possible[0]
     steps_inside = others[0]

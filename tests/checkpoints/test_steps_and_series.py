@@ -161,6 +161,8 @@ def _written(folder: Path, contents: Mapping[str, Mapping[str, object]]) -> list
         (["model_2_20.pt.tar", "model_2_30.pt.tar"], [20, 30]),
         (["model_500k.pt", "model_1.5M.pt", "model_2M.pt"], [500_000, 1_500_000, 2_000_000]),
         (["gpt2-124M-10k.pt", "gpt2-124M-20k.pt"], [10_000, 20_000]),
+        (["net-500ksteps.pt", "net-1Msteps.pt"], [500_000, 1_000_000]),
+        (["checkpoint_1_500.pt", "checkpoint_1_1000.pt", "checkpoint_2_1500.pt"], [500, 1000, 1500]),  # fairseq
         (["run_2024-01-30_7.pt", "run_2024-02-01_9.pt"], [7, 9]),
         (["20240130-121530-step7.pt", "20240130-131530-step9.pt"], [7, 9]),
         (["global_step100/mp_rank_00_model_states.pt", "global_step200/mp_rank_00_model_states.pt"], [100, 200]),
