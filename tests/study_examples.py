@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from optuna.storages import RDBStorage
 
 from lcsc_opt.base.records import CONTIGUOUS, SEARCH, Candidate, Cost, Evaluation, Noise
 from lcsc_opt.database.experiment import StoredExperiment
-from lcsc_opt.database.measurement import Measurement
+from lcsc_opt.database.measurement import Measurement, Model
 from lcsc_opt.database.names import split_name
 from lcsc_opt.database.report import REPORT, Report
 from lcsc_opt.database.store import StoredStudy
@@ -55,6 +56,13 @@ def write_experiment(storage: RDBStorage, name: str, **attributes: Any) -> Store
 def write_report(storage: RDBStorage, report: Report, experiment: str = "digits") -> None:
     """Store the report of an experiment."""
     write_experiment(storage, experiment).set_attribute(REPORT, report.to_json())
+
+
+def write_mean(storage: RDBStorage, study: str, coefficients: np.ndarray, loss: float) -> None:
+    """A report in which the best of a search is no trial, but a mean of its iterates."""
+    model = Model("LCSCGradient, mean of the last half", coefficients, study=study)
+    report = report_of({}, Measurement(model, 0, (0,), {"loss": (loss,)}), had=())
+    write_report(storage, dataclasses.replace(report, found={study: model.name}), split_name(study)[0])
 
 
 def write_study(

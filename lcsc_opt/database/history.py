@@ -193,8 +193,8 @@ class Standing:
 
     @property
     def chosen(self) -> int | None:
-        """The number of the study's best trial: the one chosen on other noise, unless that is a mean, else the best."""
-        if self.found is not None and self.found.model.trial is not None:
+        """The number of the trial that was chosen on other noise, ``None`` if it is a mean; else that of the best."""
+        if self.found is not None:
             return self.found.model.trial
         return self.best
 

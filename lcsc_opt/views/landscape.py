@@ -83,9 +83,11 @@ def _contours(study: Standing, axis: Floats, losses: Floats) -> go.Contour:
 def _trials(reader: HistoryReader, search: Standing, plane: Plane) -> go.Scatter:
     """Some trials of a search, chosen evenly, and its answer as a large mark."""
     trials = [trial for trial in reader.trials(search) if trial.value is not None]
-    chosen = [index for index, trial in enumerate(trials) if trial.number == search.chosen]
-    shown = [trials[index] for index in np.union1d(thinned(np.arange(len(trials)), MOST_TRIALS), chosen).astype(int)]
-    positions = plane.project(np.stack([mean_of_rows(coefficients_of(trial)) for trial in shown]))
+    shown = [trials[index] for index in thinned(np.arange(len(trials)), MOST_TRIALS)]
+    models = [coefficients_of(trial) for trial in shown]
+    answer = reader.answer(search)
+    assert answer is not None  # it has a trial with a loss
+    positions = plane.project(np.stack([mean_of_rows(model) for model in (*models, answer)]))
     look = style(search.optimizer)
     return go.Scatter(
         x=positions[:, 0],
@@ -94,11 +96,11 @@ def _trials(reader: HistoryReader, search: Standing, plane: Plane) -> go.Scatter
         name=inert(f"{search.label}/{search.seed}"),
         marker={
             "symbol": look.marker,
-            "size": [15 if trial.number == search.chosen else 5 for trial in shown],
+            "size": [*[5] * len(shown), 15],
             "opacity": 0.6,
             "color": look.colour,
         },
-        text=[f"trial {trial.number}: {search.sign * (trial.value or 0.0):.4g}" for trial in shown],
+        text=[*(f"trial {trial.number}: {search.sign * (trial.value or 0.0):.4g}" for trial in shown), "its answer"],
     )
 
 

@@ -110,7 +110,7 @@ def overview(study: StoredStudy) -> dict[str, Any]:
         "relative_to": None if yardstick is None else dict(yardstick.metrics),
         "keeps": None if yardstick is None or yardstick.kept is None else _described_bound(yardstick),
         "best_trial": standing.best,
-        "chosen_trial": standing.chosen if measured is None else measured.model.trial,
+        "chosen_trial": standing.chosen,
         "chosen_model": None if measured is None else measured.model.name,
         "ended": (attributes.get("search_ended") or {}).get("how"),
         **_coefficients(standing, reader.answer(standing), space),

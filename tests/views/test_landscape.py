@@ -16,7 +16,7 @@ from lcsc_opt.database.store import StoredStudy
 from lcsc_opt.views.landscape import landscape_figure, landscapes
 from tests.dashboard_site import Site
 from tests.history_examples import measured
-from tests.study_examples import STEPS, add_result, coefficients, write_study
+from tests.study_examples import STEPS, add_result, coefficients, write_mean, write_study
 
 NAME, HOSTILE = "digits/Landscape/0", "<script>alert(1)</script>%{x}"
 
@@ -78,10 +78,18 @@ def test_trials_are_drawn_at_the_nearest_coefficients_and_the_answer_is_large(st
     write_study(storage, "digits/LCSC/0", [4.0, None, 2.0, 3.0], held_out=measured(2.75, trial=0))
     (drawn,) = [trace for trace in figure(storage).data if trace.name == "LCSC/0"]
     # with three checkpoints as corners x and y are the coefficients of the second and the third one
-    expected = [coefficients(n)[1:] for n in (0, 2, 3)]
+    expected = [coefficients(n)[1:] for n in (0, 2, 3, 0)]
     np.testing.assert_allclose(np.stack([drawn.x, drawn.y], axis=1), expected, atol=1e-12)
-    assert list(drawn.marker.size) == [15, 5, 5], "the answer was chosen on other noise"
-    assert drawn.text[0] == "trial 0: 4"
+    assert list(drawn.marker.size) == [5, 5, 5, 15], "the answer was chosen on other noise"
+    assert (drawn.text[0], drawn.text[-1]) == ("trial 0: 4", "its answer")
+
+
+def test_an_answer_that_is_a_mean_of_iterates_is_drawn_where_it_is(storage: RDBStorage) -> None:
+    write_landscape(storage)
+    write_study(storage, "digits/LCSCGradient/0", [4.0, 2.0])
+    write_mean(storage, "digits/LCSCGradient/0", np.array([0.5, 0.125, 0.375]), 1.75)
+    (drawn,) = [trace for trace in figure(storage).data if trace.name == "LCSCGradient/0"]
+    assert (drawn.x[-1], drawn.y[-1]) == pytest.approx((0.125, 0.375))
 
 
 def test_searches_are_those_of_the_experiment_over_the_same_checkpoints(
@@ -95,7 +103,7 @@ def test_searches_are_those_of_the_experiment_over_the_same_checkpoints(
     write_study(storage, "digits/DE/0", [1.0]).set_attribute("steps", [100, 200, 400])
     _, ema, search, corners = figure(storage).data
     assert ema.name.startswith("EMA*")
-    assert (search.name, len(search.x), corners.name) == ("CMA/0", 5, "corners")
+    assert (search.name, len(search.x), corners.name) == ("CMA/0", 5 + 1, "corners")
     assert landscapes(HistoryReader(storage)) == [NAME]
 
 

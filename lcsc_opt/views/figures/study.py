@@ -108,11 +108,14 @@ def _rows_panel(study: Standing, rows: Floats) -> Panel:
 
 
 def _heading(study: Standing, coefficients: Floats) -> str:
-    """The title of an answer's panel: the trial, its loss, and the shape of its coefficients."""
+    """The title of an answer's panel: which model, its loss, and the shape of its coefficients."""
+    model = f"trial {study.chosen}"
+    if study.found is not None and study.chosen is None:
+        model = study.found.model.name.rpartition(", ")[2]  # mean of the last half
     shape = f"Σ|a| = {sum_abs(coefficients):.2f}"
     if study.reported is not None:
         shape = f"{study.reported:.4g} held out, {shape}"
     elif study.searched is not None:
         shape = f"{study.searched:.4g} searched, {shape}"
     count = f"{effective_count(coefficients):.0f} checkpoints matter"
-    return in_lines(f"{study.study}, trial {study.chosen}", shape, count)
+    return in_lines(f"{study.study}, {model}", shape, count)

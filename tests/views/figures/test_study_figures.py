@@ -17,7 +17,7 @@ from lcsc_opt.views.figures.comparison import comparison_figure
 from lcsc_opt.views.figures.study import coefficients_figure
 from lcsc_opt.views.figures.theme import empty_figure, inert
 from tests.history_examples import measured
-from tests.study_examples import STEPS, coefficients, write_study
+from tests.study_examples import STEPS, coefficients, write_mean, write_study
 
 HOSTILE = "<script>alert(1)</script><a href='javascript:alert(1)'>x</a>"
 
@@ -44,6 +44,17 @@ def test_coefficients_are_bars_over_the_training_that_they_stand_for(storage: RD
     assert made.layout.yaxis.title.text == "coefficient"
     assert f"2.75 held out, Σ|a| = {sum_abs(coefficients(1)):.2f}" in texts(made)
     assert len(coefficients_figure(reader, ema, ema).data) == 1, "EMA* is not drawn over itself"
+
+
+def test_an_answer_that_is_a_mean_of_iterates_is_not_called_a_trial(storage: RDBStorage) -> None:
+    name, mean = "digits/LCSCGradient/0", np.array([0.5, 0.25, 0.25])
+    write_study(storage, name, [4.0, 2.0])
+    write_mean(storage, name, mean, 1.75)
+    reader, (study,) = read(storage)
+    made = coefficients_figure(reader, study)
+    assert list(made.data[0].y) == mean.tolist()
+    title = made.layout.annotations[0].text.replace("<br>", " ")
+    assert title.startswith(f"{name}, mean of the last half 1.75 held out")
 
 
 def test_rows_are_a_heat_map(storage: RDBStorage) -> None:
