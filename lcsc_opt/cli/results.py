@@ -46,7 +46,7 @@ def compare(
     """
     from lcsc_opt.database.history import loss_name
     from lcsc_opt.database.reader import HistoryReader
-    from lcsc_opt.views.answer import answer_line
+    from lcsc_opt.views.answer import first_line
     from lcsc_opt.views.tables import comparison_rows, comparison_tables
 
     if plot is not None:
@@ -59,8 +59,7 @@ def compare(
     if output == "json":
         print_json(comparison_rows(studies))
     else:
-        if report is not None:
-            say(answer_line(report))
+        say(first_line(studies))
         _print_ranking(experiment, studies)
         for title, (header, rows) in comparison_tables(report, loss_name(studies), all_metrics=all_metrics):
             print_table(header, rows, title=f"\nevaluation metrics, {title}", optional=header[2:])

@@ -261,16 +261,15 @@ def headline(studies: Sequence[Standing]) -> str:
     if best is None:
         return "No result yet."
     seed = f" (seed {best.seed})" if best.seed else ""
-    leader = f"{best.label}{seed} with {best.searched:.4g}"
-    if not all(study.ended for study in studies):
-        return (
-            f"Best searched {best.metric} so far: {leader}; held-out values come when all searches have ended, or with "
-            "lcsc evaluate EXPERIMENT"
-        )
+    has_ended = all(study.ended for study in studies)
+    so_far = "" if has_ended else " so far"
+    again = f"lcsc evaluate {best.experiment}"
     if not best.holds_out:
-        reason = "this objective holds nothing out, so it may be better than it is"
+        reason = "this objective holds nothing out, so it may look better than it is"
     elif best.settings.get("held_out") is None:
-        reason = "nothing was held out: add held_out to the study file for a report, or use lcsc evaluate EXPERIMENT"
+        reason = f"nothing was held out: add held_out to the study file for a report, or use {again}"
+    elif not has_ended:
+        reason = f"held-out values come when all searches have ended, or with {again}"
     else:
         reason = "its report is not made yet: run the same command again"
-    return f"Best searched {best.metric}: {leader}; {reason}"
+    return f"Best searched {best.metric}{so_far}: {best.label}{seed} with {best.searched:.4g}; {reason}"

@@ -126,6 +126,7 @@ def test_until_there_is_a_report_the_line_names_the_best_trial(
     assert line.endswith("its report is not made yet: run the same command again")
     best = min(row["searched"] for row in typed.json("compare", "states"))
     assert f" with {best:.4g};" in line
+    assert line in typed("compare", "states").err
 
 
 def test_a_search_that_another_process_ends_meanwhile_is_in_the_report(

@@ -110,14 +110,20 @@ def test_before_a_report_the_line_says_who_is_ahead() -> None:
     other = history([5.0, 3.0], optimizer="CMA", metric="FID")
     text = headline([other, ahead])
     assert text.startswith("Best searched FID: LCSC with 2; nothing was held out: add held_out to the study file")
-    text = headline([other, dataclasses.replace(ahead, ended=False)])
-    assert text.startswith("Best searched FID so far: LCSC with 2; held-out values come when all searches have ended")
-    for changes, reason in (
-        ({"settings": {"held_out": {"top": 3}}}, "its report is not made yet: run the same command again"),
-        ({"holds_out": False}, "this objective holds nothing out, so it may be better than it is"),
+    ahead = dataclasses.replace(ahead, settings={"held_out": {"top": 3}})
+    nothing_held_out = "this objective holds nothing out, so it may look better than it is"
+    for changes, so_far, reason in (
+        ({}, "", "its report is not made yet: run the same command again"),
+        ({"holds_out": False}, "", nothing_held_out),
+        ({"holds_out": False, "ended": False}, " so far", nothing_held_out),
+        (
+            {"ended": False},
+            " so far",
+            "held-out values come when all searches have ended, or with lcsc evaluate digits",
+        ),
     ):
         text = headline([other, dataclasses.replace(ahead, **changes)])  # type: ignore[arg-type]
-        assert text == f"Best searched FID: LCSC with 2; {reason}"
+        assert text == f"Best searched FID{so_far}: LCSC with 2; {reason}"
     assert [headline([history(losses)]) for losses in ([], [None])] == ["No result yet."] * 2
 
 
