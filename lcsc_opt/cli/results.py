@@ -106,7 +106,7 @@ def _draw(studies: Sequence[Standing], axis: str | None, path: Path) -> None:
 
 def report(
     experiment: Experiment,
-    out: Annotated[Path | None, typer.Option("-o", "--out", help="The page. Default: EXPERIMENT.html.")] = None,
+    out: Annotated[Path | None, typer.Option("-o", "--output", help="The page. Default: EXPERIMENT.html.")] = None,
     storage: Storage = None,
 ) -> None:
     """Write one page with everything about an experiment. Its tables, figures and images need no network."""

@@ -109,8 +109,8 @@ def test_run_compare_and_export_end_to_end(ran: Path, typed: Typed) -> None:
     assert {"LCSC", "CMA"} <= {trace.get("name", "").split(" ")[0] for trace in drawn["data"]}
     assert "'sheep' is not one of 'evaluations'" in typed.refused("compare", "tiny", "--axis", "sheep")
     assert "expected a file that ends in" in typed.refused("compare", "tiny", "--plot", "curves.jpg")
-    assert lcsc(["report", "tiny"]) == 0
-    assert "tiny/LCSC/1" in Path("tiny.html").read_text()
+    assert lcsc(["report", "tiny", "--output", "page.html"]) == 0
+    assert "tiny/LCSC/1" in Path("page.html").read_text()
 
 
 def test_a_finished_experiment_run_again_does_nothing(ran: Path, typed: Typed) -> None:
