@@ -113,7 +113,8 @@ def test_a_report_has_what_was_measured_of_the_answer_and_of_each_search(storage
     assert shown.count(header) == 2, "of the answer, and of the search that found it"
     assert shown.count(f"{HOSTILE} ↑ 0.557 0.62 -0.063 (worse) 0.9") == 2
     assert "Warning: it lost." in shown
-    assert "it saw nothing." in shown
+    assert "The cross-check is it saw nothing." in shown
+    assert "1 study, read" in shown
     assert "No result yet." in write_report(storage, "other", tmp_path / "other.html").read_text()
 
 
