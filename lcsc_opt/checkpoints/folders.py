@@ -79,13 +79,18 @@ def find_weights(folder: Path, key: str | None, *, may_be_alone: bool = True) ->
     return FolderWeights(file, "", rest=key or None)
 
 
+def file_of_weights(path: Path, key: str | None) -> Path:
+    """The file that the weights of a checkpoint are in: itself, or in a folder; the folder, where it is not known."""
+    if path.is_dir():
+        with contextlib.suppress(TrajectoryError):
+            return find_weights(path, key or None).file
+    return path
+
+
 def folder_of_weights(path: Path, key: str | None) -> Path:
     """The folder that the weights of a checkpoint lie in: around a file, or in a folder."""
-    if not path.is_dir():
-        return path.parent
-    with contextlib.suppress(TrajectoryError):
-        return find_weights(path, key or None).file.parent
-    return path
+    file = file_of_weights(path, key)
+    return file if file.is_dir() else file.parent
 
 
 def _components(folder: Path) -> FolderWeights | None:

@@ -6,7 +6,6 @@ Three flavours of names are in use: ``diffusers`` (``unet.….lora.down.weight``
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import json
 import math
@@ -19,7 +18,7 @@ import pydantic
 from torch import Tensor
 
 from lcsc_opt.base.errors import TrajectoryError
-from lcsc_opt.checkpoints.folders import find_weights
+from lcsc_opt.checkpoints.folders import file_of_weights
 from lcsc_opt.checkpoints.reading import read_metadata
 from lcsc_opt.coefficients.layer_groups import LORA_FACTORS
 
@@ -152,10 +151,7 @@ class LoraAlphas(pydantic.BaseModel):
         Raises:
             TrajectoryError: the configuration cannot be read, or is not one of a LoRA.
         """
-        file = Path(path)
-        if file.is_dir():
-            with contextlib.suppress(TrajectoryError):  # the configuration may lie in the folder itself
-                file = find_weights(file, key).file
+        file = file_of_weights(Path(path), key)
         text = read_metadata(file).get(_ADAPTER_METADATA)
         if text:
             return _parse(file, text)

@@ -7,6 +7,7 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from lcsc_opt.base.errors import TrajectoryError
+from lcsc_opt.checkpoints.folders import file_of_weights
 from lcsc_opt.checkpoints.lora import PACKED_ALPHAS, LoraAlphas, lora_flavour
 from lcsc_opt.checkpoints.reading import Checkpoint, read_metadata
 from lcsc_opt.trajectory.layout import Layout
@@ -22,7 +23,8 @@ def side_data(paths: Sequence[Path], first: Checkpoint) -> dict[str, str]:
         TrajectoryError: alphas differ, by which weights mean something else.
     """
     texts: dict[str, str] = {}
-    shared = set.intersection(*(set(read_metadata(path).items()) for path in paths))
+    headers = [read_metadata(file_of_weights(path, first.key)) for path in paths]
+    shared = set.intersection(*(set(header.items()) for header in headers))
     if shared:
         texts[HEADER] = json.dumps(dict(sorted(shared)))
     if lora_flavour(first.tensors) is not None:

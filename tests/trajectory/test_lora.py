@@ -227,12 +227,13 @@ def test_alphas_that_differ_between_checkpoints_are_refused(tmp_path: Path, plac
     assert later.lora_alphas().of(module, 4) == 16.0
 
 
-def test_an_export_has_what_the_headers_of_all_checkpoints_say(tmp_path: Path) -> None:
+@pytest.mark.parametrize("pattern", ["hat-*.safetensors", "runs"], ids=["files", "folders"])
+def test_an_export_has_what_the_headers_of_all_checkpoints_say(tmp_path: Path, pattern: str) -> None:
     for step in (100, 200):
         folder = _with_alpha(tmp_path / "runs", step, 4.0, "header")
-        (folder / "adapter_model.safetensors").rename(tmp_path / f"hat-{step}.safetensors")
-    average([tmp_path / "hat-*.safetensors"], "uniform", Destination.of(tmp_path / "best.safetensors"))
+        shutil.copy(folder / "adapter_model.safetensors", tmp_path / f"hat-{step}.safetensors")
+    average([tmp_path / pattern], "uniform", Destination.of(tmp_path / "best.safetensors"))
     header = dict(read_metadata(tmp_path / "best.safetensors"))
     assert header.keys() == {"format", "lcsc_recipe", "ss_base_model_version", "lora_adapter_metadata"}
-    average([tmp_path / "hat-*.safetensors"], "uniform", Destination.of(tmp_path / "lora.safetensors", form="lora"))
+    average([tmp_path / pattern], "uniform", Destination.of(tmp_path / "lora.safetensors", form="lora"))
     assert "lora_adapter_metadata" not in read_metadata(tmp_path / "lora.safetensors")
