@@ -96,7 +96,12 @@ def _why_nothing_found(choice: Choice, searches: Sequence[Searched]) -> Iterator
     searched = [search.lowest_loss for search in searches if not search.is_ema_grid]
     if not grids or not searched:
         return
-    if min(searched) < min(grids):
+    if choice.gain is not None and choice.gain.is_certain:  # and still no answer
+        yield (
+            "what the searches found has a lower loss on other noise, too, but is certainly worse in the cross-check, "
+            f"so it is no answer. {_COMPARE_IMAGES}: lcsc export EXPERIMENT/OPTIMIZER/SEED writes it"
+        )
+    elif min(searched) < min(grids):
         line = "nothing certainly better was found: on their own noise the searches were better than EMA*"
         if choice.gain is not None and choice.gain.value != 0:
             direction = "better" if choice.gain.value > 0 else "worse"

@@ -133,3 +133,11 @@ def test_a_loss_on_other_noise_is_said_to_be_worse() -> None:
     searches = [searched(4.0, optimizer="EMAGrid"), searched(3.0)]
     said = "\n".join(warnings_of(nothing, choice_of(nothing, gain=-0.13), searches, None))
     assert "13 % worse than the best you had, with an error of 3 %" in said
+
+
+def test_a_gain_that_the_cross_check_forbids_is_not_called_uncertain() -> None:
+    nothing = report({"fid": 2.0}, {"fid": 8.0}, answer="last checkpoint")
+    searches = [searched(4.0, optimizer="EMAGrid"), searched(3.0)]
+    said = "\n".join(warnings_of(nothing, choice_of(nothing, gain=0.5), searches, None))
+    assert "certainly worse in the cross-check, so it is no answer" in said
+    assert "nothing certainly better" not in said
