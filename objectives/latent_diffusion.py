@@ -113,9 +113,7 @@ def _alphas(checked: Settings, trajectory: Trajectory) -> LoraAlphas | None:
     """What scales the LoRA's matrices; ``None`` for whole networks."""
     if checked.component != "lora":
         return None
-    if checked.lora_alpha is not None:
-        return LoraAlphas.constant(checked.lora_alpha)
-    return trajectory.lora_alphas()
+    return trajectory.lora_alphas(checked.lora_alpha)
 
 
 def _pipeline(checked: Settings, context: BuildContext) -> Any:

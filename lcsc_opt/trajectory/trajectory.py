@@ -400,27 +400,31 @@ class Trajectory:
             raise TrajectoryError(f"Cannot read {self.path}: {error.strerror}.") from error
         return weights > manifest
 
-    def lora_alphas(self) -> lora.LoraAlphas:
-        """The alphas of LoRA checkpoints whose tensors hold none, as they were packed.
+    def lora_alphas(self, given: float | None = None) -> lora.LoraAlphas:
+        """The alphas of LoRA checkpoints whose tensors hold none: as they were packed, or the one that is ``given``.
 
         Raises:
-            TrajectoryError: PEFT has them in a file, which was not there; or the metadata is broken.
+            TrajectoryError: one is given beside the checkpoints' own; PEFT has them in a file, which was not there; or
+                the metadata is broken.
         """
         text = self.metadata.get(lora.PACKED_ALPHAS)
+        in_tensors = all(module.alpha is not None for module in lora.lora_modules(self.names))
+        if given is not None and (text or in_tensors):
+            raise TrajectoryError("lora_alpha: the checkpoints hold their own alphas; leave it out")
+        if given is not None:
+            return lora.LoraAlphas.constant(given)
         if text:
             try:
                 return lora.LoraAlphas.model_validate_json(text)
             except ValueError as error:
                 raise TrajectoryError(f"{self.path}: the configuration of its LoRA is broken.") from error
-        if all(module.alpha is not None for module in lora.lora_modules(self.names)):
+        if in_tensors:
             return lora.LoraAlphas()
+        advice = "lora_alpha in a study file"
         if lora.lora_flavour(self.names) == "peft":
             file = lora.ADAPTER_CONFIG
-            raise TrajectoryError(f"{self.path}: its LoRA was saved without {file}: give lora_alpha.")
-        notice(
-            f"{self.path}: assuming that the LoRA's alpha is its rank, as diffusers does; "
-            "if that is wrong, give lora_alpha"
-        )
+            raise TrajectoryError(f"The LoRA was saved without {file}: put it beside the weights, or give {advice}.")
+        notice(f"assuming that the LoRA's alpha is its rank, as diffusers does; if that is wrong, give {advice}")
         return lora.LoraAlphas()
 
     def verify(self) -> None:

@@ -195,11 +195,22 @@ def test_alphas_that_are_not_known_are_asked_for_or_assumed(
         writer.append(200, packed.checkpoint(1))
     trajectory = Trajectory.open(writer.path)
     if flavour == "peft":
-        with pytest.raises(TrajectoryError, match="give lora_alpha"):
+        with pytest.raises(TrajectoryError, match="put it beside the weights, or give lora_alpha"):
             trajectory.lora_alphas()
     else:
         trajectory.lora_alphas()
         assert "alpha is its rank" in capsys.readouterr().err
+    for module in lora_modules(trajectory.names):
+        assert trajectory.lora_alphas(6.0).of(module, 2) == 6.0
+
+
+@pytest.mark.parametrize("flavour", list(SAVERS))
+def test_an_alpha_that_is_given_beside_those_of_the_checkpoints_is_refused(
+    saved: Saved, tmp_path: Path, flavour: str
+) -> None:
+    trajectory, _ = saved_trajectory(saved, tmp_path, flavour)
+    with pytest.raises(TrajectoryError, match="hold their own alphas; leave it out"):
+        trajectory.lora_alphas(8.0)
 
 
 def _with_alpha(folder: Path, step: int, alpha: float, place: str) -> Path:
