@@ -35,7 +35,7 @@ def compare(
         Literal["evaluations", "images", "model_calls", "seconds"] | None, typer.Option(help="X axis of the curves.")
     ] = None,
     all_metrics: Annotated[
-        bool, typer.Option("--all", help="All held-out metrics; by default FID on unseen images, precision and recall.")
+        bool, typer.Option("--all", help="All held-out metrics; by default those that judge, precision and recall.")
     ] = False,
     storage: Storage = None,
     output: Output = "table",

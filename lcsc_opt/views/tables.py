@@ -20,7 +20,7 @@ TextTable = tuple[tuple[str, ...], list[list[str]]]
 """Header, and rows."""
 
 _ARROWS = {1: " ↓", -1: " ↑", None: ""}  # lower is better, higher is better, unknown
-_SINGLE_IMAGES = ("precision", "recall")
+_SINGLE_IMAGES = ("precision", "recall", "held_out_reward")
 
 
 def report_table(report: Report, name: str, *, part: int = 0) -> TextTable:
@@ -95,7 +95,7 @@ def comparison_tables(report: Report | None, metric: str, *, all_metrics: bool =
     Args:
         report: of the experiment; there are no tables without one.
         metric: what the loss is called.
-        all_metrics: not only those that judge the answer, the one that sentences name, precision and recall.
+        all_metrics: not only those that judge the answer, the one that sentences name, and those of single images.
     """
     if report is None:
         return []

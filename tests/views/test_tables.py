@@ -75,10 +75,10 @@ def test_a_comparison_begins_with_the_answer_and_has_what_judges_it_precision_an
     assert comparison_tables(report_of({"digits/LCSC/0": measured(2.0)}), "FID") == comparison_tables(None, "FID") == []
 
 
-def test_a_comparison_has_the_metric_that_the_sentence_names() -> None:
-    report = report_of({"digits/LCSC/0": measured(0.2, fid=4.0, kid=0.1, precision=0.5)})
+def test_a_comparison_has_the_metric_that_the_sentence_names_and_a_reward_that_no_search_uses() -> None:
+    report = report_of({"digits/LCSC/0": measured(0.2, fid=4.0, kid=0.1, precision=0.5, held_out_reward=3.0)})
     [(_, (header, _))] = comparison_tables(report, "loss")
-    assert header == ("model", "held-out loss", "fid", "precision")
+    assert header == ("model", "held-out loss", "fid", "precision", "held_out_reward")
 
 
 def test_rows_for_programs_end_with_the_answer_and_the_warnings() -> None:
