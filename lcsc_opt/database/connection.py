@@ -26,7 +26,7 @@ from lcsc_opt.database.urls import is_there, masked, parse_url, sqlite_file, wit
 
 BUSY_SECONDS = 3.0  # how long SQLite waits for a lock before a notice
 _FIRST_TABLE = "version_info"  # that Optuna looks for
-_OPTUNAS_TABLES = {"studies", _FIRST_TABLE}  # another program may have the first, too
+_TABLE_OF_STUDIES = "studies"  # that Optuna creates first; another program may have one, too
 RETRY_SECONDS = (0.1, 1.0, 4.0, 10.0, 20.0, 20.0)  # between attempts; a server needs some seconds to restart
 _CREATION_SECONDS = (0.1, 0.2, 0.4, 0.8, 1.6)  # between attempts to create the tables at the same time as others
 
@@ -117,7 +117,9 @@ def open_existing(url: str) -> RDBStorage | None:
     file = Path(str(parse_url(url).database))
     folder = file.absolute().parent
     if not (folder.is_dir() and os.access(folder, os.W_OK)):
-        raise StudyStoreError(f"{from_here(file)}: its folder does not exist, or cannot be written")
+        raise StudyStoreError(
+            f"{from_here(file)}: its folder does not exist, or cannot be written; give another --storage"
+        )
     return None
 
 
@@ -153,15 +155,12 @@ def _connect(url: str, engine_kwargs: dict[str, Any], *, write: bool) -> RDBStor
 
 
 def _may_be_ours(engine: sa.Engine) -> bool:
-    """Whether a database is empty or has Optuna's tables, which another process may be creating one by one."""
-    for pause in (0.0, *_CREATION_SECONDS):
-        time.sleep(pause)
-        tables = set(sa.inspect(engine).get_table_names())
-        if not tables or tables >= _OPTUNAS_TABLES:
-            return True
-        if not tables & _OPTUNAS_TABLES:
-            break
-    return False
+    """Whether a database is empty or has Optuna's tables; not all, where a process creates them or was killed."""
+    inspector = sa.inspect(engine)
+    tables = inspector.get_table_names()
+    if _TABLE_OF_STUDIES not in tables:
+        return not tables
+    return any(column["name"] == "study_name" for column in inspector.get_columns(_TABLE_OF_STUDIES))
 
 
 def _begin_immediate(engine: sa.Engine) -> None:

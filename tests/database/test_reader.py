@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import contextlib
 import sqlite3
-import threading
 from pathlib import Path
 
 import optuna
@@ -11,7 +10,6 @@ from optuna.storages import RDBStorage
 
 from lcsc_opt.base.errors import StudyStoreError
 from lcsc_opt.base.records import Candidate, Cost, Evaluation
-from lcsc_opt.database import connection
 from lcsc_opt.database.connection import open_storage
 from lcsc_opt.database.opened import Database
 from lcsc_opt.database.reader import FailureReason, HistoryReader
@@ -156,10 +154,7 @@ def tables(file: Path) -> set[str]:
     ],
     ids=["a table of Optuna's name", "another program's migrations"],
 )
-def test_the_database_of_another_program_is_refused_and_gets_no_table(
-    statements: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(connection, "_CREATION_SECONDS", (0.01,))
+def test_the_database_of_another_program_is_refused_and_gets_no_table(statements: list[str], tmp_path: Path) -> None:
     file = tmp_path / "others.db"
     with contextlib.closing(sqlite3.connect(file)) as connected:
         for statement in statements:
@@ -172,14 +167,11 @@ def test_the_database_of_another_program_is_refused_and_gets_no_table(
     assert tables(file) == before
 
 
-def test_a_database_whose_tables_another_process_is_creating_is_waited_for(tmp_path: Path) -> None:
+def test_a_database_whose_creation_was_cut_gets_the_other_tables(tmp_path: Path) -> None:
     RDBStorage(url_of_file(tmp_path / "whole.db"))
     with contextlib.closing(sqlite3.connect(tmp_path / "whole.db")) as connection:
         [create] = connection.execute("SELECT sql FROM sqlite_master WHERE name = 'studies'").fetchone()
     with contextlib.closing(sqlite3.connect(tmp_path / "begun.db")) as connection:
         connection.execute(create)  # Optuna creates them one by one, this one first
-    url = url_of_file(tmp_path / "begun.db")
-    rest = threading.Timer(0.2, lambda: RDBStorage(url))
-    rest.start()
-    assert open_storage(url, write=True).get_all_studies() == []
-    rest.join()
+    assert open_storage(url_of_file(tmp_path / "begun.db"), write=True).get_all_studies() == []
+    assert tables(tmp_path / "begun.db") == tables(tmp_path / "whole.db")
