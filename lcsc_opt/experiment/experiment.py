@@ -24,7 +24,7 @@ from lcsc_opt.base.paths import KnownCheckpoints
 from lcsc_opt.base.progress import notice, progress
 from lcsc_opt.base.records import SEARCH, Candidate, Coefficients
 from lcsc_opt.base.reproducibility import environment
-from lcsc_opt.base.study_spec import ObjectiveSpec, StudySpec
+from lcsc_opt.base.study_spec import EMA_GRID, ObjectiveSpec, StudySpec
 from lcsc_opt.coefficients.layer_groups import Rule
 from lcsc_opt.database.experiment import LAYOUT, PROBLEM, StoredExperiment
 from lcsc_opt.database.lock import locked
@@ -404,11 +404,17 @@ class Experiment:
         ``None`` if it begins where its space or its algorithm does.
 
         Raises:
-            StudyStoreError: there is no such study.
+            StudyStoreError: there is no such study, or another process runs the grid of this run.
         """
         start = spec.start
-        if start is None and spec.begins_at_ema:
-            start = ended_grid(self.studies)
+        storage = self.database.storage
+        if start is None and spec.begins_at_ema and storage is not None:
+            start = ended_grid(read_contents(storage).of(self.name))  # perhaps in another process, meanwhile
+            running = locked(storage, [grid.name for grid in self._specs if grid.optimizer.name == EMA_GRID])
+            if start is None and running:
+                raise StudyStoreError(
+                    f"{spec.name}: begins at the best of {min(running)}, which is being run; wait for it"
+                )
         if start is None:
             return None
         source = StoredStudy.open(self.database.existing(), start)

@@ -15,12 +15,14 @@ from torch import nn
 from torch.nn import functional as F
 
 import lcsc_opt
+from lcsc_opt.base.errors import SearchFailedError
 from lcsc_opt.base.jackknife import GROUPS, standard_error
 from lcsc_opt.base.records import Evaluation
 from lcsc_opt.cli import run as lcsc
-from lcsc_opt.database.connection import reading
+from lcsc_opt.database.connection import open_storage, reading
 from lcsc_opt.database.measurement import Measurement, Model
 from lcsc_opt.database.reader import HistoryReader
+from lcsc_opt.database.store import StoredStudy
 from lcsc_opt.experiment.answer import OPTIMISM, best_of, choose, gain, is_vetoed, on_the_way
 from tests.commands import Typed
 
@@ -258,6 +260,24 @@ def test_a_search_begins_at_ema_star_where_that_is_known(workplace: Path) -> Non
     assert found.name.split("/")[1] == "LCSCQuadratic"
     np.testing.assert_allclose(found.trials[0]["coefficients"], ema.coefficients, atol=1e-12)
     assert found.searched <= ema.searched
+
+
+def test_a_search_waits_for_the_grid_that_another_process_runs(workplace: Path) -> None:
+    def score(net: nn.Module) -> float:
+        if (workplace / "studies.db").exists() and not (workplace / "whole").exists():
+            raise KeyboardInterrupt
+        return float((net.weight - 2).square().sum().detach())
+
+    states = {step: {"weight": torch.full((1, 4), step / 5)} for step in range(1, 11)}
+    models: dict[str, Any] = {"build": lambda: nn.Linear(4, 1, bias=False), "score": score, "name": "shared"}
+    with pytest.raises(KeyboardInterrupt):
+        lcsc_opt.search(states, **models, budget=10, resume=True)
+    (workplace / "whole").touch()
+    grid = StoredStudy.open(open_storage("sqlite:///studies.db", write=True), "shared/EMAGrid/0")
+    with grid.hold(), pytest.raises(SearchFailedError, match="LCSCQuadratic/0: begins at the best of shared/EMAGrid/0"):
+        lcsc_opt.search(states, **models, budget=10, resume=True)
+    ema, found = lcsc_opt.search(states, **models, budget=10, resume=True).studies
+    np.testing.assert_allclose(found.trials[0]["coefficients"], ema.coefficients, atol=1e-12)
 
 
 def test_the_trainers_own_average_can_be_the_answer(workplace: Path, typed: Typed) -> None:
