@@ -40,14 +40,17 @@ def examples(group: str) -> list[dict[str, Any]]:
 
 
 def loss(model: nn.Module, draw: Any) -> Iterator[Tensor]:
-    """The trainer's loss of each batch, with its graph; their mean is its ``eval_loss``."""
+    """The trainer's loss of each batch, with its graph; their mean is its ``eval_loss`` of these examples."""
     collate = DataCollatorForLanguageModeling(tokenizer(), mlm=False)
     device = next(model.parameters()).device
     arguments = TrainingArguments("unused", use_cpu=device.type == "cpu", report_to=[])
     trainer = Trainer(model, arguments, data_collator=collate)
     data = examples(draw.group)
-    order = np.random.default_rng(draw.seed).permutation(len(data))[: draw.size]
-    for first in range(0, len(order), BATCH):
-        batch = collate([data[index] for index in order[first : first + BATCH]]).to(device)
+    drawn = np.random.default_rng(draw.seed).permutation(len(data))[: draw.size]
+    order = np.sort(drawn)  # all of them make the trainer's own batches
+    batches = [order[first : first + BATCH] for first in range(0, len(order), BATCH)]
+    for indices in batches:
+        batch = collate([data[index] for index in indices]).to(device)
         _, items = trainer.get_batch_samples(iter([batch]), 1, device)  # over which the trainer takes the mean
-        yield trainer.compute_loss(model, batch, num_items_in_batch=items)
+        share = len(indices) * len(batches) / len(order)  # a smaller last batch counts less
+        yield share * trainer.compute_loss(model, batch, num_items_in_batch=items)

@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 import yaml
@@ -118,17 +117,16 @@ def test_a_language_models_score_is_its_trainers(made: Callable[[Path], Any], ex
     example.TOKENIZER = "model"
     model = made(Path("model"))
     randomize(model, 1)
-    write(example.TEXTS["held-out"], 16)
+    write(example.TEXTS["held-out"], 19)  # the last batch is smaller
     model.eval()
     batches = list(example.loss(model, Draw("held-out", 0, 100)))
-    assert len(batches) == 2
+    assert len(batches) == 3
     assert all(batch.requires_grad for batch in batches)
-    order = np.random.default_rng(0).permutation(16)
     trainer = Trainer(
         model,
         TrainingArguments("out", per_device_eval_batch_size=example.BATCH, use_cpu=True, report_to=[]),
         data_collator=DataCollatorForLanguageModeling(example.tokenizer(), mlm=False),
-        eval_dataset=[example.examples("held-out")[index] for index in order],
+        eval_dataset=example.examples("held-out"),
     )
     assert torch.stack(batches).mean().item() == pytest.approx(trainer.evaluate()["eval_loss"], rel=1e-5)
 
