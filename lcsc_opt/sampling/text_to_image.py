@@ -73,7 +73,9 @@ def load_pipeline(name: str, settings: NetworkSettings, *, lora: bool = False) -
         with quiet_libraries():
             index = loader.load_config(name)
             _check_index(name, index)
-            without = {component: None for component in UNUSED if component in index}
+            # diffusers loads a folder that was saved without a component, as the third encoder of SD3, only if told so
+            absent = {name for name, entry in index.items() if entry in ([None, None], (None, None))}
+            without = dict.fromkeys(absent.union(UNUSED).intersection(index))
             pipeline = loader.from_pretrained(name, torch_dtype=DTYPES[settings.dtype], **without)
     except LcscError:
         raise

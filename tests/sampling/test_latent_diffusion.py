@@ -281,6 +281,13 @@ def test_the_weights_that_are_merged_are_no_part_of_the_description(folder: Path
     assert adapted.describe() == before
 
 
+def test_a_pipeline_that_was_saved_without_its_third_encoder_is_loaded(tmp_path: Path) -> None:
+    saved = tiny_pipelines.stable_diffusion_3(tmp_path)
+    saved.save_pretrained(tmp_path / "saved")
+    images = sampler(load(tmp_path / "saved"), component="transformer").sample(SEARCH, 0, 2)
+    torch.testing.assert_close(images, own_images(saved, 0, 2), rtol=0, atol=1e-5)
+
+
 def test_a_pipeline_that_is_not_supported_is_refused_before_its_weights_are_read(tmp_path: Path) -> None:
     index = {"_class_name": "FluxPipeline", "transformer": ["diffusers", "FluxTransformer2DModel"]}
     (tmp_path / "model_index.json").write_text(json.dumps(index))
