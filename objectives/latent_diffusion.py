@@ -20,9 +20,10 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
+from lcsc_opt.base.errors import ObjectiveError
 from lcsc_opt.base.paths import BuildContext
 from lcsc_opt.base.settings import parse_settings, second_of
-from lcsc_opt.checkpoints.lora import LoraAlphas
+from lcsc_opt.checkpoints.lora import LoraAlphas, lora_flavour
 from lcsc_opt.objective.merge_sample_score import MergeSampleScore
 from lcsc_opt.objective.settings import ImageObjectiveSettings
 from lcsc_opt.sampling.diffusers_sampler import SchedulerSettings, build_scheduler
@@ -112,6 +113,8 @@ def build(settings: dict[str, Any], context: BuildContext) -> MergeSampleScore:
 def _alphas(checked: Settings, trajectory: Trajectory) -> LoraAlphas | None:
     """What scales the LoRA's matrices; ``None`` for whole networks."""
     if checked.component != "lora":
+        if lora_flavour(trajectory.names) is not None:
+            raise ObjectiveError("component: the checkpoints are those of a LoRA; write component: lora")
         return None
     return trajectory.lora_alphas(checked.lora_alpha)
 

@@ -177,7 +177,7 @@ def test_a_reward_on_prompts_is_searched_and_a_worse_one_that_no_search_saw_is_r
     [
         ({"height": 20}, StudySpecError, "height"),
         ({"checkpoints": "whole"}, TrajectoryError, "not a LoRA"),
-        ({"component": "unet"}, LcscError, "do not fit the network"),
+        ({"component": "unet"}, LcscError, "those of a LoRA; write component: lora"),
     ],
 )
 def test_settings_that_do_not_fit_are_one_line(
