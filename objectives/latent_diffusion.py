@@ -75,6 +75,11 @@ def build(settings: dict[str, Any], context: BuildContext) -> MergeSampleScore:
     checked = parse_settings(Settings, settings, source="objective.settings")
     checked.check(context)
     prompts = read_prompts(context.path(checked.prompts))
+    if len(prompts) > checked.images:
+        raise ObjectiveError(
+            f"prompts: there are more ({len(prompts):,}) than images ({checked.images:,}), so a search would never use "
+            "some; give more images, or fewer prompts"
+        )
     held_out_prompts = None
     if checked.held_out_prompts is not None:
         held_out_prompts = read_prompts(context.path(checked.held_out_prompts))

@@ -177,6 +177,7 @@ def test_a_reward_on_prompts_is_searched_and_a_worse_one_that_no_search_saw_is_r
     [
         ({"height": 20}, StudySpecError, "height"),
         ({"checkpoints": "whole"}, TrajectoryError, "not a LoRA"),
+        ({"images": 2}, LcscError, r"prompts: there are more .3. than images .2."),
         ({"component": "unet"}, LcscError, "those of a LoRA; write component: lora"),
     ],
 )
