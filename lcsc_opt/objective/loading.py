@@ -60,7 +60,7 @@ def load_objective(
     code = code_of_settings(path, spec.settings)  # before build, which may take long: files may be edited meanwhile
     context = BuildContext(study_folder, checkpoints, functions, files)
     with naming_setting(spec.settings), same_working_folder():
-        objective = _call(path, module.build, dict(spec.settings), context=context)
+        objective = _built(path, module.build, dict(spec.settings), context)
     if not isinstance(objective, Objective):
         returned = type(objective).__name__
         raise StudySpecError(f"{path}: build returned {returned}, expected an Objective")
@@ -98,17 +98,17 @@ def make_importable(study_folder: Path | None) -> None:
             sys.path.append(resolved)
 
 
-def _call(path: Path, function: Callable[..., Any], *arguments: Any, context: BuildContext) -> Any:
-    """Call a function of the objective's file ``path``, with the context if it has a parameter of that name.
+def _built(path: Path, build: Callable[..., Any], settings: dict[str, Any], context: BuildContext) -> Any:
+    """What ``build`` of the objective's file ``path`` returns; it gets the context if it has a parameter of that name.
 
     Raises:
-        LcscError: as the function raises it; a :class:`StudySpecError` in place of all other exceptions.
+        LcscError: as ``build`` raises it; a :class:`StudySpecError` in place of all other exceptions.
     """
     try:
-        if has_parameter(function, "context"):
-            return function(*arguments, context=context)
-        return function(*arguments)
+        if has_parameter(build, "context"):
+            return build(settings, context=context)
+        return build(settings)
     except LcscError:
         raise
-    except Exception as error:
-        raise StudySpecError(f"{path}: {function.__name__} raised {one_line(error)}") from error
+    except (Exception, SystemExit) as error:  # it may import a script that parses arguments
+        raise StudySpecError(f"{path}: build raised {one_line(error)}") from error

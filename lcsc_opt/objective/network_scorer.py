@@ -209,7 +209,7 @@ class NetworkScorer:
                 score = next(_scores_in(self._call(draw)), None)
         except LcscError:
             raise
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise ObjectiveError(f"score: {self._name}: raised {one_line(error)}") from error
         if _has_graph(score):
             return None

@@ -154,7 +154,7 @@ class FunctionSampler(NetworkSampler):
         try:
             with eager:
                 self._returned(SEARCH, 0, 1)
-        except Exception as error:
+        except (Exception, SystemExit) as error:  # it may import a script that parses arguments
             place = traceback.extract_tb(error.__traceback__)[-1]
             raise ObjectiveError(
                 f"the sampler {self.name} raised {one_line(error)} ({place.filename}, line {place.lineno})"

@@ -25,6 +25,8 @@ from lcsc_opt.objective import CoefficientFunction
 def build(settings, shown=False):
     if settings["name"] == "refused":
         raise ValueError(settings["name"])
+    if settings["name"] == "exits":
+        raise SystemExit(2)
     return CoefficientFunction(sum, [1, 2], name=f"{settings['name']} {shown}")
 """
 CHECKPOINTS = KnownCheckpoints("0" * 64, (10, 20))
@@ -51,9 +53,17 @@ def test_functions_of_an_objectives_file_may_leave_the_context_out(study: Path) 
     spec = ObjectiveSpec(file="without_context.py", settings={"name": "sum"})
     objective = load_objective(spec, study_folder=study, checkpoints=CHECKPOINTS)
     assert "sum False" in str(objective.describe()), "another parameter keeps its default"
-    refused = ObjectiveSpec(file="without_context.py", settings={"name": "refused"})
-    with pytest.raises(StudySpecError, match=r"without_context\.py: build raised ValueError: refused"):
-        load_objective(refused, study_folder=study)
+
+
+@pytest.mark.parametrize(("name", "said"), [("refused", "ValueError: refused"), ("exits", "SystemExit: 2")])
+@pytest.mark.parametrize("partial", [False, True])
+def test_what_build_raises_is_one_line(study: Path, name: str, said: str, partial: bool) -> None:
+    if partial:
+        content = f"{WITHOUT_CONTEXT}\nimport functools\nbuild = functools.partial(build, shown=True)"
+        (study / "without_context.py").write_text(content)
+    spec = ObjectiveSpec(file="without_context.py", settings={"name": name})
+    with pytest.raises(StudySpecError, match=rf"without_context\.py: build raised {said}$"):
+        load_objective(spec, study_folder=study)
 
 
 @pytest.mark.parametrize(
