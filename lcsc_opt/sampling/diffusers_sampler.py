@@ -15,7 +15,7 @@ from pydantic import Field, JsonValue, model_validator
 from torch import Tensor, nn
 
 from lcsc_opt.base.errors import ObjectiveError, text_of
-from lcsc_opt.base.imports import has_parameter
+from lcsc_opt.base.imports import has_parameter, import_extra
 from lcsc_opt.base.records import Noise
 from lcsc_opt.base.settings import AlsoSettings, near_miss
 from lcsc_opt.sampling.diffusers_folder import find_diffusers_class
@@ -287,11 +287,11 @@ class DiffusersSampler(NetworkSampler):
         return {
             **super().describe(),
             "sampler": type(self.scheduler).__name__,
-            "scheduler": _public_keys(self.scheduler.config),
+            "scheduler": public_keys(self.scheduler.config),
             "steps": self._schedule,
             "step_options": self._step_options,
             "network": type(self.network).__name__,
-            "architecture": _public_keys(getattr(self._network.module, "config", {})),
+            "architecture": public_keys(getattr(self._network.module, "config", None)),
             "timestep_scale": self._timestep_scale,
         }
 
@@ -368,6 +368,8 @@ def schedule_arguments(steps: int | None, timesteps: Sequence[int] | None) -> di
     return {"num_inference_steps": steps}
 
 
-def _public_keys(config: Mapping[str, Any]) -> dict[str, object]:
-    """A configuration of diffusers without its private keys."""
+def public_keys(config: object) -> dict[str, object]:
+    """A configuration of diffusers without its private keys; empty for what a user's own network calls by that name."""
+    if not isinstance(config, import_extra("diffusers.configuration_utils").FrozenDict):
+        return {}
     return {name: value for name, value in config.items() if not name.startswith("_")}

@@ -27,7 +27,7 @@ from lcsc_opt.base.reproducibility import derive_seed
 from lcsc_opt.checkpoints.lora import LoraAlphas
 from lcsc_opt.checkpoints.weights import weights_sha256
 from lcsc_opt.sampling.base import ModuleWeights, recomputed_calls
-from lcsc_opt.sampling.diffusers_sampler import schedule_arguments, set_timesteps
+from lcsc_opt.sampling.diffusers_sampler import public_keys, schedule_arguments, set_timesteps
 from lcsc_opt.sampling.encoded_prompts import EncodedPrompts
 from lcsc_opt.sampling.layout import has_layouts
 from lcsc_opt.sampling.lora import LoraAdapter
@@ -321,7 +321,7 @@ class LatentDiffusionSampler:
             "lora": lora,
             "weights": self._fixed_weights_sha256,
             "scheduler": type(scheduler).__name__,
-            "scheduler_config": {name: value for name, value in scheduler.config.items() if name[0] != "_"},
+            "scheduler_config": public_keys(scheduler.config),
             "options": self._options,
             "guidance_scale": self._guidance_scale,
             "negative_prompt": self._negative_prompt,

@@ -223,6 +223,14 @@ def test_everything_that_changes_images_is_described() -> None:
     assert described() == described()
 
 
+def test_a_network_may_keep_a_configuration_of_any_kind() -> None:
+    class OwnNetwork(nn.Identity):
+        config = NetworkSettings(device="cpu")
+
+    described = make(OwnNetwork(), build_scheduler("ddim", None)).describe()
+    assert json.loads(json.dumps(described)) == described
+
+
 def test_what_the_model_was_trained_with_is_kept() -> None:
     trained = {"_class_name": "DDPMScheduler", "num_train_timesteps": 500, "prediction_type": "v_prediction"}
     for name in SCHEDULERS.keys() - {"consistency"}:
