@@ -32,7 +32,10 @@ def _uniforms(steps: Steps, windows: Sequence[float] | None) -> list[Coefficient
 
 
 def _windows(windows: Sequence[float] | None, count: int) -> list[int]:
-    """Numbers of last checkpoints, each at most ``count``; by default 2, 4, 8 … and all."""
+    """Numbers of last checkpoints; by default 2, 4, 8 … and all. One is left out: every report has the last checkpoint.
+
+    A larger one than ``count`` is all of them, so that one study file serves training runs of every length.
+    """
     if windows is None:
         windows = [2**power for power in range(1, count)] + [count]
     for window in windows:
@@ -118,7 +121,10 @@ class ProfileGrid(ConfiguredOptimizer):  # type: ignore[misc]
             StudySpecError: a value is out of range.
         """
         options = self.config()
-        return PROFILES[options["profile"]](steps, options["values"])
+        values = options["values"]
+        if values is not None and not np.isfinite(values).all():
+            raise StudySpecError(f"values: expected finite numbers, got {values}")
+        return PROFILES[options["profile"]](steps, values)
 
 
 class PlaneGrid(ConfiguredOptimizer):  # type: ignore[misc]

@@ -110,6 +110,8 @@ def test_of_two_or_three_checkpoints_the_last_two_are_the_line(count: int) -> No
         ("power", 0.9, "sigma_rel: expected above 0"),
         ("uniform", 0, "values: expected whole numbers of checkpoints, got 0"),
         ("uniform", 2.5, "values: expected whole numbers of checkpoints, got 2.5"),
+        ("uniform", np.inf, "values: expected finite numbers, got"),
+        ("extrapolated", np.nan, "values: expected finite numbers, got"),
         ("single", 7, "values: there is no checkpoint of step 7"),
     ],
 )
