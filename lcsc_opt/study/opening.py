@@ -3,14 +3,13 @@
 ::
 
     search = Search(spec, objective, stored, …)  # nothing is written
-    with search.held(storage):
+    with search.held(storage, before):
         search.run(yardstick)  # ask → write → evaluate → write → tell
 """
 
 from __future__ import annotations
 
 import contextlib
-import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -115,8 +114,8 @@ class Search:
         study = StoredStudy.open_or_create(storage, self.spec.name, self.attributes)
         with study.hold():
             expected = self.attributes if before is None else before
-            as_stored = json.loads(json.dumps(expected["specification"]))  # tuples become lists, as in the database
-            if study.attributes["specification"] != as_stored:
+            # the environment may differ, since this run writes its own; all else is fixed, or read under the lock
+            if study.attributes["specification"] != expected["specification"]:
                 raise StudyStoreError(f"{self.spec.name}: another process has just changed it; run this again")
             for name, value in self._updated.items():
                 if value != study.attributes.get(name):
