@@ -363,7 +363,7 @@ def _lora_naming(sampler: Sampler | None, alphas: LoraAlphas) -> LoraNaming:
     pipeline = getattr(sampler, "pipeline", None)
     unet_config = getattr(getattr(pipeline, "unet", None), "config", None)
     layers_per_block = getattr(unet_config, "layers_per_block", None)
-    if not isinstance(layers_per_block, int):
+    if not isinstance(layers_per_block, int):  # diffusers' conversion of names adds one to it, and takes no list
         layers_per_block = None
     component = "unet"
     if getattr(pipeline, "transformer", None) is not None:

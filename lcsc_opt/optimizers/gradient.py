@@ -166,10 +166,11 @@ class _LCSCGradient(Optimizer):  # type: ignore[misc]
 
     @property
     def finished(self) -> bool:
-        """Whether the last third of the search brought nothing: two checks in a row are not better than that before it.
+        """Whether the last third of the search brought nothing: two checks in a row are no better than one before it.
 
-        Better by more than the paired error of the difference, over the images, which all checks share and no step
-        uses, and over the real images.
+        Each check is compared with the one whose steps are nearest to two thirds of its own. It is better if it gained
+        more than the paired error of the difference, over the images, which all checks share and no step uses, and over
+        the real images. Losses without an error are judged by their trend.
         """
         return self._idle_checks >= _IDLE_CHECKS
 
