@@ -98,7 +98,12 @@ def outcomes(name: str, value: Any) -> Floats:
     """
     if isinstance(value, Tensor) and not value.is_complex():  # complex numbers are refused below
         value = value.detach().cpu().double().numpy()
-    if isinstance(value, list | tuple):
+    if isinstance(value, tuple):  # such as a loss and an accuracy, whose mean means nothing
+        raise ObjectiveError(
+            f"score: {name} returned a tuple: return the score alone, a mapping of names whose first is the score, or "
+            "single outcomes as a list"
+        )
+    if isinstance(value, list):
         value = [one.detach().cpu().double().numpy() if isinstance(one, Tensor) else one for one in value]
     if isinstance(value, np.ma.MaskedArray) and value.ndim == 1:
         value = value.compressed()  # numpy would count what is masked out, too

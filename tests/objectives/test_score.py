@@ -199,6 +199,7 @@ def test_draws_of_optimizers_are_of_the_search_and_all_have_seeds_of_their_own()
     [
         ("good", ObjectiveError, r"returned must return a number, or single outcomes \[n\]; got 'good'"),
         (None, ObjectiveError, "returned must return a number, .* got None"),
+        ((torch.tensor(0.5), 0.9), ObjectiveError, "returned a tuple: return the score alone"),
         (torch.zeros(2, 3), ObjectiveError, r"got the shape \[2, 3\]"),
         (float("nan"), MetricError, "the score gave nan as 'returned', expected a finite number"),
         (iter([]), ObjectiveError, "yielded nothing"),
