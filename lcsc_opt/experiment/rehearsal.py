@@ -357,7 +357,7 @@ def _sentence(failure: Failure, candidate: Candidate) -> str:
     if candidate.gradient:
         what += ", with the gradient"
     place = failure.raised_at if failure.retry else ""  # an error of ours says what to do, not where it was raised
-    return f"the evaluation of a few images failed ({what}): {failure.reason.rstrip('.')}\n{place}".rstrip()
+    return f"the first evaluation failed ({what}): {failure.reason.rstrip('.')}\n{place}".rstrip()
 
 
 def about(seconds: float) -> str:

@@ -76,7 +76,7 @@ def test_data_that_only_the_report_needs_are_asked_for_before_the_search(scored:
     dry = (*run, "--dry-run")
     for command in (dry, run):
         said = typed(*command, status=2).err
-        assert "scored: the evaluation of a few images failed (selection noise): " in said
+        assert "scored: the first evaluation failed (selection noise): " in said
         assert "selection.txt" in said
     (scored / "selection.txt").write_text("0.5")
     assert "scored: a trial takes about" in typed(*dry).err
@@ -94,7 +94,7 @@ def test_what_is_broken_is_refused_before_anything_is_stored(scored: Path, typed
     two = "optimizers=[LCSC, CMA]"
     said = typed(*run, "objective.settings.score=scored_parts:broken", two, status=2).err
     assert "database: " not in said, "there is none"
-    assert said.count("scored: the evaluation of a few images failed (search noise): KeyError: 'los'") == 1
+    assert said.count("scored: the first evaluation failed (search noise): KeyError: 'los'") == 1
     assert "in broken" in said
     assert not (scored / "studies.db").exists()
     assert "after 3 evaluations" in typed(*run).err
@@ -171,7 +171,7 @@ def sampled(workplace: Path) -> Path:
     ("change", "reason", "options"),
     [
         ("sampler=sampled_parts:without_graph", "have no autograd graph", []),
-        ("sampler=sampled_parts:without_backward", "a few images failed (search noise, with the gradient)", []),
+        ("sampler=sampled_parts:without_backward", "the first evaluation failed (search noise, with the gradient)", []),
         ("sampler=sampled_parts:of_other_channels", "search noise", ["objective.settings.loss=fid@pixels"]),
         ("reference=nowhere.npz", "nowhere.npz", ["--dry-run"]),
     ],
