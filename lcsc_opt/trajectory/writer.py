@@ -65,7 +65,7 @@ class TrajectoryWriter:
     ) -> None:
         self.path = Path(path)
         for name, value in (("every", every), ("keep_last", 1 if keep_last is None else keep_last)):
-            if not isinstance(value, int) or value < 1:
+            if not hasattr(value, "__index__") or value < 1:  # also of NumPy
                 raise TrajectoryError(f"{name}: expected a whole number of at least 1, got {value!r}.")
         self._every = every
         self._previous: int | None = None  # the step that :meth:`append` was called with last, or that was saved

@@ -6,6 +6,7 @@ import itertools
 import os
 import sys
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -143,6 +144,13 @@ def test_bad_options_are_refused_before_anything_is_written(tmp_path, options):
     with pytest.raises(TrajectoryError):
         TrajectoryWriter(tmp_path / "t", **options)
     assert not (tmp_path / "t").exists()
+
+
+def test_numpys_numbers_are_whole_numbers(tmp_path):
+    with TrajectoryWriter(tmp_path / "t", every=np.int64(2), keep_last=np.int32(2)) as writer:
+        for step in range(1, 8):
+            writer.append(step, state_dict(step))
+    assert_whole(tmp_path / "t", [4, 6])
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no flock")
