@@ -241,7 +241,7 @@ class Inventory:
         if container is None:
             return None
         raw = container.average_of
-        if raw is None or raw.is_prefix or any(raw.key == swap.raw for swap in _SWAPS):
+        if raw is None or any(raw.key == swap.raw for swap in _SWAPS):
             return None
         return raw.key
 
