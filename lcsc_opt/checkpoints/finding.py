@@ -243,7 +243,7 @@ def _only_series(place: str, paths: list[Path], left_out: dict[Path, str]) -> li
     numbered = [path for path in paths if is_numbered(path)]
     unnumbered = [path for path in paths if not is_numbered(path)]
     numbered_names = read_names(numbered)
-    others = [path for path, named in zip(numbered, numbered_names, strict=True) if named.glob != place]
+    others = [path for path, named in zip(numbered, numbered_names, strict=True) if Path(named.glob) != Path(place)]
     if 0 < len(others) < len(numbered):  # a choice that a message offers also matches model_100_ema.pt
         left_out.update(dict.fromkeys(others, "of another series"))
         return _only_series(place, [path for path in paths if path not in others], left_out)
