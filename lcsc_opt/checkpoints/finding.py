@@ -79,7 +79,7 @@ def find_run(patterns: Patterns, *, key: str | None = None, has_steps: bool = Fa
     for pattern in patterns:
         path = expanded_path(pattern, error=TrajectoryError)
         checkpoints.update(dict.fromkeys(sorted(_expand(path, key), key=natural_order)))
-    states = [path for path in checkpoints if is_state_file(path) and path.is_file()]  # a glob may match them
+    states = [path for path in checkpoints if is_state_file(path)]  # a glob may match them
     if key is None or len(states) < len(checkpoints):  # else they were meant: those of EDM hold the raw weights
         for path in states:
             del checkpoints[path]
@@ -253,7 +253,7 @@ def _only_series(place: str, paths: list[Path], left_out: dict[Path, str]) -> li
         listed = ", ".join(f"{pattern} ({count})" for pattern, count in sorted(patterns.items())[:_MOST_SERIES_NAMED])
         raise TrajectoryError(
             f"{place} holds files of several patterns, whose numbers may count other things: {listed}. Choose one, "
-            "quoted in a shell, or give the steps (lcsc trajectory pack --steps)."
+            "quoted, or give the steps (lcsc trajectory pack --steps)."
         )
     if unnumbered and is_one_series and len(numbered) > 1:
         later = [path for path in unnumbered if _is_later(path, numbered)]
@@ -266,9 +266,7 @@ def _only_series(place: str, paths: list[Path], left_out: dict[Path, str]) -> li
     if not is_one_series and len(sizes) > 1 and max(sizes.values()) > 1:
         listed = ", ".join(f"{series} ({count})" for series, count in sorted(sizes.items()))
         choices = " or ".join(sorted({named.glob for named in names_read})[:_MOST_SERIES_NAMED])
-        raise TrajectoryError(
-            f"{place} holds several series of checkpoints: {listed}. Choose one, quoted in a shell: {choices}"
-        )
+        raise TrajectoryError(f"{place} holds several series of checkpoints: {listed}. Choose one, quoted: {choices}")
     return paths
 
 

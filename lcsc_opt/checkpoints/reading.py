@@ -280,9 +280,7 @@ def _tensors(path: Path, state: Mapping[Any, Any], key: str) -> dict[str, Tensor
         refs[name] = value.read() if isinstance(value, ShardedRef) else value
     tensors = map_tensors(path, refs)
     if sum(tensor.numel() == 0 for tensor in tensors.values()) > len(tensors) / 2:
-        raise TrajectoryError(
-            "holds names of weights without weights, as of DeepSpeed's ZeRO-3: name what its zero_to_fp32.py writes."
-        )
+        raise TrajectoryError("holds names without weights, as DeepSpeed's ZeRO-3: name what zero_to_fp32.py writes.")
     tensor_bytes = sum(tensor.numel() * tensor.itemsize for tensor in tensors.values())
     is_in_folder = _is_index(path) or path.name == METADATA
     file_bytes, _ = size_and_time(path.parent if is_in_folder else path)

@@ -47,16 +47,15 @@ def pack(
     out = expanded_path(out, error=TrajectoryError)
     if out.is_symlink():  # what it leads to is replaced
         out = Path(os.path.realpath(out))
-    # all of it is locked, since another process may finish ``out`` meanwhile
+    request = PackRequest(as_patterns(patterns), out.parent, key=key, selection=selection, steps=steps, dtype=dtype)
+    if request.packed_path is not None:
+        raise TrajectoryError(f"{request.packed_path} is packed already: name the checkpoints that it was packed from.")
+    # locked before anything is looked at: another process may finish ``out`` meanwhile
     with only_process(out, busy=TrajectoryError(f"Another process packs to {out}: wait until it is done.")):
         if out.exists() and not is_trajectory(out):
             raise TrajectoryError(f"{out} exists and is not a trajectory: name another output.")
         if out.exists() and not overwrite:
             raise TrajectoryError(f"{out} exists: name another output, or pass --overwrite.")
-        request = PackRequest(as_patterns(patterns), out.parent, key=key, selection=selection, steps=steps, dtype=dtype)
-        packed_path = request.packed_path
-        if packed_path is not None:
-            raise TrajectoryError(f"{packed_path} is packed already: name the checkpoints that it was packed from.")
         return pack_sources(request, request.selected_sources(), out)
 
 
