@@ -36,9 +36,9 @@ def test_states_beside_weights_are_never_checkpoints(tmp_path):
     weights = ["model012345.pt", "model012346.pt"]
     touch(tmp_path, *states, *weights)
     assert found(tmp_path, tmp_path) == weights
-    (tmp_path / "scheduler.part").mkdir()  # of a pipeline
+    (tmp_path / "optimizer_7.part").mkdir()  # of a pipeline
     assert found(str(tmp_path / "*.p*"), tmp_path) == weights
-    (tmp_path / "scheduler.part").rmdir()
+    (tmp_path / "optimizer_7.part").rmdir()
     assert found(sorted(tmp_path.iterdir()), tmp_path) == weights  # a shell expanded the glob
     for patterns in (tmp_path / "training-*.pt", [tmp_path / "training-state-0001000.pt"]):
         with pytest.raises(TrajectoryError, match=r"No checkpoint in .* optimizer states are not checkpoints"):
