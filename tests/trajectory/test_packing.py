@@ -192,7 +192,7 @@ def test_a_link_stays_one_to_what_is_packed(files, tmp_path, monkeypatch):
 def test_what_another_call_packs_meanwhile_is_not_replaced(files, tmp_path):
     packed = []
 
-    class Steps(list):
+    class Steps(list[int]):
         def __iter__(self):  # they are read while the first call looks for its checkpoints
             with contextlib.suppress(TrajectoryError):
                 packed.append(pack(files[2:], tmp_path / "t"))
