@@ -61,6 +61,7 @@ def _range_traces(curve: Curve) -> list[go.Scatter]:
     shared: dict[str, Any] = {
         "x": curve.positions,
         "mode": "lines",
+        "name": inert(curve.label),  # by which a refresh knows what a reader has switched off
         "legendgroup": inert(curve.optimizer),
         "showlegend": False,
         "hoverinfo": "skip",

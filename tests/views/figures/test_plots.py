@@ -37,6 +37,7 @@ def test_a_comparison_draws_mean_and_band() -> None:
     assert comparison_figure(studies, "evaluations").layout.xaxis.dtick == 1
     low, high = (trace for trace in made.data if trace.hoverinfo == "skip")
     assert (list(low.y), list(high.y), high.fill) == ([5, 1, 1], [7, 5, 3], "tonexty")
+    assert low.name == high.name == lcsc.name, "a refresh leaves off by name what a reader has switched off"
     assert made.layout.xaxis.title.text == AXES["images"] == "images sampled"
     assert made.layout.yaxis.title.text == "best FID so far"
     (ema,) = made.layout.shapes
