@@ -14,7 +14,7 @@ from lcsc_opt.views.dashboard import parts
 from lcsc_opt.views.figures.theme import empty_figure
 from lcsc_opt.views.landscape import landscape_figure, landscapes
 
-NOTHING = "No landscape in this database yet: lcsc run FILE 'optimizers=[Landscape]'"
+NOTHING = "No landscape in this database yet: lcsc run FILE 'optimizers=[Landscape]' --budget 441"
 
 
 def build(storage: RDBStorage) -> dash.Dash:
