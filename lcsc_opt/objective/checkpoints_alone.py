@@ -79,6 +79,10 @@ class CheckpointsAlone(Objective):
         request = _request(spec.settings, context)
         if request is not None:
             trajectory = open_request(request)
+            named = spec.settings.get("trainer_ema")
+            if named is not None:
+                path = context.path(named)
+                trajectory.trainer_ema_at = path if path.exists() else named
         else:
             packed = find_packed(context.files, context.checkpoints)
             if packed is None:

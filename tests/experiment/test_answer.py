@@ -280,13 +280,18 @@ def test_a_search_waits_for_the_grid_that_another_process_runs(workplace: Path) 
     np.testing.assert_allclose(found.trials[0]["coefficients"], ema.coefficients, atol=1e-12)
 
 
-def test_the_trainers_own_average_can_be_the_answer(workplace: Path, typed: Typed) -> None:
-    states = trained()
-    (workplace / "runs").mkdir()
+def save_averages(folder: Path, key: str) -> torch.Tensor:
+    """Write checkpoints with their averages under a key; gives the weight of the last average, which is the best."""
+    folder.mkdir()
     best = torch.linalg.lstsq(UNSEEN[0], UNSEEN[1]).solution[None]
-    for step, weights in states.items():
+    for step, weights in trained().items():
         average = {"weight": best + 0.01 * (400 - step), "bias": torch.zeros(1)}
-        torch.save({"model": weights, "ema": average, "step": step}, workplace / "runs" / f"model{step}.pt")
+        torch.save({"model": weights, key: average, "step": step}, folder / f"model{step}.pt")
+    return best
+
+
+def test_the_trainers_own_average_can_be_the_answer(workplace: Path, typed: Typed) -> None:
+    best = save_averages(workplace / "runs", "ema")
     result = search("runs/*.pt", settings={"key": "model"}, budget=4)
     assert "The answer is the trainer's EMA" in repr(result)
     torch.testing.assert_close(result.merge()["weight"], best)
@@ -294,3 +299,12 @@ def test_the_trainers_own_average_can_be_the_answer(workplace: Path, typed: Type
     torch.testing.assert_close(load_file(workplace / "answer.safetensors")["weight"], best)
     assert lcsc(["apply", "answer.safetensors", "runs/", "--key", "model", "-o", "again.safetensors"]) == 0
     torch.testing.assert_close(load_file(workplace / "again.safetensors")["weight"], best)
+
+
+def test_an_average_that_only_its_user_knows_is_exported_too(workplace: Path) -> None:
+    best = save_averages(workplace / "runs", "smooth")
+    result = search("runs/*.pt", settings={"key": "model", "trainer_ema": "smooth"}, budget=4)
+    assert "The answer is the trainer's EMA" in repr(result)
+    torch.testing.assert_close(result.merge()["weight"], best)
+    assert lcsc(["export", "few", "-o", "answer.safetensors"]) == 0
+    torch.testing.assert_close(load_file(workplace / "answer.safetensors")["weight"], best)
