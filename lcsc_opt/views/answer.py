@@ -70,9 +70,10 @@ def _compared(value: float, had: float, direction: int) -> str:
         return "as good as"
     if not had or had * value <= 0:
         return "against"
-    share = (value - had) / abs(had)
-    better = "below" if share < 0 else "above"
-    return f"{abs(100 * share):.0f} % {'worse than' if direction * share > 0 else better}"
+    change = 100 * (value - had) / abs(had)
+    better = "below" if change < 0 else "above"
+    form = ".0f" if abs(change) >= 1 else ".1g"
+    return f"{abs(change):{form}} % {'worse than' if direction * change > 0 else better}"
 
 
 def value_of(report: Report, measured: Measurement, metric: str) -> float:

@@ -147,6 +147,8 @@ def test_the_answer_is_compared_with_the_best_that_the_user_had_in_the_metric_th
     assert line == f"{beginning}the last checkpoint, with 20. {other}"
     line = answer_line(report_of(found, model(0.2, 8.0, 25.0, name=LAST_CHECKPOINT)))
     assert line == f"{beginning.replace('50 % below', '25 % worse than')}the last checkpoint, with 8."
+    line = answer_line(report_of(found, model(0.2, 10.03, 25.0, name=LAST_CHECKPOINT)))
+    assert line == f"{beginning.replace('50 %', '0.3 %')}the last checkpoint, with 10.03."
     assert answer_line(report_of(found)) == "The answer is LCSC (seed 1), trial 38, with fid 10."
 
 
