@@ -30,8 +30,8 @@ def warnings_of(report: Report, choice: Choice, searches: Sequence[Searched], ya
         lines += _why_nothing_found(choice, searches)
     elif choice.equals:
         lines.append(
-            f"{choice.answer.name} cannot be told from {in_words(choice.equals)}: they differ by less than their "
-            "error. Of one search, the earliest of such models is the answer"
+            f"{choice.answer.name} cannot be told from {in_words(choice.equals)}: they differ by less than twice "
+            "their error. Of one search, the earliest model within one error of its best is the answer"
         )
     return lines
 
