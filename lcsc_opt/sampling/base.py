@@ -179,7 +179,7 @@ class ModuleWeights:
             for statistic in ("running_mean", "running_var"):
                 name = f"{path}.{statistic}".lstrip(".")
                 if name in names:
-                    return f"torch has no gradient in a batch normalization's {name}, which is merged, too"
+                    return f"torch has no gradient in a batch normalization's {name}, which differs between candidates"
         return None
 
     @contextlib.contextmanager
