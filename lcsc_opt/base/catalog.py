@@ -124,5 +124,5 @@ def _run_as_module(name: str, path: Path, content: bytes) -> ModuleType:
         raise StudySpecError(f"{path}: {type(error).__name__} while loading it: {error}") from error
     if not callable(getattr(module, "build", None)):
         del sys.modules[name]
-        raise StudySpecError(f"{path}: defines no function build")
+        raise StudySpecError(f"{path}: defines no function build; if it hides the {path.name} of lcsc_opt, rename it")
     return module

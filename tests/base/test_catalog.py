@@ -69,7 +69,7 @@ def test_a_folder_is_no_study_file(workplace: Path, folder: str) -> None:
         ("def build(:\n", "SyntaxError while loading it"),
         ("import no_such_module\n", "ModuleNotFoundError while loading it"),
         ("raise SystemExit(2)\n", "SystemExit while loading it: 2"),
-        ("x = 1\n", "defines no function build"),
+        ("x = 1\n", r"defines no function build; if it hides the broken\.py of lcsc_opt, rename it"),
         ("def build(settings):\n    return 1\n", "returned int, expected an Objective"),
         ("def build(settings):\n    raise KeyError('weights')\n", "raised KeyError"),
     ],
