@@ -250,9 +250,7 @@ class Inventory:
         raw = self.at(key)
         averages = [container for container in self.containers if raw is not None and container.average_of is raw]
         keys = [average.key for average in averages if not average.is_companion]
-        if len(keys) != 1 or not is_average(keys[0]):
-            return None
-        return keys[0]
+        return keys[0] if len(keys) == 1 else None
 
     def family(self, key: str) -> list[Container]:
         """The weights that ``key`` belongs to, their averages, and other names of the same tensors."""

@@ -223,6 +223,15 @@ def test_checkpoints_that_are_averages_have_no_other_and_what_they_lack_is_the_m
     assert make_trajectory(tmp_path / "written").trainer_ema() is None
 
 
+def test_an_average_that_lightning_saves_as_the_model_is_the_trainers(tmp_path):
+    for step in (1, 2):
+        content = {"state_dict": state_dict(step + 10), "current_model_state": state_dict(step), "averaging_state": {}}
+        torch.save(content, tmp_path / f"m{step}.pt")
+    trajectory = pack(sorted(tmp_path.glob("m*.pt")), tmp_path / "t", key="current_model_state")
+    assert same_bits(trajectory.checkpoint(-1), state_dict(2))
+    assert same_bits(trajectory.trainer_ema(), state_dict(12))
+
+
 def test_training_that_goes_back_drops_an_average_of_a_later_step(tmp_path):
     packed = two_in_a_file(tmp_path, "model")
     append(packed.path, 3, resume=2)
