@@ -253,17 +253,27 @@ class Inventory:
         return keys[0] if len(keys) == 1 else None
 
     def family(self, key: str) -> list[Container]:
-        """The weights that ``key`` belongs to, their averages, and other names of the same tensors."""
+        """The averages of the weights under ``key``, what these are an average of, and other names of the same tensors.
+
+        Where the key ends with the start of tensors' names, that part of each.
+        """
         chosen = self.at(key)
+        part = ""
         if chosen is None:
-            return []
+            around = [container for container in self.containers if key.startswith(f"{container.key}.")]
+            chosen = max(around, key=lambda container: len(container.key), default=Container("", {}))
+            part = key.removeprefix(f"{chosen.key}.")
         raw = chosen.average_of or chosen
         memory = _memory(raw)
-        return [
+        others = [
             container
             for container in self.containers
-            if container in (chosen, raw) or container.average_of is raw or (memory and _memory(container) == memory)
+            if container is not chosen
+            and (raw in (container, container.average_of) or (memory and _memory(container) == memory))
         ]
+        if not part:
+            return others
+        return [Container(f"{each.key}.{part}", _beginning_with(f"{part}.", each.named)) for each in others]
 
     def _all(self) -> Iterator[Container]:
         """The containers of a file, the outer ones first; the state of an optimizer is not looked into."""

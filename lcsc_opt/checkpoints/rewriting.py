@@ -52,12 +52,11 @@ def with_weights(path: Path, key: str, weights: Mapping[str, Tensor], *, earlier
         if not isinstance(value, dict):
             raise TrajectoryError(f"holds {kind(value)}, which only its trainer's code can write")
         inventory = Inventory(value)
-        chosen = inventory.at(key) or Container(key, {})
-        family = inventory.family(key) or [chosen]
-        chosen.tensors = inventory.state_dict(key)  # as it was read
+        chosen = Container(key, inventory.state_dict(key))  # as it was read
         if not _replacements(chosen, weights):
             raise TrajectoryError("holds the weights of another model")
-        replaced = [container for container in family if container is chosen or not _stays(container, earlier, path)]
+        family = [container for container in inventory.family(key) if not _stays(container, earlier, path)]
+        replaced = [chosen, *(container for container in family if container.tensors)]
         tensors: dict[int, Tensor] = {}  # identity of a reference → the tensor
         for container in replaced:
             tensors |= _replacements(container, weights)

@@ -163,6 +163,30 @@ def test_a_trainer_that_saves_its_average_as_the_model(tmp_path: Path, sign: str
     assert "steps" not in raw or int(rewritten_raw["steps"]) == 580
 
 
+def test_where_a_part_of_the_weights_is_merged_that_part_of_their_average_is_replaced(tmp_path: Path) -> None:
+    """As of a network in a Lightning module, beside a discriminator of the same shapes."""
+    for key, average in (("model", "ema"), ("current_model_state", "state_dict")):
+        content = {
+            key: {**filled(1, "disc."), **filled(1, "net.")},
+            average: {**filled(2, "disc."), **filled(2, "net.")},
+        }
+        torch.save(content, tmp_path / "last.pt")
+        for chosen, other in ((key, average), (average, key)):
+            document = with_weights(tmp_path / "last.pt", f"{chosen}.net", WEIGHTS)
+            assert document.replaced == [f"{chosen}.net", f"{other}.net"]
+            for name in (key, average):
+                assert_replaced(document.entries[name], "net.")
+                assert float(document.entries[name]["disc.layer.bias"][0]) == float(content[name]["disc.layer.bias"][0])
+
+
+def test_a_key_around_the_weights_replaces_them_and_their_average(tmp_path: Path) -> None:
+    torch.save({"model": {"net": filled(1)}, "ema": {"net": filled(2)}, "epoch": 3}, tmp_path / "last.pt")
+    weights = {f"net.{name}": tensor for name, tensor in WEIGHTS.items()}
+    document = with_weights(tmp_path / "last.pt", "model", weights)
+    for name in ("model", "ema"):
+        assert_replaced(document.entries[name]["net"])
+
+
 def test_what_cannot_be_written_says_why(tmp_path: Path) -> None:
     """As ultralytics saves its model; and a file that was replaced since it was packed."""
     torch.save({"epoch": 3, "model": torch.nn.ModuleDict({"layer": torch.nn.Linear(2, 2)})}, tmp_path / "last.pt")
