@@ -80,7 +80,7 @@ class CheckpointsAlone(Objective):
         if request is not None:
             trajectory = open_request(request)
             named = spec.settings.get("trainer_ema")
-            if named is not None:
+            if isinstance(named, str):
                 path = context.path(named)
                 trajectory.trainer_ema_at = path if path.exists() else named
         else:

@@ -229,7 +229,7 @@ def test_an_average_that_lightning_saves_as_the_model_is_the_trainers(tmp_path):
         torch.save(content, tmp_path / f"m{step}.pt")
     trajectory = pack(sorted(tmp_path.glob("m*.pt")), tmp_path / "t", key="current_model_state")
     assert same_bits(trajectory.checkpoint(-1), state_dict(2))
-    assert same_bits(trajectory.trainer_ema(), state_dict(12))
+    assert same_bits(trajectory.merge([0, 0, 1]), state_dict(12))
 
 
 def test_training_that_goes_back_drops_an_average_of_a_later_step(tmp_path):
