@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import glob
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -107,15 +109,14 @@ class BuildContext:
         return absolute
 
     def _looked_for(self, path: str) -> Path:
-        """The path next to the study file if something is there, else as it is; raises as :meth:`path`."""
+        """The path in the first folder that has something there, else as it is; raises as :meth:`path`."""
         expanded = expanded_path(path, error=StudySpecError)
-        directory = self.directory
-        if directory is None or expanded.is_absolute():
+        if expanded.is_absolute():
             return expanded
-        try:
-            is_in_directory = (directory / expanded).exists() or any(True for _ in directory.glob(path))
-        except (ValueError, NotImplementedError, OSError):  # a text that is neither a path nor a glob
-            is_in_directory = False
-        if is_in_directory:
-            return directory / expanded
+        for directory in (self.directory or Path.cwd(), Path.cwd()):
+            with contextlib.suppress(ValueError, NotImplementedError, OSError):  # a text that is neither path nor glob
+                if (directory / expanded).exists():
+                    return directory / expanded
+                if any(True for _ in directory.glob(path)):
+                    return glob.escape(str(directory)) / expanded  # the folder's own name may have brackets
         return expanded

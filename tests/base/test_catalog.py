@@ -11,6 +11,7 @@ from lcsc_opt.base.catalog import find, load_file
 from lcsc_opt.base.errors import StudySpecError
 from lcsc_opt.base.paths import SHIPPED, BuildContext
 from lcsc_opt.base.study_spec import ObjectiveSpec
+from lcsc_opt.checkpoints.finding import find_checkpoints
 from lcsc_opt.objective.loading import load_objective
 from tests.commands import Typed
 
@@ -126,3 +127,15 @@ def test_paths_in_settings_are_taken_from_beside_the_study_file_first(workplace:
         assert context.path(nowhere) == Path(nowhere).absolute()
     assert context.path(str(workplace / "both.pt")) == workplace / "both.pt"
     assert BuildContext().path("both.pt") == Path("both.pt").absolute()
+
+
+@pytest.mark.parametrize("has_study_file", [True, False])
+def test_only_the_pattern_is_one_not_the_name_of_the_folder_around_it(
+    has_study_file: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "lr[1e-4] *"
+    folder.mkdir()
+    (folder / "m-1.pt").touch()
+    monkeypatch.chdir(tmp_path if has_study_file else folder)
+    pattern = BuildContext(folder if has_study_file else None).path("m-*.pt")
+    assert find_checkpoints([pattern]) == [folder / "m-1.pt"]
