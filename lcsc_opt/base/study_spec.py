@@ -174,11 +174,13 @@ class BudgetSpec(FrozenModel):
         """Parse a budget, which has exactly one unit."""
         if isinstance(value, (str, datetime.timedelta)):
             value = {"seconds": seconds_of(value)}
+        expected = "expected one unit, as in {evaluations: 100}, {images: 50000} or 5 min, got"
+        if isinstance(value, int):
+            raise ValueError(f"{expected} {value}")  # noqa: TRY004 - the error that pydantic reports
         budget = parse(value)
         units = list(budget.model_dump(exclude_none=True, exclude={"patience"}))
         if len(units) != 1:
-            got = " and ".join(units) or "none"
-            raise ValueError(f"expected one unit, as in {{evaluations: 100}}, {{images: 50000}} or 5 min, got {got}")
+            raise ValueError(f"{expected} {' and '.join(units) or 'none'}")
         return budget
 
     @classmethod

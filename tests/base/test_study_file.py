@@ -121,6 +121,7 @@ def test_text_that_looks_like_a_number_is_written_so_that_it_stays_text(text: st
             "budget: expected one unit, as in {evaluations: 100}, {images: 50000} or 5 min, got evaluations and images",
         ),
         ({"budget": {}}, "budget: expected one unit, as in {evaluations: 100}, {images: 50000} or 5 min, got none"),
+        ({"budget": 300}, "budget: expected one unit, as in {evaluations: 100}, {images: 50000} or 5 min, got 300"),
         ({"budget": "soon"}, "budget: expected a time such as 5 min, got 'soon'"),
         ({"seeds": []}, "seeds: expected whole numbers, got []"),
         ({"seeds": [0, 1, 0]}, "seeds: 0 is given twice; each study needs its own name"),
