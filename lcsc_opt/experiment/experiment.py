@@ -321,7 +321,9 @@ class Experiment:
         """
         attributes: dict[str, Attributes] = dict(self.studies)
         for spec in self._specs:
-            if not self.is_finished(spec):
+            if self.is_finished(spec):
+                self.check_finished(spec)
+            else:
                 search = self._opened(spec)
                 search.ask_once()
                 attributes[spec.name] = search.attributes
