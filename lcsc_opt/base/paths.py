@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import glob
 import re
@@ -113,10 +112,20 @@ class BuildContext:
         expanded = expanded_path(path, error=StudySpecError)
         if expanded.is_absolute():
             return expanded
-        for directory in (self.directory or Path.cwd(), Path.cwd()):
-            with contextlib.suppress(ValueError, NotImplementedError, OSError):  # a text that is neither path nor glob
-                if (directory / expanded).exists():
-                    return directory / expanded
-                if any(True for _ in directory.glob(path)):
-                    return glob.escape(str(directory)) / expanded  # the folder's own name may have brackets
-        return expanded
+        folders = [Path.cwd()]
+        if self.directory is not None:
+            folders.insert(0, self.directory)
+        places = (_place_in(folder, expanded) for folder in folders)
+        return next((place for place in places if place is not None), expanded)
+
+
+def _place_in(folder: Path, path: Path) -> Path | None:
+    """A path or glob inside a folder, whose own name may have brackets; ``None`` if nothing is there."""
+    try:
+        if (folder / path).exists():
+            return folder / path
+        if any(True for _ in folder.glob(str(path))):
+            return glob.escape(str(folder)) / path
+    except (ValueError, NotImplementedError, OSError):  # a text that is neither a path nor a glob
+        return None
+    return None

@@ -18,10 +18,11 @@ TORCH_SUFFIXES = (".pt", ".pth", ".ckpt", ".bin", ".pkl", ".pth.tar", ".pt.tar")
 CHECKPOINT_SUFFIXES = (".safetensors", *TORCH_SUFFIXES)
 OBJECTS_OF_ACCELERATE = "custom_checkpoint"  # how its files of objects begin that a trainer has registered
 
+# 20000, 1.5M, 10ksteps
 _NUMBER = r"(?P<digits>[0-9]{1,12}(?:\.[0-9]{1,9})?[kKmM](?=step|iter|[^A-Za-z0-9]|$)|[0-9]{1,18}(?![0-9]|\.[0-9]))"
 # "removed" is what a series' name does not have
 _STEP_WITH_WORD = re.compile(rf"(?P<removed>(?:step|iter|iteration)s?[=_-]?{_NUMBER})", re.IGNORECASE)
-_WHOLE_NUMBER = re.compile(rf"(?<![0-9])(?P<removed>{_NUMBER})")  # 20000, 1.5M, 10ksteps
+_WHOLE_NUMBER = re.compile(rf"(?<![0-9])(?P<removed>{_NUMBER})")
 _SETTING = r"[A-Za-z_/]*=-?[0-9.]+(?:e-?[0-9]+)?"  # epoch=3, val_loss=0.25
 _EPOCH = r"(?<![A-Za-z])(?:epochs?|ep)[=_-]?[0-9]+"
 _METRIC = (

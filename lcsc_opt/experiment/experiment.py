@@ -84,8 +84,6 @@ class Experiment:
         self.database = database
         self.rehearsal: Rehearsal | None = None
         self._rehearsed_rows: Rule | None = None
-        self._doubts: list[str] = []  # about the score: warnings, for the report
-        self._has_drifted = False
         self._specs = list(specs)
         self._objectives = objectives
         self._accept = accept_changes
@@ -297,18 +295,10 @@ class Experiment:
             yardstick = self._measurer(0).yardstick(SEARCH)
             search.run(yardstick, pool=self._pool, callbacks=callbacks)
             self.studies[spec.name] = search.stored.attributes
-            self._check_drift(spec.space.rows)
+            rows = spec.space.rows
+            if self.rehearsal is not None and rows == self._rehearsed_rows:
+                self.rehearsal.check_drift(self.name, lambda candidate: self._evaluate(candidate, rows))
             return search.outcome()
-
-    def _check_drift(self, rows: Rule | None) -> None:
-        """Score again what was rehearsed in these rows; another loss is said once, and in the report."""
-        if self.rehearsal is None or rows != self._rehearsed_rows or self._has_drifted:
-            return
-        warning = self.rehearsal.warning_of_drift(lambda candidate: self._evaluate(candidate, rows))
-        if warning is not None:
-            notice(f"{self.name}: {warning}")
-            self._doubts.append(warning)
-            self._has_drifted = True
 
     def rehearse(self) -> dict[str, Attributes]:
         """Do all that comes before the first trial of each search; nothing is written.
@@ -457,8 +447,6 @@ class Experiment:
                     first,
                     report=any(search.held_out is not None for search in without_result),
                 )
-            if self.rehearsal.warning is not None:
-                self._doubts.append(self.rehearsal.warning)
         except LcscError as error:
             self._refused = error
             raise
@@ -573,7 +561,8 @@ class Experiment:
             report = make_report(stored, searches, self.objective, plan, self._evaluate)
             study = report.of_answer.model.study
             rows = None if study is None else self._rule_of(study)
-            report = dataclasses.replace(report, warnings=(*report.warnings, *self._doubts))
+            if self.rehearsal is not None:
+                report = dataclasses.replace(report, warnings=(*report.warnings, *self.rehearsal.warnings))
             if keep:
                 self._objectives.load(self._specs[0].objective, rows, self._checkpoints)  # in the rows of the answer
                 attach_images(stored, self.objective, report)

@@ -27,6 +27,7 @@ from lcsc_opt.objective.of_study import CHECKPOINTS
 
 # settings; held_out inside of reference decides: it says which real images the loss does not see
 _REPORTED = frozenset(("metrics", "held_out_metrics", "held_out"))
+_REFERENCE = "reference"
 _SECOND_SAMPLER = "also"  # a setting of reports that stands inside of others
 _MACHINE = frozenset(("batch_size", "gradient_batch_size", "device"))
 _SEARCH = ("optimizer", "space", "start")  # what of a specification decides the candidates of a search
@@ -155,12 +156,12 @@ def settings_of(spec: ObjectiveSpec, described: Mapping[str, Any]) -> tuple[dict
     sampler = described.get("sampler")
     if MODEL_FILES in described or (isinstance(sampler, Mapping) and sampler.get("architecture")):
         moving.add("model")  # the folder of a configuration, which is described itself
-    reference = spec.settings.get("reference")
-    if isinstance(reference, str) and reference not in DATASETS and "scores" in described:
-        moving.add("reference")
     decides: dict[str, Any] = {}
     reported: dict[str, Any] = {}
-    for key, value in spec.settings.items():
+    settings = dict(spec.settings)
+    if _REFERENCE in settings and "scores" in described:
+        settings[_REFERENCE] = _without_places(settings[_REFERENCE])
+    for key, value in settings.items():
         if key in _REPORTED or key == _SECOND_SAMPLER:
             reported[key] = value
         elif key not in moving | _MACHINE:
@@ -168,6 +169,15 @@ def settings_of(spec: ObjectiveSpec, described: Mapping[str, Any]) -> tuple[dict
             if isinstance(value, Mapping) and _SECOND_SAMPLER in value:
                 reported[f"{key}.{_SECOND_SAMPLER}"] = value[_SECOND_SAMPLER]
     return _as_json(decides), _as_json(reported)
+
+
+def _without_places(reference: Any) -> Any:
+    """A reference without the places of the images that the loss sees, of which the objective knows the content."""
+    if isinstance(reference, Mapping):
+        return {key: value if key == "held_out" else _without_places(value) for key, value in reference.items()}
+    if isinstance(reference, str) and reference not in DATASETS:
+        return None
+    return reference
 
 
 def check_search(

@@ -10,7 +10,7 @@ import dataclasses
 import datetime
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -34,36 +34,39 @@ _RELIABLE_SLOPES = 0.1
 _SILENT_SECONDS = 2.0
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass
 class Rehearsal:
     """What a rehearsal has found.
 
     Attributes:
         pace: how long evaluations take.
         candidate: the one that was scored, without its gradient.
-        loss: its loss; ``None`` if it could not be scored, or if scores are random.
-        warning: what is wrong with all reports; ``None`` if nothing is.
+        loss: its loss; ``None`` if it could not be scored, if scores are random, or if it is known to drift.
+        warnings: what is wrong with the score, for all reports.
     """
 
     pace: Pace
     candidate: Candidate
     loss: float | None = None
-    warning: str | None = None
+    warnings: list[str] = dataclasses.field(default_factory=list)
 
-    def warning_of_drift(self, evaluate: Callable[[Candidate], Outcome]) -> str | None:
-        """What is wrong if the same candidate has another loss at the end of a search; ``evaluate`` is that of trials.
+    def check_drift(self, name: str, evaluate: Callable[[Candidate], Outcome]) -> None:
+        """Warn once if the same candidate has another loss at the end of a search; ``evaluate`` is that of trials.
 
         What a score keeps may grow so slowly that two evaluations in a row do not show it.
         """
         if self.loss is None:
-            return None
+            return
         again = evaluate(self.candidate)
         if isinstance(again, Failure) or _is_one_score(again.loss, self.loss):
-            return None
-        return (
+            return
+        warning = (
             f"one model had the loss {self.loss:.6g} on a few images before the search, and {again.loss:.6g} after it: "
             "the score depends on what was scored before. Trust none of these losses before it no longer does"
         )
+        notice(f"{name}: {warning}")
+        self.warnings.append(warning)
+        self.loss = None
 
 
 def rehearse(
@@ -145,18 +148,18 @@ def rehearse(
     loss = None
     if "search" in outcomes and not objective.is_random:
         loss = outcomes["search"].loss
-    warning = _warning_of_same_data(outcomes)
-    if warning is not None:
+    warnings = [*_about_same_data(outcomes)]
+    for warning in warnings:
         notice(f"{name}: {warning}")
-    return Rehearsal(pace, plain, loss, warning)
+    return Rehearsal(pace, plain, loss, warnings)
 
 
-def _warning_of_same_data(outcomes: Mapping[str, Evaluation]) -> str | None:
-    """What is wrong where one model has one loss, bit for bit, wherever it is scored: nothing is held out then."""
+def _about_same_data(outcomes: Mapping[str, Evaluation]) -> Iterator[str]:
+    """A warning where one model has one loss, bit for bit, wherever it is scored: nothing is held out then."""
     losses = [outcomes[kind].loss for kind in ("search", "selection", "held_out") if kind in outcomes]
     if len(losses) < 3 or len(set(losses)) > 1:
-        return None
-    return (
+        return
+    yield (
         f"one model has the same loss, {losses[0]:.6g}, in the search, in the choice of the answer and in the report: "
         "does the score use its draw, or the sampler its noise? If not, the report says nothing about other data"
     )

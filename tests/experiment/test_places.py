@@ -111,7 +111,7 @@ def test_real_images_whose_folder_is_renamed_are_the_same_and_others_are_not(tas
             pixels = np.full((8, 8), 10 * index + (name == "others"), dtype=np.uint8)
             Image.fromarray(pixels).save(tmp_path / name / f"{index}.png")
 
-    def of_reference(reference: str) -> Any:
+    def of_reference(reference: Any) -> Any:
         return lcsc_opt.search(
             "ck",
             build=module.build,
@@ -123,13 +123,17 @@ def test_real_images_whose_folder_is_renamed_are_the_same_and_others_are_not(tas
             loss="fid@pixels",
             optimizers=["EMAGrid"],
             storage=tmp_path / "all.db",
+            name=f"of_{type(reference).__name__}",
         )
 
-    first = of_reference("photos")
+    halves = {"held_out_fraction": 0.5}
+    first = [of_reference("photos"), of_reference({"train": "photos", **halves})]
     (tmp_path / "photos").rename(tmp_path / "pictures")
-    assert mean(of_reference("pictures")) == mean(first)
-    with pytest.raises(StudyStoreError, match="reference"):
-        of_reference("others")
+    again = [of_reference("pictures"), of_reference({"train": "pictures", **halves})]
+    assert [mean(result) for result in again] == [mean(result) for result in first]
+    for other in ("others", {"train": "others", **halves}, {"train": "pictures", "held_out_fraction": 0.25}):
+        with pytest.raises(StudyStoreError, match="reference"):
+            of_reference(other)
 
 
 @pytest.mark.parametrize(
