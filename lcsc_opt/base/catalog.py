@@ -15,7 +15,7 @@ from types import ModuleType
 from typing import Literal
 
 from lcsc_opt.base.code import forget_changed_modules
-from lcsc_opt.base.errors import StudySpecError
+from lcsc_opt.base.errors import RAISED_BY_USERS, StudySpecError
 from lcsc_opt.base.imports import allow_mismatched_torchvision
 from lcsc_opt.base.paths import SHIPPED, expanded_path
 from lcsc_opt.base.settings import near_miss
@@ -119,7 +119,7 @@ def _run_as_module(name: str, path: Path, content: bytes) -> ModuleType:
     try:
         # not by its loader, which would read a file again that may have changed; and without this file's __future__
         exec(compile(content, path, "exec", dont_inherit=True), module.__dict__)  # noqa: S102 - the bytes in its name
-    except (Exception, SystemExit) as error:  # a script may parse arguments when it is loaded
+    except RAISED_BY_USERS as error:
         del sys.modules[name]
         raise StudySpecError(f"{path}: {type(error).__name__} while loading it: {error}") from error
     if not callable(getattr(module, "build", None)):

@@ -74,6 +74,10 @@ def text_of(error: BaseException) -> str:
     return " ".join(str(error).split())
 
 
+RAISED_BY_USERS = (Exception, SystemExit)
+"""What code of a user's may raise: a script that parses arguments when it is imported exits."""
+
+
 def one_line(error: BaseException) -> str:
     """``ValueError: what it says``, of an exception that somebody else raised."""
     return " ".join(f"{type(error).__name__}: {error}".split())

@@ -13,7 +13,7 @@ from types import ModuleType
 from typing import Any
 
 from lcsc_opt.base.code import forget_changed_modules, module_file
-from lcsc_opt.base.errors import LcscError, MissingPackageError, ObjectiveError
+from lcsc_opt.base.errors import RAISED_BY_USERS, LcscError, MissingPackageError, ObjectiveError
 from lcsc_opt.base.machine import collector_resting
 from lcsc_opt.base.progress import said_if_slow
 
@@ -108,7 +108,7 @@ def import_dotted(
         raise error(f"{setting}: {name!r} cannot be imported: {reason}") from reason
     except LcscError:
         raise
-    except (Exception, SystemExit) as reason:  # a script may parse arguments when it is imported
+    except RAISED_BY_USERS as reason:
         raise error(f"{setting}: importing {name!r} raised {type(reason).__name__}: {reason}") from reason
     if not callable(function):
         raise error(f"{setting}: {name!r} is a {type(function).__name__}; expected a function or a class")

@@ -12,7 +12,7 @@ from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
-from lcsc_opt.base.errors import LcscError, MetricError, ObjectiveError, one_line
+from lcsc_opt.base.errors import RAISED_BY_USERS, LcscError, MetricError, ObjectiveError, one_line
 from lcsc_opt.base.files import same_working_folder
 from lcsc_opt.base.machine import free_memory
 from lcsc_opt.base.records import Candidate, Cost, Evaluation
@@ -91,7 +91,7 @@ def attempt(function: Callable[[], Value]) -> Value | Failure:
     try:
         with same_working_folder():
             return function()
-    except (Exception, SystemExit) as error:
+    except RAISED_BY_USERS as error:
         failure = _failure_of(error)
     # out here the exception is gone, and with it the frames that held the failed attempt's tensors
     free_memory()

@@ -13,7 +13,7 @@ from typing import Any
 
 from lcsc_opt.base.catalog import find, load_file
 from lcsc_opt.base.code import code_of_settings
-from lcsc_opt.base.errors import LcscError, StudySpecError, one_line
+from lcsc_opt.base.errors import RAISED_BY_USERS, LcscError, StudySpecError, one_line
 from lcsc_opt.base.files import same_working_folder
 from lcsc_opt.base.imports import has_parameter
 from lcsc_opt.base.paths import DEFAULT_FILES, BuildContext, KnownCheckpoints
@@ -110,5 +110,5 @@ def _built(path: Path, build: Callable[..., Any], settings: dict[str, Any], cont
         return build(settings)
     except LcscError:
         raise
-    except (Exception, SystemExit) as error:  # it may import a script that parses arguments
+    except RAISED_BY_USERS as error:
         raise StudySpecError(f"{path}: build raised {one_line(error)}") from error

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from lcsc_opt.base.errors import LcscError, ObjectiveError, one_line
+from lcsc_opt.base.errors import RAISED_BY_USERS, LcscError, ObjectiveError, one_line
 from lcsc_opt.base.files import same_working_folder
 from lcsc_opt.base.imports import has_parameter
 from lcsc_opt.base.progress import notice
@@ -209,7 +209,7 @@ class NetworkScorer:
                 score = next(_scores_in(self._call(draw)), None)
         except LcscError:
             raise
-        except (Exception, SystemExit) as error:
+        except RAISED_BY_USERS as error:
             raise ObjectiveError(f"score: {self._name}: raised {one_line(error)}") from error
         if _has_graph(score):
             return None

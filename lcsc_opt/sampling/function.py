@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from lcsc_opt.base import accelerator
-from lcsc_opt.base.errors import ObjectiveError, one_line
+from lcsc_opt.base.errors import RAISED_BY_USERS, ObjectiveError, one_line
 from lcsc_opt.base.imports import has_parameter
 from lcsc_opt.base.progress import notice
 from lcsc_opt.base.records import SEARCH, Noise
@@ -154,7 +154,7 @@ class FunctionSampler(NetworkSampler):
         try:
             with eager:
                 self._returned(SEARCH, 0, 1)
-        except (Exception, SystemExit) as error:  # it may import a script that parses arguments
+        except RAISED_BY_USERS as error:
             place = traceback.extract_tb(error.__traceback__)[-1]
             raise ObjectiveError(
                 f"the sampler {self.name} raised {one_line(error)} ({place.filename}, line {place.lineno})"

@@ -171,7 +171,7 @@ def test_what_takes_longer_says_that_it_goes_on_while_nothing_else_does(
         while len(caplog.messages) < 5 and time.monotonic() < deadline:
             time.sleep(0.01)
     later = [line for line in caplog.messages if line not in ("loading", "importing")]
-    assert len(later) == len(caplog.messages) - 2
+    assert len(later) == len(caplog.messages) - 2 >= 3
     assert all(re.fullmatch(r"(loading|importing): \d+ s so far", line) for line in later)
     deadline = time.monotonic() + 30
     while (talking := [thread for thread in threading.enumerate() if thread.name == "lcsc-slow"]) and (
