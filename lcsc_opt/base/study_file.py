@@ -18,6 +18,7 @@ from lcsc_opt.base.overrides import with_overrides
 from lcsc_opt.base.settings import FrozenModel, parse_settings, parse_yaml, plain
 from lcsc_opt.base.study_spec import (
     AUTO,
+    GRIDS,
     Budget,
     BudgetSpec,
     Experiment,
@@ -37,7 +38,7 @@ DEFAULT_STORAGE = "sqlite:///studies.db"
 
 
 class StudyFile(FrozenModel):
-    """One study file. It stands for one Optuna study per optimizer and seed, called ``name/optimizer/seed``.
+    """One study file. It stands for Optuna studies called ``name/optimizer/seed`` (:meth:`studies`).
 
     Without ``optimizers`` or ``space``, :mod:`lcsc_opt.experiment.defaults` chooses them. Without ``budget``, each
     optimizer has its own (:meth:`BudgetSpec.default`). ``start`` is a stored study,
@@ -113,7 +114,7 @@ class StudyFile(FrozenModel):
         return self.model_copy(update=changes)
 
     def studies(self) -> list[StudySpec]:
-        """A study for each seed and optimizer.
+        """A study for each seed and optimizer. A grid has one, of the first seed: its candidates depend on none.
 
         Raises:
             StudySpecError: the workers, or Ray, choose the devices, and the objective's settings name one.
@@ -129,6 +130,7 @@ class StudyFile(FrozenModel):
                 **shared,
             )
             for seed, optimizer in itertools.product(self.seeds, self.optimizers)
+            if seed == self.seeds[0] or optimizer.name not in GRIDS
         ]
         for spec in studies[:1]:  # if there is one; all have the same workers and devices
             _check_devices(spec)

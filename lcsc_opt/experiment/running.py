@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from lcsc_opt.base.errors import LcscError, SearchFailedError, StudySpecError, StudyStoreError
 from lcsc_opt.base.study_file import StudyFile
@@ -41,7 +41,19 @@ def studies_of(study_file: StudyFile, database: Database, objectives: ObjectiveL
         checkpoints = known_checkpoints(study_file.objective, objectives.context.directory, stored)
         return objectives.load(study_file.objective, None, checkpoints)
 
-    return searches_of(completed(study_file, lambda: database.contents.studies, objective))
+    chosen = searches_of(completed(study_file, lambda: database.contents.studies, objective))
+    stored = database.contents.of(study_file.name)
+    return [_or_ended_grid(spec, stored) for spec in chosen]
+
+
+def _or_ended_grid(spec: StudySpec, stored: Mapping[str, Attributes]) -> StudySpec:
+    """The search; in place of a new grid, one that ended with another seed, since its candidates are the same."""
+    if spec.is_grid and spec.name not in stored:
+        for name, attributes in stored.items():
+            _, optimizer, seed = split_name(name)
+            if optimizer == spec.optimizer.name and attributes.get("search_ended") is not None:
+                return spec.model_copy(update={"seed": seed})
+    return spec
 
 
 def searches_of(study_files: Sequence[StudyFile]) -> list[StudySpec]:

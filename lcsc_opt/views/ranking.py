@@ -12,6 +12,7 @@ from typing import NamedTuple
 import numpy as np
 from scipy.special import stdtrit
 
+from lcsc_opt.base.study_spec import GRIDS
 from lcsc_opt.database.history import Floats, Standing, as_known, best_searched
 from lcsc_opt.database.measurement import Measurement
 from lcsc_opt.database.names import TRAINED, label
@@ -207,7 +208,7 @@ def _ranked(group: Sequence[Standing], best: Sequence[Standing] | None) -> Ranke
     if group is best:
         verdict = "best"
     elif losses and best is not None:
-        difference = Difference.of(losses, _held_out_losses(best))
+        difference = Difference.of(_losses_beside(group, best), _losses_beside(best, group))
         verdict = difference.verdict
     below_ema = None
     if report is not None:
@@ -240,6 +241,14 @@ def _common_label(group: Sequence[Standing]) -> str:
 def _held_out_losses(studies: Sequence[Standing]) -> dict[int, float]:
     """Seed → held-out loss, of the studies that have one."""
     return {study.seed: study.held_out_loss for study in studies if study.held_out_loss is not None}
+
+
+def _losses_beside(studies: Sequence[Standing], others: Sequence[Standing]) -> dict[int, float]:
+    """Seed → held-out loss. A grid, in which nothing is random, has its one loss with each seed of the others."""
+    losses = _held_out_losses(studies)
+    if studies[0].optimizer in GRIDS and len(losses) == 1:
+        return dict.fromkeys(_held_out_losses(others), *losses.values())
+    return losses
 
 
 def _share_below(losses: Sequence[float], ema: Measurement | None) -> float | None:

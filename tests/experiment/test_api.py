@@ -47,6 +47,10 @@ def states(typed: Typed) -> dict[str, tuple[str, int]]:
     return {row["optimizer"]: (row["state"], row["evaluations"]) for row in typed.json("list")}
 
 
+def names(typed: Typed) -> set[str]:
+    return {row["study"] for row in typed.json("list")}
+
+
 def report() -> Report:
     made = StoredExperiment.open(open_storage(STORAGE, write=False), "several").report
     assert made is not None
@@ -67,6 +71,17 @@ def test_a_study_that_another_process_runs_does_not_stop_the_others(study_file: 
     assert lcsc(run) == 0
     assert states(typed)["CMA"] == ("finished", 4)
     assert report().found.keys() == {"several/LCSC/0", "several/DE/0", "several/CMA/0"}
+
+
+def test_a_grid_is_evaluated_once_for_all_seeds(study_file: str, typed: Typed) -> None:
+    run = ["run", study_file, "optimizers=[EMAGrid, LCSC]"]
+    typed(*run, "seeds=[3,4]")
+    assert names(typed) == {"several/EMAGrid/3", "several/LCSC/3", "several/LCSC/4"}
+    evaluated = states(typed)["EMAGrid"]
+    said = typed(*run, "seeds=[5]").err
+    assert "several/EMAGrid/3: finished already" in said
+    assert names(typed) == {"several/EMAGrid/3", "several/LCSC/3", "several/LCSC/4", "several/LCSC/5"}
+    assert states(typed)["EMAGrid"] == evaluated
 
 
 def test_a_search_that_is_refused_stops_neither_the_others_nor_their_report(study_file: str, typed: Typed) -> None:

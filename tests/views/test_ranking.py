@@ -45,7 +45,7 @@ def test_seeds_that_both_have_are_compared_with_each_other() -> None:
 
 def test_the_best_held_out_optimizer_is_first_and_others_are_judged_against_it() -> None:
     studies = [
-        *(history([9.0, 8.0], optimizer="EMAGrid", seed=s, held_out=10.0) for s in range(3)),
+        history([9.0, 8.0], optimizer="EMAGrid", held_out=10.0),  # needs no seeds to be told apart
         *(history([5.0, 2.0], optimizer="LCSC", seed=s, held_out=2.0 + 0.3 * s) for s in range(3)),
         *(history([5.0, 1.0], optimizer="CMA", seed=s, held_out=2.5 - 0.3 * s) for s in range(3)),
         history([5.0, 0.5], optimizer="PSO", held_out=3.0),
