@@ -23,12 +23,15 @@ STATE = "states of the training"
 OBJECTS = "objects of the trainer, among which its average is looked for"
 AVERAGE = "averages of the weights"
 PART = "other parts of a checkpoint"
+EMPTY = "without weights"
 ELSEWHERE = "in other folders"
 OTHER = "of other names than the checkpoints"
 
 
 def why_left_out(folder: Path, used: Sequence[Path], key: str | None) -> dict[Path, str]:
-    """The files of weights below a run's folder that are not read, each with its reason; by names alone.
+    """What is not read below a run's folder, each with its reason; by names alone.
+
+    These are files of weights, and folders that are named as the checkpoints are but hold none.
 
     Args:
         folder: of the run.
@@ -38,9 +41,9 @@ def why_left_out(folder: Path, used: Sequence[Path], key: str | None) -> dict[Pa
     read = {file for checkpoint in used for file in _files_read(checkpoint, key)}
     checkpoint_folders = {path for path in used if path.is_dir()}
     places = {path.parent for path in used}
-    left_out: dict[Path, str] = {}
+    left_out: dict[Path, str] = dict.fromkeys(_like(checkpoint_folders), EMPTY)
     for file in _weights_below(folder):
-        if file in read:
+        if file in read or not left_out.keys().isdisjoint(file.parents):
             continue
         if file.name.startswith(OBJECTS_OF_ACCELERATE):
             left_out[file] = OBJECTS
@@ -62,13 +65,27 @@ def shown_left_out(folder: Path, left_out: Mapping[Path, str]) -> str:
     alike: dict[tuple[str, str], list[str]] = {}  # reason and pattern → paths
     for path, reason in left_out.items():
         name = str(path.relative_to(folder)) if path.is_relative_to(folder) else path.name
-        alike.setdefault((reason, re.sub("[0-9]+", "*", name)), []).append(name)
+        alike.setdefault((reason, _pattern(name)), []).append(name)
     shown: dict[str, list[str]] = {}
     for (reason, pattern), names in alike.items():
         if len(names) > 1:
             names = [f"{len(names)} {pattern}"]
         shown.setdefault(reason, []).extend(names)
     return "; ".join(f"{_listed(texts)} ({reason})" for reason, texts in shown.items())
+
+
+def _pattern(name: str) -> str:
+    """A name with ``*`` for its numbers."""
+    return re.sub("[0-9]+", "*", name)
+
+
+def _like(used: Collection[Path]) -> list[Path]:
+    """The folders beside these checkpoints whose names differ from theirs only in numbers."""
+    patterns = {path.parent / _pattern(path.name) for path in used}
+    beside = [path for place in {pattern.parent for pattern in patterns} for path in place.iterdir()]
+    return sorted(
+        path for path in beside if path not in used and path.parent / _pattern(path.name) in patterns and path.is_dir()
+    )
 
 
 def _listed(texts: Sequence[str]) -> str:

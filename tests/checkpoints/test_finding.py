@@ -114,6 +114,18 @@ def test_a_copy_of_another_checkpoint_is_left_out(tmp_path, capsys, name, is_lin
     assert f"{name} (it is {names[1]})" in capsys.readouterr().err
 
 
+def test_a_folder_of_the_series_without_weights_is_named(tmp_path, capsys):
+    """Such as one that was being written, or that a trainer emptied."""
+    names = [f"checkpoint-{step}" for step in (5, 10, 20)]
+    touch(tmp_path, *(f"{name}/{file}" for name in names for file in ("model.safetensors", "optimizer.bin")))
+    touch(tmp_path, "checkpoint-15/optimizer.bin", "samples-15/a.png")
+    assert found(tmp_path, tmp_path) == names
+    said = capsys.readouterr().err
+    assert "checkpoint-15 (without weights)" in said
+    assert "3 checkpoint-*/optimizer.bin (states of the training)" in said
+    assert "samples" not in said
+
+
 def test_why_folders_of_a_run_are_no_checkpoints_is_said(tmp_path):
     variants = [f"diffusion_pytorch_model.{variant}.safetensors" for variant in ("ema", "non_ema")]
     touch(tmp_path, *(f"checkpoint-{step}/unet/{name}" for step in (100, 200) for name in variants))
