@@ -199,22 +199,38 @@ def _timed(
         objective: what is searched.
     """
     measured = [first]
+    most = max(first.cost.images, objective.samples.per_evaluation)
+
+    def measure(images: int) -> _Measured | None:
+        """``None`` if it failed."""
+        start = time.perf_counter()
+        outcome = evaluate(dataclasses.replace(candidate, images=images))
+        if isinstance(outcome, Failure):
+            return None
+        return _Measured(outcome.cost, time.perf_counter() - start)
+
     # a first pass back takes longer; and one that took much longer than its images has loaded something, too
     is_telling = _TIMED_SECONDS <= first.seconds <= first.cost.sample_seconds + _TIMED_SECONDS
     has_told = is_telling and not candidate.gradient
-    most = max(first.cost.images, objective.samples.per_evaluation)
     images = first.cost.images
     if first.seconds < _SLOW_SECONDS:
         images *= _MORE_IMAGES
     while not has_told:
         images = min(images, most)
-        start = time.perf_counter()
-        again = evaluate(dataclasses.replace(candidate, images=images))
-        if isinstance(again, Failure):
-            break
-        measured.append(_Measured(again.cost, time.perf_counter() - start))
-        has_told = images == most or measured[-1].seconds >= _TIMED_SECONDS
+        again = measure(images)
+        if again is None:
+            return measured
+        measured.append(again)
+        has_told = images == most or again.seconds >= _TIMED_SECONDS
         images *= _MORE_IMAGES
+    last = measured[-1]
+    few_images = last.cost.images // _MORE_IMAGES
+    if few_images and len(measured) <= 2 and last.cost.images < most:
+        few = measure(few_images)
+        # then the calls take the time, as of a small network where others use the cores, and more images cost no more
+        if few is not None and few.of_images > last.of_images / 2:
+            more = measure(min(last.cost.images * _MORE_IMAGES, most))
+            measured += [more] if more is not None else []
     return measured
 
 

@@ -114,6 +114,17 @@ def test_where_few_images_take_no_time_more_are_timed(monkeypatch: pytest.Monkey
     assert rehearsed(monkeypatch, cost, 0.0).search.of(1000) < 5
 
 
+def test_where_calls_take_the_time_a_trial_does_not_take_as_many_times_longer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As those of a small network do, each of whose kernels waits for a core that others use."""
+
+    def cost(candidate: Candidate, images: int) -> Cost:
+        return Cost(images=images, sample_seconds=14 + 0.01 * images)
+
+    pace = rehearsed(monkeypatch, cost, 0.0, gradient=True)
+    assert 24 <= pace.gradient.of(1000) < 72
+    assert 24 <= pace.search.of(1000) < 72
+
+
 def test_other_noise_takes_as_long_and_its_further_features_are_added(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of two numbers of images, the further ones cost less each than the first, which pay for the calls."""
     sampled = []
