@@ -106,13 +106,17 @@ class _FactoryExtractor:
 
 def _weights_of(extractor: FeatureExtractor) -> list[Mapping[str, Tensor]]:
     """First all single tensors and arrays that an extractor holds, then the state dict of each module."""
-    tensors = {
-        name: torch.as_tensor(value)
-        for name, value in _held_by(extractor).items()
-        if isinstance(value, (Tensor, np.ndarray))
-    }
-    modules = [value for value in _held_by(extractor).values() if isinstance(value, nn.Module)]
-    return [tensors, *(module.state_dict() for module in modules)]
+    tensors = {}
+    state_dicts = []
+    for name, value in _held_by(extractor).items():
+        if isinstance(value, Tensor):
+            tensors[name] = value
+        elif isinstance(value, np.ndarray) and value.dtype.kind in "biufc":  # numbers, and not names of classes
+            # a copy in native byte order: torch takes no reversed, read-only or byte-swapped array
+            tensors[name] = torch.from_numpy(value.astype(value.dtype.newbyteorder("="), order="C"))
+        elif isinstance(value, nn.Module):
+            state_dicts.append(value.state_dict())
+    return [tensors, *state_dicts]
 
 
 def _held_by(extractor: FeatureExtractor) -> dict[str, object]:

@@ -49,6 +49,25 @@ def test_other_weights_are_another_name(made: Callable[[float], Any]) -> None:
     assert name_of(made(1.0)) != name_of(made(2.0))
 
 
+def read_only(array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    array.setflags(write=False)
+    return array
+
+
+@pytest.mark.parametrize(
+    "array",
+    [
+        np.array(["cat", "dog"]),
+        np.array([None, 1], dtype=object),
+        np.arange(3.0)[::-1],
+        np.arange(3, dtype=">f4"),
+        read_only(np.arange(3.0)),
+    ],
+)
+def test_any_array_may_be_an_attribute(array: np.ndarray[Any, Any]) -> None:
+    assert name_of(Holder(array=array)) == name_of(Holder(array=array.copy()))
+
+
 def test_what_the_extractor_offers_is_offered() -> None:
     def both(images: Tensor) -> tuple[Tensor, Tensor]:
         return images.flatten(1)[:, :4], images.flatten(1)[:, :2]
