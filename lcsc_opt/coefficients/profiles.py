@@ -152,9 +152,9 @@ def average_name(coefficients: Coefficients, steps: Sequence[int]) -> str | None
 
 def _ema_name(coefficients: Coefficients, steps: Sequence[int]) -> str | None:
     """``EMA 0.9995``: the one that gives the last checkpoint the same weight, if all others have that EMA's, too."""
-    weight_of_last = float(coefficients[-1])
+    weight_before_last = float(coefficients[:-1].sum())  # has more digits than one minus the last weight
     last_interval = steps[-1] - steps[-2]
-    rate = max(1 - weight_of_last, 0.0) ** (1 / last_interval)  # Liu et al. 2024, Eq. 6, solved for the last weight
+    rate = max(weight_before_last, 0.0) ** (1 / last_interval)  # Liu et al. 2024, Eq. 6, solved for the last weight
     if rate < 1 and np.allclose(coefficients, ema_coefficients(steps, rate)):
         return f"EMA {rate:.6g}"
     return None

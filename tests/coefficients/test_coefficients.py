@@ -187,6 +187,8 @@ def test_names_have_the_settings_of_the_grid() -> None:
     steps = tuple(range(100, 2100, 100))
     for sigma_rel in POWER_EMA_SIGMAS:
         assert average_name(power_ema_coefficients(steps, sigma_rel), steps) == f"power EMA {sigma_rel:g}"
+    for rate in (0.75, 0.76, 0.9, 0.9995):  # the first leaves 3e-13 before the last checkpoint
+        assert average_name(ema_coefficients(steps, rate), steps) == f"EMA {rate:g}"
     extrapolated = extrapolated_average(20, 4, 0.25)
     assert average_name(extrapolated, steps) == "last 4, extrapolated by 0.25"
 
