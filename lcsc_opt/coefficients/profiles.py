@@ -268,7 +268,7 @@ def window_ema_rates(steps: Sequence[int]) -> tuple[float, ...]:
     longest = max(window / 2, mean_interval * 1.5)
     position = np.log(lengths / lengths[0]) / np.log(lengths[-1] / lengths[0])  # from 0 to 1
     adapted = mean_interval * (longest / mean_interval) ** position
-    return tuple(float(1 - 1 / max(length, 1.0 + 1e-9)) for length in adapted)
+    return tuple(float(1 - 1 / length) for length in adapted)
 
 
 def normalize(coefficients: npt.ArrayLike) -> Coefficients:

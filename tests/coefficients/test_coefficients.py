@@ -156,6 +156,11 @@ def test_rates_of_any_window_are_told_apart(steps: tuple[int, ...]) -> None:
         assert np.abs(slower - faster).sum() > 1e-3
 
 
+def test_the_fastest_average_of_checkpoints_at_every_step_is_the_last_one() -> None:
+    steps = (1, 2, 3)
+    assert average_name(ema_coefficients(steps, window_ema_rates(steps)[0]), steps) == "last checkpoint"
+
+
 def test_plain_averages_are_emas_and_uniform_averages_of_the_last_checkpoints() -> None:
     steps = tuple(range(100, 2100, 100))
     averages = plain_averages(steps, [0.9, 0.9995])
