@@ -14,7 +14,7 @@ from lcsc_opt.base.records import Coefficients
 from lcsc_opt.base.study_spec import LAYERS
 
 Rule = str
-"""How tensors are divided: by ``layers``."""
+"""How tensors are divided: ``layers``, the only rule so far; the texts of studies and recipes are checked here."""
 
 LORA_FACTORS = (
     (".lora_A.weight", ".lora_B.weight"),
@@ -26,6 +26,7 @@ LORA_FACTORS = (
 )
 """How the names of a LoRA's two factors end, after the name of their module: down and up, by flavour."""
 
+# the end of a factor's name: of a LoRA in PEFT, each adapter may have a name of its own in place of "default"
 _FACTOR = re.compile(
     rf"({'|'.join(re.escape(end) for pair in LORA_FACTORS for end in pair)}|\.lora_[AB]\.\w+\.weight)$"
 )
@@ -50,14 +51,14 @@ class LayerGroups:
 
     @classmethod
     def by(cls, rule: Rule, tensors: Collection[str], tied: Mapping[str, str] | None = None) -> LayerGroups:
-        """Divide tensors by a rule.
+        """Divide tensors by a rule, into groups in the natural order of their names.
 
         A layer is the name up to the last dot, so a weight and its bias are one group; of a LoRA both factors are.
 
         Args:
             rule: ``layers``.
             tensors: their names.
-            tied: a further name of a tensor → its first name, whose group it has.
+            tied: a further name of a tensor → its first name. The same weights have one row.
 
         Raises:
             StudySpecError: an unknown rule.
@@ -72,7 +73,7 @@ class LayerGroups:
         return cls(names, {tensor: rows[group] for tensor, group in group_of.items()}, rule)
 
     def in_rows(self, coefficients: Coefficients) -> Coefficients:
-        """``[S, K]`` of coefficients ``[K]``, which all layers share."""
+        """``[S, K]`` of coefficients ``[K]``, which all layers share; ``[S, K]`` as they are."""
         return np.asarray(np.broadcast_to(coefficients, (len(self), coefficients.shape[-1])).copy())
 
 
@@ -82,9 +83,8 @@ def mean_of_rows(coefficients: Coefficients) -> Coefficients:
 
 
 def _layer(tensor: str) -> str:
-    """The layer that a tensor belongs to; the module of a LoRA's factor."""
+    """The layer that a tensor belongs to: its module. A tensor that is in none is a layer by itself."""
     module = _FACTOR.sub("", tensor)
-    if module != tensor:
-        return module or tensor
-    layer, _, _ = tensor.rpartition(".")
-    return layer or tensor
+    if module == tensor:  # no factor of a LoRA
+        module, _, _ = tensor.rpartition(".")
+    return module or tensor

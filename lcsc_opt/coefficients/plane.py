@@ -13,7 +13,7 @@ from lcsc_opt.base.errors import StudySpecError
 from lcsc_opt.base.records import Coefficients
 from lcsc_opt.coefficients.profiles import check_steps, close_sum, ema_coefficients, window_ema_rates
 
-DEFAULT_SIZE = 21
+DEFAULT_SIZE = 21  # points on a side
 MARGIN = 0.75  # beyond the corners, in units of their distance; with 11 or 21 points on a side, they are among them
 
 Floats = npt.NDArray[np.float64]
@@ -31,8 +31,8 @@ class Plane:
         """The plane through three corners of a trajectory with these steps.
 
         Args:
-            corners: training steps of checkpoints, or ``ema:RATE`` for EMAs with that rate per training step; by
-                default the fastest, the middle and the slowest one of the window's EMA rates.
+            corners: three training steps of checkpoints, or ``ema:RATE`` for EMAs with that rate per training step;
+                ``None`` for the fastest, the middle and the slowest one of the window's EMA rates.
             steps: ``[K]``.
 
         Raises:
@@ -44,7 +44,7 @@ class Plane:
             corners = [f"ema:{rate!r}" for rate in (rates[0], rates[len(rates) // 2], rates[-1])]
         models: list[tuple[Coefficients, str]] = []
         for corner in corners:
-            model = named_model(corner, steps)
+            model = _named_model(corner, steps)
             if model is None:
                 raise StudySpecError(f"corners: expected the step of a checkpoint or ema:RATE, got {str(corner)!r}")
             models.append(model)
@@ -61,29 +61,35 @@ class Plane:
         return close_sum(self.corners[0] + x * self.directions[0] + y * self.directions[1])
 
     def project(self, coefficients: Floats) -> Floats:
-        """``[n, 2]``: for each of n models, ``[n, K]``, the point of the plane whose coefficients are nearest."""
+        """``[n, 2]``: for each of n models, ``[n, K]``, the point (x, y) whose coefficients are nearest to its own."""
         moved = coefficients - self.corners[0]
-        points, *_ = np.linalg.lstsq(self.directions.T, moved.T, rcond=None)
+        points, *_ = np.linalg.lstsq(self.directions.T, moved.T, rcond=None)  # the directions are not orthogonal
         return np.asarray(points.T)
 
 
-def named_model(name: int | str, steps: tuple[int, ...]) -> tuple[Coefficients, str] | None:
-    """``[K]`` of a training step or ``ema:RATE``, and its label; ``None`` for anything else, or no such checkpoint."""
+def _named_model(name: int | str, steps: tuple[int, ...]) -> tuple[Coefficients, str] | None:
+    """``[K]`` of a training step or ``ema:RATE``, and its label.
+
+    ``None`` for anything else, for a step without a checkpoint, and for a rate that is none.
+    """
     kind, _, rate = str(name).strip().partition(":")
     try:
         if kind == "ema":
             return ema_coefficients(steps, float(rate)), f"EMA {float(rate):.6g}"
         one_hot = np.eye(len(steps))[steps.index(int(name))]
         return one_hot, f"step {int(name):,}"
-    except ValueError:
+    except ValueError:  # of int, float and index; StudySpecError is one, too
         return None
 
 
 def plane_grid(size: int) -> tuple[Floats, list[tuple[float, float]]]:
-    """The ``[size]`` values of x, and of y, and all points: from coarse to fine, so that few show the whole plane."""
+    """The ``[size]`` values of x, which are those of y, and all points (x, y).
+
+    Points are from coarse to fine, so that the first ones already show the whole plane.
+    """
     axis = np.asarray(np.round(np.linspace(-MARGIN, 1 + MARGIN, size), 12))  # rounded: corners are exactly 0 and 1
     points: list[tuple[float, float]] = []
     for stride in (8, 4, 2, 1):
         coarse = axis[::stride].tolist()
         points += itertools.product(coarse, coarse)
-    return axis, list(dict.fromkeys(points))
+    return axis, list(dict.fromkeys(points))  # a finer grid has the points of coarser ones, too

@@ -29,7 +29,7 @@ _COARSE = 1e-13  # a tenth of the rounding error that is allowed in a sum
 
 
 def starts_of(steps: Sequence[int]) -> npt.NDArray[np.float64]:
-    """The training step after which each row begins, ``[K]``: a checkpoint stands for the steps since the one before.
+    """``[K]``: the training step after which each checkpoint's begin: it stands for the steps since the one before.
 
     What is before the first checkpoint is not known: it gets as many steps as the next one.
     """
@@ -48,7 +48,7 @@ def check_steps(steps: Sequence[int]) -> tuple[int, ...]:
     checked: list[int] = []
     previous = -1
     for index, value in enumerate(steps):
-        step = value if isinstance(value, int) else _whole_number(value)
+        step = _whole_number(value)
         if step is None or step <= previous:
             raise StudySpecError(f"steps[{index}]: expected a whole number above {previous}, got {value!r}")
         checked.append(step)
@@ -57,12 +57,12 @@ def check_steps(steps: Sequence[int]) -> tuple[int, ...]:
 
 
 def _whole_number(given: Any) -> int | None:
-    """A number without a fraction as an ``int``; ``None`` for everything else."""
+    """A number without a fraction, also one of numpy, as an ``int``; ``None`` for everything else, also for text."""
     try:
         number = int(given)
     except (TypeError, ValueError, OverflowError):  # neither a number nor text of one, NaN, infinity
         return None
-    if number == given:
+    if number == given:  # neither "5" nor 5.5 is
         return number
     return None
 
@@ -89,7 +89,7 @@ def ema_coefficients(steps: Sequence[int], rate: float) -> Coefficients:
 def plain_averages(steps: Sequence[int], rates: Sequence[float] | None = None) -> list[Coefficients]:
     """``[K]`` of the averages that need no search: EMAs, then uniform averages of the last 1, 3, 10 … and of all.
 
-    The rates of the EMAs are by default those of the window.
+    The rates of the EMAs are by default those of :func:`window_ema_rates`.
 
     Raises:
         StudySpecError: a rate is out of range, or :func:`check_steps` refuses the steps.
@@ -118,33 +118,34 @@ def extrapolated_average(total: int, last: int, extrapolation: float) -> Coeffic
     Returns:
         ``[K]``, sum to one; those before the last N are negative for a positive λ.
     """
-    age = np.arange(total, 0, -1)
-    latest = normalize(age <= last)
+    age = np.arange(total, 0, -1)  # of the last checkpoint 1
+    latest = uniform_coefficients(total, last)
     earlier = normalize((age > last) & (age <= 2 * last))
     return close_sum(latest + extrapolation * (latest - earlier))
 
 
 def average_name(coefficients: Coefficients, steps: Sequence[int]) -> str | None:
-    """``EMA 0.9995``, ``average of the last 10``, a row …, of a baseline's answer.
+    """What people call coefficients that a baseline asks, such as ``EMA 0.9995`` or ``average of the last 10``.
 
-    ``None`` for coefficients that no baseline asks at these ``steps``.
+    ``None`` for others, also for ``[S, K]``, and for the ``[K + 1]`` of :func:`trainer_ema`.
 
     Args:
-        coefficients: ``[K]``.
-        steps: ``[K]``.
+        coefficients: ``[K]``, sum to one.
+        steps: ``[K]`` training steps of the checkpoints.
     """
     if coefficients.shape != (len(steps),) or len(steps) < 2:
         return None
     is_used = np.abs(coefficients) > _COARSE
     count_used = int(np.count_nonzero(is_used))
-    last_ones = f"all {count_used}" if count_used == len(steps) else f"the last {count_used}"
     if np.allclose(coefficients, is_used / count_used, atol=_COARSE):
         if count_used == 1 and is_used[-1]:
             return "last checkpoint"
         if count_used == 1:
             return f"step {steps[int(is_used.argmax())]}"
+        if count_used == len(steps):
+            return f"average of all {count_used}"
         if is_used[-count_used:].all():
-            return f"average of {last_ones}"
+            return f"average of the last {count_used}"
         return f"average of {count_used}"
     name = _ema_name(coefficients, steps) or _power_ema_name(coefficients, steps)
     return name or _extrapolated_name(coefficients, count_used)
@@ -174,12 +175,17 @@ def _power_ema_name(coefficients: Coefficients, steps: Sequence[int]) -> str | N
 
 
 def _extrapolated_name(coefficients: Coefficients, count_used: int) -> str | None:
-    """``last 4, extrapolated by 0.5``: of :func:`extrapolated_average`, if that leads away from earlier checkpoints."""
-    if count_used == 0 or count_used % 2:
+    """``last 4, extrapolated by 0.5``, of :func:`extrapolated_average`; ``None`` for coefficients that are none.
+
+    Args:
+        coefficients: ``[K]``.
+        count_used: how many of them are not zero: an extrapolation from N checkpoints uses the last 2 N.
+    """
+    if count_used % 2:
         return None
     last = count_used // 2
-    extrapolation = -float(coefficients[-count_used:-last].sum())
-    if extrapolation < 0:
+    extrapolation = -float(coefficients[-count_used:-last].sum())  # the N before the last N have the weight -λ
+    if extrapolation < 0:  # between two averages, and no way beyond the latest
         return None
     if not np.allclose(coefficients, extrapolated_average(len(coefficients), last, extrapolation)):
         return None
@@ -188,19 +194,22 @@ def _extrapolated_name(coefficients: Coefficients, count_used: int) -> str | Non
 
 
 def last_alone(count: int) -> Coefficients:
-    """``[count]``: zeros, and a last one, as of the last checkpoint."""
+    """``[count]``: the last checkpoint, and nothing of the others."""
     coefficients = np.zeros(count)
     coefficients[-1] = 1.0
     return coefficients
 
 
 def trainer_ema(count: int) -> Coefficients:
-    """``[count + 1]``: what stands for the average that the trainer kept itself, which is no combination of the K."""
+    """``[count + 1]``: stands for the average that the trainer kept itself, as if it were one more checkpoint.
+
+    It is no combination of the ``count`` = K checkpoints, since it holds all steps in between.
+    """
     return last_alone(count + 1)
 
 
 def is_saved(coefficients: Coefficients) -> bool:
-    """Whether a model is as its trainer saved it: one checkpoint, the same in all rows, or the trainer's average."""
+    """Whether a model is as its trainer saved it: one checkpoint in all rows, or that of :func:`trainer_ema`."""
     rows = np.atleast_2d(coefficients)
     first = rows[0]
     return bool((rows == first).all() and np.count_nonzero(first) == 1 and first.max() == 1.0)
@@ -240,7 +249,8 @@ def power_exponent(sigma_rel: float) -> float:
 
 def power_width(exponent: float) -> float:
     """The width of the profile t^e with this exponent e, at least zero: the inverse of :func:`power_exponent`."""
-    return min(math.sqrt(exponent + 1) / ((exponent + 2) * math.sqrt(exponent + 3)), LARGEST_SIGMA_REL)
+    sigma_rel = math.sqrt(exponent + 1) / ((exponent + 2) * math.sqrt(exponent + 3))
+    return min(sigma_rel, LARGEST_SIGMA_REL)  # rounding could make that of exponent zero larger
 
 
 def window_ema_rates(steps: Sequence[int]) -> tuple[float, ...]:
@@ -266,7 +276,7 @@ def window_ema_rates(steps: Sequence[int]) -> tuple[float, ...]:
     if lengths[-1] <= 5 * window:
         return PAPER_EMA_RATES
     longest = max(window / 2, mean_interval * 1.5)
-    position = np.log(lengths / lengths[0]) / np.log(lengths[-1] / lengths[0])  # from 0 to 1
+    position = np.log(lengths / lengths[0]) / np.log(lengths[-1] / lengths[0])  # of each length, from 0 to 1
     adapted = mean_interval * (longest / mean_interval) ** position
     return tuple(float(1 - 1 / length) for length in adapted)
 
@@ -300,11 +310,11 @@ def exact_sum(numbers: npt.NDArray[np.float64]) -> float:
 def close_sum(coefficients: Coefficients) -> Coefficients:
     """Push the rounding error into the largest coefficient of ``[K]``, or of each row of ``[S, K]``.
 
-    The sum is then one to the last bit or two. Some optimizers ask for coefficients of thousands and more. These are
-    too coarse for that; the coefficient nearest to zero then takes the rest.
+    The sum is then one to the last bit or two. Some optimizers ask for coefficients of thousands and more, and a number
+    of that size cannot be changed by as little as the error; the coefficient nearest to zero then takes the rest.
     """
     closed = np.array(coefficients, dtype=np.float64)
-    for row in np.atleast_2d(closed):
+    for row in np.atleast_2d(closed):  # which are views: they change the copy
         row[np.abs(row).argmax()] += 1.0 - math.fsum(row.tolist())
         rest = 1.0 - math.fsum(row.tolist())
         if abs(rest) > _COARSE:
@@ -324,10 +334,8 @@ def effective_count(coefficients: Coefficients) -> float:
     Of ``[S, K]``, the mean over rows.
     """
     magnitude = np.abs(coefficients)
-    largest = magnitude.max(axis=-1, keepdims=True)
-    relative = magnitude / np.maximum(largest, np.finfo(np.float64).tiny)  # no square overflows
-    squares = np.square(relative).sum(axis=-1)
-    return float((relative.sum(axis=-1) ** 2 / np.maximum(squares, 1e-300)).mean())
+    relative = magnitude / magnitude.max(axis=-1, keepdims=True)  # no square overflows
+    return float((relative.sum(axis=-1) ** 2 / np.square(relative).sum(axis=-1)).mean())
 
 
 def check_coefficients(coefficients: npt.ArrayLike, count: int, *, rows: Sized | None = None) -> Coefficients:
@@ -339,13 +347,13 @@ def check_coefficients(coefficients: npt.ArrayLike, count: int, *, rows: Sized |
     Args:
         coefficients: numbers, an array, or a tensor on any device.
         count: K.
-        rows: what the S rows are of, as layer groups; ``None`` without such.
+        rows: the S layer groups; ``None`` if there are none, and ``[K]`` alone is right.
 
     Raises:
         StudySpecError: another shape, no numbers, a value that is not finite, or another sum.
     """
     try:
-        if hasattr(coefficients, "detach"):  # a tensor, on any device
+        if hasattr(coefficients, "detach"):  # a tensor; torch is not imported for this
             coefficients = coefficients.detach().cpu()
         values = np.asarray(coefficients, dtype=np.float64)
     except (TypeError, ValueError, OverflowError) as error:
@@ -372,7 +380,7 @@ def _check_shape(shape: tuple[int, ...], count: int, rows: int | None) -> None:
 
 
 def default_origin(steps: Sequence[int]) -> Coefficients:
-    """Where a search starts unless it is told otherwise: the middle one of the window's EMA rates."""
+    """Where a search starts unless it is told otherwise: the EMA ``[K]`` with the middle one of the window's rates."""
     rates = window_ema_rates(steps)
     return ema_coefficients(steps, rates[len(rates) // 2])
 

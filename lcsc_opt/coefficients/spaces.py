@@ -79,11 +79,14 @@ class AffineSpace:
 
 
 def _reflect(vectors: _Array) -> _Array:
-    """Householder reflection I - 2 v v^T, v along diagonal + last axis; it is its own inverse."""
+    """``[..., K]`` → ``[..., K]``: the Householder reflection I - 2 v v^T, v along diagonal + last axis.
+
+    It swaps the last axis and the negative diagonal of unit length, and is its own inverse.
+    """
     count = vectors.shape[-1]
     shift = 1 / math.sqrt(count)
     normal = np.full(count, shift)
-    normal[-1] += 1.0
+    normal[-1] += 1.0  # 2 v v^T = normal normal^T / (1 + shift)
     scale = np.sum(normal * vectors, axis=-1, keepdims=True) / (1 + shift)  # 2 / |normal|^2 = 1 / (1 + shift)
     return np.asarray(vectors - scale * normal)
 
@@ -106,9 +109,7 @@ class ConvexSpace:
     def to_coefficients(self, free: _Array) -> Coefficients:
         """``[K]`` → ``[K]``, non-negative."""
         clipped = np.maximum(self.origin + free, 0.0)
-        empty = _sums(clipped) < NEAR_ZERO
-        if empty.all():
-            return np.asarray(self.origin.copy())
+        empty = _sums(clipped) < NEAR_ZERO  # [1], or [S, 1]
         return normalize(np.where(empty, self.origin, clipped))
 
     def to_free(self, coefficients: Coefficients) -> _Array:
@@ -124,8 +125,8 @@ class ConvexSpace:
         clipped = np.maximum(moved, 0.0)
         total = _sums(clipped)
         counts = total >= NEAR_ZERO  # else the coefficients are the origin's, whatever is changed
-        total = np.where(counts, total, 1.0)
-        slope = (gradient - _sums(gradient * clipped) / total) / total
+        total = np.where(counts, total, 1.0)  # no division by zero
+        slope = (gradient - _sums(gradient * clipped) / total) / total  # of clipped / total, by the quotient rule
         free_to_move = (moved > 0) | ((moved == 0) & (slope < 0))
         return np.where(counts & free_to_move, slope, 0.0)
 
