@@ -43,7 +43,7 @@ class Moments:
     without waiting for it. Moments of parts merge into those of the whole, in any order up to rounding.
 
     Args:
-        count: N.
+        count: N; without features there is neither mean nor scatter.
         mean: ``[D]`` float64.
         scatter: ``[D, D]`` float64.
 
@@ -76,7 +76,7 @@ class Moments:
         """Add ``[B, D]`` of any floating-point type, all batches on one device, without waiting for the device."""
         if not len(features):
             return
-        batch = features if has_float64(features.device) else features.cpu()
+        batch = features if has_float64(features.device) else features.cpu()  # as of a Mac's GPU
         if self.count == 0:  # the origin is near the mean of all, so that their products lose no digits
             self._origin = batch.mean(dim=0, dtype=torch.float64)
             self._sum = torch.zeros_like(self._origin)
@@ -101,13 +101,10 @@ class Moments:
         mean = self.mean
         if mean.shape != other.mean.shape:
             raise MetricError(f"moments of {len(mean)} and of {len(other.mean)} features cannot be merged")
-        # from the first mean, as differences of means lose no digits where both are far from zero
-        counts = np.array([self.count, other.count], dtype=np.float64)
-        offsets = np.stack([np.zeros_like(mean), other.mean - mean])
-        shift = counts @ offsets / counts.sum()
-        weighted = (offsets - shift) * np.sqrt(counts)[:, None]
-        scatter = weighted.T @ weighted + self.scatter + other.scatter
-        return Moments(self.count + other.count, mean + shift, scatter)
+        count = self.count + other.count
+        shift = other.mean - mean
+        between = np.outer(shift, shift) * (self.count * other.count / count)
+        return Moments(count, mean + shift * (other.count / count), self.scatter + other.scatter + between)
 
     @property
     def mean(self) -> Array:
@@ -120,7 +117,8 @@ class Moments:
         for start in range(0, len(self._about_origin), BLOCK):  # copy the blocks above the diagonal below it
             stop = start + BLOCK
             self._about_origin[stop:, start:stop] = self._about_origin[start:stop, stop:].T
-        return torch.addr(self._about_origin, self._sum, self._sum, alpha=-1 / self.count).cpu().numpy()
+        about_mean = torch.addr(self._about_origin, self._sum, self._sum, alpha=-1 / self.count)
+        return about_mean.cpu().numpy()
 
     @property
     def covariance(self) -> Array:
@@ -214,11 +212,11 @@ class FrechetReference:
         if count < self.dimension:
             half = deviations @ self.cov
             root, inverse = _trace_of_root_and_inverse(half @ deviations.T)
-            of_root = inverse @ half  # d tr M^½ / d deviations, M = deviations Σ₁ deviationsᵀ
+            of_root = inverse @ half  # d tr M^½ / d deviations with M = deviations Σ₁ deviationsᵀ
         else:
             half = self._after(deviations)
             root, inverse = _trace_of_root_and_inverse(half.T @ half)
-            of_root = half @ inverse @ self._factor[0].T  # the same, M = Rᵀ deviationsᵀ deviations R
+            of_root = half @ inverse @ self._factor[0].T  # the same with M = Rᵀ deviationsᵀ deviations R
         # Both terms sum to zero over the images, so centring the features changes nothing.
         of_covariance = 2.0 * (deviations - of_root) / np.sqrt(count - 1)
         of_mean = 2.0 * (mean - self.mean) / count
@@ -236,14 +234,27 @@ class FrechetReference:
         Raises:
             MetricError: as :meth:`distance_from_features`.
         """
-        near = _Near(self, *self._mean_and_deviations(features))
-        return near.changed(others, near.of_real, near.mean, self.cov)
+        mean, deviations = self._mean_and_deviations(features)
+        root = deviations.T
+        if len(deviations) > self.dimension:  # [D, D] in place of [D, N]
+            root, _ = FrechetReference(mean, deviations.T @ deviations)._factor
+        trace = self._trace + float(np.square(deviations).sum())
+        product = root.T @ self.cov @ root
+        return _to_first_order(others, replaced=self.cov, root=root, product=product, other_mean=mean, trace=trace)
 
     def distances_from_others(self, features: npt.ArrayLike, others: Gaussians) -> Array:
-        """``[G]``: the distances from Gaussians that differ little from that of ``features`` ``[N, D]``, likewise."""
-        mean, deviations = self._mean_and_deviations(features)
-        near = _Near(self, mean, deviations)
-        return near.changed(others, near.of_samples, self.mean, deviations.T @ deviations)
+        """``[G]``: the distances from Gaussians that differ little from that of ``features`` ``[N, D]``, likewise.
+
+        N is at least D.
+        """
+        _, deviations = self._mean_and_deviations(features)
+        root, _ = self._factor
+        half = self._after(deviations)
+        covariance = deviations.T @ deviations
+        trace = self._trace + float(np.trace(covariance))
+        return _to_first_order(
+            others, replaced=covariance, root=root, product=half.T @ half, other_mean=self.mean, trace=trace
+        )
 
     def _mean_and_deviations(self, features: npt.ArrayLike) -> tuple[Array, Array]:
         """``[D]`` and ``[N, D]``, the latter scaled so that deviationsᵀ deviations is the covariance."""
@@ -259,6 +270,7 @@ class FrechetReference:
         return self._combine(mean, float(np.trace(scatter)) / divisor, root)
 
     def _combine(self, mean: Array, trace: float, trace_of_root: float) -> float:
+        """The distance to a Gaussian with this mean and trace of its covariance; ``trace_of_root`` is tr (Σ₁ Σ₂)^½."""
         shift = float(np.square(mean - self.mean).sum())
         # A distance cannot be negative; rounding can make the difference of the traces so.
         return max(0.0, shift + (self._trace + trace - 2.0 * trace_of_root))
@@ -272,7 +284,7 @@ class FrechetReference:
             return np.linalg.cholesky(self.cov).astype(np.float64, copy=False), True
         except np.linalg.LinAlgError:
             values, vectors = np.linalg.eigh(self.cov)
-            is_positive = values > ROUNDING * values[-1]
+            is_positive = _is_positive(values)
             return vectors[:, is_positive] * np.sqrt(values[is_positive]), False
 
     def _between(self, scatter: Array) -> Array:
@@ -296,66 +308,42 @@ class FrechetReference:
         factor, triangular = self._factor
         if not triangular:
             return rows @ factor
-        product = np.empty_like(rows)
+        product = np.empty_like(rows)  # [N, D]; half of the factor is zero, and skipped
         for start in range(0, rows.shape[1], BLOCK):
             columns = slice(start, start + BLOCK)
             np.matmul(rows[:, start:], factor[start:, columns], out=product[:, columns])
         return product
 
 
-class _Near:
-    """The derivatives of a distance in both covariances, Σ₁ = R Rᵀ of the real images and Σ₂ = S Sᵀ of the samples.
+def _to_first_order(
+    others: Gaussians,
+    *,
+    replaced: Array,
+    root: Array,
+    product: Array,
+    other_mean: Array,
+    trace: float,
+) -> Array:
+    """``[G]``: the distances between two Gaussians, where each of ``others`` in turn takes the place of one of the two.
 
-    With the map ``A = R (Rᵀ Σ₂ R)^{−½} Rᵀ``, for which ``A Σ₂ A = Σ₁``, they are ``I − A`` in Σ₂ and ``I − A⁻¹`` in Σ₁
-    (Dowson & Landau 1982); by symmetry the latter is ``I − S (Sᵀ Σ₁ S)^{−½} Sᵀ``, which needs no inverse.
+    Let Σ be the covariance that is replaced, and T = S Sᵀ that of the other one. The derivative in Σ is ``I − A`` with
+    the map ``A = S (Sᵀ Σ S)^{−½} Sᵀ``, for which ``A Σ A = T`` (Dowson & Landau 1982).
 
     Args:
-        reference: of the real images.
-        mean: ``[D]`` of the samples.
-        deviations: ``[N, D]``, so that deviationsᵀ deviations is Σ₂.
+        others: what replaces it, each not far from it.
+        replaced: Σ, ``[D, D]``.
+        root: S, ``[D, r]``.
+        product: ``Sᵀ Σ S``, ``[r, r]``.
+        other_mean: ``[D]``, of the Gaussian that stays.
+        trace: of Σ and T together.
     """
-
-    def __init__(self, reference: FrechetReference, mean: Array, deviations: Array) -> None:
-        self.mean = mean
-        self._reference = reference
-        self._deviations = deviations
-
-    @cached_property
-    def of_samples(self) -> tuple[Array, float]:
-        """``[D, D]``, the derivative in Σ₂; and the trace of the root."""
-        half = self._reference._after(self._deviations)
-        root, inverse = _trace_of_root_and_inverse(half.T @ half)
-        factor = self._reference._factor[0]
-        return np.eye(len(self.mean)) - factor @ inverse @ factor.T, root
-
-    @cached_property
-    def of_real(self) -> tuple[Array, float]:
-        """``[D, D]``, the derivative in Σ₁; and the trace of the root."""
-        factor = self._deviations.T
-        if len(self._deviations) > len(self.mean):
-            # [D, D] in place of [D, N]
-            factor, _ = FrechetReference(self.mean, self._deviations.T @ self._deviations)._factor
-        root, inverse = _trace_of_root_and_inverse(factor.T @ self._reference.cov @ factor)
-        return np.eye(len(self.mean)) - factor @ inverse @ factor.T, root
-
-    def changed(
-        self, others: Gaussians, derivative: tuple[Array, float], fixed_mean: Array, covariance: Array
-    ) -> Array:
-        """``[G]``: the distances, where one of both Gaussians is replaced.
-
-        Args:
-            others: what replaces it.
-            derivative: in its covariance, and the trace of the root.
-            fixed_mean: of the other Gaussian.
-            covariance: of the one that is replaced.
-        """
-        of_covariance, root = derivative
-        traces = float(np.trace(self._reference.cov)) + float(np.square(self._deviations).sum())
-        distances = []
-        for mean, other_covariance in others:
-            change = float((of_covariance * (other_covariance - covariance)).sum())
-            distances.append(float(np.square(mean - fixed_mean).sum()) + traces - 2.0 * root + change)
-        return np.array(distances)
+    trace_of_root, inverse = _trace_of_root_and_inverse(product)
+    derivative = np.eye(len(root)) - root @ inverse @ root.T
+    distances = []
+    for mean, covariance in others:
+        change = float((derivative * (covariance - replaced)).sum())
+        distances.append(float(np.square(mean - other_mean).sum()) + trace - 2.0 * trace_of_root + change)
+    return np.array(distances)
 
 
 def effective_dimension(cov: npt.ArrayLike) -> float:
