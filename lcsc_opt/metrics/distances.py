@@ -32,9 +32,15 @@ SUBSET_SEED = 2020
 def kernel_distance(samples: Tensor, real: Tensor, *, gradient: bool = False) -> tuple[float, Tensor]:
     """Mean over random subsets of the unbiased squared MMD with the kernel ``(xᵀy / D + 1)³``; may be below zero.
 
-    The estimate is Eq. 3 of Gretton et al. 2012, of subsets of one size m. Samples are ``[N, D]`` and real ones
-    ``[M, D]``, on one device. Returns the distance, and its derivative in the samples: ``[N, D]`` float64 on their
-    device, zero without ``gradient``.
+    The estimate is Eq. 3 of Gretton et al. 2012, of subsets of one size m.
+
+    Args:
+        samples: ``[N, D]``, at least two.
+        real: ``[M, D]`` on the same device, at least two.
+        gradient: whether the derivative is wanted.
+
+    Returns:
+        The distance, and its derivative in the samples: ``[N, D]`` float64 on their device, zero without ``gradient``.
     """
     m = min(SUBSET_SIZE, len(samples), len(real))
     dimension = samples.shape[1]
@@ -59,9 +65,9 @@ def kernel_distance(samples: Tensor, real: Tensor, *, gradient: bool = False) ->
 
 
 def kernel_subsets(samples: Tensor, real: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-    """The rows of each subset of both, ``[m]`` each, as torch-fidelity draws them."""
+    """For each subset, the rows of ``samples`` and those of ``real``, ``[m]`` each, as torch-fidelity draws them."""
     m = min(SUBSET_SIZE, len(samples), len(real))
-    # Subsets as large as both sets are the sets themselves: the same value every time.
+    # A subset as large as both sets is the sets themselves: the same value every time.
     subsets = 1 if m == len(samples) == len(real) else SUBSETS
     generator = np.random.RandomState(SUBSET_SEED)
     for _ in range(subsets):
@@ -93,7 +99,7 @@ def radii_of(features: Tensor) -> Tensor:
     radii = []
     for rows in torch.split(features, rows_at_once(len(features))):
         distances = torch.cdist(rows, features)
-        # the nearest is the feature itself; on a CPU, kthvalue takes several times as long
+        # one more, as the nearest is the feature itself; on a CPU, kthvalue takes several times as long
         nearest = distances.topk(NEIGHBOURHOOD + 1, dim=1, largest=False, sorted=False).values
         radii.append(nearest.amax(dim=1))
     return torch.cat(radii)
@@ -123,7 +129,7 @@ def precise_and_covered(samples: Tensor, reference: Reference) -> tuple[Tensor, 
 
 
 def rows_at_once(columns: int) -> int:
-    """How many rows of this many distances are in memory at once."""
+    """How many rows of this many distances are held in memory at once; a long row is not divided."""
     return max(1, BLOCK // columns)
 
 
@@ -147,17 +153,14 @@ def _hinge(samples: Tensor, reference: Reference) -> Tensor:
     distance to its third nearest real image (Kynkäänniemi et al. 2019, Eq. 1).
     """
     real = real_features(samples, reference)
-    spheres = real_radii(samples, reference).to(samples.dtype).clamp_min(SMALLEST_RADIUS)
-    chosen = _nearest(samples, real, spheres)
-    ratios = (samples - real[chosen]).square().sum(dim=1) / spheres[chosen].square()
+    radii = real_radii(samples, reference).to(samples.dtype).clamp_min(SMALLEST_RADIUS)
+    chosen = _nearest(samples, real, radii)
+    ratios = (samples - real[chosen]).square().sum(dim=1) / radii[chosen].square()
     return F.relu(ratios - 1)
 
 
-# of single samples, [N]; the metric is their mean
-EACH: Mapping[Formula, Distance] = {
-    "near": _near,
-    "hinge": _hinge,
-}
+EACH: Mapping[Formula, Distance] = {"near": _near, "hinge": _hinge}
+"""The metrics of single samples; each is reported as the mean over samples."""
 
 
 def real_features(samples: Tensor, reference: Reference) -> Tensor:
@@ -166,7 +169,7 @@ def real_features(samples: Tensor, reference: Reference) -> Tensor:
 
 
 def _nearest(samples: Tensor, real: Tensor, units: Tensor | float = 1.0) -> Tensor:
-    """``[N]``: the index of the real image with the smallest distance, in ``units`` ``[M]``.
+    """``[N]``: the index of the real image with the smallest distance, measured in its own unit of ``units`` ``[M]``.
 
     It is found without a graph, which would keep all N × M distances; callers compute those to the chosen images anew.
     """

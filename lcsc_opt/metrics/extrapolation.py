@@ -18,14 +18,15 @@ Rows = npt.NDArray[np.intp]
 
 
 def weighted_subsets(count: int) -> list[tuple[float, Rows]]:
-    """Subsets of ``count`` samples, and the weights with which their distances add up to the corrected one.
+    """(weight, indices) of subsets of ``count`` samples: the weighted sum of their distances is the corrected one.
 
-    The halves are drawn: samples of an objective may be sorted by prompt. Weights are in proportion to their sizes, so
-    that the term in 1 / N cancels for odd counts, too. Of fewer than four samples, the only subset is all of them.
+    The halves are drawn at random: samples of an objective may be sorted by prompt. Their weights are in proportion to
+    their sizes, so that the term in 1 / N cancels for odd counts, too. Of fewer than four samples, the only subset is
+    all of them, and nothing is corrected.
     """
     everything = np.arange(count)
     if count < FEWEST:
         return [(1.0, everything)]
     order = np.random.RandomState(SEED).permutation(count)
     halves = np.array_split(order, 2)
-    return [(2.0, everything), *((-len(half) / count, np.sort(half)) for half in halves)]
+    return [(2.0, everything), *((-len(half) / count, half) for half in halves)]

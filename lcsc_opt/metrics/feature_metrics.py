@@ -32,8 +32,8 @@ from lcsc_opt.metrics.tones import tones
 
 Features = npt.NDArray[np.float32] | npt.NDArray[np.float64]
 FeatureState = tuple[Moments, Features | None, Features | None]
-"""The state of some images: moments, features ``[n, D]``, logits ``[n, classes]``; what is not needed is empty or
-``None``. It can be pickled, and merges with that of further images."""
+"""The state of some images: moments, features ``[n, D]``, logits ``[n, classes]``; moments that are not needed have the
+count 0, and the others are ``None``. It can be pickled, and merges with that of further images."""
 
 SCORE_SPLITS = 10  # torch-fidelity's default
 MOST_KEPT = 2**29  # numbers: 2 GiB of float32
@@ -49,7 +49,7 @@ class FeatureMetrics:
     Args:
         reference: the real images.
         formulas: what will be computed; all by default.
-        total: how many images there will be in all parts; unknown by default.
+        total: how many images there will be in all parts; 0 if that is not known, and features are kept.
         gradient: whether a gradient will be computed.
         unbiased: whether distances whose expected value depends on the number of images are extrapolated to infinitely
             many (:mod:`~lcsc_opt.metrics.extrapolation`).
@@ -73,8 +73,8 @@ class FeatureMetrics:
         self._unbiased = unbiased
         self._device = device
         dimension = reference.extractor.dimension
-        is_small = total < dimension
-        needs_rows = gradient or unbiased or is_small or need_real_features(formulas)
+        fewer_than_features = total < dimension
+        needs_rows = gradient or unbiased or fewer_than_features or need_real_features(formulas)
         self._adds_moments = not needs_rows
         self._keeps_rows = needs_rows or (intervals and total * dimension <= MOST_KEPT)
         self._moments = Moments()
@@ -109,10 +109,10 @@ class FeatureMetrics:
             self._logits.append(logits)
 
     def compute(self, formula: Formula) -> float:
-        """The value of one metric. Raises MetricError if the features do not allow it."""
+        """The value of one metric, computed once. Raises MetricError if the features do not allow it."""
         if formula in self._values:
             return self._values[formula]
-        if formula in ("precision", "recall"):
+        if formula in ("precision", "recall"):  # both come from one matrix of distances
             precise, covered = precise_and_covered(self._samples(self._all_rows(), NEIGHBOURHOOD + 1), self.reference)
             self._values["precision"] = _share(precise)
             self._values["recall"] = _share(covered)
@@ -121,6 +121,7 @@ class FeatureMetrics:
         return self._values[formula]
 
     def _computed(self, formula: Formula) -> float:
+        """The value of one metric, without a look at those that are known."""
         if self._unbiased and formula in BIASED:
             self.gradient(formula)  # which computes the value, too
             return self._values[formula]
@@ -131,8 +132,10 @@ class FeatureMetrics:
                 return self._frechet_distance(self.reference.unseen)
             case "tones_held_out":
                 return float(tones(self._samples(self._all_rows()), self.reference.unseen))
-            case "reward" | "held_out_reward" | "outside":
-                return float(self._merged_moments().mean[0])  # of the only feature
+            case "reward" | "held_out_reward" | "outside":  # the mean of the only feature
+                if self._moments.count:
+                    return float(self._moments.mean[0])
+                return float(self._all_rows()[:, 0].mean(dtype=np.float64))
             case "kid":
                 distance, _ = self._kernel_distance(self._all_rows())
                 return distance
@@ -143,35 +146,32 @@ class FeatureMetrics:
                     return float(self._distance(formula, self._samples(self._all_rows())))
 
     def _distance(self, formula: Formula, samples: Tensor) -> Tensor:
-        """A distance of samples ``[N, D]`` on their device."""
+        """A distance of samples ``[N, D]`` that torch differentiates: tones, or the mean of that of single samples."""
         if formula == TONES:
             return tones(samples, self.reference)
         return EACH[formula](samples, self.reference).mean()
 
     def without_each_group(self, formula: Formula) -> Array | None:
-        """``[G]``: a metric of the images that are not in one of ten groups, for each group.
+        """``[2 G]``: a metric without each of ten groups of samples, then without each of ten of real images.
 
-        ``None`` if there are fewer than 100 images, or if their features were not kept.
+        Of the Inception Score, which has no real images, ``[G]``. ``None`` if there are fewer than 100 samples, or if
+        their features were not kept.
         """
         parts = self._logits if formula == "is" else self._rows  # [] if they were not kept
         if sum(map(len, parts)) < GROUPS * FEWEST_IN_A_GROUP:
             return None
         if formula == "is":
-            scores = scores_of_splits(self._all_logits())  # it is their mean, so the splits serve as the groups
+            scores = scores_of_splits(self._all_logits())  # the score is their mean, so the splits serve as the groups
             means: Array = (scores.sum() - scores) / (len(scores) - 1)
             return means
         samples = torch.from_numpy(self._all_rows()).to(self._device)
         return without_each_group(formula, samples, self.reference)
 
     def _frechet_distance(self, reference: Reference) -> float:
+        """FID to these real images, from the moments where they were added, else from the features."""
         if self._moments.count:
             return reference.frechet.distance_from_moments(self._moments)
         return reference.frechet.distance_from_features(self._all_rows())
-
-    def _merged_moments(self) -> Moments:
-        if self._moments.count:
-            return self._moments
-        return Moments.of(self._all_rows())
 
     def _all_logits(self) -> Features:
         """``[N, classes]``. Raises MetricError for fewer images than the Inception Score has parts."""
@@ -220,16 +220,18 @@ class FeatureMetrics:
                 return float(distance.detach()), derivative.cpu().double().numpy()
 
     def deviation(self, formula: Formula) -> float:
-        """The standard deviation, over samples, of a metric that is a mean over samples."""
-        if formula == "precision":  # of samples that count as 0 or 1
-            return math.sqrt(self.compute(formula) * (1 - self.compute(formula)))
+        """The standard deviation, over samples, of a metric that is a mean over samples: one of ``KEPT``."""
+        if formula == "precision":  # whose samples count as 0 or 1
+            share = self.compute(formula)
+            return math.sqrt(share * (1 - share))
         with torch.no_grad():
             return float(EACH[formula](self._samples(self._all_rows()), self.reference).cpu().double().std())
 
     def _samples(self, rows: Features, fewest: int = 1, fewest_real: int = NEIGHBOURHOOD + 1) -> Tensor:
-        """The features ``[n, D]`` on the device where distances are computed.
+        """The features ``[n, D]`` on the device where distances are computed, for metrics that compare with real ones.
 
-        Raises MetricError for fewer than ``fewest`` samples, or ``fewest_real`` real images.
+        Raises MetricError for fewer than ``fewest`` samples, or ``fewest_real`` real images, which by default have
+        three neighbours each.
         """
         if len(self.reference.known_features) < fewest_real:
             raise MetricError(f"this metric needs more than {fewest_real - 1} reference images")
@@ -238,6 +240,7 @@ class FeatureMetrics:
         return torch.from_numpy(rows).to(self._device)
 
     def _kernel_distance(self, rows: Features, *, gradient: bool = False) -> tuple[float, Tensor]:
+        """KID of the features ``[n, D]``, and its derivative in them, as of :func:`kernel_distance`."""
         samples = self._samples(rows, 2, 2)  # an unbiased estimate compares different images of a set
         real = self.reference.features_on(self._device).to(samples.dtype)
         return kernel_distance(samples, real, gradient=gradient)
@@ -278,6 +281,7 @@ def _share(answers: Tensor) -> float:
 
 
 def _joined(arrays: list[Features]) -> Features | None:
+    """The arrays, one after the other; ``None`` without any."""
     if not arrays:
         return None
     if len(arrays) == 1:

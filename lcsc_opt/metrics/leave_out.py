@@ -25,8 +25,8 @@ from lcsc_opt.metrics.names import TO_HELD_OUT, Formula
 from lcsc_opt.metrics.reference.reference import Reference
 
 DISTANCES_WITH_ERROR = {"fid": "fid", "fid_held_out": "fid", "tones": "tones", "tones_held_out": "tones"}
-"""A distance → its formula, of those that have an error of the real images."""
-MANY_FEATURES = 512  # of which a Fréchet distance takes a second, and ten of them ten
+"""The distances whose error of the real images is known → the same distance to the real images that a search sees."""
+MANY_FEATURES = 512  # with more, a Fréchet distance takes a second, and ten of them ten
 FEWEST_REAL = 2 * GROUPS  # real images, of which two are in each group
 
 Rows = npt.NDArray[np.floating[Any]]
@@ -48,9 +48,9 @@ def without_each_group(formula: Formula, samples: Tensor, reference: Reference) 
     """
     if formula in TO_HELD_OUT.values():
         reference = reference.unseen
-    distance = DISTANCES_WITH_ERROR.get(formula, formula)  # to these or to the unseen images
+    distance = DISTANCES_WITH_ERROR.get(formula, formula)  # ``reference`` says to which images
     of_samples = _without_samples(distance, samples, reference)
-    of_real = np.full(GROUPS, of_samples.mean())
+    of_real = np.full(GROUPS, of_samples.mean())  # ten equal numbers have no error
     if formula in DISTANCES_WITH_ERROR and reference.features is not None and len(reference.features) >= FEWEST_REAL:
         without_real = _real_fid if distance == "fid" else _real_tones
         of_real = without_real(samples, reference)
@@ -58,7 +58,7 @@ def without_each_group(formula: Formula, samples: Tensor, reference: Reference) 
 
 
 def _without_samples(formula: Formula, samples: Tensor, reference: Reference) -> Array:
-    """``[G]``: a metric of the samples that are not in a group, for each group."""
+    """``[G]``: a metric of the samples ``[N, D]`` that are not in a group, for each group."""
     labels = group_of_each(len(samples))
     match formula:
         case "fid":
@@ -86,6 +86,7 @@ def _means(values: Tensor, labels: Labels) -> Array:
 
 
 def _fid(samples: Tensor, labels: Labels, reference: FrechetReference) -> Array:
+    """Exact for few features; for many, linear in the covariance of the samples."""
     features = samples.cpu().numpy()
     if len(features) < features.shape[1]:  # through the smaller N × N matrix
         groups = range(GROUPS)
@@ -97,25 +98,30 @@ def _fid(samples: Tensor, labels: Labels, reference: FrechetReference) -> Array:
 
 
 def _recall(samples: Tensor, labels: Labels, reference: Reference) -> Array:
-    """The spheres are those among all samples.
+    """The share of real images that are in the sphere of a sample of another group.
 
-    Radii among the others would grow a little, by the same for every group on average, and that cancels in an interval.
+    The radii of the spheres are those among all samples. Among the others they would be a little larger, by the same
+    for every group on average, and that cancels in an interval.
     """
     real = distances.real_features(samples, reference)
     radii = distances.radii_of(samples)
     members = _members(samples, labels)
-    spheres = torch.zeros(len(real), GROUPS).to(samples)  # around each real image, of samples in each group
+    spheres = torch.zeros(len(real), GROUPS).to(samples)  # how many hold each real image, of samples in each group
     step = distances.rows_at_once(len(real))
     for start in range(0, len(samples), step):
         rows = slice(start, start + step)
         inside = torch.cdist(samples[rows], real) <= radii[rows, None]
         spheres += inside.to(samples).T @ members[rows]
-    covered = spheres.sum(dim=1, keepdim=True) - spheres > 0
+    covered = spheres.sum(dim=1, keepdim=True) - spheres > 0  # [M, G]: by a sample that is not in the group
     return covered.double().mean(dim=0).cpu().numpy()
 
 
 def _kernel_distance(samples: Tensor, labels: Labels, reference: Reference) -> Array:
-    """The means over the subsets of KID, from which the samples of a group are removed."""
+    """The mean over the subsets of KID, from each of which the samples of a group are removed.
+
+    A sum over pairs without a group is the sum over all pairs, less those in which either sample is of the group; pairs
+    within the group are subtracted twice, and added again.
+    """
     real = distances.real_features(samples, reference)
     dimension = real.shape[1]
     all_members = _members(samples, labels)
@@ -132,7 +138,7 @@ def _kernel_distance(samples: Tensor, labels: Labels, reference: Reference) -> A
         remaining = len(x) - members.sum(dim=0).double()  # [G]
         pairs = remaining * (remaining - 1)
         real_pairs = len(y) * (len(y) - 1)
-        sums = (members.T @ inside @ members).double()  # [G, G]
+        sums = (members.T @ inside @ members).double()  # [G, G], over pairs of two groups
         sums_inside = sums.sum() - sums.sum(dim=0) - sums.sum(dim=1) + sums.diagonal()
         sums_across = (members.T @ across.sum(dim=1)).double()  # [G]
         within = sums_inside / pairs + inside_real.sum().double() / real_pairs
@@ -148,11 +154,11 @@ def _members(samples: Tensor, labels: Labels) -> Tensor:
 
 def _tones(samples: Tensor, labels: Labels, reference: Reference) -> Array:
     quantiles = reference.once("quantiles", samples.device, tones.quantiles_of)
-    return tones.tones_without_each_group(samples, quantiles, torch.from_numpy(labels), GROUPS).cpu().numpy()
+    return tones.tones_without_each_group(samples, quantiles, torch.from_numpy(labels)).cpu().numpy()
 
 
 def _real_fid(samples: Tensor, reference: Reference) -> Array:
-    """``[G]``: FID to the real images that are not in a group."""
+    """``[G]``: FID to the real images that are not in a group, linear in their covariance."""
 
     def without(features: Tensor) -> list[tuple[Array, Array]]:
         return _gaussians_without_each_group(features.numpy(), group_of_each(len(features)))
@@ -173,7 +179,7 @@ def _real_tones(samples: Tensor, reference: Reference) -> Array:
 
     def quantiles(features: Tensor) -> list[Tensor]:
         labels = torch.from_numpy(group_of_each(len(features)))
-        rests = tones.sorted_without_each_group(features, labels, GROUPS)
+        rests = tones.sorted_without_each_group(features, labels)
         return [tones.interpolated(ordered, tones.LEVELS) for ordered in rests]
 
     # no more values than the real quantiles, so that ten comparisons cost little

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lcsc_opt.base.errors import MetricError
+from lcsc_opt.base.jackknife import GROUPS
 from lcsc_opt.metrics.reference.reference import Reference
 
 SCALES = (1, 2, 4)  # pixels on a side that are averaged
@@ -21,7 +22,7 @@ GRID = 8  # places on a side of an image, whose values stand for all
 LEVELS = 4096  # quantiles of the real images
 CHANNELS = 3
 LEAST_VARIANCE = 1e-6  # of the largest one, for a distribution that counts
-DISTRIBUTIONS = 3 * CHANNELS * len(SCALES)
+DISTRIBUTIONS = 3 * CHANNELS * len(SCALES)  # values, and differences to the right and downwards
 
 
 class Tones:
@@ -48,7 +49,7 @@ class Tones:
         wide = images.to(torch.promote_types(images.dtype, torch.float32))
         parts = []
         for scale in SCALES:
-            # two pixels are left on a side, for a difference
+            # at least two pixels are left on a side, for a difference
             scaled = F.avg_pool2d(wide, min(scale, smaller_side // 2))
             to_the_right = scaled.diff(dim=-1)
             downwards = scaled.diff(dim=-2)
@@ -58,7 +59,7 @@ class Tones:
 
 def at_places(values: Tensor) -> Tensor:
     """``[B, C, H, W]`` → ``[B, C, 64]``: the values in the middle of 8 × 8 cells, some the same in smaller images."""
-    middles = 2 * torch.arange(GRID, device=values.device) + 1
+    middles = 2 * torch.arange(GRID, device=values.device) + 1  # in sixteenths of a side
     rows, columns = (middles * side // (2 * GRID) for side in values.shape[-2:])
     return values[..., rows, :][..., columns].flatten(2)
 
@@ -81,9 +82,11 @@ def tones(samples: Tensor, reference: Reference) -> Tensor:
 
 
 def distance_of_sorted(ordered: Tensor, quantiles: Tensor) -> Tensor:
-    """:func:`tones` of the values ``[distributions, N · 64]`` in ascending order, to real images with these quantiles.
+    """:func:`tones` of sorted values.
 
-    ``quantiles`` are ``[distributions, levels]``.
+    Args:
+        ordered: ``[distributions, N · 64]`` of the samples, ascending.
+        quantiles: ``[distributions, levels]`` of the real images.
     """
     quantiles = quantiles.to(ordered.dtype)
     varies, variances = _varying(quantiles)
@@ -93,17 +96,17 @@ def distance_of_sorted(ordered: Tensor, quantiles: Tensor) -> Tensor:
 
 
 def by_distribution(features: Tensor) -> Tensor:
-    """``[N, D]`` → ``[distributions, N · 64]``."""
+    """``[N, D]`` of :class:`Tones` → ``[distributions, N · 64]``."""
     return features.reshape(len(features), DISTRIBUTIONS, -1).transpose(0, 1).flatten(1)
 
 
 def quantiles_of(features: Tensor) -> Tensor:
-    """``[M, D]`` → ``[distributions, levels]``."""
+    """``[M, D]`` of :class:`Tones` → the quantiles ``[distributions, levels]``."""
     return interpolated(by_distribution(features).sort(dim=1).values, LEVELS)
 
 
-def tones_without_each_group(features: Tensor, quantiles: Tensor, groups: Tensor, count: int) -> Tensor:
-    """``[count]``: :func:`tones` without the samples of each group, to first order in what is left out.
+def tones_without_each_group(features: Tensor, quantiles: Tensor, groups: Tensor) -> Tensor:
+    """``[G]``: :func:`tones` without the samples of each group, to first order in what is left out.
 
     The derivative of the squared distance in a distribution is the Kantorovich potential, whose slope at a value is
     twice the way to where the optimal map takes it (Santambrogio 2015, Proposition 7.17). So one sort serves all.
@@ -112,19 +115,18 @@ def tones_without_each_group(features: Tensor, quantiles: Tensor, groups: Tensor
         features: ``[N, D]`` of the samples.
         quantiles: ``[distributions, levels]`` of the real images.
         groups: ``[N]``, the group of each sample.
-        count: how many groups there are.
     """
     ordered, order = by_distribution(features).sort(dim=1)
     quantiles = quantiles.to(ordered.dtype)
     varies, variances = _varying(quantiles)
     ordered, order = ordered[varies].double(), order[varies]
     ways = ordered - interpolated(quantiles[varies], ordered.shape[1])
-    slopes = ways[:, :-1] + ways[:, 1:]
-    potentials = F.pad((ordered.diff(dim=1) * slopes).cumsum(dim=1), (1, 0))
-    labels = groups.to(features.device).repeat_interleave(ordered.shape[1] // len(features))[order]
-    of_groups = torch.zeros(len(ordered), count, dtype=torch.float64, device=ordered.device)
+    slopes = ways[:, :-1] + ways[:, 1:]  # between two values, twice the mean of their ways
+    potentials = F.pad((ordered.diff(dim=1) * slopes).cumsum(dim=1), (1, 0))  # the integral, from zero at the least
+    labels = groups.to(features.device).repeat_interleave(GRID**2)[order]  # [distributions, N · 64]
+    of_groups = torch.zeros(len(ordered), GROUPS, dtype=torch.float64, device=ordered.device)
     of_groups.scatter_add_(1, labels, potentials)
-    sizes = torch.bincount(labels[0], minlength=count)
+    sizes = torch.bincount(labels[0], minlength=GROUPS)  # in values, the same in every distribution
     of_others = (of_groups.sum(dim=1, keepdim=True) - of_groups) / (ordered.shape[1] - sizes)
     changes = of_others - potentials.mean(dim=1, keepdim=True)
     distances = ways.square().mean(dim=1, keepdim=True) + changes
@@ -132,7 +134,7 @@ def tones_without_each_group(features: Tensor, quantiles: Tensor, groups: Tensor
 
 
 def _varying(quantiles: Tensor) -> tuple[Tensor, Tensor]:
-    """``[distributions]``, which of them count, and the variances of these.
+    """Which distributions count, ``[distributions]`` bool, and the variances of those that do.
 
     Raises:
         MetricError: none varies.
@@ -144,20 +146,18 @@ def _varying(quantiles: Tensor) -> tuple[Tensor, Tensor]:
     return varies, variances[varies]
 
 
-def sorted_without_each_group(features: Tensor, groups: Tensor, count: int) -> Iterator[Tensor]:
-    """For each of ``count`` groups, the values ``[distributions, n · 64]`` of the images that are not in it, ascending.
+def sorted_without_each_group(features: Tensor, groups: Tensor) -> Iterator[Tensor]:
+    """For each group, the values ``[distributions, n · 64]`` of the images that are not in it, ascending.
 
     One sort serves all groups: what is left of sorted values is sorted.
 
     Args:
         features: ``[N, D]``.
         groups: ``[N]``, the group of each image.
-        count: how many groups there are.
     """
     ordered, order = by_distribution(features).sort(dim=1)
-    values_of_an_image = ordered.shape[1] // len(features)
-    group_of_value = groups.to(features.device).repeat_interleave(values_of_an_image)[order]
-    for group in range(count):
+    group_of_value = groups.to(features.device).repeat_interleave(GRID**2)[order]
+    for group in range(GROUPS):
         yield ordered[group_of_value != group].reshape(len(ordered), -1)
 
 
