@@ -25,7 +25,7 @@ ImageState = dict[str, FeatureState]
 
 
 def extractor_for(reference: Reference, prompts: Sequence[str] | None) -> FeatureExtractor:
-    """The extractor of a reference; a reward for images of these prompts."""
+    """The extractor of a reference; if that is a reward, one that knows the ``prompts`` of the images it will see."""
     extractor = reference.extractor
     if isinstance(extractor, Reward):
         return extractor.about(prompts)
@@ -73,14 +73,9 @@ class ImageMetrics:
         self._references = references
         self._total = total
         self._intervals = intervals
-        self._formulas: dict[str, set[Formula]] = {}
+        self._formulas: dict[str, set[Formula]] = {}  # by extractor
         for metric in self.metrics:
             self._formulas.setdefault(metric.extractor, set()).add(metric.formula)
-        self._unseen_metrics = {
-            metric: MetricName(TO_HELD_OUT[metric.formula], metric.extractor)
-            for metric in self.metrics
-            if metric.formula in TO_HELD_OUT and references[metric.extractor].held_out is not None
-        }
         self._features: dict[str, FeatureMetrics] = {}
         for name, formulas in self._formulas.items():
             self._features[name] = FeatureMetrics(
@@ -102,14 +97,14 @@ class ImageMetrics:
             reference.check_size(images)
         with torch.no_grad():  # tensors that extractors keep from inference mode could not be used in a graph
             for name, feature_metrics in self._features.items():
-                extractor: Any = extractor_for(feature_metrics.reference, prompts)
+                extractor: Any = extractor_for(feature_metrics.reference, prompts)  # features_and_logits is optional
                 seen = seen_images(extractor, images)
                 logits = None
                 if "is" in self._formulas[name]:
                     features, logits = _features_and_logits(extractor, seen)
                 else:
                     features = extractor(seen)
-                if self._formulas[name] == {"is"}:  # of logits alone
+                if self._formulas[name] == {"is"}:  # which needs the logits alone
                     feature_metrics.update(None, logits)
                 else:
                     feature_metrics.update(checked_features(extractor, features, len(images)), logits)
@@ -125,12 +120,15 @@ class ImageMetrics:
             feature_metrics.merge(state[name])
 
     def compute(self) -> tuple[float, dict[str, float]]:
-        """The loss, and every metric by its name. Raises MetricError if the features do not allow it."""
+        """The loss, and every metric by its name; also the standard error of a kept metric without a bound yet.
+
+        Raises MetricError if the features do not allow it.
+        """
         values = {metric: self._value(metric) for metric in self.metrics}
         loss = self._loss.value(values)
         named = {str(metric): value for metric, value in values.items()}
         keep = self._loss.keep
-        if keep is not None and self._loss.constraint is None:  # a yardstick says how certain its bound is
+        if keep is not None and self._loss.constraint is None:  # for a yardstick, whose bound has an error
             deviation = self._features[keep.extractor].deviation(keep.formula)
             named[f"{keep}{STANDARD_ERROR}"] = deviation / math.sqrt(self._total)
         return loss, named
@@ -139,18 +137,18 @@ class ImageMetrics:
         return self._features[metric.extractor].compute(metric.formula)
 
     def without_each_group(self) -> dict[str, tuple[float, ...]]:
-        """``loss``, ``unseen``, or the name of a metric → its values without a group of samples or of real images each.
+        """``loss``, ``unseen``, or a metric's name → its values without one group of samples or of real images each.
 
-        Those that are not known are left out; without ``intervals`` all are.
+        ``unseen`` is what :meth:`unseen` gives. What has no such values, or not only finite ones, is left out; without
+        ``intervals`` everything is.
         """
         if not self._intervals:
             return {}
         columns: dict[MetricName, Array] = {}
-        for metric in (*self.metrics, *self._unseen_terms.values()):
-            if metric not in columns:
-                values = self._features[metric.extractor].without_each_group(metric.formula)
-                if values is not None:
-                    columns[metric] = values
+        for metric in dict.fromkeys((*self.metrics, *self._unseen_terms.values())):
+            values = self._features[metric.extractor].without_each_group(metric.formula)
+            if values is not None:
+                columns[metric] = values
         named = {str(metric): columns[metric] for metric in self.metrics if metric in columns}
         if all(metric in columns for metric in self._loss.metrics):
             named["loss"] = self._losses({metric: columns[metric] for metric in self._loss.metrics})
@@ -161,7 +159,10 @@ class ImageMetrics:
         return {name: tuple(values.tolist()) for name, values in named.items() if np.isfinite(values).all()}
 
     def _losses(self, columns: Mapping[MetricName, Array]) -> Array:
-        """The losses of values of its metrics: ``[2 G]``; those of one sample only are constant in the other."""
+        """The loss of each row of values of its metrics: ``[2 G]``, or ``[G]`` if no metric compares with real images.
+
+        Without a group of real images, a metric that does not compare with them has the mean of its other values.
+        """
         length = max(map(len, columns.values()))
         padded = {
             metric: np.concatenate([column, np.full(length - len(column), column.mean())])
@@ -203,9 +204,8 @@ class ImageMetrics:
             return weights
         self._features[keep.extractor].gradient(keep.guide.formula)  # first, since it computes the value, too
         if keep_weight is None:
-            penalty = constraint.penalty(self._value(keep))
             keep_weight = 0.0
-            if penalty > 0:
+            if constraint.penalty(self._value(keep)) > 0:
                 keep_weight = PENALTY
         weights[keep.guide] = weights.get(keep.guide, 0.0) + keep_weight * constraint.scale
         return weights
@@ -218,22 +218,22 @@ class ImageMetrics:
 
     @property
     def _unseen_terms(self) -> dict[MetricName, MetricName]:
-        """Term of the loss → the same distance to the held-out real images; empty unless all of them have one."""
+        """Distance in the loss → the same distance to the held-out real images; empty if one has no such images."""
         distances = [metric for metric in self._loss.weights if metric.formula in TO_HELD_OUT]
-        if not all(metric in self._unseen_metrics for metric in distances):
+        if any(self._references[metric.extractor].held_out is None for metric in distances):
             return {}
-        return {metric: self._unseen_metrics[metric] for metric in distances}
+        return {metric: MetricName(TO_HELD_OUT[metric.formula], metric.extractor) for metric in distances}
 
     def unseen(self) -> float | None:
         """The loss with its distances to the held-out real images in place of the reference.
 
         ``None`` if it has no such distance, or no real images are held out.
         """
-        if not self._unseen_terms:
+        unseen_terms = self._unseen_terms
+        if not unseen_terms:
             return None
-        return self._loss.value(
-            {metric: self._value(self._unseen_terms.get(metric, metric)) for metric in self._loss.metrics}
-        )
+        values = {metric: self._value(unseen_terms.get(metric, metric)) for metric in self._loss.metrics}
+        return self._loss.value(values)
 
 
 def _features_and_logits(extractor: Any, images: Tensor) -> tuple[Tensor, Tensor]:

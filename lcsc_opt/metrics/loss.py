@@ -31,7 +31,7 @@ from lcsc_opt.metrics.names import (
     MetricName,
 )
 
-LEAST_UNIT = 1e-8  # of the largest unit of fdr
+LEAST_UNIT = 1e-8  # of the largest unit of fdr; a unit is what the yardstick measured, and divides a metric
 PENALTY = 10.0  # times the loss of the yardstick, for a value that is twice the bound
 
 LossSetting = str | Mapping[str, float | Sequence[str]]
@@ -62,7 +62,10 @@ class Constraint:
         return abs(self.loss) / (self.guide or 1.0)
 
     def violation(self, value: float, images: int) -> float:
-        """By how many standard errors, for this many images, ``value`` is worse than the bound."""
+        """By how many standard errors, for this many images, ``value`` is worse than the bound; negative if better.
+
+        Where images do not differ, and so there is no error, it is 1 for any value that is worse, else 0.
+        """
         excess = self.yardstick.sign * (value - self.yardstick.bound)
         standard_error = self.yardstick.deviation / math.sqrt(images)
         if standard_error > 0:
@@ -72,7 +75,8 @@ class Constraint:
     def penalty(self, value: float) -> float:
         """What is added to the loss: in proportion to the excess, relative to the bound unless that is zero."""
         bound = self.yardstick.bound
-        return PENALTY * abs(self.loss) / (bound or 1.0) * max(0.0, self.yardstick.sign * (value - bound))
+        excess = max(0.0, self.yardstick.sign * (value - bound))
+        return PENALTY * abs(self.loss) * excess / (bound or 1.0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,7 +113,8 @@ class Loss:
             weights = _weights_of_sum(loss)
         else:
             weights = {_distance_in(name): 1 / len(representations) for name in representations}
-        # The features of the first metric order image pairs, and metrics of single images are in them.
+        # The first metric should have a network's features: these order image pairs, and metrics of single images
+        # without @extractor are in them. The sort is stable.
         networks_first = sorted(weights.items(), key=lambda pair: pair[0].has_own_features)
         parsed = cls(dict(networks_first), relative=representations is not None)
         if keep is None:
@@ -124,7 +129,7 @@ class Loss:
         get the loss with a penalty for the violation.
         """
         bounds: Mapping[str, float | None] = {keep: None} if isinstance(keep, str) else keep
-        name = next(iter(bounds), "")
+        name = next(iter(bounds), "")  # an empty mapping is refused below, as one of several metrics is
         bound = bounds.get(name)
         formula = name.partition("@")[0]
         largest = 1.0 if formula == "precision" else sys.float_info.max
@@ -138,7 +143,7 @@ class Loss:
         return dataclasses.replace(self, keep=metric, bound=bound)
 
     def parse_beside(self, names: Iterable[str]) -> list[MetricName]:
-        """Further metrics; those of single images without ``@extractor`` are in the features of the loss.
+        """Further metrics by name; those in ``OF_LOSS_FEATURES`` without ``@extractor`` have the features of the loss.
 
         Raises:
             MetricError: one is unknown.
@@ -153,7 +158,11 @@ class Loss:
         return self.relative or self.keep is not None
 
     def yardstick(self, measured: Mapping[str, float], images: int) -> Yardstick:
-        """The yardstick, from metrics of the fixed average on this many images.
+        """The yardstick of a loss that has one.
+
+        Args:
+            measured: metric → its value for the fixed average; of a kept metric also its standard error.
+            images: of how many images.
 
         Raises:
             MetricError: ``fdr`` would divide by a value that is zero, or nothing beside the others: its metric would be
@@ -185,7 +194,7 @@ class Loss:
         return dataclasses.replace(loss, constraint=constraint)
 
     def describe(self) -> dict[str, Any]:
-        """The weights, for the fingerprint of a study; of a relative loss its extractors."""
+        """The weights, for the fingerprint of a study; of ``fdr`` its extractors, whose weights are equal."""
         if self.relative:
             return {FDR: [metric.extractor for metric in self.weights]}
         return {str(metric): weight for metric, weight in self.weights.items()}
@@ -222,7 +231,7 @@ def _check_units(units: Mapping[str, float]) -> None:
 
 
 def _representations(loss: LossSetting) -> tuple[str, ...] | None:
-    """The representations of ``fdr``; ``None`` for another loss.
+    """The representations of ``fdr``: extractors, and what stands in place of one; ``None`` for another loss.
 
     ``fdr`` alone uses Inception, pixels and tones, ``fdr@clip`` CLIP in place of Inception.
 
@@ -251,7 +260,7 @@ def _weights_of_sum(loss: LossSetting) -> dict[MetricName, float]:
 
     Raises:
         MetricError: for an unknown or repeated metric, one of held-out images, a weight that is no number, or a
-            reward without a guard.
+            reward without a distance beside it.
     """
     if isinstance(loss, str):
         loss = {loss: 1.0}
@@ -283,7 +292,11 @@ def _distance_in(representation: str) -> MetricName:
 
 
 def _checked_weight(metric: MetricName, weight: object) -> float:
-    """The weight of a metric in a loss. Raises MetricError if it is no finite number, or has the wrong sign."""
+    """The weight of a metric in a loss.
+
+    Where higher is better, either sign is right: the metric is subtracted. Raises MetricError if the weight is no
+    finite number, or negative where lower is better.
+    """
     if isinstance(weight, bool) or not isinstance(weight, (int, float)) or not abs(weight) < math.inf:
         raise MetricError(f"loss: the weight of {metric} is {weight!r}, expected a number")
     if weight < 0 < metric.sign:

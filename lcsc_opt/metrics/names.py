@@ -42,7 +42,7 @@ OWN_FEATURES: Mapping[Formula, str] = {
 WITHOUT_NETWORK: Mapping[str, Formula] = {PIXELS: "fid", TONES: TONES}
 """In place of an extractor: representations of images without a network → the distance that compares them."""
 WITHOUT_REFERENCE: frozenset[Formula] = frozenset({"is", "reward", "held_out_reward", "outside"})
-# Those for which mean and covariance of the reference are not enough.
+# Those for which mean and covariance of the reference are not enough. (``fid_held_out`` is to images that are halved.)
 OF_REFERENCE_FEATURES: frozenset[Formula] = frozenset(FORMULAS) - {"fid", *WITHOUT_REFERENCE}
 FID_HELD_OUT: Final = "fid_held_out"  # to real images that no search saw: never in a loss
 TO_HELD_OUT: Mapping[Formula, Formula] = {"fid": FID_HELD_OUT, TONES: f"{TONES}_held_out"}
@@ -82,7 +82,7 @@ HELD_OUT_REWARD: Final = "held_out_reward"  # in place of an extractor: a functi
 
 @dataclasses.dataclass(frozen=True)
 class MetricName:
-    """A metric: its ``formula``, and the ``extractor`` of its features."""
+    """A metric: its ``formula``, and the name of the ``extractor`` of its features."""
 
     formula: Formula
     extractor: str = INCEPTION
@@ -130,7 +130,7 @@ class MetricName:
 
     @property
     def has_own_features(self) -> bool:
-        """Whether its features are made for it, so that no other metric is measured in them."""
+        """Whether its features are made for it, as a reward or tones: no other metric is measured in them."""
         return self.formula in OWN_FEATURES
 
     @property

@@ -28,7 +28,6 @@ from lcsc_opt.metrics.image_metrics import ImageMetrics, extractor_for
 from lcsc_opt.metrics.names import (
     FID_HELD_OUT,
     OUTSIDE,
-    REWARD,
     TO_HELD_OUT,
     WITHOUT_NETWORK,
     Formula,
@@ -109,7 +108,7 @@ class MetricSuite:
 
         Args:
             total: how many images.
-            group: of their noise.
+            group: of their noise: ``search``, ``selection`` (to choose the answer) or ``held-out`` (for reports).
             gradient: keep the features that the gradient of the loss needs.
             unbiased: extrapolate distances to infinitely many images.
             error: keep what the error of the loss needs.
@@ -122,7 +121,7 @@ class MetricSuite:
         elif group == SELECTION.group:
             metrics = tuple(dict.fromkeys((*metrics, *self._metrics_of_choice)))
         references = self.references  # only now: the metrics of a report may have added some
-        if group != HELD_OUT.group:  # the held-out images decide nothing, and are for reports alone
+        if group != HELD_OUT.group:  # held-out real images are for reports alone; others take their place here
             references = {name: reference.of_choice for name, reference in references.items()}
         return ImageMetrics(
             loss,
@@ -156,7 +155,7 @@ class MetricSuite:
 
     @property
     def _metrics_of_choice(self) -> Sequence[MetricName]:
-        """The cross-check, to the images that a search sees and to others."""
+        """The cross-check, to the real images that a search sees and, where some choose the answer, to these."""
         seen = self.cross_check_metric
         if seen is None:
             return []
@@ -167,7 +166,7 @@ class MetricSuite:
 
     @functools.cached_property
     def _report_references(self) -> Mapping[str, Reference]:
-        """The references that only reports need, built once."""
+        """The references that only reports need, built once; from then on they are in :attr:`references`, too."""
         built = self._build_report_references()
         self.references.update(built)
         return built
@@ -194,10 +193,10 @@ class MetricSuite:
 
     @functools.cached_property
     def evaluation_metrics(self) -> tuple[MetricName, ...]:
-        """The metrics of held-out reports that are not the loss.
+        """The metrics of held-out reports beside the loss.
 
-        If a metric is kept, and the loss may have a penalty, the metrics of the loss are among them; so they are if it
-        is a sum or has a reward: a sum may fall while a distance in it rises.
+        The terms of a sum come first: it may fall while a distance in it rises. A loss that is one metric is not
+        repeated, unless a metric is kept, whose penalty makes the loss another number than the metric.
         """
         metrics = list(self._metrics.reported)
         if self.cross_check_metric is not None:
@@ -209,7 +208,7 @@ class MetricSuite:
             metrics += [MetricName(formula, name) for formula in REPORTED]
             if reference.held_out is not None:
                 metrics.append(MetricName(FID_HELD_OUT, name))
-        if REWARD in self.loss.extractors or len(self.loss.weights) > 1:
+        if len(self.loss.weights) > 1:
             metrics = [*self.loss.weights, *metrics]
         elif self.loss.keep is None:
             metrics = [metric for metric in metrics if metric not in self.loss.weights]
@@ -217,7 +216,7 @@ class MetricSuite:
         return tuple(dict.fromkeys(metrics))
 
     def _compared_extractors(self) -> Sequence[str]:
-        """The extractors whose features reports compare with those of real images."""
+        """The loss's extractors whose features reports compare with real images: networks, if it has any."""
         return [name for name in self.loss.extractors if name not in WITHOUT_NETWORK] or self.loss.extractors
 
     @property
@@ -243,7 +242,7 @@ class MetricSuite:
             if name not in feature_metrics:
                 feature_metrics[name] = FeatureMetrics(reference, device=self._device)
                 feature_metrics[name].update(torch.from_numpy(held_out_features))
-            # The held-out images stand for samples, so their FID to themselves becomes that to the reference.
+            # The held-out images stand for samples. FID to themselves would be zero; that to the reference says more.
             formula = "fid" if metric.formula == FID_HELD_OUT else metric.formula
             values[str(metric)] = feature_metrics[name].compute(formula)
         return values
@@ -284,6 +283,7 @@ class MetricSuite:
         }
 
     def _described(self, extractors: Iterable[str]) -> dict[str, Any]:
+        """Extractor's name in metrics → the names of the network and of the real images, which follow their content."""
         described = {}
         for name in sorted(extractors):
             reference = self.references[name]
@@ -295,7 +295,7 @@ def _check(metric: MetricName, reference: Reference) -> None:
     """Raise MetricError if the metric cannot be computed with this reference."""
     if metric.formula == "is" and not hasattr(reference.extractor, "features_and_logits"):
         raise MetricError(f"{metric}: the extractor {reference.extractor.name} has no classes; use is@inception")
-    try:
+    try:  # these properties raise where the reference lacks something
         if metric.needs_reference:
             _ = reference.frechet
         if need_real_features([metric.formula]):

@@ -27,7 +27,8 @@ class SuiteMetrics:
         searched: the metrics of every evaluation: terms of the loss, further metrics, then what bounds the loss.
         reported: these, and those that settings name for reports only.
         adds_defaults: whether reports also have precision and recall: no metrics are named, or a reward is searched.
-        adds_cross_check: whether they have FID in features that the loss does not see: always, unless none are wanted.
+        adds_cross_check: whether they have FID in features that the loss does not see: always, unless settings want no
+            metrics for reports only, by an empty list.
     """
 
     loss: Loss
@@ -51,7 +52,7 @@ class SuiteMetrics:
             loss: what a search minimizes.
             metrics: computed with the loss in every evaluation.
             held_out_metrics: computed only in reports; ``None`` for the defaults.
-            rewards: ``reward`` and ``held_out_reward``, of which there are functions. They are reported.
+            rewards: those of ``reward`` and ``held_out_reward`` that settings give a function. They are reported.
 
         Raises:
             MetricError: a metric is unknown, or a reward is named that has no function.
@@ -74,7 +75,7 @@ class SuiteMetrics:
 
     @property
     def named_cross_check(self) -> MetricName | None:
-        """The distance in features that the loss does not see, if settings name one."""
+        """The distance in features that the loss does not see, if settings name one; FID before KID."""
         distances = [
             metric
             for metric in self.reported
@@ -88,7 +89,7 @@ class SuiteMetrics:
         if not self.adds_cross_check or self.named_cross_check is not None:
             return None
         used = self.loss.extractors
-        for name in TRAINED:
+        for name in TRAINED:  # its second network is another one, trained on the same images
             if name in used and f"{name}2" not in used:
                 return f"{name}2"
         # these networks see natural images: they suit only if the loss uses one of them
