@@ -42,9 +42,9 @@ OWN_FEATURES: Mapping[Formula, str] = {
 WITHOUT_NETWORK: Mapping[str, Formula] = {PIXELS: "fid", TONES: TONES}
 """In place of an extractor: representations of images without a network → the distance that compares them."""
 WITHOUT_REFERENCE: frozenset[Formula] = frozenset({"is", "reward", "held_out_reward", "outside"})
-# Those for which mean and covariance of the reference are not enough. (``fid_held_out`` is to images that are halved.)
-OF_REFERENCE_FEATURES: frozenset[Formula] = frozenset(FORMULAS) - {"fid", *WITHOUT_REFERENCE}
 FID_HELD_OUT: Final = "fid_held_out"  # to real images that no search saw: never in a loss
+OF_REFERENCE_FEATURES: frozenset[Formula] = frozenset(FORMULAS) - {"fid", FID_HELD_OUT, *WITHOUT_REFERENCE}
+"""Those for which mean and covariance of the real images are not enough."""
 TO_HELD_OUT: Mapping[Formula, Formula] = {"fid": FID_HELD_OUT, TONES: f"{TONES}_held_out"}
 """A distance to the real images that a search sees → the same one to those that are held out."""
 DIFFERENTIABLE: tuple[Formula, ...] = ("fid", "kid", "near", "hinge", "reward", TONES)

@@ -166,6 +166,18 @@ def test_clip_sees_the_reference_images(settings: dict[str, Any], archive: str, 
     np.testing.assert_allclose(scores.references["clip"].frechet.cov, np.cov(features.T), atol=1e-5)
 
 
+def test_real_images_may_be_held_out_from_statistics(settings: dict[str, Any]) -> None:
+    """Distances to held-out images need no features of those that the loss sees."""
+    reference = {"train": "fid.npz", "held_out": "real"}
+    scores = build_scores(**{**settings, "reference": reference, "loss": "fid", "held_out_metrics": ["fid_held_out"]})
+    samples = torch.rand(20, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    _, values = score(scores, samples, held_out=True)
+    unseen = scores.references["inception"].unseen.known_features
+    assert len(unseen) < len(REAL), "the others choose the answer"
+    expected = FrechetReference(*mean_and_covariance(unseen)).distance_from_features(samples.flatten(1)[:, :16])
+    assert values["fid_held_out"] == pytest.approx(expected, rel=1e-6)
+
+
 def test_what_is_missing_for_other_features_is_one_line(settings: Any, capsys: pytest.CaptureFixture[str]) -> None:
     scores = build_scores(**{**settings, "reference": {"inception": "fid.npz"}})
     assert (scores.cross_check_metric, scores.cross_check_text) == (None, None)
