@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping
-from typing import Any
 
 import torch
 from pydantic import Field, JsonValue
@@ -21,13 +21,13 @@ from lcsc_opt.metrics.extractors.rewards import find_reward
 from lcsc_opt.metrics.extractors.second import SecondFeatures
 from lcsc_opt.metrics.loss import Loss
 from lcsc_opt.metrics.names import (
-    BIASED,
     CROSS_CHECK,
     FID_HELD_OUT,
     HELD_OUT_REWARD,
     PIXELS,
     REWARD,
     THUMBNAILS,
+    TO_HELD_OUT,
     WITHOUT_NETWORK,
     MetricName,
     need_real_features,
@@ -99,7 +99,10 @@ class ReferenceScoreSettings(ScoreSettings):
 
 
 def _resolve_paths(reference: str | dict[str, JsonValue], context: BuildContext) -> str | dict[str, JsonValue]:
-    """The reference with its paths resolved by ``context``; names of data sets stay as they are."""
+    """The setting ``reference`` with its paths resolved by ``context``, also those in a mapping by extractor.
+
+    Names of data sets and numbers stay as they are.
+    """
     if isinstance(reference, str):
         path = context.path(reference)
         if path.exists():
@@ -112,11 +115,16 @@ def _resolve_paths(reference: str | dict[str, JsonValue], context: BuildContext)
 
 
 def _without_images(loss: Loss, reference: str | dict[str, JsonValue]) -> Loss:
-    """A plain ``fdr``; of its network only, where the reference has no images, since pixels and tones need them."""
+    """The loss; where the reference has no images, ``fdr`` of its network only, since pixels and tones need images.
+
+    Args:
+        loss: one that settings name by a text, as ``fdr`` or ``fdr@clip``. Representations that they list are meant.
+        reference: the setting, with its paths resolved.
+    """
     network = loss.extractors[0]
     if not loss.relative or network in WITHOUT_NETWORK:
         return loss
-    # which extractors a mapping may name is checked when all metrics are known
+    # any name in a mapping is taken here: which it may have is checked when all metrics are known
     names = [network] if isinstance(reference, str) else list(reference)
     settings = ReferenceSettings.by_extractor(reference, names)
     if any(source.holds_images for source in settings.values()):
@@ -176,7 +184,7 @@ class ScoreSources:
         if self._cross_check is not None and self._cross_check not in compared_extractors:
             compared_extractors.append(self._cross_check)
         self._references = ReferenceSettings.by_extractor(reference, compared_extractors)
-        for name in WITHOUT_NETWORK:  # which see the images of another extractor, where they have none of their own
+        for name in WITHOUT_NETWORK:  # they take the images of another extractor, where they have none of their own
             if self._references and name in self._extractors and name not in self._references:
                 self._references[name] = self._image_settings(name)
         for metric in self.metrics.reported:
@@ -207,7 +215,7 @@ class ScoreSources:
         return None
 
     def suite(self) -> MetricSuite:
-        """Load the networks, and read the reference images.
+        """Load the networks, and read the real images that a search needs; what only reports need is read later.
 
         Raises:
             MetricError: weights or a reference cannot be used.
@@ -223,7 +231,7 @@ class ScoreSources:
         return MetricSuite(references, self.metrics, device=self._device, report_references=report_references)
 
     def _found(self, name: str) -> Callable[[], FeatureExtractor]:
-        """What makes the extractor, or returns the reward, of this name: :meth:`check` makes none, to be fast.
+        """What makes the extractor, or returns the reward, of this name. It is not made yet, so that a check is fast.
 
         Raises MetricError if it is missing.
         """
@@ -239,34 +247,38 @@ class ScoreSources:
         metrics = [metric for metric in self.metrics.reported if metric.extractor == name]
         if not any(metric.needs_reference for metric in metrics):
             return Reference(extractor)
+        settings = self._references[name]
         formulas = {metric.formula for metric in metrics}
         # a distance of the loss is also measured to real images that the loss does not see
-        compared_unseen = any(metric in self.metrics.loss.weights for metric in metrics if metric.formula in BIASED)
+        terms = [metric for metric in metrics if metric in self.metrics.loss.weights]
+        compared_unseen = any(metric.formula in TO_HELD_OUT for metric in terms)
         return self._built(
-            self._references[name],
+            settings,
             name,
             extractor,
-            features=need_real_features(formulas) or self._references[name].is_set_of_images(MOST_IMAGES, self._sets),
+            # where they are not many, also for the errors, which count the real images
+            features=need_real_features(formulas) or settings.is_set_of_images(MOST_IMAGES, self._sets),
             held_out=FID_HELD_OUT in formulas or compared_unseen,
         )
 
     def _built(
-        self,
-        settings: ReferenceSettings,
-        name: str,
-        extractor: FeatureExtractor,
-        **needs: Any,
+        self, settings: ReferenceSettings, name: str, extractor: FeatureExtractor, *, features: bool, held_out: bool
     ) -> Reference:
-        """The reference in the features of ``extractor``; in ``pixels`` in components of the real images."""
-        needs |= {"batch_size": self._batch_size, "sets": self._sets}
-        if name != PIXELS:
-            return settings.build(name, extractor, **needs)
-        return pixel_reference(settings.build(THUMBNAILS, Thumbnails(), **needs))
+        """The reference in the features of ``extractor``, with these parts if it has them.
+
+        ``pixels`` are components of the real images, which only now are known: their extractor is made here.
+        """
+        build = functools.partial(
+            settings.build, features=features, held_out=held_out, batch_size=self._batch_size, sets=self._sets
+        )
+        if name == PIXELS:
+            return pixel_reference(build(THUMBNAILS, Thumbnails()))
+        return build(name, extractor)
 
     def _loss_references_with_features(self, references: Mapping[str, Reference]) -> dict[str, Reference]:
         """The references of the loss with all features and the held-out images, for the default metrics of a report.
 
-        A reference without images, or with too many, is left out.
+        One without images, or with too many, is left out; features that the search has already are read again.
         """
         complete: dict[str, Reference] = {}
         for name in self.metrics.loss.extractors:
@@ -282,12 +294,12 @@ class ScoreSources:
                     _notice_too_many(name, count)
                     continue
             built = self._built(settings, name, reference.extractor, features=True, held_out=True)
-            # with its images, an archive of ADM's would have another identity
+            # the study was begun with this identity; ADM's archives have another one if their images are read, too
             complete[name] = dataclasses.replace(built, identity=reference.identity)
         return complete
 
     def _cross_check_reference(self) -> dict[str, Reference]:
-        """The reference of the cross-check; a notice says why it is unavailable."""
+        """The reference of the cross-check by its extractor's name; empty, with a notice that says why, without one."""
         name = self._cross_check
         if name is None:
             return {}
@@ -296,7 +308,8 @@ class ScoreSources:
         except (MetricError, MissingPackageError, OSError, RuntimeError) as error:  # RuntimeError: out of memory
             reason = str(error).partition("\n")[0]
             missing = f"{MetricName('fid', name)}, which would confirm a gain in features that the loss does not use"
-            if not any(settings.holds_images for settings in self._references.values()):
+            has_images = any(settings.holds_images for settings in self._references.values())
+            if name == CROSS_CHECK or not has_images:
                 notice(f"no cross-check: {missing}, is not measured: {reason}")
                 return {}
             name = CROSS_CHECK
@@ -313,7 +326,7 @@ class ScoreSources:
             extractor = SecondFeatures(images.evenly_spaced(1).shape[1:], self._device)
         else:
             extractor = self._found(name)()
-        features = images.count <= MOST_IMAGES  # for its error
+        features = images.count <= MOST_IMAGES  # for the error of the distance, which counts the real images
         return self._built(settings, name, extractor, features=features, held_out=True)
 
     def _image_settings(self, name: str) -> ReferenceSettings:

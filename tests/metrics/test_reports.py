@@ -35,6 +35,13 @@ REAL = pixels(30, 8, 8)
 DEFAULT = ["precision", "recall"]
 
 
+class Colors(Pixels):
+    """A user's own extractor of colours: no network that ships has the like."""
+
+    def __call__(self, batch: Tensor) -> Tensor:
+        return batch.flatten(1)[:, :16]
+
+
 def direct_fid(x: Any, y: Any) -> float:
     return FrechetReference(*mean_and_covariance(x)).distance(*mean_and_covariance(y))
 
@@ -141,12 +148,7 @@ def archive(tmp_path_factory: pytest.TempPathFactory) -> str:
 @pytest.fixture
 def settings(tmp_path: Any, archive: str, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """A folder of images for CLIP, features for what stands for Inception, and numbers without images."""
-
-    class Bare(Pixels):
-        def __call__(self, batch: Tensor) -> Tensor:
-            return batch.flatten(1)[:, :16]
-
-    monkeypatch.setitem(PUBLISHED, "inception", Mock(side_effect=lambda *_, **__: Bare()))
+    monkeypatch.setitem(PUBLISHED, "inception", Mock(side_effect=lambda *_, **__: Colors()))
     write_folder(tmp_path / "real", REAL)
     np.savez(tmp_path / "fid.npz", mu=np.zeros(16), sigma=np.eye(16))
     monkeypatch.chdir(tmp_path)
@@ -184,6 +186,17 @@ def test_what_is_missing_for_other_features_is_one_line(settings: Any, capsys: p
     line = capsys.readouterr().err.splitlines()[-1]
     assert "no cross-check: fid" in line
     assert "clip needs real images; give them under reference: {clip: a folder" in line
+
+
+def test_a_report_goes_on_without_a_cross_check_that_cannot_be_computed(
+    settings: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("lcsc_opt.metrics.from_settings.SecondFeatures", Mock(side_effect=RuntimeError("no memory")))
+    extractor = f"{__name__}:Colors"
+    scores = build_scores(**{**settings, "loss": f"fid@{extractor}", "weights": {}})
+    assert scores.cross_check_metric is None
+    [line] = [line for line in capsys.readouterr().err.splitlines() if "cross-check" in line]
+    assert line.endswith("is not measured: no memory")
 
 
 @pytest.mark.parametrize(

@@ -45,7 +45,7 @@ class ImageSets:
         self._sets: dict[str, ImageSet | None] = {}
 
     def of(self, source: str) -> ImageSet | None:
-        """The images of a folder, a zip file or a data set; ``None`` for a file that holds something else.
+        """The images of a folder, a zip file or a data set; ``None`` for an ``.npz``, also for one that holds images.
 
         Raises:
             MetricError: there is no such place, or they cannot be read.
@@ -116,7 +116,7 @@ class ReferenceSettings(FrozenModel):
         return {name: cls.parse(setting) for name, setting in reference.items()}
 
     def check(self) -> None:
-        """Raise MetricError for a path that does not exist or a file of no known kind, without reading it."""
+        """Raise MetricError for a path that does not exist or a file of no known kind; nothing is read."""
         _path(self.train)
         if self.held_out is not None:
             _path(self.held_out)
@@ -134,8 +134,8 @@ class ReferenceSettings(FrozenModel):
         return path.suffix.lower() == ".npz" and has_images(path)
 
     def is_set_of_images(self, most: int, sets: ImageSets) -> bool:
-        """Whether these are at most so many images, whose features are kept: errors count them, too."""
-        images = sets.of(self.train)  # None of a file, also of one that holds images, as ADM's
+        """Whether ``train`` is a set of at most so many images, and no ``.npz``."""
+        images = sets.of(self.train)
         return images is not None and images.count <= most
 
     def images(self, sets: ImageSets) -> ImageSet:
@@ -145,7 +145,7 @@ class ReferenceSettings(FrozenModel):
             MetricError: they are no images, or cannot be read.
         """
         image_set = sets.of(self.train)
-        if image_set is None:
+        if image_set is None:  # an .npz may hold images, as ADM's do
             _, image_set = read_reference_file(expanded_path(self.train, error=MetricError), "", images=True)
         if image_set is None:
             raise MetricError(f"reference: {self.train} holds no images")
@@ -161,13 +161,13 @@ class ReferenceSettings(FrozenModel):
         batch_size: int,
         sets: ImageSets,
     ) -> Reference:
-        """The reference in the features of ``extractor``; unseen images always have features, which halve them.
+        """The reference in the features of ``extractor``; that of held-out images always has their features.
 
         Args:
             alias: the extractor's name in metrics.
             extractor: the network.
-            features: whether a metric needs the features, and not only their mean and covariance.
-            held_out: whether a metric needs the held-out images, if there are any.
+            features: whether the features of ``train`` are needed, and not only their mean and covariance.
+            held_out: whether the held-out images are needed, if there are any.
             batch_size: images through the network at once.
             sets: of the objective; their folder keeps statistics and features.
 
@@ -176,31 +176,28 @@ class ReferenceSettings(FrozenModel):
         """
         self.check()
         builder = _Builder(alias, extractor, batch_size, sets.folder)
-        images = sets.of(self.train)  # None of a file, also of one that holds images, as ADM's
+        images = sets.of(self.train)
+        unseen_images = None
         if images is None and self.held_out_fraction:
             raise MetricError(
                 f"reference: {self.train} is not a folder, .zip or data set, so no fraction of it can be held out; "
                 "give train: and held_out:"
             )
-        fraction = 0.0
         if images is not None:
             fraction = self._fraction(images)
-        if images is not None and fraction:
-            train_images, held_out_images = _divided(images, fraction)
-            seen = builder.of_images(train_images, features=features)
-            if held_out:
-                return builder.with_unseen(seen, held_out_images)
-            return seen
+            if fraction:
+                images, unseen_images = _divided(images, fraction)
         seen = builder.of(self.train, images, features=features)
-        if not held_out or self.held_out is None:
+        if held_out and self.held_out is not None:
+            unseen_images = sets.of(self.held_out)
+            if unseen_images is None:  # an .npz
+                return seen.with_unseen(builder.of(self.held_out, None, features=True))
+        if not held_out or unseen_images is None:
             return seen
-        unseen_images = sets.of(self.held_out)
-        if unseen_images is None:
-            return seen.with_unseen(builder.of(self.held_out, None, features=True))
         return builder.with_unseen(seen, unseen_images)
 
     def _fraction(self, images: ImageSet) -> float:
-        """The fraction of images that is held out: the setting, else a fifth of many images."""
+        """The fraction of ``train`` that is held out: the setting, else a fifth of many images."""
         if self.held_out_fraction is not None:
             return self.held_out_fraction
         if self.held_out is not None:
@@ -257,28 +254,28 @@ class _Builder:
     folder: Path
 
     def of(self, source: str, images: ImageSet | None, *, features: bool) -> Reference:
-        """The reference of images, or of the file that ``source`` names."""
+        """The reference of ``images``; ``None`` stands for what the ``.npz`` at ``source`` holds."""
         if images is not None:
             return self.of_images(images, features=features)
         path = expanded_path(source, error=MetricError)
         statistics, pixels = read_reference_file(path, self.alias, images=features)
-        if statistics is not None:
-            self._check_extractor(path, statistics.extractor)
-        if pixels is None:
-            if statistics is None or features:
-                raise MetricError(f"{path}: {NO_FEATURES}")
-            return Reference.of_gaussian(self.extractor, statistics.gaussian, statistics.count)
-        of_pixels = self.of_images(pixels, features=features)
         if statistics is None:
-            return of_pixels
-        # ADM's files hold both: FID compares with their statistics, and other metrics with their images.
+            assert pixels is not None  # a file holds at least one of both
+            return self.of_images(pixels, features=features)
+        self._check_extractor(path, statistics.extractor)
         reference = Reference.of_gaussian(self.extractor, statistics.gaussian, statistics.count)
+        if not features:
+            return reference
+        if pixels is None:
+            raise MetricError(f"{path}: {NO_FEATURES}")
+        # ADM's files hold both: FID compares with their statistics, and other metrics with their images.
+        of_pixels = self.of_images(pixels, features=True)
         identity = _digest(str(reference.identity), str(of_pixels.identity))
         return dataclasses.replace(reference, identity=identity, features=of_pixels.features, size=of_pixels.size)
 
     def _check_extractor(self, path: Path, name: str | None) -> None:
-        """Raise MetricError if a file says that its statistics are of another extractor."""
-        made_name = getattr(self.extractor, "made_name", None)
+        """Raise MetricError if a file says that its statistics are of another extractor: ``name``, or ``None``."""
+        made_name = getattr(self.extractor, "made_name", None)  # that of a user's own, without our hash
         if name not in (None, self.extractor.name, made_name):
             raise MetricError(
                 f"{path}: was computed with {name} and not with {self.extractor.name}; "
@@ -286,11 +283,11 @@ class _Builder:
             )
 
     def of_images(self, images: ImageSet, *, features: bool) -> Reference:
-        """The reference of images, whose statistics and features are kept."""
+        """The reference of as many of these images as are enough; statistics and features are kept in the folder."""
         return self._of_all(self._enough(images), features=features)
 
     def _of_all(self, images: ImageSet, *, features: bool) -> Reference:
-        """The reference of each of these images, also where fewer would be enough."""
+        """The reference of all of these images, also where fewer would be enough."""
         if images.count < 2:
             raise MetricError("reference: one image is not a distribution; give at least two")
         identity = _digest(images.content, self.extractor.name)
@@ -299,6 +296,7 @@ class _Builder:
         rows = None
         if features:
             rows = _mapped(features_file)
+        # a study that needs no features may have kept the statistics alone
         if not statistics_file.exists() or (features and rows is None):
             self._compute(images, statistics_file, features_file if features else None)
             if features:
@@ -312,11 +310,11 @@ class _Builder:
 
         The hash of an image decides, so copies of an image are never in both halves.
         """
-        images = self._enough(images)
+        images = self._enough(images)  # here and not in of_images, as ``choosing`` is of the same images
         return seen.with_unseen(self._of_all(images, features=True), choosing=images.hash_prefixes >= 2**31)
 
     def _enough(self, images: ImageSet) -> ImageSet:
-        """As many of the images as the extractor's statistics need."""
+        """About as many of the images as the extractor's statistics need, chosen by their hashes."""
         enough = getattr(self.extractor, "enough_images", images.count)
         if images.count <= enough:
             return images
@@ -340,7 +338,7 @@ class _Builder:
             write_atomically(
                 features_file, header.getvalue(), *(rows.data.cast("B") for rows in blocks), error=MetricError
             )
-        if statistics_file.exists():  # FID stays what it was, to the last bit
+        if statistics_file.exists():  # kept earlier, perhaps with other batches: FID stays what it was, to the last bit
             return
         content = io.BytesIO()
         np.savez(
@@ -366,4 +364,5 @@ def _mapped(features_file: Path) -> Rows | None:
 
 
 def _digest(*parts: str) -> str:
+    """A SHA-256 of these texts, in hexadecimal."""
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()

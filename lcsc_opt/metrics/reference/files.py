@@ -38,7 +38,8 @@ def read_reference_file(path: Path, extractor: str, *, images: bool) -> tuple[St
     Args:
         path: the file.
         extractor: its name in metrics, such as ``inception``.
-        images: whether raw images are read even if the file has statistics for the extractor, too.
+        images: whether the images are read even if the file has statistics for the extractor, too: these are enough
+            for FID, and images take long.
 
     Raises:
         MetricError: it holds nothing for that extractor, or cannot be read; the message names the file.
@@ -67,22 +68,20 @@ def has_images(path: Path) -> bool:
 
 @contextmanager
 def _archive(path: Path) -> Iterator[Mapping[str, Any]]:
-    """The arrays of a file. Errors while this is open become one line that names the file."""
+    """The arrays of an ``.npz``. Errors while this is open become a MetricError of one line that names the file."""
     try:
         # numpy would leave a damaged file open that it has opened itself
         with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
             yield archive
     except Exception as error:  # a parser of foreign bytes may raise anything
-        lines = str(error).splitlines()
-        reason = lines[0] if lines else type(error).__name__
+        reason = str(error).partition("\n")[0] or type(error).__name__
         if not isinstance(error, MetricError):
-            reason = f"{path}: cannot be read ({reason})"
-        elif not reason.startswith(str(path)):
-            reason = f"{path}: {reason}"
-        raise MetricError(reason) from error
+            reason = f"cannot be read ({reason})"
+        raise MetricError(f"{path}: {reason.removeprefix(f'{path}: ')}") from error
 
 
 def _statistics(arrays: Mapping[str, Any]) -> Statistics:
+    """The statistics in the arrays of a file. Raises MetricError if there are none, or they are none."""
     if not {"mu", "sigma"} <= set(arrays):
         raise MetricError("holds no mu and sigma; expected pytorch-fid statistics or images")
     count = None

@@ -99,18 +99,16 @@ class Reference:
             raise MetricError(NO_FEATURES)
         return self.features
 
-    def with_unseen(self, unseen: Reference | None, *, choosing: npt.NDArray[np.bool_] | None = None) -> Reference:
-        """One half of the images that no loss sees is in :attr:`selection`, the other, which chooses nothing, in
-        :attr:`held_out`.
+    def with_unseen(self, unseen: Reference, *, choosing: npt.NDArray[np.bool_] | None = None) -> Reference:
+        """This reference with images that no loss sees.
 
-        If they are too few for both, reports have all of them.
+        One half chooses the answer, and is in :attr:`selection`; the other one decides nothing, and is in
+        :attr:`held_out`. If they are too few for both, reports have all of them.
 
         Args:
-            unseen: those images.
+            unseen: those images, with their features.
             choosing: ``[M]``, which of them are in the first half; ``None`` for every other one.
         """
-        if unseen is None:
-            return self
         if choosing is None:
             choosing = np.arange(len(unseen.known_features)) % 2 == 0
         if min(choosing.sum(), (~choosing).sum()) < FEWEST_UNSEEN:
@@ -119,10 +117,11 @@ class Reference:
 
     @functools.cached_property
     def of_choice(self) -> Reference:
-        """The same, but its held-out images are those that choose the answer."""
+        """The same for whatever is no report: held out are those images that choose the answer, if there are any."""
         return dataclasses.replace(self, held_out=self.selection, selection=None)
 
     def _part(self, chosen: npt.NDArray[np.bool_]) -> Reference:
+        """The reference of some of the real images: ``chosen`` ``[M]`` says which."""
         part = self.of_features(self.extractor, self.known_features[chosen])
         digest = hashlib.sha256(f"{self.identity} ".encode() + np.packbits(chosen).tobytes())
         return dataclasses.replace(part, identity=digest.hexdigest(), size=self.size)
@@ -162,7 +161,7 @@ class Reference:
 
     @torch.no_grad()
     def once(self, name: str, device: torch.device | str, compute: Callable[[Tensor], T]) -> T:
-        """The result of ``compute`` for the features ``[M, D]`` on ``device``; computed once, then kept."""
+        """The result of ``compute`` for the features ``[M, D]`` on ``device``; computed once, then kept by its name."""
         key = (name, str(device))
         if key not in self._computed:
             self._computed[key] = compute(self.features_on(device))
