@@ -431,12 +431,14 @@ class Trajectory:
         """Hash every row again, also that of the trainer's average.
 
         Raises:
-            TrajectoryError: the bytes of a row are not those that were written; names the first such row.
+            TrajectoryError: the bytes of a row are not those that were written, and the message names the first such
+                row; or a row was overwritten since opening.
         """
         with progress("verify", len(self._manifest.rows)) as advance:
             for saved in self._manifest.rows:
                 row = self._rows[saved.slot].numpy()
                 if hashlib.sha256(row.data).hexdigest() != saved.sha256:
+                    self._check()  # a row that a writer has used again is not damaged
                     raise TrajectoryError(
                         f"{self.path}: the weights of step {saved.step} are damaged: remove the folder and pack again."
                     )

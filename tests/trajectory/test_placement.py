@@ -94,6 +94,9 @@ def test_appended_checkpoints_change_nothing_and_overwritten_ones_are_noticed(tm
     for use in (lambda: placed.merge(COMBINATIONS[0]), lambda: placed.project({})):
         with pytest.raises(TrajectoryError, match="open it again"):
             use()
+    append(trajectory.path, 800, keep_last=3)  # in the row of a checkpoint that was dropped
+    with pytest.raises(TrajectoryError, match="open it again"):
+        placed.verify()
 
 
 @pytest.mark.parametrize("device", ["gpu", "cuda:97"])
