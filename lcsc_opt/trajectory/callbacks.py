@@ -73,9 +73,9 @@ class TrajectorySaver:
         self._last_step = step
         if not self.saves:
             return
-        drops_later_rows = step > 0 or self._restarts
-        writer = TrajectoryWriter(self._path, **self._options, resume=step if drops_later_rows else None)
-        if writer.steps and step == 0:
+        refuses_rows = step == 0 and not self._restarts
+        writer = TrajectoryWriter(self._path, **self._options, resume=None if refuses_rows else step)
+        if refuses_rows and writer.steps:
             writer.close()
             raise TrajectoryError(
                 f"{self._path}: holds {len(writer.steps)} checkpoints of another training, and this one starts: name "

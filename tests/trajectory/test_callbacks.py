@@ -121,6 +121,18 @@ def test_a_training_that_dies_and_goes_on_leaves_the_rows_of_one_that_did_not(
     assert Trajectory.open(died / "run.trajectory").sha256 == expected.sha256
 
 
+def test_a_tuning_that_restarts_keeps_the_checkpoint_of_its_start(tmp_path: Path) -> None:
+    for _ in range(2):
+        saver = TrajectorySaver(tmp_path / "t", every=1, resume="restart")
+        saver.begin(0)
+        saver.keep_start(network())
+        saver.step(1, network())
+        saver.close()
+    assert Trajectory.open(tmp_path / "t").steps == (0, 1)
+    with pytest.raises(TrajectoryError, match="holds 2 checkpoints of another training"):
+        TrajectorySaver(tmp_path / "t", every=1).begin(0)
+
+
 @pytest.mark.parametrize("main", [True, False])
 @pytest.mark.parametrize("with_accelerate", [False, True])
 def test_a_checkpoint_of_the_training_is_never_newer_than_the_trajectory(
