@@ -127,6 +127,8 @@ class Trajectory:
         if not manifest.checkpoints:
             raise TrajectoryError(f"{path} holds no complete checkpoint yet: append one, or pack again.")
         if steps is not None:
+            if not len(steps):  # also of NumPy
+                raise TrajectoryError(f"{path}: steps: expected at least one, got none.")
             missing = sorted(set(steps) - {saved.step for saved in manifest.checkpoints})
             if missing:
                 count = len(manifest.checkpoints)

@@ -124,6 +124,11 @@ def test_slots_are_not_the_order_of_steps(tmp_path):
     torch.testing.assert_close(merged["double"], torch.tensor([2.0, -0.5, -0.5]).double() @ doubles)
 
 
+def test_no_checkpoints_are_no_trajectory(trajectory):
+    with pytest.raises(TrajectoryError, match="steps: expected at least one"):
+        Trajectory.open(trajectory.path, steps=[])
+
+
 def merge_one(path):
     """One alone; where all are merged, it has been read before."""
     return Trajectory.open(path).merge(np.eye(24)[0])
