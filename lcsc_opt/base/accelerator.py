@@ -114,25 +114,10 @@ def measures_memory(device: torch.device) -> bool:
         return False
     try:
         free_bytes(device)
-        peak_bytes(device)
+        torch.accelerator.max_memory_allocated(device)
     except (RuntimeError, AttributeError):  # NotImplementedError is among these
         return False
     return True
-
-
-def allocated_bytes(device: torch.device) -> int:
-    """The memory of an accelerator that tensors take now."""
-    return torch.accelerator.memory_allocated(device)
-
-
-def peak_bytes(device: torch.device) -> int:
-    """The most that they took at a time, since :func:`restart_peak`."""
-    return torch.accelerator.max_memory_allocated(device)
-
-
-def restart_peak(device: torch.device) -> None:
-    """From here on, :func:`peak_bytes` looks no further back."""
-    torch.accelerator.reset_peak_memory_stats(device)
 
 
 def synchronize(device: torch.device) -> None:

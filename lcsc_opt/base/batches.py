@@ -53,10 +53,11 @@ class Batches:
                 yield first, stop
             else:
                 if not self._inside:
-                    accelerator.restart_peak(device)
-                before = accelerator.allocated_bytes(device)
+                    torch.accelerator.reset_peak_memory_stats(device)
+                before = torch.accelerator.memory_allocated(device)
                 yield first, stop
-                self._grow(device, (accelerator.peak_bytes(device) - before) / (stop - first))
+                needed = torch.accelerator.max_memory_allocated(device) - before
+                self._grow(device, needed / (stop - first))
             first = stop
 
     def halve(self) -> None:

@@ -377,7 +377,7 @@ def test_a_decoder_and_an_extractor_take_as_many_images_as_fit(monkeypatch: pyte
     monkeypatch.setattr(Options, "memory", pretend.used(0) + 2**20)
     latents = torch.ones(100, 1, 4, 4, device=DEVICE)
     images = torch.ones(50, 1, 2, 2, device=DEVICE)
-    accelerator.restart_peak(DEVICE)  # as the batch does in which latents are decoded
+    torch.accelerator.reset_peak_memory_stats(DEVICE)  # as the batch does in which latents are decoded
     with torch.no_grad():
         decoder(latents)
     assert decoded == [8, 92]
