@@ -60,11 +60,11 @@ def replacing(path: Path) -> Iterator[Path]:
     old = path.with_name(f"{unique_name}.old{PENDING}")
     try:
         yield pending
-        sync_tree(pending)
+        _sync_tree(pending)
         if path.is_dir():
             path.replace(old)  # a folder cannot be replaced at once
         pending.replace(path)
-        sync_folder(path.absolute().parent)
+        sync(path.absolute().parent)  # which has the new name
     finally:
         remove(pending)
         if path.exists():  # else the old one is all there is
@@ -105,19 +105,15 @@ def remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def sync_tree(path: Path) -> None:
-    """Make a file, or a folder with all that it holds, survive a power cut; its name needs :func:`sync_folder`."""
+def _sync_tree(path: Path) -> None:
+    """Make a file, or a folder with all that it holds, survive a power cut, but for its own name."""
     for entry in (path, *path.rglob("*")):
         if entry.is_dir() or entry.is_file():
-            _sync(entry)
+            sync(entry)
 
 
-def sync_folder(path: Path) -> None:
-    """Make renames inside ``path`` survive a power cut."""
-    _sync(path)
-
-
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
+    """Make the content of a file, or the names in a folder, survive a power cut."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -175,7 +171,7 @@ def try_lock(path: Path) -> LockedFile | None:
 
 
 @contextlib.contextmanager
-def only_process(out: Path, *, busy: LcscError | str = "") -> Iterator[None]:
+def only_process(out: Path, *, busy: LcscError | str) -> Iterator[None]:
     """Keep other processes from making ``out`` while this is open; the lock ends with the process.
 
     Args:
@@ -192,7 +188,7 @@ def only_process(out: Path, *, busy: LcscError | str = "") -> Iterator[None]:
         lock = try_lock(path)
     except OSError as error:
         raise TrajectoryError(f"Cannot write to {path.parent}: {error.strerror}; {ANOTHER_FOLDER}.") from error
-    if lock is None and busy:
+    if lock is None:
         if isinstance(busy, LcscError):
             raise busy
         notice(busy)

@@ -19,7 +19,7 @@ from typing import NamedTuple
 from torch import Tensor
 
 from lcsc_opt.base.errors import TrajectoryError
-from lcsc_opt.base.files import ANOTHER_FOLDER, only_process, shown_size, sync_folder
+from lcsc_opt.base.files import ANOTHER_FOLDER, only_process, shown_size, sync
 from lcsc_opt.base.progress import notice, progress
 from lcsc_opt.checkpoints.averages import trainers_averages
 from lcsc_opt.checkpoints.finding import is_packed
@@ -118,7 +118,7 @@ def finish_packing(out: Path) -> None:
         if out.exists():  # the caller was asked to replace it
             shutil.rmtree(out)
         partial.rename(out)
-        sync_folder(out.parent)
+        sync(out.parent)
     except OSError as error:
         raise TrajectoryError(f"Cannot rename {partial} to {out}: {error.strerror}.") from error
 

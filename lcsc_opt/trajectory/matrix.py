@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from lcsc_opt.base.errors import TrajectoryError
-from lcsc_opt.base.files import is_pending, remove, sync_folder, try_lock
+from lcsc_opt.base.files import is_pending, remove, sync, try_lock
 from lcsc_opt.base.paths import MANIFEST, WEIGHTS
 from lcsc_opt.trajectory.layout import EXACT, UNMERGEABLE, Layout, TensorSpec, stored_dtype
 from lcsc_opt.trajectory.manifest import LOCK, Manifest, foreign_files
@@ -73,7 +73,7 @@ class MatrixWriter:
         flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0)
         self._weights = os.open(self.path / WEIGHTS, flags, 0o666)
         undo.callback(os.close, self._weights)
-        sync_folder(self.path.parent)  # which may have got this folder
+        sync(self.path.parent)  # which may have got this folder
 
     @property
     def steps(self) -> tuple[int, ...]:

@@ -138,7 +138,7 @@ def test_the_same_command_writes_over_nothing_and_resume_goes_on_with_its_settin
     before = written(folder)
     assert "run.trajectory exists already: continue with --resume, or name another" in typed.refused(*command)
     assert written(folder) == before
-    with only_process(folder / "run.model"):
+    with only_process(folder / "run.model", busy="never"):
         before = written(folder)
         assert "run.trajectory: another process trains it; wait until" in typed.refused(*command, "--resume")
         assert written(folder) == before
