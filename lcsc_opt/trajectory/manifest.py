@@ -9,7 +9,7 @@ import os
 import warnings
 from collections.abc import Collection, Iterable
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import pydantic
 import torch
@@ -30,14 +30,14 @@ _MOST_SCALARS = 2**48  # of one tensor: torch computes sizes in 64 bits
 _Whole = Annotated[int, pydantic.Field(ge=0, lt=2**63)]
 
 
-class _SavedCheckpoint(pydantic.BaseModel):
-    """One row: its training step, its place, where it came from, and its SHA-256.
+class SavedRow(pydantic.BaseModel):
+    """A row of ``weights.bin`` that is complete.
 
     Attributes:
         step: the training step.
-        slot: the row of ``weights.bin``.
-        source: the path of the file that it was made from; or empty text.
-        sha256: of the bytes of the row.
+        slot: the position of the row, from 0.
+        source: the path of the file that it was made from; empty for one that a training loop wrote.
+        sha256: of the bytes of the row, in hex.
     """
 
     model_config = pydantic.ConfigDict(frozen=True, strict=True)
@@ -69,8 +69,8 @@ class Manifest(pydantic.BaseModel):
     stored: Literal["float16", "bfloat16"] | None = None
     tensors: Annotated[tuple[TensorSpec, ...], pydantic.Field(min_length=1)]
     varying: tuple[str, ...] = ()
-    checkpoints: tuple[_SavedCheckpoint, ...] = ()
-    trainer_ema: _SavedCheckpoint | None = None
+    checkpoints: tuple[SavedRow, ...] = ()
+    trainer_ema: SavedRow | None = None
     metadata: dict[str, str] = {}
 
     @property
@@ -84,7 +84,7 @@ class Manifest(pydantic.BaseModel):
         return len(self.checkpoints) * self.row_bytes
 
     @property
-    def rows(self) -> tuple[_SavedCheckpoint, ...]:
+    def rows(self) -> tuple[SavedRow, ...]:
         """All rows: the checkpoints, and the trainer's average if there is one."""
         if self.trainer_ema is None:
             return self.checkpoints
@@ -142,23 +142,19 @@ class Manifest(pydantic.BaseModel):
         with replacing(path / MANIFEST) as pending:
             pending.write_text(self.model_dump_json(indent=1, exclude_none=True), encoding="utf-8")
 
-    def with_checkpoint(self, keep_last: int | None, varying: Iterable[str], **saved: Any) -> Manifest:
+    def with_checkpoint(self, saved: SavedRow, varying: Iterable[str], *, keep_last: int | None) -> Manifest:
         """This manifest with one more checkpoint.
 
         Args:
-            keep_last: how many of the last checkpoints stay; ``None`` keeps all.
+            saved: its row.
             varying: names of tensors that this checkpoint changes for the first time.
-            saved: the fields of the checkpoint.
+            keep_last: how many of the last checkpoints stay; ``None`` keeps all.
         """
-        checkpoints = (*self.checkpoints, _SavedCheckpoint(**saved))
+        checkpoints = (*self.checkpoints, saved)
         if keep_last is not None:
             checkpoints = checkpoints[-keep_last:]
         all_varying = tuple(sorted({*self.varying, *varying}))
         return self.model_copy(update={"checkpoints": checkpoints, "varying": all_varying})
-
-    def with_trainer_ema(self, **saved: Any) -> Manifest:
-        """This manifest with the trainer's average, whose fields are those of a checkpoint."""
-        return self.model_copy(update={"trainer_ema": _SavedCheckpoint(**saved)})
 
     def free_slot(self) -> int:
         """The first slot that no row has."""

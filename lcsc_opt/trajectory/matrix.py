@@ -20,7 +20,7 @@ from lcsc_opt.base.errors import TrajectoryError
 from lcsc_opt.base.files import is_pending, remove, sync, try_lock
 from lcsc_opt.base.paths import MANIFEST, WEIGHTS
 from lcsc_opt.trajectory.layout import EXACT, UNMERGEABLE, Layout, TensorSpec, stored_dtype
-from lcsc_opt.trajectory.manifest import LOCK, Manifest, foreign_files
+from lcsc_opt.trajectory.manifest import LOCK, Manifest, SavedRow, foreign_files
 
 WRITE_BYTES = 2**20  # checked and written at once: it is still in a cache, and the system copies it three times faster
 HASH_AT_ONCE_BYTES = 2**16  # so few are hashed sooner than a thread wakes
@@ -186,14 +186,8 @@ class MatrixWriter:
         slot = manifest.free_slot()
         with self._as_trajectory_error():
             sha256, varying = self._write_row(step, slot, row, manifest)
-        added = manifest.with_checkpoint(
-            self._keep_last,
-            varying,
-            step=step,
-            slot=slot,
-            source=source,
-            sha256=sha256,
-        )
+        saved = SavedRow(step=step, slot=slot, source=source, sha256=sha256)
+        added = manifest.with_checkpoint(saved, varying, keep_last=self._keep_last)
         self._written = added.model_copy(update={"metadata": manifest.metadata | self._metadata})
 
     def write_trainer_ema(self, row: Tensor, *, source: str) -> None:
@@ -209,7 +203,8 @@ class MatrixWriter:
         slot = manifest.free_slot()
         with self._as_trajectory_error():
             sha256, _ = self._write_row(step, slot, row, manifest)
-        self._written = manifest.with_trainer_ema(step=step, slot=slot, source=source, sha256=sha256)
+        saved = SavedRow(step=step, slot=slot, source=source, sha256=sha256)
+        self._written = manifest.model_copy(update={"trainer_ema": saved})
 
     def commit(self) -> None:
         """Sync the rows that were written to the disk, then name them in the manifest.
