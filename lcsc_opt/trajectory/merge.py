@@ -196,17 +196,11 @@ class Merger:
         """``[n]`` in the order of the segment's columns; zero for tensors without a gradient."""
         device = self.source.device
         dtype = accumulator(segment.dtype, device)
-        behind = aligned(segment.width) - segment.width
-        lacking = [spec.numel for spec in segment.tensors if spec.name not in gradients]
-        zeros = torch.zeros(max([behind, *lacking]), dtype=dtype, device=device)
-        parts: list[Tensor] = []
-        for spec in segment.tensors:
-            gradient = gradients.get(spec.name)
-            if gradient is None:
-                parts.append(zeros[: spec.numel])
-            else:
-                parts.append(gradient.detach().reshape(-1).to(device, dtype))
-        return torch.cat([*parts, zeros[:behind]])
+        flat = torch.zeros(aligned(segment.width), dtype=dtype, device=device)
+        for spec, first in segment.places():
+            if spec.name in gradients:
+                flat[first : first + spec.numel] = gradients[spec.name].detach().reshape(-1)
+        return flat
 
     def _copied(self, chosen: Iterable[tuple[TensorSpec, int]]) -> StateDict:
         """Tensors, each of the checkpoint with this index, bit for bit.

@@ -68,7 +68,6 @@ class TrajectoryWriter:
             if not hasattr(value, "__index__") or value < 1:  # also of NumPy
                 raise TrajectoryError(f"{name}: expected a whole number of at least 1, got {value!r}.")
         self._every = every
-        self._previous: int | None = None  # the step that :meth:`append` was called with last, or that was saved
         self._saver = MatrixWriter(self.path, keep_last=keep_last, metadata=metadata, dtype=dtype)
         self._row: Tensor | None = None  # memory for one checkpoint, used again for the next one
         self._background = Background("lcsc-save")
@@ -81,7 +80,8 @@ class TrajectoryWriter:
                 raise
             if dropped:
                 notice(f"{self.path}: goes back to step {resume}, {dropped} later checkpoints are dropped")
-        self._previous = max(self._saver.steps, default=resume)
+        # the step of the last call of :meth:`append`; at first the last saved one
+        self._previous: int | None = max(self._saver.steps, default=resume)
 
     def __enter__(self) -> TrajectoryWriter:
         return self
