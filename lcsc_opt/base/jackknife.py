@@ -36,10 +36,9 @@ def standard_error(without: Sequence[float]) -> float:
     Args:
         without: ``[G]`` of one sample; or ``[2 G]`` of two samples that are independent, one after the other.
     """
-    by_sample = np.asarray(without, dtype=np.float64).reshape(-1, min(len(without), GROUPS))
+    by_sample = np.asarray(without, dtype=np.float64).reshape(-1, GROUPS)
     deviations = by_sample - by_sample.mean(axis=1, keepdims=True)
-    groups = by_sample.shape[1]
-    return math.sqrt((groups - 1) / groups * float(np.square(deviations).sum()))
+    return math.sqrt((GROUPS - 1) / GROUPS * float(np.square(deviations).sum()))
 
 
 def error_of_mean(columns: Sequence[Sequence[float]]) -> float:
