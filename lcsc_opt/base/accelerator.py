@@ -70,16 +70,16 @@ def environments(workers: int, devices: Sequence[str] = ()) -> list[dict[str, st
     kind = accelerators[0].partition(":")[0]
     variable = VISIBLE.get(kind, f"{kind.upper()}_VISIBLE_DEVICES")
     identifiers = [name.strip() for name in os.environ.get(variable, "").split(",") if name.strip()]
-    if len(identifiers) < len(accelerators):  # it does not name them
+    if len(identifiers) < len(accelerators):  # the variable is not set, or does not list devices
         identifiers = [str(index) for index in range(len(accelerators))]
-    # an empty text hides all
+    # an empty text hides all devices; a device without an index is the first
     chosen = ["" if device.type == "cpu" else identifiers[device.index or 0] for device in devices_of_workers]
     return [{variable: identifier} for identifier in chosen]
 
 
 @functools.cache
 def has_float64(device: torch.device) -> bool:
-    """Whether the device computes in float64. Apple's do not, nor do some of Intel's.
+    """Whether the device computes in float64, found by trying. Apple's do not, nor do some of Intel's.
 
     Raises:
         torch.OutOfMemoryError: the device has no memory left.
@@ -94,9 +94,9 @@ def has_float64(device: torch.device) -> bool:
 
 
 def asynchronous(device: torch.device) -> bool:
-    """Whether merges can run on the device: in float64, on a stream of their own, while pinned memory is copied.
+    """Whether merges run on the device, on a stream of their own, next to copies from and to pinned memory.
 
-    For all other devices the CPU merges.
+    Projections are summed in float64. For a device without it the CPU merges, and every copy waits.
     """
     return device.type != "cpu" and has_float64(device)
 
@@ -109,7 +109,7 @@ def free_bytes(device: torch.device) -> int:
 
 @functools.cache
 def measures_memory(device: torch.device) -> bool:
-    """Whether the device says how much memory is free, and how much was used at most."""
+    """Whether torch can tell how much memory of the device is free, and how much was used at most."""
     if device.type == "cpu":
         return False
     try:
@@ -167,7 +167,11 @@ def sums_halves(device: torch.device, dtype: torch.dtype) -> bool:
 
 @functools.cache
 def widens_products(device: torch.device, dtype: torch.dtype) -> bool:
-    """Whether a product of this dtype sums in float32 there; one that does not is widened first."""
+    """Whether the device gives the product of two matrices of a half type in float32; else they are widened first.
+
+    Raises:
+        torch.OutOfMemoryError: the device has no memory left.
+    """
     try:
         ones = torch.ones(8, 8, dtype=dtype, device=device)
         torch.mm(ones, ones, out_dtype=torch.float32)
@@ -188,8 +192,11 @@ def rounds_float32(device: torch.device) -> bool:
 
 @contextlib.contextmanager
 def seeded(seed: int, device: torch.device) -> Iterator[None]:
-    """While this is open, torch's random numbers are those of a seed; the caller's on the CPU and CUDA are kept."""
-    devices = [device] if device.type == "cuda" else []
+    """While this is open, torch's random numbers are those of a seed.
+
+    Afterwards the CPU and a device of CUDA go on with the caller's sequence; on other devices it is lost.
+    """
+    devices = [device] if device.type == "cuda" else []  # fork_rng keeps the CPU's in any case
     with torch.random.fork_rng(devices):
         if device.type == "cpu":
             torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed accelerators, too

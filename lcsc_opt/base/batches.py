@@ -18,17 +18,18 @@ _SHARE = 0.5  # of the free memory; the next merge, and what has other shapes th
 class Batches:
     """Divides images into batches of one size. On a device the size may grow once.
 
-    There the first batch is small. What it needs for each image says how many the free memory holds.
+    There the first batch is small, and the memory that it takes per image says how many images the free memory holds.
 
     Args:
-        size: images in a batch, or in the first one.
-        grows_on: the device whose memory the size follows, if it says how much is free; ``None`` keeps it.
-        most: images in a batch that has grown.
-        inside: whether these are parts of another batch, whose peak must be found, too. Then the peak is not restarted
-            here, so an image may be taken to need more than it does.
+        size: images in a batch; with ``grows_on``, in the first one.
+        grows_on: the device whose free memory sets the final size; it must tell how much that is
+            (:func:`lcsc_opt.base.accelerator.measures_memory`). ``None`` keeps ``size``.
+        most: images in a batch that has grown, at most.
+        inside: whether these batches divide a batch that is being measured itself. To reset the device's peak would
+            spoil that measurement, so it is not reset, and an image may seem to need more than it does.
 
     Attributes:
-        size: images in a batch.
+        size: images in a batch from now on.
     """
 
     def __init__(
@@ -61,11 +62,11 @@ class Batches:
             first = stop
 
     def halve(self) -> None:
-        """Memory has run out."""
+        """Continue with half the size, since memory has run out."""
         self.size = max(self.size // 2, 1)
 
     def _grow(self, device: torch.device, image_bytes: float) -> None:
         """Choose the final size, from what an image of the first batch needed."""
         self._grows_on = None
-        fitting = int(_SHARE * accelerator.free_bytes(device) / max(image_bytes, 1.0))
+        fitting = int(_SHARE * accelerator.free_bytes(device) / max(image_bytes, 1.0))  # some need none
         self.size = max(self.size, min(fitting, self._most))

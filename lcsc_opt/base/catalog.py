@@ -73,7 +73,9 @@ def find(kind: Kind, name: str, *, study_folder: Path | None = None) -> Path:
 
 
 def _candidates(kind: Kind, path: Path) -> list[Path]:
-    """The files that a name may stand for: as it is, if it has a suffix of its kind, then with each such suffix."""
+    """The files that a name may stand for. With a suffix, also one with the other: both of ``.yaml`` and ``.yml`` are
+    common.
+    """
     suffixes = SUFFIXES[kind]
     if not path.name:  # of `.` and `/`
         return []

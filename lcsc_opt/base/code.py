@@ -65,7 +65,8 @@ def code_of_settings(path: Path, settings: Mapping[str, Any]) -> dict[str, CodeF
     """An objective's file and the modules that its settings name as ``module:function``, with all that these import.
 
     Returns:
-        Name → file; only the user's own. The objective's file has its file name, with the suffix; modules have theirs.
+        Name → file; only the user's own. A module has the name by which it is imported, and the objective's file, which
+        is not imported by name, its file name: ``score.py``.
     """
     sources = {path.name: path}
     for module in _MODULE_AND_FUNCTION.findall(json.dumps(settings, ensure_ascii=False)):
@@ -76,9 +77,12 @@ def code_of_settings(path: Path, settings: Mapping[str, Any]) -> dict[str, CodeF
 
 
 def local_sources(sources: Mapping[str, Path]) -> dict[str, CodeFile]:
-    """Name → file of what :func:`local_code` digests, in no particular order.
+    """The user's own files, and all local modules that they import, in no particular order.
 
     A file that cannot be read, or is not Python, is left out.
+
+    Args:
+        sources: as for :func:`local_code`.
     """
     visited: dict[str, CodeFile] = {}
     waiting = dict(sources)
@@ -114,7 +118,11 @@ def _package_of(name: str, path: Path) -> str:
 
 @functools.lru_cache(maxsize=1024)
 def _imported_names(content: bytes, package: str) -> frozenset[str]:
-    """Every module that an import may mean: for ``from a.b import c``, these are ``a``, ``a.b`` and ``a.b.c``.
+    """Every module that the imports in a file may run: for ``from a.b import c`` these are ``a``, ``a.b`` and ``a.b.c``.
+
+    Args:
+        content: of the file.
+        package: that relative imports start from.
 
     Raises:
         SyntaxError, ValueError: the content is not Python.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 
 import numpy as np
 import numpy.typing as npt
@@ -21,9 +22,9 @@ def contact_sheet(images: npt.ArrayLike) -> bytes:
     pixels = _pixels(np.asarray(images, dtype=np.float64))
     count, height, width, _ = pixels.shape
     columns = min(COLUMNS, count)
-    rows = -(-count // columns)
+    rows = math.ceil(count / columns)
     missing_images = rows * columns - count
-    white = ((0, missing_images), (0, GAP), (0, GAP), (0, 0))
+    white = ((0, missing_images), (0, GAP), (0, GAP), (0, 0))  # pads the last row, and each image below and to the right
     cells = np.pad(pixels, white, constant_values=255).reshape(rows, columns, height + GAP, width + GAP, 3)
     sheet = cells.swapaxes(1, 2).reshape(rows * (height + GAP), columns * (width + GAP), 3)
     content = io.BytesIO()
@@ -32,10 +33,13 @@ def contact_sheet(images: npt.ArrayLike) -> bytes:
 
 
 def _pixels(images: npt.NDArray[np.float64]) -> npt.NDArray[np.uint8]:
-    """``[n, C, H, W]`` in [-1, 1] → ``[n, H', W', 3]`` in [0, 255], at least :data:`SMALLEST` pixels wide or high."""
+    """``[n, C, H, W]`` in [-1, 1] → ``[n, H', W', 3]`` in [0, 255].
+
+    Small images are enlarged by a whole factor, until the longer side has :data:`SMALLEST` pixels.
+    """
     if images.shape[1] != 3:
         images = images.mean(axis=1, keepdims=True)
     levels = np.clip(np.rint((images + 1) * 127.5), 0, 255).astype(np.uint8)
-    factor = max(1, -(-SMALLEST // max(levels.shape[2:])))
+    factor = math.ceil(SMALLEST / max(levels.shape[2:]))  # at least 1
     pixels = levels.transpose(0, 2, 3, 1).repeat(factor, axis=1).repeat(factor, axis=2)
     return np.broadcast_to(pixels, (*pixels.shape[:3], 3))  # gray → three equal colours

@@ -34,7 +34,7 @@ def same_working_folder() -> Iterator[None]:
 def shown_size(count: float) -> str:
     """A number of bytes for people, with three digits: ``320 B``, ``6.91 KB``, ``8 GB``; a KB is 1,000 bytes."""
     unit = 0
-    while count >= 999.5 and unit < len(_UNITS) - 1:
+    while count >= 999.5 and unit < len(_UNITS) - 1:  # which three digits would round to 1,000
         count /= 1000
         unit += 1
     return f"{count:.3g} {_UNITS[unit]}"

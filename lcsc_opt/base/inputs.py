@@ -20,6 +20,7 @@ class Arguments(FrozenModel):
     jobs: Annotated[int, pydantic.Field(ge=1)] = 1
     resume: bool = False
     accept_changes: bool = False
+    # a list is fine, too: strict models take nothing but a tuple
     callbacks: Annotated[tuple[Callable[..., object], ...], pydantic.Field(strict=False)] = ()
     settings: dict[str, Any] | None = None
 

@@ -42,10 +42,13 @@ def standard_error(without: Sequence[float]) -> float:
 
 
 def error_of_mean(columns: Sequence[Sequence[float]]) -> float:
-    """The standard error of a mean over groups of noise, from the values without groups of images of each.
+    """The standard error of a mean over groups of noise.
 
     Samples differ between groups of noise, so their error shrinks with the number of these. The real images are the
     same, and their error does not.
+
+    Args:
+        columns: for each group of noise, what :func:`standard_error` takes, ``[G]`` or ``[2 G]``.
     """
     of_samples = math.hypot(*(standard_error(column[:GROUPS]) for column in columns)) / len(columns)
     of_real = [column[GROUPS:] for column in columns if len(column) > GROUPS]
@@ -55,7 +58,12 @@ def error_of_mean(columns: Sequence[Sequence[float]]) -> float:
 
 
 def half_width(error: float, degrees: float) -> float:
-    """Half the 95 % interval of a value with this standard error; a normal one for infinite degrees of freedom."""
+    """Half the width of the 95 % interval of a value.
+
+    Args:
+        error: its standard error.
+        degrees: of freedom; infinitely many where the error itself is known, as of a normal distribution.
+    """
     from scipy.special import ndtri, stdtrit  # SciPy is slow to import
 
     quantile = (1 + LEVEL) / 2

@@ -35,7 +35,7 @@ def collector_resting() -> Iterator[None]:
 def free_memory() -> None:
     """Free the memory of a failed attempt, also on the accelerator, for the next one.
 
-    Call it when the exception is gone: its frames hold the attempt's tensors.
+    Call it after the except clause: frames of the exception hold the attempt's tensors.
     """
     gc.collect()
     torch = sys.modules.get("torch")
@@ -51,11 +51,11 @@ thread falls asleep between two operations of a small network: that would take l
 def let_waiting_threads_sleep() -> None:
     """Set :data:`WAITING` in the environment, unless the user has set how threads wait.
 
-    To be called before torch is imported.
+    Call it before torch is imported.
 
-    When other work shares the cores, a thread may spin while it waits for a thread that has no core. A search or a
-    training then has only a small part of the speed that it has alone. With threads that sleep, it has about half of
-    that speed.
+    Where other work shares the cores, OpenMP's threads by default spin while they wait for a thread that has no core.
+    A search or a training then has only a small part of the speed that it has alone; with threads that sleep, about
+    half of it.
     """
     if not any(name in os.environ for name in (*WAITING, "OMP_WAIT_POLICY")):
         os.environ.update(WAITING)

@@ -41,7 +41,7 @@ def expanded_path(path: str | Path, *, error: type[LcscError]) -> Path:
 
 def natural_order(name: str | Path) -> list[object]:
     """The key that sorts ``model2.pt`` before ``model10.pt``, and layer.9 before layer.10."""
-    texts_and_numbers = re.split("([0-9]+)", str(name))
+    texts_and_numbers = re.split("([0-9]+)", str(name))  # text, number, text, …: numbers are at odd places
     return [int(part) if index % 2 else part for index, part in enumerate(texts_and_numbers)]
 
 
@@ -120,7 +120,10 @@ class BuildContext:
 
 
 def _place_in(folder: Path, path: Path) -> Path | None:
-    """A path or glob inside a folder, whose own name may have brackets; ``None`` if nothing is there."""
+    """A path or glob of the settings inside a folder; ``None`` if nothing is there.
+
+    Of a glob the folder is escaped: brackets in its name are no pattern.
+    """
     try:
         if (folder / path).exists():
             return folder / path

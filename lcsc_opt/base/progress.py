@@ -49,8 +49,9 @@ def notice(message: str, *, every_time: bool = False) -> None:
 
 @contextlib.contextmanager
 def said_if_slow(message: str) -> Iterator[None]:
-    """Log a line while this is open, unless that is shorter than a second; and how long it takes, while nothing else
-    is said for some seconds.
+    """Log ``message`` once this has been open for a second, and from then on how long it takes.
+
+    The later lines come only when nothing else was said for some seconds.
     """
     ended = threading.Event()
     start = time.monotonic()
@@ -75,7 +76,10 @@ _logged: set[str] | None = None  # the notices inside of each_notice_once, of al
 
 @contextlib.contextmanager
 def each_notice_once() -> Iterator[None]:
-    """While this is open, the same notice is logged once: a command may load an objective for several studies."""
+    """While this is open, the same notice is logged once: a command may load an objective for several studies.
+
+    It may be opened inside of another one, which then still knows what was logged.
+    """
     global _logged
     before = _logged
     if before is None:
@@ -158,8 +162,8 @@ def progress(description: str, total: int, *, done: int = 0, after: float = 0.0)
     It yields ``advance(steps=1, *, note=None, more=0)``, which counts more steps as done; a note replaces the text
     after the bar, and ``more`` steps come to the total. On a terminal this is a bar, elsewhere (CI, SLURM) a line about
     every ten seconds, or every ``after`` seconds. While one loop is shown, loops that begin inside it or in other
-    threads show nothing. Nothing is shown where notices are silenced, and of a loop that ends within ``after`` seconds;
-    in a log, before its first line.
+    threads show nothing. Nothing is shown where notices are silenced, nor of a loop that ends within ``after`` seconds,
+    or before the first line of a log is due.
     """
     is_silenced = log.level > logging.INFO
     if is_silenced or not _showing.acquire(blocking=False):

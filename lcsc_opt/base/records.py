@@ -91,10 +91,11 @@ class Candidate:
     sampler: int = 0
 
     def compares(self, images: int | None = None) -> bool:
-        """Whether its loss compares with those of plain evaluations: same noise, same number of images.
+        """Whether its loss compares with those of plain evaluations, which name no number of images and no noise.
 
         Args:
-            images: images of a plain evaluation; a candidate of exactly that many compares, too. ``None``: not known.
+            images: how many a plain evaluation has; a candidate that asks for exactly so many compares, too. ``None``
+                if that is not known.
         """
         return self.images in (None, images) and self.noise == SEARCH and not self.unbiased
 
@@ -149,7 +150,7 @@ class Cost:
 
     @classmethod
     def of_parts(cls, parts: Sequence[Cost]) -> Cost:
-        """The cost of one or more parts that ran at the same time: all their images, and the seconds of the slowest."""
+        """The cost of one or more parts that ran at the same time: all images and calls, the seconds of the slowest."""
         combined = {}
         for field in dataclasses.fields(cls):
             values = [getattr(part, field.name) for part in parts]
@@ -189,7 +190,7 @@ class Evaluation:
 
 
 def metric_of_loss(metrics: Mapping[str, float], loss: float) -> str | None:
-    """The metric that a loss is, up to the sign; ``None`` if it is none of them.
+    """The name of the metric that a loss is, with either sign; ``None`` if it is a sum of several.
 
     Only the first can be: an objective lists the metric first that it searches, and another one may have the same value
     by chance.

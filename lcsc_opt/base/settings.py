@@ -54,6 +54,7 @@ def second_of(settings: Second) -> Second | None:
     """
     if settings.also is None:
         return None
+    # without defaults, as if the user had written the second version out
     named_settings = {name: getattr(settings, name) for name in settings.model_fields_set - {"also"}}
     return parse_settings(type(settings), {**named_settings, **settings.also}, source="also")
 
@@ -116,7 +117,7 @@ def check_options(
 
 def first_problem(error: pydantic.ValidationError) -> str:
     """The first thing that is wrong with what a file holds, in one line, with its place if it has one."""
-    first = error.errors(include_url=False, include_input=False)[0]
+    first = error.errors()[0]
     place = ".".join(str(part) for part in first["loc"])
     message = " ".join(first["msg"].removeprefix("Value error, ").split())
     if place:
@@ -125,16 +126,17 @@ def first_problem(error: pydantic.ValidationError) -> str:
 
 
 def _is_form(part: str | int) -> bool:
-    """Whether a part of a place says what a value was expected to be, and is no key."""
+    """Whether a part of a place is no key: where a value may have several forms, pydantic adds the one it tried."""
     return part in ("str", "int", "float", "bool") or "[" in str(part)
 
 
 def _one_for_each_place(details: Sequence[Any]) -> list[Any]:
-    """Where a value may have several forms, pydantic has an error for each: at ``loss.str`` and at ``loss.dict[…]``."""
+    """Join the errors of one value, for which pydantic has one for each form: at ``loss.str`` and ``loss.dict[…]``."""
     merged: dict[tuple[str | int, ...], Any] = {}
     for detail in details:
         *way, last = detail["loc"] or ("",)
         place = tuple(part for part in way if not _is_form(part))
+        # of a key that is unknown or missing the last part is its name, even if it is called ``str``
         if detail["type"] in ("extra_forbidden", "missing") or not _is_form(last):
             place = (*place, last)
         if place in merged:
@@ -164,7 +166,7 @@ def _unknown(key: str, keys: Sequence[str]) -> str:
 
 
 def _keys_at(model: type[pydantic.BaseModel], location: Sequence[str | int]) -> list[str]:
-    """The keys that a mapping at this place of the file may have."""
+    """The keys that a mapping at this place of the file may have; numbers in the place are positions in a list."""
     for part in location:
         if isinstance(part, str) and part in model.model_fields:
             model = _model_in(model.model_fields[part].annotation) or model
@@ -184,7 +186,7 @@ def _model_in(annotation: Any) -> type[pydantic.BaseModel] | None:
 
 
 def near_miss(name: str, names: Sequence[str]) -> str:
-    """`` (did you mean 'x'?)``, or an empty text if none of the names is similar."""
+    """`` (did you mean 'x'?)`` with the most similar name, or an empty text if none is similar."""
     by_lower_case = {candidate.lower(): candidate for candidate in names}
     for close in difflib.get_close_matches(name.lower(), by_lower_case, n=1):
         return f" (did you mean {by_lower_case[close]!r}?)"
@@ -192,9 +194,9 @@ def near_miss(name: str, names: Sequence[str]) -> str:
 
 
 def plain(value: Any) -> Any:
-    """What a caller of Python gives, as a study file has it.
+    """What a caller of Python gives, as a study file has it: NumPy's numbers as Python's, sequences as lists, paths as
+    text.
 
-    NumPy's numbers become Python's, sequences lists, and paths text.
     Whatever has two axes or more, such as a tensor of images, stays as it is, and so does what is no data.
     """
     if isinstance(value, Path):

@@ -41,8 +41,8 @@ class StudyFile(FrozenModel):
     """One study file. It stands for Optuna studies called ``name/optimizer/seed`` (:meth:`studies`).
 
     Without ``optimizers`` or ``space``, :mod:`lcsc_opt.experiment.defaults` chooses them. Without ``budget``, each
-    optimizer has its own (:meth:`BudgetSpec.default`). ``start`` is a stored study,
-    at whose answer every search begins, in place of the space's origin; grids have none.
+    optimizer has its own (:meth:`BudgetSpec.default`). ``start`` is the name of a stored study, at whose answer every
+    search begins in place of the space's origin; grids, which list their candidates, do not use it.
     """
 
     name: Experiment
@@ -58,7 +58,7 @@ class StudyFile(FrozenModel):
     held_out: HeldOutSpec | None = None
 
     def on_ray(self, address: str) -> StudyFile:
-        """The same study with as many workers on the Ray cluster at this address.
+        """The same study with as many workers as the file names, on the Ray cluster at this address.
 
         Raises:
             StudySpecError: ``workers`` is ``auto`` or a list, which counts the devices of this machine.
@@ -96,20 +96,18 @@ class StudyFile(FrozenModel):
             StudySpecError: one of them is wrong.
         """
         choices = {"optimizers": optimizers, "seeds": seeds}
-        choices_given = {key: plain(value) for key, value in choices.items() if value is not None}
+        given = {key: plain(value) for key, value in choices.items() if value is not None}
         if budget is not None:
             # any optimizer's default: only its unit counts
-            choices_given["budget"] = (self.budget or BudgetSpec.default("")).with_total(budget)
-        # alone: what this file has is checked already, and its empty tuple of optimizers would be refused
-        alone = parse_settings(
-            StudyFile, {"name": self.name, "objective": self.objective, **choices_given}, source=self.name
-        )
-        changes = {key: getattr(alone, key) for key in choices_given}
+            given["budget"] = (self.budget or BudgetSpec.default("")).with_total(budget)
+        # the choices in a file without the rest of this one: an empty tuple of optimizers would be refused
+        chosen = parse_settings(StudyFile, {"name": self.name, "objective": self.objective, **given}, source=self.name)
+        changes = {key: getattr(chosen, key) for key in given}
         if optimizers is not None:
             listed = {optimizer.name: optimizer for optimizer in self.optimizers}
             changes["optimizers"] = tuple(
                 optimizer if optimizer.options else listed.get(optimizer.name, optimizer)
-                for optimizer in alone.optimizers
+                for optimizer in chosen.optimizers
             )
         return self.model_copy(update=changes)
 
@@ -132,7 +130,7 @@ class StudyFile(FrozenModel):
             for seed, optimizer in itertools.product(self.seeds, self.optimizers)
             if seed == self.seeds[0] or optimizer.name not in GRIDS
         ]
-        for spec in studies[:1]:  # if there is one; all have the same workers and devices
+        for spec in studies[:1]:  # there may be none; all have the same workers and devices
             _check_devices(spec)
         return studies
 
@@ -197,7 +195,7 @@ def storage_of_folder(folder: Path, name: str | None = None) -> str | None:
 
     Args:
         folder: only files directly in it count.
-        name: a study or an experiment; a file of this experiment counts more than others.
+        name: a study (``digits/LCSC/0``) or an experiment (``digits``), whose file decides alone if there is one.
     """
     storages: dict[str, str] = {}  # experiment → database
     for path in sorted([*folder.glob("*.yaml"), *folder.glob("*.yml")]):
@@ -222,8 +220,9 @@ def lines_to_fill_in(text: str, content: Any) -> list[str]:
 
     Args:
         text: of the file.
-        content: what it means, with the overrides of a command line.
+        content: what it means, with the overrides of a command line, which may have given some of the values.
     """
+    # a value inside of braces has no line that begins with its key
     written = {line.partition(":")[0].strip(): line for line in text.splitlines() if FILL_IN in line}
     return [written.get(key, f"{key}: {FILL_IN}") for key in _keys_to_fill_in(content)]
 

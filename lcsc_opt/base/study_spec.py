@@ -39,7 +39,7 @@ EXPERIMENT = re.compile(r"[^\W_][\w.-]*")
 
 
 def check_experiment(name: str) -> str:
-    """The name of an experiment, as it is.
+    """Return the name of an experiment, which names its studies and files, if it is allowed.
 
     Raises:
         StudySpecError: it has more than 100 characters, or is not of the form of :data:`EXPERIMENT`.
@@ -50,7 +50,10 @@ def check_experiment(name: str) -> str:
 
 
 def experiment_name(text: str) -> str:
-    """The name of a file or folder turned into that of an experiment, perhaps empty: other characters become ``-``."""
+    """The name of a file or folder turned into that of an experiment: what is not allowed becomes ``-``.
+
+    Empty where no allowed character is left.
+    """
     return re.sub(r"[^\w.-]+", "-", text).strip("._-")[:100]
 
 
@@ -97,9 +100,9 @@ class OptimizerSpec(FrozenModel):
     @pydantic.model_validator(mode="before")
     @classmethod
     def _read(cls, entry: Any) -> Any:
-        """A study file has ``LCSC`` or ``LCSC: {mutation: 0.01}``, the database ``name`` and ``options``.
+        """A study file has ``LCSC`` or ``LCSC: {mutation: 0.01}``, the database ``{name: …, options: …}``.
 
-        What has another form is returned as it is, and pydantic refuses it.
+        The database's form, and what has none of these forms, is left to pydantic.
         """
         if isinstance(entry, str):
             return {"name": entry}
@@ -114,7 +117,7 @@ class OptimizerSpec(FrozenModel):
 
 
 def _list_optimizers(value: Any) -> Any:
-    """One name, or a mapping from names to options, as a list; every optimizer of a list has its own entry.
+    """One name, or a mapping from names to options, as a list with an entry for each optimizer.
 
     Raises:
         ValueError: it is something else, or names none.
@@ -171,7 +174,7 @@ class BudgetSpec(FrozenModel):
     @pydantic.model_validator(mode="wrap")
     @classmethod
     def _read(cls, value: Any, parse: Callable[[Any], BudgetSpec]) -> BudgetSpec:
-        """Parse a budget, which has exactly one unit."""
+        """Read the short forms, refuse a number alone, which has no unit, and what has several units or none."""
         if isinstance(value, (str, datetime.timedelta)):
             value = {"seconds": seconds_of(value)}
         expected = "expected one unit, as in {evaluations: 100}, {images: 50000} or 5 min, got"
@@ -185,7 +188,7 @@ class BudgetSpec(FrozenModel):
 
     @classmethod
     def default(cls, optimizer: str) -> BudgetSpec:
-        """Where nobody chose; a bound for ``LCSCGradient``, which ends when it has ended."""
+        """The budget where nobody chose one. For ``LCSCGradient``, which ends by itself, it is only a bound."""
         return cls(evaluations=BOUND_OF_GRADIENT if optimizer == "LCSCGradient" else DEFAULT_BUDGET)
 
     @classmethod
@@ -214,7 +217,7 @@ class BudgetSpec(FrozenModel):
 
     @property
     def total(self) -> int:
-        """The number of evaluations, images or whole seconds."""
+        """The number of evaluations, of images, or of seconds, rounded up."""
         return self.evaluations or self.images or math.ceil(self.seconds or 0)
 
     def with_total(self, total: Budget) -> BudgetSpec:
@@ -255,15 +258,21 @@ class HeldOutSpec(FrozenModel):
     top: Annotated[int, pydantic.Field(ge=1)] = 5
 
     def images_with(self, objective_images: int | None) -> int:
-        """The number of images, for an objective whose own number is ``objective_images``; ``None`` if it has none."""
+        """How many images to sample.
+
+        Args:
+            objective_images: the number in the objective's settings; ``None`` if it has none.
+        """
         return self.images or objective_images or 10_000
 
 
 class FailureSpec(FrozenModel):
     """What happens to evaluations that fail.
 
-    A candidate is tried again up to ``retries`` times, then its trial fails; after an error of this library it is not
-    tried again. The search stops when ``in_a_row`` trials have failed one after the other; ``None`` lets it go on.
+    Attributes:
+        retries: how often a candidate is tried again before its trial fails; never after an error of this library,
+            which would come again.
+        in_a_row: the search stops when so many trials have failed one after the other; ``None`` lets it go on.
     """
 
     retries: Annotated[int, pydantic.Field(ge=0)] = 2
@@ -288,10 +297,16 @@ class RayWorkers(FrozenModel):
 
 
 def _is_device(name: Any) -> bool:
+    """Whether this is the name of a device, such as ``cpu`` or ``cuda:1``, which need not be on this machine."""
     return isinstance(name, str) and _DEVICE.fullmatch(name) is not None
 
 
 def _read_workers(value: Any) -> int | str | tuple[str, ...] | RayWorkers:
+    """Parse ``workers``. Pydantic would list an error for each of its forms; this gives one.
+
+    Raises:
+        ValueError: it has none of the forms.
+    """
     if isinstance(value, Mapping):
         try:
             return parse_settings(RayWorkers, value, source="")
@@ -314,7 +329,7 @@ cluster."""
 
 
 OF_EXPERIMENT = ("objective", "held_out")
-"""What of a specification all searches of an experiment have."""
+"""The parts of a specification that all searches of an experiment share."""
 
 
 class StudySpec(FrozenModel):
@@ -322,7 +337,7 @@ class StudySpec(FrozenModel):
 
     Attributes:
         experiment: the name in the study file.
-        optimizer: searches.
+        optimizer: the optimizer that searches.
         seed: of everything random in the search.
         objective, space, budget, workers, failures, held_out: as in the study file.
         start: a stored study, at whose answer the search begins; grids have none.
@@ -351,7 +366,10 @@ class StudySpec(FrozenModel):
 
     @property
     def begins_at_ema(self) -> bool:
-        """Whether a search begins at EMA* where it is known: unless the study file or the algorithm says where."""
+        """Whether a search begins at EMA*, the best average of a grid, where that is known.
+
+        ``start`` names another beginning, and Algorithm 1 of the paper (``LCSC``) has its own.
+        """
         return not (self.is_grid or self.start is not None or self.optimizer.name == "LCSC")
 
     def content(self) -> dict[str, Any]:
@@ -394,5 +412,5 @@ class StudySpec(FrozenModel):
 
     @property
     def names_device(self) -> bool:
-        """Whether the objective's settings choose the device, which workers then share; ``cuda`` alone is a kind."""
+        """Whether the objective's settings name one device, which workers then share: ``cuda`` is only a kind."""
         return self.device == "cpu" or ":" in self.device
