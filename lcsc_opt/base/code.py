@@ -118,7 +118,7 @@ def _package_of(name: str, path: Path) -> str:
 
 @functools.lru_cache(maxsize=1024)
 def _imported_names(content: bytes, package: str) -> frozenset[str]:
-    """Every module that the imports in a file may run: for ``from a.b import c`` these are ``a``, ``a.b`` and ``a.b.c``.
+    """Every module that the imports in a file may run: for ``from a.b import c`` ``a``, ``a.b``, ``a.b.c``.
 
     Args:
         content: of the file.

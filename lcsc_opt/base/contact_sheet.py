@@ -24,7 +24,8 @@ def contact_sheet(images: npt.ArrayLike) -> bytes:
     columns = min(COLUMNS, count)
     rows = math.ceil(count / columns)
     missing_images = rows * columns - count
-    white = ((0, missing_images), (0, GAP), (0, GAP), (0, 0))  # pads the last row, and each image below and to the right
+    # fills the last row, and the gaps below and to the right of each image
+    white = ((0, missing_images), (0, GAP), (0, GAP), (0, 0))
     cells = np.pad(pixels, white, constant_values=255).reshape(rows, columns, height + GAP, width + GAP, 3)
     sheet = cells.swapaxes(1, 2).reshape(rows * (height + GAP), columns * (width + GAP), 3)
     content = io.BytesIO()

@@ -29,8 +29,7 @@ from lcsc_opt.experiment.api import Study, TemporaryFolder
 from lcsc_opt.experiment.result import Result
 from lcsc_opt.objective.of_study import CHECKPOINTS, ObjectiveLoader, say_found
 from lcsc_opt.trajectory import Trajectory
-from lcsc_opt.trajectory.in_memory import StateDicts, by_step, pack_state_dicts
-from lcsc_opt.trajectory.in_memory import listed as state_dicts_of
+from lcsc_opt.trajectory.in_memory import StateDicts, by_step, pack_state_dicts, repeatable
 
 if TYPE_CHECKING:
     from lcsc_opt.study.loop import TrialCallback
@@ -157,7 +156,7 @@ def search(
             "loss": loss,
         }
         call = _Call.of(
-            state_dicts_of(checkpoints),
+            repeatable(checkpoints),
             build,
             score,
             held_out,

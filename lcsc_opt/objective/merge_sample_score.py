@@ -39,7 +39,7 @@ from lcsc_opt.sampling.base import fewest_report_images, title_of, why_no_graph
 from lcsc_opt.sampling.batch_norm import BATCH, IMAGES, BatchNormStatistics
 from lcsc_opt.sampling.layout import fastest_layout, lay_out
 from lcsc_opt.trajectory import Trajectory
-from lcsc_opt.trajectory.trajectory import renamed
+from lcsc_opt.trajectory.trajectory import describe_renaming
 
 SMALL_MATRICES = 256  # features, below which a second BLAS thread does not help
 DEFAULT_IMAGES = 10_000  # Liu et al. 2024, Section 5.1
@@ -185,7 +185,7 @@ class MergeSampleScore(StagedObjective):
             batch_norm = {"images": IMAGES, "batch": BATCH}
         return {
             "trajectory": self.trajectory.sha256,
-            **renamed(self.trajectory),
+            **describe_renaming(self.trajectory),
             "sampler": self.sampler.describe(),
             "scores": self.scores.describe(),
             "images": self._images,

@@ -14,7 +14,7 @@ from lcsc_opt.objective.network_scorer import NetworkScorer
 from lcsc_opt.objective.scorer import Draw
 from lcsc_opt.objective.stopwatch import Stopwatch
 from lcsc_opt.trajectory import Trajectory
-from lcsc_opt.trajectory.trajectory import renamed
+from lcsc_opt.trajectory.trajectory import describe_renaming
 
 
 class WeightScore(Objective):
@@ -110,7 +110,7 @@ class WeightScore(Objective):
         """The trajectory's hash, the scorer's settings, the score's direction, and the number of items."""
         return {
             "trajectory": self.trajectory.sha256,
-            **renamed(self.trajectory),
+            **describe_renaming(self.trajectory),
             "maximize": self._sign < 0,
             "size": self._size,
             **self.scorer.describe(),

@@ -22,11 +22,11 @@ class Background:
         self._call: Callable[[], object] | None = None
         self._calling = threading.Lock()
         self._caller: int | None = None  # the thread that makes the call
-        self._errors: list[Exception] = []
+        self._errors: list[Exception] = []  # of the last call, at most one
 
     @property
     def running(self) -> bool:
-        """Whether a call may be running; never in a forked process, which does not have the thread."""
+        """Whether a call was started and may not have ended; never in a forked process, which lacks the thread."""
         return self._call is not None and self._process == os.getpid()
 
     def start(self, function: Callable[[], object]) -> None:
@@ -52,6 +52,7 @@ class Background:
             raise self._errors.pop()
 
     def _make(self) -> None:
+        """Make the call unless it is made already; wait for another thread that makes it."""
         if self._caller == threading.get_ident():  # a signal's handler, within the call: it would wait for itself
             return
         with self._calling:

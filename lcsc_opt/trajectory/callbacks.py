@@ -64,12 +64,13 @@ class TrajectorySaver:
     def begin(self, step: int) -> None:
         """Begin or continue training after ``step``; 0 is its start.
 
-        Rows of later steps are dropped; at the start only with ``resume="restart"``, else they are refused.
+        Rows of later steps are dropped, since training makes them again. At the start rows are those of another
+        training: they are dropped only with ``resume="restart"``, else they are refused.
 
         Raises:
             TrajectoryError: training starts, and the trajectory already holds rows of another training.
         """
-        self.close()  # a state may be loaded after training has begun
+        self.close()  # the writer of a training that began before a state was loaded
         self._last_step = step
         if not self.saves:
             return
@@ -84,7 +85,9 @@ class TrajectorySaver:
         self._writer = writer
 
     def step(self, step: int, weights: nn.Module | Mapping[str, Tensor]) -> None:
-        """Save the weights after ``step`` if it is the first at or after a multiple of ``every``, in the background.
+        """Save the weights after ``step``, in the background, if it is the first at or after a multiple of ``every``.
+
+        The first call begins a training from its start, unless :meth:`begin` was called.
 
         Raises:
             TrajectoryError: the weights cannot be saved.
@@ -99,7 +102,7 @@ class TrajectorySaver:
         self._last_step = step
 
     def keep_start(self, weights: nn.Module | Mapping[str, Tensor]) -> None:
-        """Save the weights that a tuning begins with, as the checkpoint of step 0, as :meth:`step` does."""
+        """After :meth:`begin`, save the weights that a tuning begins with as the checkpoint of step 0."""
         if self._writer is not None:
             self._writer.append(0, weights, wait=False)
 
@@ -165,6 +168,7 @@ def lightning_callback(path: str | Path, *, every: int, weights: Weights | None 
 
 
 def _lightning_callback_class() -> Any:
+    """Lightning's base class of callbacks, from whichever of its two packages is installed."""
     for name in ("lightning.pytorch", "pytorch_lightning"):  # its present name and its old one
         with contextlib.suppress(ImportError):
             return importlib.import_module(name).Callback

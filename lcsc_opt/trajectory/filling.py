@@ -38,7 +38,7 @@ COMMIT_SECONDS = 0.5  # from one commit to the next, at least: each waits for th
 
 
 def made_once(out: Path, make: Callable[[], object]) -> Trajectory:
-    """The packed trajectory ``out``, made unless that is done. A second process waits for the first."""
+    """The packed trajectory ``out``, which ``make`` makes if it is not there. A second process waits for the first."""
     if not out.exists():
         with only_process(out, busy=f"another process packs the same checkpoints to {out}: waiting"):
             if not out.exists():  # another process may have made it meanwhile
@@ -73,7 +73,7 @@ def pack_sources(request: PackRequest, sources: Sources, out: Path) -> Trajector
             raise TrajectoryError(f"{partial} is in the way and is not a trajectory: move it away.")
         if not _was_made_from(partial, fingerprint):
             shutil.rmtree(partial)
-    if is_packed(partial):  # an interrupted call has said it all, and chosen the key
+    if is_packed(partial):  # an interrupted call has chosen the key, checked the room and given the notice
         metadata = Manifest.load(partial).metadata
     else:
         metadata = {PACKED: fingerprint, **_first_metadata(request, sources, out)}
@@ -96,15 +96,19 @@ def pack_sources(request: PackRequest, sources: Sources, out: Path) -> Trajector
 
 
 def _first_metadata(request: PackRequest, sources: Sources, out: Path) -> dict[str, str]:
-    """Say what is packed, and give the metadata of all rows: key, :func:`side_data`, prefix. Refuses without room."""
+    """Say what is packed, and give the metadata of all rows, from the first checkpoint: key, :func:`side_data`, prefix.
+
+    Raises:
+        TrajectoryError: it cannot be read, or the disk has too little room for all.
+    """
     paths = [*sources.values()]
     first = read_checkpoint(paths[0], key=request.key or searched_key(*paths))
     size = check_room(out, first, len(paths), request.stored)
     notice(f"packing {len(paths)} checkpoints, once, into {out} ({shown_size(size)})")
-    begun = {"key": first.key, **side_data(paths, first)}
+    metadata = {"key": first.key, **side_data(paths, first)}
     if first.prefix:
-        begun[PREFIX] = first.prefix
-    return begun
+        metadata[PREFIX] = first.prefix
+    return metadata
 
 
 def finish_packing(out: Path) -> None:
@@ -115,7 +119,7 @@ def finish_packing(out: Path) -> None:
     """
     partial = partial_path(out)
     try:
-        if out.exists():  # the caller was asked to replace it
+        if out.exists():  # the user has asked to replace it
             shutil.rmtree(out)
         partial.rename(out)
         sync(out.parent)
@@ -153,9 +157,10 @@ def partial_path(out: Path) -> Path:
 
 
 def _was_made_from(partial: Path, fingerprint: str) -> bool:
+    """Whether a call for the same sources began this trajectory."""
     try:
         return Manifest.load(partial).metadata.get(PACKED) == fingerprint
-    except TrajectoryError:  # without a row, or broken
+    except TrajectoryError:  # it has no row yet, or is broken: nothing to continue
         return False
 
 
@@ -170,6 +175,12 @@ def _write_rows(writer: MatrixWriter, sources: Sources, key: str, stored: str | 
     """Write the rows that are missing.
 
     A thread commits what is written, so that the disk works from the first row on, and a killed process loses little.
+
+    Args:
+        writer: has the rows of the first sources, in their order, if an earlier call was interrupted.
+        sources: all of them.
+        key: which state dict of each.
+        stored: what weights are rounded to; ``None`` keeps every bit.
     """
     steps = list(sources)
     missing = steps[len(writer.steps) :]
@@ -198,7 +209,7 @@ def _write_rows(writer: MatrixWriter, sources: Sources, key: str, stored: str | 
 
 
 def _as_text(path: Path) -> str:
-    """A path as a manifest has it, whose text is UTF-8."""
+    """A path as a manifest has it, which is UTF-8: bytes of a name that are not become question marks."""
     return str(path.absolute()).encode(errors="replace").decode()
 
 
@@ -236,7 +247,10 @@ def _read_row(path: Path, key: str, stored: str | None, memory: Tensor | None) -
 
 
 def _write_trainer_ema(writer: MatrixWriter, sources: Sources, key: str) -> None:
-    """Write the trainer's own average at the last step, if it kept one; one that cannot be used is left out."""
+    """Write the trainer's own average at the last step, if it kept one.
+
+    One that cannot be used is left out, with a notice: only a report needs it.
+    """
     *_, before_last, last = sources.values()
     try:
         averages = trainers_averages(last, key, before_last)

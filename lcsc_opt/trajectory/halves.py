@@ -24,12 +24,15 @@ def _unit(dtype: torch.dtype) -> float:
 
 
 def terms(dtype: torch.dtype) -> int:
-    """How many numbers of a half type a coefficient consists of: two of float16, three of bfloat16."""
+    """How many numbers of a half type a coefficient consists of: two of float16 (11 bits), three of bfloat16 (8)."""
     return math.ceil(_BITS / -math.log2(_unit(dtype)))
 
 
 def divided(coefficients: Tensor, dtype: torch.dtype) -> Tensor:
-    """Coefficients ``[S, K]`` float64 as their terms, ``[T, S, K]`` in the dtype."""
+    """Coefficients ``[S, K]`` float64 as T terms ``[T, S, K]`` in the dtype, term t in units of u^t.
+
+    Without these units later terms would be subnormal numbers of float16, which have fewer bits.
+    """
     parts: list[Tensor] = []
     rest = coefficients
     for _ in range(terms(dtype)):

@@ -54,7 +54,11 @@ def pack_state_dicts(states: StateDicts, folder: Path) -> Path:
 
 
 def _check_distinct(digests: Mapping[int, str]) -> None:
-    """Refuse two steps with the same weights; those of all steps are left to the search."""
+    """Refuse two steps with the same weights. If all are the same, the search says so, and what that means.
+
+    Args:
+        digests: step → SHA-256 of its weights.
+    """
     step_of: dict[str, int] = {}
     for step, sha256 in digests.items():
         first = step_of.setdefault(sha256, step)
@@ -66,6 +70,7 @@ def _check_distinct(digests: Mapping[int, str]) -> None:
 
 
 def _write(states: StateDicts, out: Path) -> None:
+    """Write the packed trajectory ``out``, which gets its name when it is complete."""
     partial = partial_path(out)
     if partial.exists():  # of a process that was killed
         shutil.rmtree(partial)
@@ -84,18 +89,21 @@ def _write(states: StateDicts, out: Path) -> None:
         raise
 
 
-def listed(checkpoints: Any) -> Any:
-    """Checkpoints that can be gone through several times: of a generator, a list."""
+def repeatable(checkpoints: Any) -> Any:
+    """The same checkpoints, or a list of those that a generator gives: they are gone through more than once."""
     if isinstance(checkpoints, (Mapping, Sequence)) or not isinstance(checkpoints, Iterable):
         return checkpoints
     return list(checkpoints)
 
 
 def by_step(checkpoints: Any) -> StateDicts | None:
-    """``{step: state_dict}``, or a list of state dicts with the steps 1, 2, …; ``None`` for paths and patterns.
+    """State dicts by their steps; ``None`` for paths and patterns.
+
+    Args:
+        checkpoints: ``{step: state_dict}``, or a list of state dicts, whose steps are 1, 2, …; or a path, or several.
 
     Raises:
-        TrajectoryError: it is neither.
+        TrajectoryError: it is none of these.
     """
     if isinstance(checkpoints, (str, Path)):
         return None
@@ -117,7 +125,7 @@ def by_step(checkpoints: Any) -> StateDicts | None:
 
 @contextlib.contextmanager
 def _naming(step: int) -> Iterator[None]:
-    """What is wrong with a state dict while this is open is said of it."""
+    """An error while this is open begins with the state dict of which it is."""
     try:
         yield
     except TrajectoryError as error:

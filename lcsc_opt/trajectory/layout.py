@@ -86,7 +86,12 @@ class TensorSpec:
         return row[self.offset : self.end]
 
     def copy_from(self, content: Tensor, *, widened: bool) -> Tensor:
-        """A new tensor with the bytes ``content``, ``[n]`` uint8; if ``widened``, in float32 if it is merged."""
+        """A new tensor with the bytes ``content``, ``[n]`` uint8.
+
+        Args:
+            content: in the dtype of the row.
+            widened: whether rows were rounded: then tensors that are merged come in float32.
+        """
         tensor = torch.empty(self.shape, dtype=self.torch_dtype, device="cpu")
         tensor.reshape(-1).view(torch.uint8).copy_(content)
         if widened and self.merged:
@@ -125,7 +130,7 @@ class Segment:
         return (self.stop - self.start) // self.dtype.itemsize
 
     def places(self) -> Iterator[tuple[TensorSpec, int]]:
-        """Its tensors, each with its first column."""
+        """Its tensors, each with its first column, counted from the segment's."""
         for spec in self.tensors:
             yield spec, (spec.offset - self.start) // self.dtype.itemsize
 
@@ -184,9 +189,12 @@ class Layout:
         return {spec.name: spec.shape for spec in self.tensors}
 
     def segments(self, varying: frozenset[str]) -> tuple[Segment, ...]:
-        """The fewest segments with all tensors that a merge combines.
+        """The fewest segments with all tensors that a merge combines: a product of few long rows is fast.
 
-        These have a merged dtype, and are neither constant nor computed from other weights.
+        These tensors have a merged dtype, and are neither constant nor computed from other weights.
+
+        Args:
+            varying: the names of tensors that are not the same in all checkpoints.
         """
         segments: list[Segment] = []
         combined = varying - derived_buffers(self.shapes)
@@ -222,9 +230,9 @@ class Layout:
         """A checkpoint as a row of the matrix, ``[row_bytes]`` uint8 on the CPU, rounded to the dtypes of the row.
 
         Args:
-            tensors: on any device, contiguous or not; those that are not merged may be given as their bytes.
+            tensors: by name, of this layout; on any device, contiguous or not.
             memory: an earlier row, which is written over if it has the length of this one.
-            copy: copies each tensor into its place.
+            copy: copies each tensor into its place, with the dtype of the place.
         """
         row = memory
         # zeros, since the bytes between regions are hashed, too
@@ -235,7 +243,7 @@ class Layout:
             place = spec.of_row(row)
             if spec.merged:
                 place = place.view(spec.torch_dtype).view(spec.shape)
-            else:  # bytes are what memory holds: torch may leave conjugation and signs to whoever reads it
+            else:  # its bytes; torch may leave conjugation and signs to whoever reads them, so that is done first
                 tensor = tensor.resolve_conj().resolve_neg().contiguous().reshape(-1).view(torch.uint8)
             copy(place, tensor)
         return row
@@ -247,6 +255,11 @@ class Layout:
 
 
 def _dtype_name(name: str, tensor: Tensor, stored: str | None) -> str:
+    """The dtype in which a tensor is stored; ``stored`` is what floating-point tensors are rounded to.
+
+    Raises:
+        TrajectoryError: its bytes are not all there, or its dtype cannot be stored.
+    """
     if tensor.layout != torch.strided or tensor.is_quantized or tensor.is_meta:
         raise TrajectoryError(f"Tensor {name!r} is sparse, quantized or without data: save it as a plain one.")
     if hasattr(tensor, "placements") or type(tensor).__name__ == "ShardedTensor":
@@ -263,5 +276,5 @@ def _dtype_name(name: str, tensor: Tensor, stored: str | None) -> str:
 
 
 def aligned(offset: int, unit: int = ALIGNMENT) -> int:
-    """The next multiple of ``unit``."""
+    """The first multiple of ``unit`` that is not less than ``offset``."""
     return (offset + unit - 1) // unit * unit

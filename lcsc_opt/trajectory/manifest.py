@@ -49,7 +49,7 @@ class SavedRow(pydantic.BaseModel):
 
 
 class Manifest(pydantic.BaseModel):
-    """The whole manifest, validated: offsets are the ones that :meth:`Layout.arranged` gives, slots are distinct.
+    """The whole manifest, validated: tensors lie where :meth:`Layout.arranged` puts them, no two rows share a slot.
 
     Attributes:
         format: of the manifest itself.
@@ -80,7 +80,7 @@ class Manifest(pydantic.BaseModel):
 
     @property
     def nbytes(self) -> int:
-        """The bytes of all checkpoints."""
+        """The bytes of all checkpoints, without the trainer's average."""
         return len(self.checkpoints) * self.row_bytes
 
     @property
@@ -157,7 +157,7 @@ class Manifest(pydantic.BaseModel):
         return self.model_copy(update={"checkpoints": checkpoints, "varying": all_varying})
 
     def free_slot(self) -> int:
-        """The first slot that no row has."""
+        """The first slot that no row has: one of a dropped checkpoint, or the next one after all rows."""
         used = {saved.slot for saved in self.rows}
         return next(slot for slot in range(len(used) + 1) if slot not in used)
 
@@ -171,7 +171,7 @@ class Manifest(pydantic.BaseModel):
         Raises:
             TrajectoryError: the file is shorter, or cannot be mapped.
         """
-        slots = 1 + max((saved.slot for saved in self.rows), default=-1)
+        slots = 1 + max((saved.slot for saved in self.rows), default=-1)  # some of them may be free
         return _map_bytes(path / WEIGHTS, slots * self.row_bytes).view(slots, self.row_bytes)
 
 

@@ -57,14 +57,14 @@ class MatrixWriter:
         self._close.atexit = False  # functions that run at exit may still append; the process closes the file
 
     def _open(self, undo: contextlib.ExitStack, dtype: str | None) -> None:
-        """Make and lock the folder, read the manifest, and open the file of the rows."""
+        """Make and lock the folder, read the manifest, and open the file of the rows, which ``undo`` closes."""
         self._release = _make_and_lock(self.path)
         undo.callback(self._release)
         for entry in list(self.path.iterdir()):
             if is_pending(entry.name):  # a killed writer did not finish it
                 remove(entry)
-        self._committed = _load_manifest(self.path)  # what the disk is known to have
-        self._written = self._committed  # what rows hold
+        self._committed = _load_manifest(self.path)  # the manifest on the disk
+        self._written = self._committed  # the same with the rows that were written since, for the next commit
         if self._committed is not None and dtype is not None and self._committed.stored != self._stored:
             raise TrajectoryError(
                 f"{self.path} stores {self._committed.stored or EXACT}, not {dtype}: leave the dtype out, or start a "
@@ -124,10 +124,10 @@ class MatrixWriter:
         remaining = tuple(saved for saved in manifest.checkpoints if saved.step <= last)
         dropped = len(manifest.checkpoints) - len(remaining)
         if dropped:
-            kept: dict[str, object] = {"checkpoints": remaining}
+            changes: dict[str, object] = {"checkpoints": remaining}
             if manifest.trainer_ema is not None and manifest.trainer_ema.step > last:
-                kept["trainer_ema"] = None  # training may reach its step again with other weights
-            self._written = manifest.model_copy(update=kept)
+                changes["trainer_ema"] = None  # training may reach its step again with other weights
+            self._written = manifest.model_copy(update=changes)
             self.commit()
         return dropped
 
@@ -226,7 +226,8 @@ class MatrixWriter:
         self._committed = manifest
 
     def _current(self) -> Manifest | None:
-        if self._failed:  # before or after the manifest was replaced: only the disk knows
+        """The manifest with all rows that were written; ``None`` before the first."""
+        if self._failed:  # a commit, before or after it replaced the manifest: only the disk knows
             self._committed = _load_manifest(self.path)
             self._written = self._committed
             self._failed = False
@@ -236,39 +237,46 @@ class MatrixWriter:
         """Write a row, and hash it meanwhile, which takes about as long; it is not synced.
 
         Returns:
-            Its SHA-256, and the names of the tensors that are not as in the last row, among those that were constant.
+            Its SHA-256, and what :meth:`_newly_varying` gives.
         """
         digest = hashlib.sha256()
-        varying: list[str] = []
-        last_row: Tensor | None = None
-        if manifest.checkpoints:
-            last_row = manifest.map_rows(self.path)[manifest.checkpoints[-1].slot]
         os.lseek(self._weights, slot * manifest.row_bytes, os.SEEK_SET)
         written = 0
         with ThreadPoolExecutor(1, "lcsc-hash") as pool:
             hashing = _start(pool, digest.update, row.numpy().data)
-            for spec in manifest.tensors:
-                if last_row is None or spec.name in manifest.varying:
-                    continue
-                if not torch.equal(spec.of_row(row), spec.of_row(last_row)):
-                    _check_mergeable(spec)
-                    varying.append(spec.name)
-                    # infinity was allowed while it was constant
-                    _check_finite(spec.of_row(last_row), spec, manifest.checkpoints[-1].step, manifest.stored)
+            newly_varying = self._newly_varying(row, manifest)
+            varying = {*manifest.varying, *newly_varying}
             for first, stop, dtype in _pieces(manifest.tensors):
                 if dtype is not None and not _is_finite(row[first:stop].view(dtype)):
-                    for spec in manifest.tensors:  # which of them, and whether it may be
+                    for spec in manifest.tensors:  # the piece does not tell which tensor it is, and whether it may be
                         if spec.offset < stop and first < spec.end:
-                            varies = spec.name in manifest.varying or spec.name in varying
-                            _check_finite(spec.of_row(row), spec, step, manifest.stored, varies=varies)
+                            _check_finite(spec.of_row(row), spec, step, manifest.stored, varies=spec.name in varying)
                 self._write_bytes(row[written:stop].numpy().data)  # with what lies between two regions
                 written = stop
             self._write_bytes(row[written:].numpy().data)
             if hashing is not None:
                 hashing.result()
-        return digest.hexdigest(), varying
+        return digest.hexdigest(), newly_varying
+
+    def _newly_varying(self, row: Tensor, manifest: Manifest) -> list[str]:
+        """The names of tensors that were the same in all checkpoints so far, and are not in this row.
+
+        Raises:
+            TrajectoryError: one of them cannot be merged.
+        """
+        if not manifest.checkpoints:
+            return []
+        last = manifest.checkpoints[-1]
+        last_row = manifest.map_rows(self.path)[last.slot]
+        constant = [spec for spec in manifest.tensors if spec.name not in manifest.varying]
+        changed = [spec for spec in constant if not torch.equal(spec.of_row(row), spec.of_row(last_row))]
+        for spec in changed:
+            _check_mergeable(spec)
+            _check_finite(spec.of_row(last_row), spec, last.step, manifest.stored)  # infinity was allowed until now
+        return [spec.name for spec in changed]
 
     def _write_bytes(self, remaining: memoryview) -> None:
+        """Write at the position of the file; the system may take only a part at a time."""
         while remaining:
             written = os.write(self._weights, remaining)
             remaining = remaining[written:]
@@ -310,12 +318,17 @@ def _check_finite(content: Tensor, spec: TensorSpec, step: int, stored: str | No
 
 
 def _is_finite(values: Tensor) -> bool:
+    """Whether one or more numbers hold no NaN and no infinity."""
     least, most = torch.aminmax(values)  # NaN if there is one; thirty times faster than isfinite of all
     return math.isfinite(least.item()) and math.isfinite(most.item())
 
 
 def _pieces(tensors: Iterable[TensorSpec]) -> Iterator[tuple[int, int, torch.dtype | None]]:
-    """Bytes ``[first, stop)`` of a row, in their order, that are written at once; their dtype if they are merged."""
+    """Bytes ``[first, stop)`` of a row, in order, that are checked and written at once, each of one dtype.
+
+    Yields:
+        ``first``, ``stop``, and the dtype; ``None`` for bytes of tensors that no merge combines.
+    """
     for dtype, region in itertools.groupby(tensors, key=lambda spec: spec.torch_dtype if spec.merged else None):
         specs = list(region)
         end = specs[-1].end
@@ -324,6 +337,7 @@ def _pieces(tensors: Iterable[TensorSpec]) -> Iterator[tuple[int, int, torch.dty
 
 
 def _check_mergeable(spec: TensorSpec) -> None:
+    """Refuse a tensor that changes between checkpoints and has no linear combinations; counters are copied."""
     is_matrix_of_integers = not spec.merged and len(spec.shape) > 1  # quantized weights
     if spec.dtype in UNMERGEABLE or is_matrix_of_integers:
         raise TrajectoryError(
@@ -333,7 +347,11 @@ def _check_mergeable(spec: TensorSpec) -> None:
 
 
 def _start(pool: ThreadPoolExecutor, update: Callable[[memoryview], None], content: memoryview) -> Future[None] | None:
-    """Hash in the pool's thread; at once if that is sooner, or if the interpreter is ending and starts no threads."""
+    """Hash in the pool's thread; at once if that is sooner, or if the interpreter is ending and starts no threads.
+
+    Returns:
+        What to wait for; ``None`` if it is done.
+    """
     if content.nbytes > HASH_AT_ONCE_BYTES:
         with contextlib.suppress(RuntimeError):
             return pool.submit(update, content)

@@ -82,14 +82,15 @@ class Merger:
     def project(self, gradients: Mapping[str, Tensor]) -> npt.NDArray[np.float64]:
         """⟨theta_i, gradient⟩, ``[K]`` or ``[S, K]``; see :meth:`Trajectory.project`. On the caller's stream.
 
-        The differences of the rows from one of them are projected, and that one in float64: checkpoints are much closer
-        to each other than to zero, and what they have in common would cost the digits in which they differ.
+        It is ⟨theta_i − origin, gradient⟩ + ⟨origin, gradient⟩, where the origin is one of the rows and the last term
+        is summed in float64: checkpoints are much closer to each other than to zero, and what they have in common would
+        cost the digits in which they differ.
         """
         device = self.source.device
         segments = [segment for segment in self.segments if any(spec.name in gradients for spec in segment.tensors)]
         flat = {segment: self._flat_gradient(segment, gradients) for segment in segments}
         runs = self._runs(self.slots)
-        origin_slot = min(self.slots)  # any slot that is read
+        origin_slot = min(self.slots)  # any slot that is read: others may hold anything
         groups = 1 if self._groups is None else len(self._groups)
         projected = torch.zeros(groups, self.source.rows, dtype=torch.float64, device=device)
 
@@ -119,7 +120,7 @@ class Merger:
         """The combination of ``[K]`` or ``[S, K]``: products where tensors vary, copies of all others."""
         groups = None if coefficients.ndim == 1 else self._groups
         coefficients = coefficients.reshape(-1, len(self.slots))  # [S, K], S = 1 without groups
-        merged = self._copies(coefficients, groups)
+        merged = self._not_combined(coefficients, groups)
         products: StateDict = {}
         flat: dict[Segment, Tensor] = {}
         for segment in self.segments:
@@ -136,11 +137,16 @@ class Merger:
         merged |= products
         return {spec.name: merged[spec.name] for spec in self._tensors}
 
-    def _copies(self, coefficients: npt.NDArray[np.float64], groups: LayerGroups | None) -> StateDict:
-        """Tensors that are not combined, each from the checkpoint with the largest coefficient of its group."""
+    def _not_combined(self, coefficients: npt.NDArray[np.float64], groups: LayerGroups | None) -> StateDict:
+        """Tensors that are not combined, each from the checkpoint with the largest coefficient of its group.
+
+        Args:
+            coefficients: ``[S, K]``; S is 1 without groups.
+            groups: which row each tensor has; the tensors that never change are in none.
+        """
         combined = {spec.name for segment in self.segments for spec in segment.tensors}
         largest = coefficients.argmax(axis=1)
-        row_of: Mapping[str, int] = {} if groups is None else groups.row_of  # may lack tensors that never change
+        row_of: Mapping[str, int] = {} if groups is None else groups.row_of
         copied = [spec for spec in self._tensors if spec.name not in combined]
         return self._copied([(spec, int(largest[row_of.get(spec.name, 0)])) for spec in copied])
 
@@ -149,19 +155,20 @@ class Merger:
     ) -> bool:
         """Write the products of ``[S, K]`` coefficients with all columns that vary into ``flat``, ``[n]`` a segment.
 
-        Returns whether they are finite: each tile is looked at while it is in the cache. On an accelerator nobody
-        looks, which would wait for it: there such a model fails by its loss.
+        Returns:
+            Whether they are finite: each tile is looked at while it is in the cache. On an accelerator nobody looks,
+            which would wait for it: there such a model fails by its loss.
         """
         device = self.source.device
         slots = self._slots_to_read(coefficients)
         runs = self._runs(slots)
-        rows = sum(run.stop - run.start for run in runs)
+        rows_read = sum(run.stop - run.start for run in runs)
         by_slot = torch.zeros(len(coefficients), self.source.rows, dtype=torch.float64, device="cpu")
         by_slot[:, self.slots] = torch.from_numpy(np.ascontiguousarray(coefficients))
         products = {segment.dtype: _product(by_slot, segment.dtype, device) for segment in self.segments}
         threads = merge_threads() if device == CPU else 1
         are_finite: list[Tensor] = []  # of each tile
-        width = functools.partial(_columns_merged, rows, device)
+        width = functools.partial(_columns_merged, rows_read, device)
         blocks = tiled_blocks(self.source, self.segments, slots, groups=groups, width=width)
         with (
             ThreadPoolExecutor(threads, "lcsc-merge", initializer=_without_further_threads) as pool,
@@ -179,7 +186,10 @@ class Merger:
         return not are_finite or bool(torch.stack(are_finite).all())
 
     def _slots_to_read(self, coefficients: npt.NDArray[np.float64]) -> list[int]:
-        """The slots with a coefficient other than zero if they are few; else all, since one run is read faster."""
+        """The slots that have a coefficient other than zero, if at most half of them do.
+
+        Else all slots of checkpoints: neighbouring rows are multiplied at once, and single ones one after the other.
+        """
         nonzero = (coefficients != 0).any(axis=0)
         used = [slot for slot, is_used in zip(self.slots, nonzero, strict=True) if is_used]
         if 2 * len(used) <= len(self.slots):
@@ -187,13 +197,16 @@ class Merger:
         return self.slots
 
     def _runs(self, slots: Sequence[int]) -> list[slice]:
-        """The rows of a block that are multiplied for these slots, as slices."""
+        """The rows of a block that are multiplied for these slots, as slices; one product is faster than several."""
         if self.source.multiplies_all:
             return [slice(0, self.source.rows)]
         return runs_of(slots)
 
     def _flat_gradient(self, segment: Segment, gradients: Mapping[str, Tensor]) -> Tensor:
-        """``[n]`` in the order of the segment's columns; zero for tensors without a gradient."""
+        """The gradient in the order of the segment's columns, ``[n]``; zero for tensors without one.
+
+        It is as long as the columns that a source gives, which may have columns of zeros behind the segment's.
+        """
         device = self.source.device
         dtype = accumulator(segment.dtype, device)
         flat = torch.zeros(aligned(segment.width), dtype=dtype, device=device)
@@ -203,9 +216,9 @@ class Merger:
         return flat
 
     def _copied(self, chosen: Iterable[tuple[TensorSpec, int]]) -> StateDict:
-        """Tensors, each of the checkpoint with this index, bit for bit.
+        """Copies of tensors, bit for bit: each with the index of the checkpoint that it is taken from.
 
-        A device gets them in one piece, and what is the same in all checkpoints only once.
+        A device gets them in one piece, and what is the same in all checkpoints only at the first merge.
         """
         if self.source.device == CPU:
             return {spec.name: self._copied_from(self.slots[index], spec) for spec, index in chosen}
@@ -217,6 +230,7 @@ class Merger:
         return self._constants.copies() | OnePiece(varying, self.source.device).tensors()
 
     def _copied_from(self, slot: int, spec: TensorSpec) -> Tensor:
+        """A copy on the CPU, in float32 if it was rounded when it was stored."""
         return spec.copy_from(spec.of_row(self._rows[slot]), widened=self._widened)
 
     @functools.cached_property
@@ -256,17 +270,21 @@ def _one_hot_index(coefficients: npt.NDArray[np.float64]) -> int | None:
 
 
 def _product(coefficients: Tensor, dtype: torch.dtype, device: torch.device) -> Callable[..., None]:
-    """What multiplies coefficients ``[S, slots]`` float64 with tiles of a dtype: a thread calls it for some of them."""
+    """What multiplies coefficients ``[S, slots]`` float64 with tiles of a dtype.
+
+    Returns:
+        :func:`_multiply` or :func:`_multiply_halves` without its first argument; each thread calls it for some tiles.
+    """
     if accelerator.sums_halves(device, dtype):
         return functools.partial(_multiply_halves, halves.divided(coefficients, dtype).to(device))
     return functools.partial(_multiply, coefficients.to(accumulator(dtype, device)).to(device))
 
 
 def _columns_merged(rows: int, device: torch.device, dtype: torch.dtype) -> int:
-    """How many columns of ``rows`` rows are merged at once."""
+    """How many columns of ``rows`` rows are merged at once: a tile's memory is for what is made of them."""
     summed = accumulator(dtype, device)
     if accelerator.sums_halves(device, dtype):
-        column = halves.terms(dtype) * torch.float32.itemsize
+        column = halves.terms(dtype) * torch.float32.itemsize  # a sum for each term
     elif device != CPU and dtype == summed:
         column = summed.itemsize  # rows are read where they are
     else:
@@ -277,7 +295,10 @@ def _columns_merged(rows: int, device: torch.device, dtype: torch.dtype) -> int:
 def _multiply_halves(
     weights: Tensor, runs: Sequence[slice], tiles: Iterator[Tile], merged: Tensor, _are_finite: list[Tensor]
 ) -> None:
-    """As :func:`_multiply`, for ``weights`` ``[T, S, slots]``; nobody looks at the numbers on an accelerator."""
+    """As :func:`_multiply`, for ``weights`` ``[T, S, slots]``: T terms of each coefficient.
+
+    Only accelerators do this, where nobody looks whether numbers are finite.
+    """
     for tile in tiles:
         halves.multiply(weights, runs, tile, merged[tile.start : tile.stop])
 
@@ -317,7 +338,7 @@ def _multiply(
 
 
 def _too_large(merged: Mapping[str, Tensor]) -> TrajectoryError:
-    """What is said of a merge that has left the range of its dtype, as half precision does at 65,504."""
+    """The error of a merge that has left the range of its dtype, as float16 does at 65,504."""
     name = next(name for name, tensor in merged.items() if not bool(torch.isfinite(tensor).all()))
     return TrajectoryError(
         f"Tensor {name!r} of the merged model is too large for {merged[name].dtype}, the dtype of the checkpoints: "

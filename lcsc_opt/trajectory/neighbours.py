@@ -1,10 +1,10 @@
-"""Whether checkpoints are the steps of one run, by their weights: no step twice, and neighbours nearer than others."""
+"""Whether checkpoints are the steps of one run: no weights twice, and each nearest to its neighbours."""
 
 from __future__ import annotations
 
 from lcsc_opt.base.errors import TrajectoryError
 from lcsc_opt.base.progress import notice
-from lcsc_opt.trajectory.manifest import Manifest
+from lcsc_opt.trajectory.manifest import Manifest, SavedRow
 from lcsc_opt.trajectory.trajectory import Trajectory
 
 _FEWEST = 5  # checkpoints that tell anything
@@ -20,10 +20,10 @@ def check_distinct(manifest: Manifest) -> None:
     Raises:
         TrajectoryError: naming both files.
     """
-    first_with: dict[str, int] = {}
-    for place, saved in enumerate(manifest.checkpoints):
-        first = manifest.checkpoints[first_with.setdefault(saved.sha256, place)]
-        if first is not saved and manifest.varying:
+    first_with: dict[str, SavedRow] = {}
+    for saved in manifest.checkpoints:
+        first = first_with.setdefault(saved.sha256, saved)
+        if first is not saved and manifest.varying:  # else all are the same
             raise TrajectoryError(
                 f"{first.source} and {saved.source} hold the same weights, at steps {first.step} and {saved.step}: one "
                 "is a copy, or its number counts something else. Leave one out, by naming the files or a window."
@@ -35,7 +35,7 @@ def check_neighbours(trajectory: Trajectory, *, steps_given: bool) -> None:
 
     Args:
         trajectory: all checkpoints of a run.
-        steps_given: that a user has named the steps; then a notice says it.
+        steps_given: whether the user has named the steps, and knows better: then this is only a notice.
 
     Raises:
         TrajectoryError: naming three files.
@@ -59,7 +59,10 @@ def check_neighbours(trajectory: Trajectory, *, steps_given: bool) -> None:
 
 
 def _mixed_at(trajectory: Trajectory) -> int | None:
-    """The first checkpoint that is nearer to the second next; ``None`` if few are. Three samples are in memory."""
+    """The index of the first checkpoint that is nearer to the second next than to the next; ``None`` if few are.
+
+    Three samples are in memory at a time.
+    """
     is_nearer: list[bool] = []
     first = trajectory.sample(0)
     between = trajectory.sample(1)

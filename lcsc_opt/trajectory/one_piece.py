@@ -33,14 +33,15 @@ class OnePiece:
             self._content = content.to(device)
 
     def tensors(self) -> dict[str, Tensor]:
-        """The tensors, where they are."""
+        """The tensors on the device, not copied again."""
         return self._views(self._content)
 
     def copies(self) -> dict[str, Tensor]:
-        """A copy of each, which may be changed."""
+        """A copy of each on the device, which may be changed; all are copied at once."""
         return self._views(self._content.clone())
 
     def _views(self, content: Tensor) -> dict[str, Tensor]:
+        """The tensors inside of this content, ``[bytes]`` uint8."""
         views: dict[str, Tensor] = {}
         for name, (first, like) in self._places.items():
             views[name] = content[first : first + like.nbytes].view(like.dtype).view(like.shape)

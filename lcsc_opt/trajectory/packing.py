@@ -45,7 +45,7 @@ def pack(
     """
     stored_dtype(dtype)  # refuses an unknown one before anything is read
     out = expanded_path(out, error=TrajectoryError)
-    if out.is_symlink():  # what it leads to is replaced
+    if out.is_symlink():  # what it leads to is replaced, and the link stays
         out = Path(os.path.realpath(out))
     request = PackRequest(as_patterns(patterns), out.parent, key=key, selection=selection, steps=steps, dtype=dtype)
     if request.packed_path is not None:
@@ -72,7 +72,7 @@ def open_or_pack(patterns: Patterns, *, folder: Path, **options: Any) -> Traject
 
 
 def open_request(request: PackRequest) -> Trajectory:
-    """As :func:`open_or_pack`."""
+    """As :func:`open_or_pack`; a study that continues gets the checkpoints that it began with."""
     if request.study_checkpoints is not None:
         return open_again(request, request.study_checkpoints)
     path = request.packed_path
@@ -82,7 +82,11 @@ def open_request(request: PackRequest) -> Trajectory:
 
 
 def _open_packed(request: PackRequest, path: Path) -> Trajectory:
-    """Open the packed trajectory that was named, and refuse options that it was not packed with."""
+    """Open the packed trajectory that was named, and select from it.
+
+    Raises:
+        TrajectoryError: it was packed with another key or dtype than the request has, or the request names steps.
+    """
     trajectory = Trajectory.open(path)
     packed_with = {"key": trajectory.metadata.get("key", ""), "stored": trajectory.stored or EXACT}
     for option, asked in (("key", request.key), ("stored", request.dtype)):

@@ -119,7 +119,7 @@ class _StreamedColumns:
         copied: dict[int, torch.Event] = {}  # buffer → when its last content has arrived on the GPU
 
         def begin(number: int, pool: ThreadPoolExecutor) -> tuple[Tensor, list[Future[None]]]:
-            """Let all readers fill the next buffer; gives its columns, and what to wait for."""
+            """Let all readers fill a buffer with read ``number``; gives its columns, and what to wait for."""
             read = reads[number]
             index = number % _BUFFERS
             if index in copied:
@@ -136,7 +136,7 @@ class _StreamedColumns:
                 columns, reading = ahead.popleft()
                 for future in reading:
                     future.result()
-                following = number + _BUFFERS - 1  # its buffer is that of the columns before these
+                following = number + _BUFFERS - 1  # into the buffer of the columns before these, which are merged
                 if following < len(reads):
                     ahead.append(begin(following, pool))
                 if gpu:
@@ -145,7 +145,7 @@ class _StreamedColumns:
                 yield Block(read.segment, read.start, columns)
 
     def reads(self, segments: Sequence[Segment]) -> list[_Read]:
-        """The ranges of columns that are read at once, in order."""
+        """The ranges of columns that are read at once, in order: :data:`READ_BYTES` of all rows together."""
         reads: list[_Read] = []
         for segment in segments:
             width = max(READ_BYTES // (self.rows * segment.dtype.itemsize), FEWEST_COLUMNS)
@@ -194,8 +194,8 @@ def place(
     gpu = accelerator.asynchronous(device)
     if not gpu:
         device = CPU  # also in place of an accelerator that cannot merge
-    held = aligned(len(rows), _ROWS) if gpu else len(rows)
-    size = held * sum(segment.stop - segment.start for segment in segments)
+    row_count = aligned(len(rows), _ROWS) if gpu else len(rows)
+    size = row_count * sum(segment.stop - segment.start for segment in segments)
     if how is None:
         how = _fastest(device, size)
     if how == "mapped":
@@ -227,6 +227,10 @@ def _fastest(device: torch.device, size: int) -> Placement:
 def _copied(
     streamed: _StreamedColumns, segments: Sequence[Segment], slots: Sequence[int], name: str
 ) -> ColumnsInMemory:
+    """The columns in the memory of the device, read once; ``name`` is the trajectory's, for the progress.
+
+    Rows of other slots, and the rows and columns that are added for fast products, are zero.
+    """
     device = streamed.device
     rows = aligned(streamed.rows, _ROWS)
     columns: dict[Segment, Tensor] = {}
@@ -246,6 +250,7 @@ def runs_of(slots: Sequence[int]) -> list[slice]:
     """Slots as the fewest slices, in order."""
     numbered = enumerate(sorted(slots))
     runs: list[slice] = []
+    # in a run, slots grow as their numbers do
     for _, group in itertools.groupby(numbered, key=lambda item: item[1] - item[0]):
         run = [slot for _, slot in group]
         runs.append(slice(run[0], run[-1] + 1))

@@ -1,4 +1,4 @@
-"""What lies beside the weights of checkpoints and belongs to all of them: headers, alphas of a LoRA."""
+"""What files hold beside weights and a trajectory keeps once for all of them: texts in headers, alphas of a LoRA."""
 
 from __future__ import annotations
 
@@ -17,10 +17,14 @@ _ADVICE = "leave one part of the run out (first_step, last_step)"
 
 
 def side_data(paths: Sequence[Path], first: Checkpoint) -> dict[str, str]:
-    """What a trajectory keeps of it: the texts that all headers have, and the alphas.
+    """The metadata of a trajectory that comes from its files: the texts that all headers have, and the alphas as JSON.
+
+    Args:
+        paths: of all checkpoints.
+        first: the first of them, which tells whether it is a LoRA.
 
     Raises:
-        TrajectoryError: alphas differ, by which weights mean something else.
+        TrajectoryError: alphas differ: they scale the weights, which then cannot be combined.
     """
     texts: dict[str, str] = {}
     headers = [read_metadata(file_of_weights(path, first.key)) for path in paths]
@@ -35,7 +39,11 @@ def side_data(paths: Sequence[Path], first: Checkpoint) -> dict[str, str]:
 
 
 def _alphas(paths: Sequence[Path], key: str) -> str:
-    """The alphas of a LoRA as JSON, which are the same in all checkpoints; empty if its tensors hold them."""
+    """The alphas of a LoRA as JSON; empty if its tensors hold them.
+
+    Raises:
+        TrajectoryError: two checkpoints have other alphas.
+    """
     path_of: dict[str, Path] = {}
     for path in paths:
         alphas = LoraAlphas.read(path, key=key)
@@ -52,7 +60,7 @@ def _alphas(paths: Sequence[Path], key: str) -> str:
 
 
 def check_alphas(layout: Layout, varying: Collection[str]) -> None:
-    """Refuse a LoRA whose tensors ``.alpha`` differ between checkpoints: they say what the other tensors mean.
+    """Refuse a LoRA whose tensors ``.alpha`` differ between checkpoints: each scales the tensors beside it.
 
     Raises:
         TrajectoryError: naming one.

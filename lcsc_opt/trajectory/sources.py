@@ -45,7 +45,7 @@ class PackRequest:
 
     @property
     def stored(self) -> str:
-        """How rows are stored."""
+        """How rows are stored where they are packed now."""
         return self.dtype or EXACT
 
     @property
@@ -88,7 +88,8 @@ class PackRequest:
         return {step: sources[step] for step in steps}
 
     def fingerprint(self, sources: Sources) -> str:
-        """SHA-256, in hex, of the paths, sizes, times and steps of the checkpoints, the key and the dtype.
+        """What tells two packed trajectories apart: SHA-256, in hex, of the paths, sizes, times and steps of the
+        checkpoints, the key and the dtype.
 
         Raises:
             TrajectoryError: a checkpoint cannot be read.
@@ -105,7 +106,7 @@ class PackRequest:
 
 
 def path_of_packed(folder: Path, fingerprint: str) -> Path:
-    """The path of a packed trajectory with this fingerprint in the folder."""
+    """The path of a packed trajectory in the folder; 24 hex digits of the fingerprint tell more than enough apart."""
     return folder / f"{fingerprint[:24]}.trajectory"
 
 

@@ -73,7 +73,9 @@ def tiled_blocks(
 
 
 def _runs(segment: Segment, first: int, count: int, groups: LayerGroups | None) -> Iterator[tuple[int, int, int]]:
-    """Divide ``count`` columns of a segment, from ``first``, where the layer group changes.
+    """Divide ``count`` columns of a segment, from ``first``, where the row of coefficients changes.
+
+    Columns behind the segment's last tensor, which are zeros, belong to no run where there are groups.
 
     Yields:
         The columns ``[start, stop)`` of each run, counted from ``first``, and its row of coefficients.
@@ -81,11 +83,11 @@ def _runs(segment: Segment, first: int, count: int, groups: LayerGroups | None) 
     if groups is None:
         yield 0, count, 0
         return
-    run: tuple[int, int, int] | None = None
+    run: tuple[int, int, int] | None = None  # the one that the next tensor may continue
     for spec, column in segment.places():
         start = max(column - first, 0)
         stop = min(column + spec.numel - first, count)
-        if start >= stop:
+        if start >= stop:  # none of the tensor is in these columns
             continue
         row = groups.row_of[spec.name]
         if run is None:
@@ -102,8 +104,8 @@ def _runs(segment: Segment, first: int, count: int, groups: LayerGroups | None) 
 def accumulator(dtype: torch.dtype, device: torch.device) -> torch.dtype:
     """The dtype in which products are summed: float64 for float64, float32 for all others.
 
-    float64 also where the process allows products of float32 in fewer bits: that setting must not change while another
-    thread samples.
+    float64 also where the process allows products of float32 in fewer bits. To forbid that for a merge would change
+    what another thread samples meanwhile.
     """
     if dtype == torch.float64 or accelerator.rounds_float32(device):
         return torch.float64
@@ -116,7 +118,10 @@ def merge_threads() -> int:
 
 
 def columns_of(tile_bytes: int, column_bytes: int) -> int:
-    """How many columns a tile of ``tile_bytes`` has if each takes ``column_bytes`` while it is computed with."""
+    """How many columns a tile of ``tile_bytes`` has if each takes ``column_bytes`` while it is computed with.
+
+    With very many rows it has more bytes: products of a few columns would be slow.
+    """
     return max(tile_bytes // column_bytes, FEWEST_COLUMNS)
 
 
@@ -129,4 +134,6 @@ def merge_tile_bytes(device: torch.device) -> int:
 
 def projection_tile_bytes(device: torch.device) -> int:
     """The bytes of a tile that is projected."""
-    return PROJECTION_TILE_BYTES if device == CPU else _DEVICE_TILE_BYTES
+    if device == CPU:
+        return PROJECTION_TILE_BYTES
+    return _DEVICE_TILE_BYTES

@@ -101,7 +101,7 @@ class Trajectory:
 
     @classmethod
     def holding(cls, path: Path, checkpoints: KnownCheckpoints) -> Trajectory | None:
-        """A study's checkpoints out of the trajectory at ``path``; ``None`` if it does not hold exactly these."""
+        """The checkpoints of a study out of those at ``path``; ``None`` if one is missing or has other weights."""
         try:
             if Manifest.load(path).sha256_of(checkpoints.steps) != checkpoints.sha256:
                 return None
@@ -184,7 +184,8 @@ class Trajectory:
     def fitting(self, network: Mapping[str, Tensor]) -> Trajectory:
         """The same trajectory under the names of a network, if they differ by a prefix; without what it has not.
 
-        Files tell no names of wrappers from those of networks. Where no prefix fits, names stay as they are.
+        Training loops save networks inside of wrappers, whose names in a file look like those of the network's parts.
+        Where no prefix fits, names stay as they are.
 
         Args:
             network: its state dict.
@@ -198,7 +199,10 @@ class Trajectory:
         return self.renamed(new_names)
 
     def renamed(self, names: Renaming) -> Trajectory:
-        """The same trajectory with other names, without the tensors that lack the prefix."""
+        """The same trajectory with other names, without the tensors that lack the prefix.
+
+        It is mapped again, so :meth:`on` and :meth:`in_rows` come after it.
+        """
         remaining = [spec for spec in self.tensors if spec.name.startswith(names.removed)]
         tensors = tuple(dataclasses.replace(spec, name=names(spec.name)) for spec in remaining)
         varying = sorted(names(spec.name) for spec in remaining if spec.name in self.varying)
@@ -272,6 +276,7 @@ class Trajectory:
         return self._row(self._merger.slots[index])
 
     def _row(self, slot: int) -> StateDict:
+        """A copy of the row in a slot, as :meth:`checkpoint` gives it."""
         widened = self.stored is not None
         with self._unchanged():
             return {spec.name: spec.copy_from(spec.of_row(self._rows[slot]), widened=widened) for spec in self.tensors}
@@ -291,7 +296,7 @@ class Trajectory:
         """
         if self.trainer_ema_at is None:
             packed = self._manifest.trainer_ema
-            if packed is None or packed.step != self.steps[-1]:
+            if packed is None or packed.step != self.steps[-1]:  # this may be a part of the trajectory
                 return None
             return self._row(packed.slot)
         if Path(self.trainer_ema_at).exists():
@@ -373,7 +378,11 @@ class Trajectory:
             return self._merger.project(gradients)
 
     def sample(self, index: int) -> Tensor:
-        """The first numbers of checkpoint ``index`` in each tensor that varies, to compare it by: ``[n]`` float64."""
+        """The first numbers of each tensor that varies, as float64 in one row ``[n]``: what tells checkpoints apart.
+
+        Args:
+            index: of the checkpoint, 0 … K−1.
+        """
         specs = [spec for spec in self.tensors if spec.merged and spec.name in self.varying and spec.numel]
         row = self._rows[self._merger.slots[index]]
         with self._unchanged():
@@ -382,7 +391,7 @@ class Trajectory:
             return torch.cat([torch.zeros(1, dtype=torch.float64), *(part.double() for part in beginnings)])
 
     def identical(self) -> list[str]:
-        """Warnings of checkpoints with the same bytes."""
+        """A warning for each set of checkpoints that have the same bytes."""
         steps_by_hash: dict[str, list[int]] = {}
         for step, sha256 in zip(self.steps, self.checkpoint_sha256, strict=True):
             steps_by_hash.setdefault(sha256, []).append(step)
@@ -391,9 +400,9 @@ class Trajectory:
 
     @property
     def touched(self) -> bool:
-        """Whether the weights file is newer than the manifest, which no writer leaves so.
+        """Whether the weights file is newer than the manifest: a writer replaces the manifest last.
 
-        A copied folder may look the same; :meth:`verify` tells the difference.
+        In a copied folder it may be newer, too; :meth:`verify` tells whether weights have changed.
         """
         try:
             weights = (self.path / WEIGHTS).stat().st_mtime_ns
@@ -460,7 +469,11 @@ class Trajectory:
         self._check()
 
     def _check(self) -> None:
-        """Refuse if a writer has overwritten a used row since opening. Appended rows do no harm."""
+        """Refuse if a writer may have overwritten a row since opening; it names no other row when it appends.
+
+        Raises:
+            TrajectoryError: a checkpoint of this trajectory is no longer in the manifest.
+        """
         stamp = _stamp(self.path)
         if stamp == self._stamp:
             return
@@ -471,8 +484,12 @@ class Trajectory:
         self._stamp = stamp
 
 
-def renamed(trajectory: object) -> dict[str, list[str]]:
-    """What the description of an objective says of names that its network has changed; nothing if it has not."""
+def describe_renaming(trajectory: object) -> dict[str, list[str]]:
+    """What an objective's ``describe()`` says of the names that its network has changed; nothing if it has not.
+
+    Args:
+        trajectory: an author's own may lack :attr:`Trajectory.renaming`.
+    """
     renaming = getattr(trajectory, "renaming", Renaming())
     if any(renaming):
         return {"names": [*renaming]}
@@ -486,6 +503,7 @@ def _reopened(
     trainer_ema_at: str | Path | None,
     names: Renaming,
 ) -> Trajectory:
+    """What pickle calls for a trajectory."""
     opened = Trajectory.open(path, steps=steps)
     if any(names):
         opened = opened.renamed(names)
@@ -494,7 +512,7 @@ def _reopened(
 
 
 def _stamp(path: Path) -> tuple[int, int, int] | None:
-    """Identifies a version of the manifest: every write makes a new file. ``None`` if it is not there."""
+    """What tells two versions of the manifest apart: every write makes a new file. ``None`` if there is none."""
     try:
         status = (path / MANIFEST).stat()
     except OSError:

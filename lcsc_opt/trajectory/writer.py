@@ -65,7 +65,7 @@ class TrajectoryWriter:
     ) -> None:
         self.path = Path(path)
         for name, value in (("every", every), ("keep_last", 1 if keep_last is None else keep_last)):
-            if not hasattr(value, "__index__") or value < 1:  # also of NumPy
+            if not hasattr(value, "__index__") or value < 1:  # NumPy's whole numbers have it, too
                 raise TrajectoryError(f"{name}: expected a whole number of at least 1, got {value!r}.")
         self._every = every
         self._saver = MatrixWriter(self.path, keep_last=keep_last, metadata=metadata, dtype=dtype)
@@ -135,15 +135,15 @@ class TrajectoryWriter:
         Args:
             step: larger than every saved step. A saved step with the same bytes is also allowed and changes nothing:
                 resumed training may reach it again.
-            weights: a state dict or a module, on any device, contiguous or not, with or without gradients. Prefixes of
-                DataParallel and ``torch.compile`` are removed. Of torch's ``AveragedModel`` or ema-pytorch's ``EMA``,
-                the average is saved.
+            weights: a state dict or a module, on any device, contiguous or not, with or without gradients. A state dict
+                keeps its names. Of a module, prefixes of DataParallel and ``torch.compile`` are removed, and of torch's
+                ``AveragedModel`` or ema-pytorch's ``EMA`` the average is saved.
             wait: until it is on the disk. Otherwise this returns when the weights are copied, on a GPU when the copy is
                 queued; then they may change, and the rest happens in the background. There is memory for one copy:
                 this waits until the previous one is written. :meth:`flush` waits until all is on the disk.
 
         Returns:
-            Whether the checkpoint is new: False if one of its interval, as of ``every``, is saved already.
+            Whether the checkpoint is new: False if its interval (``every``) has one already, or the step is saved.
 
         Raises:
             TrajectoryError: names, shapes or dtypes differ from the first checkpoint's; a weight is not finite; a saved
@@ -186,21 +186,24 @@ class TrajectoryWriter:
             self._appending.release()
 
     def _is_due(self, step: int) -> bool:
-        """Whether a multiple of ``every`` lies between the step before and this one."""
+        """Whether a multiple of ``every`` was reached since the step before, or by this step again, as when resumed."""
         previous = step - 1 if self._previous is None else self._previous
         return step % self._every == 0 or step // self._every > previous // self._every
 
-    @torch.inference_mode(mode=False)  # memory that is made in it could not be written to outside it
+    @torch.inference_mode(mode=False)  # else nothing outside the caller's inference mode could write to the memory
     @torch.no_grad()
     def _begin_to_copy(self, layout: Layout, tensors: Mapping[str, Tensor]) -> tuple[Tensor, list[torch.Event]]:
-        """Begin to copy a checkpoint into a row, over the previous one; the copy is complete after the events.
+        """Begin to copy a checkpoint into a row, over the previous one.
 
         From a GPU the weights are copied into pinned memory, on the stream that trains. So the copy ends before a later
         kernel of that stream changes a weight, and the caller does not wait. From the CPU they are copied at once.
+
+        Returns:
+            The row, and the events after which it is complete, one for each GPU.
         """
         gpus = {tensor.device for tensor in tensors.values() if asynchronous(tensor.device)}
         if gpus and (self._row is None or len(self._row) != layout.row_bytes):
-            # zeros, as those of :meth:`Layout.row_of`
+            # zeros, as the memory that :meth:`Layout.row_of` makes
             self._row = torch.empty(layout.row_bytes, dtype=torch.uint8, device="cpu", pin_memory=True).zero_()
 
         def copy(place: Tensor, tensor: Tensor) -> None:
@@ -211,6 +214,11 @@ class TrajectoryWriter:
 
 
 def _named_tensors(weights: object) -> Mapping[str, Tensor]:
+    """The state dict of what a user appends.
+
+    Raises:
+        TrajectoryError: it is neither a module nor a state dict.
+    """
     if isinstance(weights, nn.Module):
         weights = module_weights(weights)
     if not isinstance(weights, Mapping):
