@@ -6,6 +6,7 @@ the database, or packed again; the folder that the study file names may have gro
 
 from __future__ import annotations
 
+import contextlib
 import glob
 from pathlib import Path
 from typing import NamedTuple
@@ -21,16 +22,18 @@ from lcsc_opt.trajectory.trajectory import Trajectory
 
 
 def open_again(request: PackRequest, checkpoints: KnownCheckpoints) -> Trajectory:
-    """Open a study's checkpoints. A notice says if what the study file names has changed.
+    """Open a study's checkpoints: what is packed is looked for first, and packed again only if it is nowhere.
+
+    A notice says if what the study file names has changed.
 
     Raises:
         TrajectoryError: they are neither where the study file says nor beside the database.
     """
     trajectory: Trajectory | None = None
-    if checkpoints.packed is not None:
+    if checkpoints.packed is not None:  # in a worker; the search has found it there, and said what changed
         trajectory = Trajectory.holding(checkpoints.packed, checkpoints)
         if trajectory is not None:
-            return trajectory  # of a search that runs, which has said what changed
+            return trajectory
     if request.packed_path is not None:
         trajectory = Trajectory.holding(request.packed_path, checkpoints)
     if trajectory is None and not checkpoints.moved:  # else they have to be at the new place
@@ -72,22 +75,24 @@ def _packed_again(request: PackRequest, checkpoints: KnownCheckpoints) -> Trajec
 
 
 class Changes(NamedTuple):
-    """What is other by now at the place of a study's checkpoints.
+    """What has changed at the place of a study's checkpoints since it began.
 
     Attributes:
         written_again: whether their files have another size or time than when they were packed.
-        later_steps: the steps of new ones after the study's last one that a new study would search.
+        has_later_steps: whether there are newer checkpoints that the setting ``last_step`` does not leave out.
     """
 
     written_again: bool = False
-    later_steps: tuple[int, ...] = ()
+    has_later_steps: bool = False
 
 
 def changes_at(request: PackRequest, checkpoints: KnownCheckpoints) -> Changes:
     """What has changed; no weights are read, and steps only if there are files that came after the study's."""
+    steps: list[int] = []
     path = request.packed_path
     if path is not None:
-        steps = [checkpoint.step for checkpoint in Manifest.load(path).checkpoints]
+        with contextlib.suppress(TrajectoryError):  # a broken one holds no checkpoint
+            steps = [checkpoint.step for checkpoint in Manifest.load(path).checkpoints]
         is_other = Trajectory.holding(path, checkpoints) is None
     else:
         packed = find_packed(request.folder, checkpoints)
@@ -100,11 +105,11 @@ def changes_at(request: PackRequest, checkpoints: KnownCheckpoints) -> Changes:
         # files that are gone were not written again
         is_other = is_complete and Trajectory.holding(request.path_of(study_sources), checkpoints) is None
     last_step = request.selection.last_step or max(steps, default=0)
-    return Changes(is_other, tuple(step for step in steps if checkpoints.steps[-1] < step <= last_step))
+    return Changes(is_other, any(checkpoints.steps[-1] < step <= last_step for step in steps))
 
 
 def _came_after(request: PackRequest, packed: Path) -> bool:
-    """Whether there are files of weights that were not here when the others were packed."""
+    """Whether there are files of weights that were not here when the trajectory ``packed`` was made."""
     try:
         paths = find_checkpoints(request.patterns, key=request.key)
         # the time of change, since a copy may keep the original's time of modification

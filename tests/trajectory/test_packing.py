@@ -4,6 +4,7 @@ import contextlib
 import errno
 import itertools
 import os
+import shutil
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -15,9 +16,13 @@ import torch
 from safetensors.torch import save_file
 
 from lcsc_opt.base.errors import TrajectoryError
+from lcsc_opt.base.paths import KnownCheckpoints
 from lcsc_opt.checkpoints.finding import Selection
 from lcsc_opt.trajectory import Trajectory, filling, open_or_pack, pack
+from lcsc_opt.trajectory.continuing import changes_at
 from lcsc_opt.trajectory.neighbours import check_neighbours
+from lcsc_opt.trajectory.packing import open_request
+from lcsc_opt.trajectory.sources import PackRequest
 from tests.processes import CONTEXT, forked, peak_growth, wait_until
 from tests.trajectory.trajectory_examples import (
     STEPS,
@@ -430,6 +435,18 @@ def test_an_average_that_a_later_file_lacks_is_no_obstacle(tmp_path, late):
         torch.save({"model": {"w": torch.full((2,), float(step))}, **averages}, tmp_path / f"{step}.pt")
     trajectory = pack(tmp_path, tmp_path / "t")
     assert (trajectory.metadata["key"], trajectory.trainer_ema()) == ("model", None)
+
+
+def test_a_study_goes_on_with_a_packed_copy_where_the_named_trajectory_is_broken(tmp_path, caplog):
+    caplog.set_level("INFO", logger="lcsc_opt")
+    named = make_trajectory(tmp_path / "run.trajectory")
+    shutil.copytree(named.path, tmp_path / "files" / "copy.trajectory")
+    (named.path / "manifest.json").write_text("{")
+    checkpoints = KnownCheckpoints(named.sha256, named.steps)
+    request = PackRequest([named.path], tmp_path / "files", study_checkpoints=checkpoints)
+    assert open_request(request).sha256 == named.sha256
+    assert "run.trajectory: has changed; continuing with the 5 packed checkpoints" in caplog.text
+    assert changes_at(request, checkpoints).written_again
 
 
 def test_a_lora_whose_alphas_differ_is_refused(tmp_path):
