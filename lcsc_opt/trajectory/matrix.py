@@ -117,7 +117,7 @@ class MatrixWriter:
         Raises:
             TrajectoryError: the disk refuses.
         """
-        last = self.whole_step(last)
+        last = whole_step(last)
         manifest = self._current()
         if manifest is None:
             return 0
@@ -131,25 +131,13 @@ class MatrixWriter:
             self.commit()
         return dropped
 
-    @staticmethod
-    def whole_step(step: int) -> int:
-        """A step as a number.
-
-        Raises:
-            TrajectoryError: it is not whole, or cannot be stored.
-        """
-        number = operator.index(step) if hasattr(step, "__index__") else -1
-        if not 0 <= number < 2**63:
-            raise TrajectoryError(f"A step is a whole number from 0, not {step!r}.")
-        return number
-
     def is_new(self, step: int) -> bool:
         """Whether a step comes after all saved ones; False when it is one of them.
 
         Raises:
-            TrajectoryError: it lies between saved ones, or is no step at all.
+            TrajectoryError: it lies before or between saved ones, or is no step at all.
         """
-        self.whole_step(step)
+        whole_step(step)
         steps = self.steps
         if step in steps:
             return False
@@ -160,14 +148,7 @@ class MatrixWriter:
             )
         return True
 
-    def write(
-        self,
-        step: int,
-        layout: Layout,
-        row: Tensor,
-        *,
-        source: str = "",
-    ) -> None:
+    def write(self, step: int, layout: Layout, row: Tensor, *, source: str = "") -> None:
         """Write a checkpoint that was checked, for :meth:`commit`; nothing if its step is saved with the same bytes.
 
         ``layout`` comes from :meth:`check`, and ``row`` from its :meth:`Layout.row_of`. With ``keep_last``, commit
@@ -183,10 +164,7 @@ class MatrixWriter:
         if not is_new:
             _check_same_bytes(manifest, step, row)
             return
-        slot = manifest.free_slot()
-        with self._as_trajectory_error():
-            sha256, varying = self._write_row(step, slot, row, manifest)
-        saved = SavedRow(step=step, slot=slot, source=source, sha256=sha256)
+        saved, varying = self._write_row(step, row, source, manifest)
         added = manifest.with_checkpoint(saved, varying, keep_last=self._keep_last)
         self._written = added.model_copy(update={"metadata": manifest.metadata | self._metadata})
 
@@ -199,11 +177,7 @@ class MatrixWriter:
         manifest = self._current()
         if manifest is None:
             raise TrajectoryError(f"{self.path} holds no checkpoint yet: append one first.")
-        step = manifest.checkpoints[-1].step
-        slot = manifest.free_slot()
-        with self._as_trajectory_error():
-            sha256, _ = self._write_row(step, slot, row, manifest)
-        saved = SavedRow(step=step, slot=slot, source=source, sha256=sha256)
+        saved, _ = self._write_row(manifest.checkpoints[-1].step, row, source, manifest)
         self._written = manifest.model_copy(update={"trainer_ema": saved})
 
     def commit(self) -> None:
@@ -233,16 +207,17 @@ class MatrixWriter:
             self._failed = False
         return self._written
 
-    def _write_row(self, step: int, slot: int, row: Tensor, manifest: Manifest) -> tuple[str, list[str]]:
-        """Write a row, and hash it meanwhile, which takes about as long; it is not synced.
+    def _write_row(self, step: int, row: Tensor, source: str, manifest: Manifest) -> tuple[SavedRow, list[str]]:
+        """Write a row into a free slot, and hash it meanwhile, which takes about as long; it is not synced.
 
         Returns:
-            Its SHA-256, and what :meth:`_newly_varying` gives.
+            What a manifest says of it, and what :meth:`_newly_varying` gives.
         """
+        slot = manifest.free_slot()
         digest = hashlib.sha256()
-        os.lseek(self._weights, slot * manifest.row_bytes, os.SEEK_SET)
         written = 0
-        with ThreadPoolExecutor(1, "lcsc-hash") as pool:
+        with self._as_trajectory_error(), ThreadPoolExecutor(1, "lcsc-hash") as pool:
+            os.lseek(self._weights, slot * manifest.row_bytes, os.SEEK_SET)
             hashing = _start(pool, digest.update, row.numpy().data)
             newly_varying = self._newly_varying(row, manifest)
             varying = {*manifest.varying, *newly_varying}
@@ -256,7 +231,8 @@ class MatrixWriter:
             self._write_bytes(row[written:].numpy().data)
             if hashing is not None:
                 hashing.result()
-        return digest.hexdigest(), newly_varying
+        saved = SavedRow(step=step, slot=slot, source=source, sha256=digest.hexdigest())
+        return saved, newly_varying
 
     def _newly_varying(self, row: Tensor, manifest: Manifest) -> list[str]:
         """The names of tensors that were the same in all checkpoints so far, and are not in this row.
@@ -287,6 +263,18 @@ class MatrixWriter:
             yield
         except OSError as error:
             raise TrajectoryError(f"Cannot write to {self.path}: {error.strerror or error}.") from error
+
+
+def whole_step(step: int) -> int:
+    """A step of a user's, perhaps one of NumPy's numbers, as Python's.
+
+    Raises:
+        TrajectoryError: it is not whole, negative, or too large to be stored.
+    """
+    number = operator.index(step) if hasattr(step, "__index__") else -1
+    if not 0 <= number < 2**63:
+        raise TrajectoryError(f"A step is a whole number from 0, not {step!r}.")
+    return number
 
 
 def _check_same_bytes(manifest: Manifest, step: int, row: Tensor) -> None:

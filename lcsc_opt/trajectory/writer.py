@@ -18,7 +18,7 @@ from lcsc_opt.checkpoints.reading import module_weights
 from lcsc_opt.checkpoints.weights import check_weights
 from lcsc_opt.trajectory.background import Background
 from lcsc_opt.trajectory.layout import Layout
-from lcsc_opt.trajectory.matrix import MatrixWriter
+from lcsc_opt.trajectory.matrix import MatrixWriter, whole_step
 
 
 class TrajectoryWriter:
@@ -151,7 +151,7 @@ class TrajectoryWriter:
                 checkpoint that was not waited for, errors in its weights and of the disk are raised by the next append
                 (which then saves nothing), flush or close. Earlier checkpoints stay as they were.
         """
-        step = MatrixWriter.whole_step(step)
+        step = whole_step(step)
         if not self._appending.acquire(blocking=False):
             raise TrajectoryError(
                 f"Step {step} comes while another is appended: append from one thread, and not from a signal handler."
