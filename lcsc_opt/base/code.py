@@ -118,7 +118,7 @@ def _package_of(name: str, path: Path) -> str:
 
 @functools.lru_cache(maxsize=1024)
 def _imported_names(content: bytes, package: str) -> frozenset[str]:
-    """Every module that the imports in a file may run: for ``from a.b import c`` ``a``, ``a.b``, ``a.b.c``.
+    """Every module that the imports in a file may run: ``from a.b import c`` runs ``a``, ``a.b`` and perhaps ``a.b.c``.
 
     Args:
         content: of the file.
@@ -139,7 +139,7 @@ def _imported_names(content: bytes, package: str) -> frozenset[str]:
                 continue
             names.add(base)
             names.update(f"{base}.{alias.name}" for alias in node.names)
-    with_packages: set[str] = set()
+    with_packages: set[str] = set()  # each package around a module runs, too
     for name in names:
         while name:
             with_packages.add(name)

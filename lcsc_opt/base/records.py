@@ -190,7 +190,7 @@ class Evaluation:
 
 
 def metric_of_loss(metrics: Mapping[str, float], loss: float) -> str | None:
-    """The name of the metric that a loss is, with either sign; ``None`` if it is a sum of several.
+    """The name of the metric that a loss is, with either sign; ``None`` if it is none of them.
 
     Only the first can be: an objective lists the metric first that it searches, and another one may have the same value
     by chance.

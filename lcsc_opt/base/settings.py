@@ -42,7 +42,7 @@ class AlsoSettings(FrozenModel):
 
     @pydantic.model_validator(mode="after")
     def _check_second(self) -> AlsoSettings:
-        second_of(self)
+        second_of(self)  # refuses what is not valid
         return self
 
 

@@ -148,6 +148,7 @@ def _check_devices(spec: StudySpec) -> None:
 
 
 def _check_distinct(key: str, names: Sequence[str]) -> None:
+    """Refuse a name that is given twice; ``key`` is where in the file the names are."""
     repeated = sorted({name for name in names if names.count(name) > 1})
     if repeated:
         raise ValueError(f"{key}: {', '.join(repeated)} is given twice; each study needs its own name")
@@ -228,6 +229,7 @@ def lines_to_fill_in(text: str, content: Any) -> list[str]:
 
 
 def _keys_to_fill_in(content: Any) -> Iterator[str]:
+    """The last parts of the keys, at any depth of mappings, whose value the user has yet to give."""
     if not isinstance(content, Mapping):
         return
     for key, value in content.items():

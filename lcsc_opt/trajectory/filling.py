@@ -209,7 +209,7 @@ def _write_rows(writer: MatrixWriter, sources: Sources, key: str, stored: str | 
 
 
 def _as_text(path: Path) -> str:
-    """A path as a manifest has it, which is UTF-8: bytes of a name that are not become question marks."""
+    """A path as a manifest has it, in UTF-8: other bytes of a name become question marks."""
     return str(path.absolute()).encode(errors="replace").decode()
 
 

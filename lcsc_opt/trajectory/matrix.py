@@ -223,7 +223,7 @@ class MatrixWriter:
             varying = {*manifest.varying, *newly_varying}
             for first, stop, dtype in _pieces(manifest.tensors):
                 if dtype is not None and not _is_finite(row[first:stop].view(dtype)):
-                    for spec in manifest.tensors:  # the piece does not tell which tensor it is, and whether it may be
+                    for spec in manifest.tensors:  # the piece does not tell which tensor, and whether it may
                         if spec.offset < stop and first < spec.end:
                             _check_finite(spec.of_row(row), spec, step, manifest.stored, varies=spec.name in varying)
                 self._write_bytes(row[written:stop].numpy().data)  # with what lies between two regions

@@ -281,7 +281,7 @@ def _product(coefficients: Tensor, dtype: torch.dtype, device: torch.device) -> 
 
 
 def _columns_merged(rows: int, device: torch.device, dtype: torch.dtype) -> int:
-    """How many columns of ``rows`` rows are merged at once: a tile's memory is for what is made of them."""
+    """How many columns of ``rows`` rows are merged at once, by the memory that each takes beside the stored rows."""
     summed = accumulator(dtype, device)
     if accelerator.sums_halves(device, dtype):
         column = halves.terms(dtype) * torch.float32.itemsize  # a sum for each term

@@ -400,9 +400,9 @@ class Trajectory:
 
     @property
     def touched(self) -> bool:
-        """Whether the weights file is newer than the manifest: a writer replaces the manifest last.
+        """Whether the weights file is newer than the manifest, which a writer replaces last.
 
-        In a copied folder it may be newer, too; :meth:`verify` tells whether weights have changed.
+        So weights may have changed since. In a copied folder they have not, and :meth:`verify` tells the difference.
         """
         try:
             weights = (self.path / WEIGHTS).stat().st_mtime_ns
@@ -469,10 +469,10 @@ class Trajectory:
         self._check()
 
     def _check(self) -> None:
-        """Refuse if a writer may have overwritten a row since opening; it names no other row when it appends.
+        """Refuse if a writer has dropped a checkpoint since opening: it may use the row again. Appending is fine.
 
         Raises:
-            TrajectoryError: a checkpoint of this trajectory is no longer in the manifest.
+            TrajectoryError: that is so, or the manifest is gone.
         """
         stamp = _stamp(self.path)
         if stamp == self._stamp:
