@@ -97,7 +97,8 @@ def load_file(path: Path) -> ModuleType:
         content = path.read_bytes()
     except OSError as error:
         raise StudySpecError(f"{path}: cannot be read: {error.strerror}") from error
-    name = f"_lcsc_{path.stem}_{hashlib.sha256(content).hexdigest()[:16]}"
+    stem = path.stem.replace(".", "_")  # a dot would make it a module of a package, which pickle imports
+    name = f"_lcsc_{stem}_{hashlib.sha256(content).hexdigest()[:16]}"
     digest = forget_changed_modules({path.name: path})
     if path in _loaded:
         module, loaded_digest = _loaded[path]

@@ -81,9 +81,12 @@ def test_a_broken_objective_file_is_a_typed_error(text: str, message: str, workp
         load_objective(ObjectiveSpec(file="broken.py"))
 
 
-def test_a_copy_of_a_file_on_another_machine_has_the_same_module_name_and_its_own_path(workplace: Path) -> None:
-    original = write(workplace / "here", "own.py", GOOD + "class Samples:\n    pass\n")
-    copy = write(workplace / "there", "own.py", original.read_text())
+@pytest.mark.parametrize("name", ["own.py", "own.v2 (best).py"])
+def test_a_copy_of_a_file_on_another_machine_has_the_same_module_name_and_its_own_path(
+    workplace: Path, name: str
+) -> None:
+    original = write(workplace / "here", name, GOOD + "class Samples:\n    pass\n")
+    copy = write(workplace / "there", name, original.read_text())
     pickled = pickle.dumps(load_file(original).Samples())
     there = load_file(copy)
     assert type(pickle.loads(pickled)) is there.Samples
