@@ -260,6 +260,7 @@ def _write_trainer_ema(writer: MatrixWriter, sources: Sources, key: str) -> None
         file = FileState(average.path)
         weights = completed(average.tensors, read_checkpoint(last, key=key).tensors)
         row = writer.check(weights).row_of(weights, copy=file.copy)
+        file.check()
         writer.write_trainer_ema(row, source=_as_text(average.path))
     except TrajectoryError as error:
         notice(f"{last}: the trainer's EMA is left out: {error}")

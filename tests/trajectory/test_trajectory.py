@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from lcsc_opt.base.errors import StudySpecError, TrajectoryError
-from lcsc_opt.trajectory import Trajectory, TrajectoryWriter, pack, tiles
+from lcsc_opt.checkpoints.watched import FileState
+from lcsc_opt.trajectory import Trajectory, TrajectoryWriter, filling, pack, tiles
 from tests.processes import peak_growth
 from tests.trajectory.trajectory_examples import STEPS, append, bits, interrupt, make_trajectory, same_bits, state_dict
 
@@ -259,6 +260,27 @@ def test_a_trainers_average_may_be_a_file_of_its_own_or_another_key(tmp_path):
         trajectory.trainer_ema()
     unasked = pack(sorted(tmp_path.glob("m*.pt")), tmp_path / "unasked", key="model")
     assert unasked.trainer_ema() is None
+
+
+def test_a_trainers_average_that_is_written_over_while_it_is_packed_is_left_out(tmp_path, monkeypatch, caplog):
+    caplog.set_level("INFO", logger="lcsc_opt")
+    opened = []
+
+    class WrittenOver(FileState):
+        def __init__(self, path):
+            super().__init__(path)
+            opened.append(path.name)
+            self.path = path
+
+        def copy(self, place, mapped):
+            super().copy(place, mapped)
+            if opened == ["m1.pt", "m2.pt", "m2.pt"]:  # two rows, and the average
+                with self.path.open("ab") as file:
+                    file.write(b"x")
+
+    monkeypatch.setattr(filling, "FileState", WrittenOver)
+    assert two_in_a_file(tmp_path, "model").trainer_ema() is None
+    assert "m2.pt: the trainer's EMA is left out: was written over while it was read" in caplog.text
 
 
 def test_a_trainers_average_that_is_not_finite_is_left_out(tmp_path, caplog):
