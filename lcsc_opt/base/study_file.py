@@ -117,8 +117,8 @@ class StudyFile(FrozenModel):
         Raises:
             StudySpecError: the workers, or Ray, choose the devices, and the objective's settings name one.
         """
-        names = StudySpec.model_fields.keys() & StudyFile.model_fields.keys() - {"budget"}
-        shared = {name: getattr(self, name) for name in names}
+        shared_keys = StudySpec.model_fields.keys() & StudyFile.model_fields.keys() - {"budget"}
+        shared = {key: getattr(self, key) for key in shared_keys}
         studies = [
             StudySpec(
                 experiment=self.name,

@@ -491,7 +491,7 @@ def describe_renaming(trajectory: object) -> dict[str, list[str]]:
         trajectory: an author's own may lack :attr:`Trajectory.renaming`.
     """
     renaming = getattr(trajectory, "renaming", Renaming())
-    if any(renaming):
+    if any(renaming):  # one of its two prefixes is not empty
         return {"names": [*renaming]}
     return {}
 
@@ -505,7 +505,7 @@ def _reopened(
 ) -> Trajectory:
     """What pickle calls for a trajectory."""
     opened = Trajectory.open(path, steps=steps)
-    if any(names):
+    if any(names):  # else nothing was renamed
         opened = opened.renamed(names)
     opened.trainer_ema_at = trainer_ema_at
     return opened.in_groups(groups)
