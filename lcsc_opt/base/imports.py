@@ -57,7 +57,9 @@ def _name_of_script() -> str | None:
     file = getattr(script, "__file__", None)
     if file is None:
         return None
-    name = Path(file).stem if script.__spec__ is None else script.__spec__.name
+    name = Path(file).stem
+    if script.__spec__ is not None:  # of `python -m package.module`
+        name = script.__spec__.name
     importable = module_file(name)
     if importable is None or not importable.exists() or not importable.samefile(file):
         return None
