@@ -79,11 +79,6 @@ class Manifest(pydantic.BaseModel):
         return Layout(self.tensors, self.row_bytes)
 
     @property
-    def nbytes(self) -> int:
-        """The bytes of all checkpoints, without the trainer's average."""
-        return len(self.checkpoints) * self.row_bytes
-
-    @property
     def rows(self) -> tuple[SavedRow, ...]:
         """All rows: the checkpoints, and the trainer's average if there is one."""
         if self.trainer_ema is None:

@@ -89,7 +89,7 @@ class Trajectory:
         self.names = tuple(spec.name for spec in self.tensors)
         self.varying = frozenset(manifest.varying)
         self.parameters = sum(spec.numel for spec in self.tensors if spec.merged)
-        self.nbytes = manifest.nbytes
+        self.nbytes = len(checkpoints) * manifest.row_bytes
         self.stored = manifest.stored
         self.metadata: Mapping[str, str] = manifest.metadata
         self.packed_layout = manifest.layout
