@@ -10,7 +10,7 @@ import operator
 import os
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import torch
@@ -218,7 +218,7 @@ class MatrixWriter:
         written = 0
         with self._as_trajectory_error(), ThreadPoolExecutor(1, "lcsc-hash") as pool:
             os.lseek(self._weights, slot * manifest.row_bytes, os.SEEK_SET)
-            hashing = _start(pool, digest.update, row.numpy().data)
+            _hash_in(pool, digest.update, row.numpy().data)
             newly_varying = self._newly_varying(row, manifest)
             varying = {*manifest.varying, *newly_varying}
             for first, stop, dtype in _pieces(manifest.tensors):
@@ -229,8 +229,6 @@ class MatrixWriter:
                 self._write_bytes(row[written:stop].numpy().data)  # with what lies between two regions
                 written = stop
             self._write_bytes(row[written:].numpy().data)
-            if hashing is not None:
-                hashing.result()
         saved = SavedRow(step=step, slot=slot, source=source, sha256=digest.hexdigest())
         return saved, newly_varying
 
@@ -334,17 +332,16 @@ def _check_mergeable(spec: TensorSpec) -> None:
         )
 
 
-def _start(pool: ThreadPoolExecutor, update: Callable[[memoryview], None], content: memoryview) -> Future[None] | None:
-    """Hash in the pool's thread; at once if that is sooner, or if the interpreter is ending and starts no threads.
+def _hash_in(pool: ThreadPoolExecutor, update: Callable[[memoryview], None], content: memoryview) -> None:
+    """Hash the content with ``update`` of a digest, which is complete when the pool is left.
 
-    Returns:
-        What to wait for; ``None`` if it is done.
+    It is hashed at once if that is sooner, or if the interpreter is ending and starts no threads.
     """
     if content.nbytes > HASH_AT_ONCE_BYTES:
         with contextlib.suppress(RuntimeError):
-            return pool.submit(update, content)
+            pool.submit(update, content)
+            return
     update(content)
-    return None
 
 
 def _load_manifest(path: Path) -> Manifest | None:
