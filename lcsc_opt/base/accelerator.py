@@ -9,9 +9,10 @@ import contextlib
 import functools
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
+from torch import Tensor
 
 from lcsc_opt.base.errors import ObjectiveError
 
@@ -84,10 +85,15 @@ def has_float64(device: torch.device) -> bool:
     Raises:
         torch.OutOfMemoryError: the device has no memory left.
     """
+    return _computes(lambda: torch.ones((), dtype=torch.float64, device=device).add_(1))
+
+
+def _computes(compute: Callable[[], Tensor]) -> bool:
+    """Whether a computation is not refused. That memory ran out says nothing about the device, and is raised."""
     try:
-        torch.ones((), dtype=torch.float64, device=device).add_(1)
+        compute()
     except torch.OutOfMemoryError:
-        raise  # says nothing about the device, and is not cached
+        raise
     except (RuntimeError, TypeError):
         return False
     return True
@@ -172,14 +178,8 @@ def widens_products(device: torch.device, dtype: torch.dtype) -> bool:
     Raises:
         torch.OutOfMemoryError: the device has no memory left.
     """
-    try:
-        ones = torch.ones(8, 8, dtype=dtype, device=device)
-        torch.mm(ones, ones, out_dtype=torch.float32)
-    except torch.OutOfMemoryError:
-        raise  # says nothing about the device, and is not cached
-    except (RuntimeError, TypeError):
-        return False
-    return True
+    ones = functools.partial(torch.ones, 8, 8, dtype=dtype, device=device)
+    return _computes(lambda: torch.mm(ones(), ones(), out_dtype=torch.float32))
 
 
 def rounds_float32(device: torch.device) -> bool:
