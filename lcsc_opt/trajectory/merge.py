@@ -43,11 +43,21 @@ _VARIANCE = "running_var"  # of torch's normalizations
 
 
 class Merger:
-    """Combines the rows of a matrix, which are mapped; results are on the device of the source.
+    """Combines the rows of a matrix; results are on the device of the source.
 
     They are float32 if the manifest says that rows were rounded, else of the rows' dtypes. On a GPU it works on a
-    stream of its own, next to a sampler's, and what it returns is finished. With layer ``groups`` it also combines with
-    a row of coefficients for each, in the same read.
+    stream of its own, next to a sampler's, and what it returns is finished.
+
+    Args:
+        source: gives the columns that are combined.
+        rows: ``[slots, row_bytes]`` uint8, mapped; tensors that are copied come from here.
+        manifest: names the slots of the K checkpoints, and the tensors.
+        groups: tensors that may have a row of coefficients each, all combined in one read; ``None`` for one row.
+
+    Attributes:
+        source: as above.
+        slots: of the checkpoints, ``[K]``, in the order of their steps.
+        segments: the columns that are combined.
     """
 
     def __init__(
@@ -58,13 +68,13 @@ class Merger:
         groups: LayerGroups | None = None,
     ) -> None:
         self.source = source
-        self.slots = [saved.slot for saved in manifest.checkpoints]  # [K], in the order of their steps
+        self.slots = [saved.slot for saved in manifest.checkpoints]
         self._rows = rows
         self._tensors = manifest.tensors
         self._groups = groups
         self._varying = frozenset(manifest.varying)
         self._widened = manifest.stored is not None
-        self.segments = manifest.layout.segments(self._varying)  # what is combined
+        self.segments = manifest.layout.segments(self._varying)
 
     def merge(self, coefficients: npt.NDArray[np.float64]) -> StateDict:
         """The combination for ``[K]`` or ``[S, K]``; see :meth:`Trajectory.merge`."""
