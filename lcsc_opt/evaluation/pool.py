@@ -292,12 +292,16 @@ class _Worker:
         self._changed()
 
     def _begin(self, link: _Link, answer: Answer) -> None:
-        """A worker that has loaded the objective accepts jobs; one that could not refuses them all."""
-        self.ready = True
+        """A worker that has loaded the objective accepts jobs; one that could not refuses them all.
+
+        ``answer`` is empty, or the error of the load.
+        """
         if answer.content:
-            self._refusal = answer.value
+            error = answer.value
             if self._machines is not None:
-                self._refusal = self._machines.refused(link, answer.value)
+                error = self._machines.refused(link, error)
+            self._refusal = error
+        self.ready = True  # last: from here on other threads send jobs, and such a worker would die of one
 
     def _take(self, answer: Answer) -> None:
         """Give the answer to whoever waits for it."""

@@ -5,6 +5,7 @@ import dataclasses
 import importlib
 import os
 import re
+import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import CancelledError, ThreadPoolExecutor
@@ -18,6 +19,7 @@ from lcsc_opt.base.errors import LcscError, ObjectiveError, StudySpecError, Stud
 from lcsc_opt.base.machine import cores
 from lcsc_opt.evaluation.pool import ProcessEvaluator, WorkerPool
 from lcsc_opt.evaluation.spread import SpreadEvaluator
+from lcsc_opt.evaluation.worker import READY, Answer
 from tests.evaluation.staged_examples import (
     IMAGES,
     SLOW_SECONDS,
@@ -175,6 +177,48 @@ def test_an_objective_that_workers_cannot_load_or_that_differs_there_is_told_as_
     with contextlib.closing(WorkerPool(load, 1, expected=expected)) as pool, pytest.raises(error, match=message):
         ProcessEvaluator(pool).submit(candidate(1.0, 0.0, 0.0)).result(timeout=120)
     assert ("was lost 3 times" in capsys.readouterr().err) == message.startswith("worker 0 was lost")
+
+
+class CannotLoad:
+    """Other machines, and the connection to their one worker, which cannot load the objective."""
+
+    def __init__(self) -> None:
+        self.answers = iter([Answer.of(READY, StudySpecError("no such file"))])
+        self.stopped = threading.Event()
+        self.jobs: list[bytes] = []
+
+    def start(self, _: Any) -> CannotLoad:
+        return self
+
+    def receive(self) -> Answer:
+        for answer in self.answers:
+            return answer
+        self.stopped.wait()
+        raise EOFError
+
+    def refused(self, _: Any, error: LcscError) -> LcscError:
+        """Finding the name of a machine takes a moment, in which another thread may submit something."""
+        self.meanwhile = self.pool.submit("submit", candidate(0.0, 1.0, 0.0))
+        return StudySpecError(f"node one: {error}")
+
+    def send(self, job: bytes) -> None:
+        self.jobs.append(job)
+
+    def terminate(self) -> None:
+        self.stopped.set()
+
+    def join(self) -> tuple[str, bool]:
+        return "the worker was stopped", False
+
+
+def test_a_job_that_comes_while_a_worker_is_asked_why_it_cannot_load_is_refused_with_the_same_words() -> None:
+    machines = CannotLoad()
+    machines.pool = WorkerPool(Stages, 1, machines=machines)
+    with contextlib.closing(machines.pool) as pool:
+        first = pool.submit("submit", candidate(1.0, 0.0, 0.0))
+        assert str(first.exception(120)) == "node one: no such file"
+        assert str(machines.meanwhile.exception(120)) == "node one: no such file"
+    assert not machines.jobs
 
 
 def test_workers_are_spread_evenly_over_the_gpus(set_devices: Any, monkeypatch: pytest.MonkeyPatch) -> None:
