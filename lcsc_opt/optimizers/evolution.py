@@ -55,15 +55,23 @@ class _LCSC(Optimizer):  # type: ignore[misc]
             self._parents = [member[2] for member in self._population] or self._initial
             self._children_left = self._options["generation_size"]
         self._children_left -= 1
-        rng: np.random.RandomState = self._rng
+        child = self._unnormalized_child()
         while True:
-            first, second = (self._parents[int(i)] for i in rng.randint(len(self._parents), size=2))
-            child = first
-            if rng.random_sample() < self._options["crossover"]:  # mix both, coefficient by coefficient
-                child = np.where(rng.random_sample(self._shape) < 0.5, first, second)
-            child = child + self._options["mutation"] * rng.standard_normal(self._shape)
-            if child.sum(axis=-1).min() >= _SMALLEST_SUM:
+            is_small = child.sum(axis=-1, keepdims=True) < _SMALLEST_SUM
+            if not is_small.any():
                 return normalize(child)  # line 10
+            # row by row: among many rows one is nearly always small, and no child would ever be good
+            child = np.where(is_small, self._unnormalized_child(), child)
+
+    def _unnormalized_child(self) -> Coefficients:
+        """Two parents mixed, or one of them, with Gaussian noise; of any sum."""
+        rng: np.random.RandomState = self._rng
+        first, second = (self._parents[int(i)] for i in rng.randint(len(self._parents), size=2))
+        child = first
+        if rng.random_sample() < self._options["crossover"]:  # mix both, coefficient by coefficient
+            child = np.where(rng.random_sample(self._shape) < 0.5, first, second)
+        mutated: Coefficients = child + self._options["mutation"] * rng.standard_normal(self._shape)
+        return mutated
 
 
 class LCSC(ConfiguredOptimizer):  # type: ignore[misc]

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from lcsc_opt.coefficients.profiles import PAPER_EMA_RATES, ema_coefficients, window_ema_rates
+from lcsc_opt.coefficients.spaces import AffineSpace
 from lcsc_opt.optimizers import LCSC, coefficient_array
 from tests.optimizers.asking import AFFINE, STEPS
 
@@ -97,6 +98,16 @@ def test_a_child_whose_sum_is_near_zero_is_drawn_again() -> None:
     children = np.array(run(optimizer, in_turn, 1007)[7:])
     assert np.abs(children).max() < (1 + 5.5) / 0.1
     assert np.abs(math.fsum(children[0]) - 1) <= 1e-12
+
+
+def test_of_many_rows_each_is_drawn_again_by_itself() -> None:
+    """All of sixty rows have a sum that is large enough in one draw of 10^11."""
+    space = AffineSpace(STEPS, np.tile(AFFINE.origin, (60, 1)))
+    optimizer = LCSC(mutation=1.0, generation_size=100)(coefficient_array(space, seed=0), budget=1000)
+    children = np.array(run(optimizer, in_turn, 27)[7:])
+    assert children.shape == (20, 60, 20)
+    np.testing.assert_allclose(children.sum(axis=-1), 1, rtol=0, atol=1e-9)
+    assert np.abs(children).max() < (1 + 5.5) / 0.1
 
 
 def test_a_generation_shares_its_parents() -> None:
