@@ -124,10 +124,10 @@ def open_existing(url: str) -> RDBStorage | None:
 
 
 def _connect_args(url: sa.URL) -> dict[str, Any]:
-    """The driver's arguments: wait for a lock, but not for ever for a server that is gone. The URL's settings win."""
-    if url.get_backend_name() == "sqlite":
-        return {"timeout": BUSY_SECONDS}
-    defaults = {"connect_timeout": 10, "keepalives_idle": 5, "keepalives_interval": 2, "keepalives_count": 3}
+    """The driver's arguments: wait for a lock, but not forever for a server that is gone. The URL's settings win."""
+    defaults: dict[str, Any] = {"timeout": BUSY_SECONDS}
+    if url.get_backend_name() == "postgresql":
+        defaults = {"connect_timeout": 10, "keepalives_idle": 5, "keepalives_interval": 2, "keepalives_count": 3}
     return {name: value for name, value in defaults.items() if name not in url.query}
 
 

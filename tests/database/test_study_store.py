@@ -154,6 +154,13 @@ def test_a_tilde_in_the_name_of_a_file_is_the_home_folder(monkeypatch: pytest.Mo
     assert storage_url("~/studies.db") == f"sqlite:///{tmp_path / 'studies.db'}"
 
 
+@pytest.mark.parametrize(("query", "milliseconds"), [("", 3000), ("?timeout=0.25", 250)])
+def test_how_long_a_lock_is_waited_for_is_what_the_url_says(tmp_path: Path, query: str, milliseconds: int) -> None:
+    storage = open_storage(f"sqlite:///{tmp_path / 'studies.db'}{query}", write=True)
+    with storage.engine.connect() as connection:
+        assert connection.exec_driver_sql("PRAGMA busy_timeout").scalar() == milliseconds
+
+
 def test_a_file_that_is_no_database_is_refused_and_kept(tmp_path: Path) -> None:
     file = tmp_path / "notes.txt"
     file.write_text("these are my notes, not a database")
