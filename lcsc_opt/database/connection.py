@@ -151,11 +151,15 @@ def _connect(url: str, engine_kwargs: dict[str, Any], *, write: bool) -> RDBStor
                 if not any(part in message for part in _TABLE_EXISTS):
                     raise
             time.sleep(pause)
+        # the last attempt, whose error is raised whatever it is
         return RDBStorage(escaped, engine_kwargs=engine_kwargs, skip_table_creation=not write)
 
 
 def _may_be_ours(engine: sa.Engine) -> bool:
-    """Whether a database is empty or has Optuna's tables; not all, where a process creates them or was killed."""
+    """Whether a database is empty or has Optuna's tables, perhaps not all of them yet.
+
+    Another program may have a table of studies, too, but hardly one with Optuna's column.
+    """
     inspector = sa.inspect(engine)
     tables = inspector.get_table_names()
     if _TABLE_OF_STUDIES not in tables:
@@ -202,7 +206,7 @@ def _check_is_there(file: Path) -> None:
 
 
 def _first_line(error: BaseException, url: str) -> str:
-    """The cause, without SQL, links and passwords."""
+    """The first line of what the driver says: SQL and links are on the next ones. Passwords are hidden."""
     cause: BaseException = error
     while cause.__cause__ is not None:
         cause = cause.__cause__

@@ -50,7 +50,6 @@ class Standing:
         budget: ``{"evaluations": n}``, ``{"images": n}``, or ``{"seconds": n}``.
         workers: how many evaluate at once.
         ended: whether the search has spent its budget, or had nothing more to ask.
-        start: the study at whose answer it began, if its specification names one.
         report: of the experiment; ``None`` before there is one.
         average: what the answer of a baseline is called, as ``average of the last 10``; ``None`` of other studies.
         metric: what the loss is called: ``FID`` where it is one, ``score`` where one is maximized, else ``loss``.
@@ -74,7 +73,6 @@ class Standing:
     budget: Mapping[str, int] = dataclasses.field(default_factory=dict)
     workers: int = 1
     ended: bool = False
-    start: str | None = None
     report: Report | None = None
     average: str | None = None
     metric: str = "loss"
@@ -128,14 +126,14 @@ class Standing:
 
     @property
     def found(self) -> Measurement | None:
-        """The best model, by other noise than the search's, on held-out noise; ``None`` before it was measured."""
+        """The model that the report chose of this search, measured on held-out noise; ``None`` before there is one."""
         if self.report is None:
             return None
         return self.report.of_study(self.study)
 
     @property
     def held_out_loss(self) -> float | None:
-        """The loss on held-out noise of the trial that was chosen on other noise; ``None`` before it was measured."""
+        """The loss of :attr:`found` on held-out noise; ``None`` before it was measured."""
         if self.found is None:
             return None
         return self.found.loss
@@ -144,13 +142,6 @@ class Standing:
     def reported(self) -> float | None:
         """:attr:`held_out_loss` as a user knows it."""
         return self.shown(self.held_out_loss)
-
-    @property
-    def held_out_images(self) -> int | None:
-        """The number of images of its held-out loss, or ``None`` without such a loss or images."""
-        if self.found is None:
-            return None
-        return self.found.images or None
 
     def shown(self, loss: float | None) -> float | None:
         """A loss of this study as its user knows it: a maximized score without the sign that makes it a loss."""
@@ -168,7 +159,7 @@ class Standing:
 
     @property
     def seconds(self) -> float:
-        """How many seconds the search spent in evaluations."""
+        """How many seconds the search spent in evaluations, in whole milliseconds: it is printed as JSON."""
         return round(self.summary.cost.seconds, 3)
 
     @property
@@ -205,9 +196,11 @@ class Standing:
         """
         rows: tuple[MetricRow, ...] = ()
         sampler = None
+        images = None
         if self.report is not None and self.found is not None:
             rows = self.report.rows(self.found.model.name, EMA)
             sampler = self.report.parts[0].sampler
+            images = self.found.images or None  # 0 where the objective samples none
         return {
             "study": self.study,
             "optimizer": self.optimizer,
@@ -216,7 +209,7 @@ class Standing:
             "maximized": self.sign < 0,
             "searched": self.searched,
             "held_out": self.reported,
-            "held_out_images": self.held_out_images,
+            "held_out_images": images,
             "sampler": sampler,
             "evaluations": self.evaluations,
             "images": self.images,
@@ -235,12 +228,12 @@ def ema_grid(studies: Sequence[Standing]) -> Standing | None:
 
     By the report; before there is one, the grid that has ended with the lowest searched loss.
     """
-    grids = [study for study in studies if study.optimizer == EMA_GRID and study.ended]
-    with_loss = [grid for grid in grids if grid.lowest_loss is not None]
-    for grid in with_loss:
+    ended = [study for study in studies if study.optimizer == EMA_GRID and study.ended]
+    grids = [grid for grid in ended if grid.lowest_loss is not None]
+    for grid in grids:
         if grid.found is not None and grid.found.model.name == EMA:
             return grid
-    return min(with_loss, key=lambda grid: grid.lowest_loss or 0.0, default=None)  # 0.0 is for mypy: each has a loss
+    return min(grids, key=lambda grid: grid.lowest_loss or 0.0, default=None)  # 0.0 is for mypy: each has a loss
 
 
 def best_searched(studies: Sequence[Standing]) -> Standing | None:

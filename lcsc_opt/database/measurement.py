@@ -108,7 +108,7 @@ class Measurement:
 
     @classmethod
     def joined(cls, parts: Sequence[Measurement]) -> Measurement:
-        """One measurement on all groups of noise, of at least one of the same model on some of them."""
+        """At least one measurement of one model, each on other groups of noise, as one on all these groups."""
         first = parts[0]
         seeds = tuple(seed for part in parts for seed in part.seeds)
         values = {}
@@ -144,7 +144,7 @@ class Measurement:
         return statistics.fmean(self.values[metric])
 
     def means(self, sign: int) -> dict[str, Any]:
-        """JSON-able: the means over the groups of noise, and what they are of; the loss by this ``sign``."""
+        """JSON-able: the means over the groups of noise, and what they are of; ``sign`` −1 makes a loss a score."""
         return {"loss": sign * self.loss, "metrics": self.metrics, "images": self.images, "seeds": list(self.seeds)}
 
     def to_json(self) -> dict[str, Any]:

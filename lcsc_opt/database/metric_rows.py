@@ -111,8 +111,12 @@ def metric_rows(
 def directions(model: Measurement, reported: ReportedMetrics, sign: int) -> dict[str, int | None]:
     """Metric → 1 if lower is better, −1 if higher is, ``None`` if that is not known; the loss or the score first.
 
-    Standard errors have no rows, nor has the loss under another name. A metric that is the loss times −1 is better
-    where it is higher.
+    Standard errors are left out, and so is the metric that is the loss, unless reports give it a sign.
+
+    Args:
+        model: what was measured.
+        reported: the metrics of reports.
+        sign: −1 where the loss is a maximized score times −1: then the score, if it was measured, stands for the loss.
     """
     of_loss = model.metric_of_loss
     direction_of: dict[str, int | None] = {"loss": 1}
@@ -126,7 +130,7 @@ def directions(model: Measurement, reported: ReportedMetrics, sign: int) -> dict
             direction_of[metric] = reported.signs[metric]
         elif metric != of_loss:
             direction_of[metric] = None
-        elif model.values[metric] != model.values["loss"]:
+        elif model.values[metric] != model.values["loss"]:  # it is the loss times −1
             direction_of[metric] = -1
     return direction_of
 

@@ -49,11 +49,11 @@ class FailureReason:
         lost: Counter[str] = Counter()
         tracebacks: dict[str, str] = {}
         for trial in trials:
-            found = trial.user_attrs.get("attempts") or []
+            failed_attempts = trial.user_attrs.get("attempts") or []
             if trial.state == TrialState.FAIL:
-                found = found or [{"reason": "unknown"}]  # another program ended it
-                lost.update({str(attempt["reason"]) for attempt in found})  # once for each of its reasons
-            for attempt in found:
+                failed_attempts = failed_attempts or [{"reason": "unknown"}]  # another program ended it
+                lost.update({str(attempt["reason"]) for attempt in failed_attempts})  # once for each of its reasons
+            for attempt in failed_attempts:
                 attempts[str(attempt["reason"])] += 1
                 if "traceback" in attempt:
                     tracebacks[str(attempt["reason"])] = str(attempt["traceback"])
@@ -110,7 +110,11 @@ class HistoryReader:
         return self._read_all(studies, list(studies if names is None else names))
 
     def _read_all(self, studies: Mapping[str, Mapping[str, Any]], names: Sequence[str]) -> tuple[Standing, ...]:
-        """Those of these names among all ``studies``, name → attributes, which also tell whether one was deleted."""
+        """How the studies of these names stand; those that do not exist are left out.
+
+        ``studies`` are all of the database, name → attributes. They also tell whether one was deleted since the last
+        read.
+        """
         created = {name: attributes.get("created") for name, attributes in studies.items()}
         if not self._created.items() <= created.items():  # one is gone, and another may have its key
             self._cached_storage = get_storage(self.storage)
@@ -212,7 +216,6 @@ def _standing(study_id: int, name: str, attributes: Mapping[str, Any]) -> Standi
         *split_name(name),
         steps=tuple(attributes.get("steps") or ()),
         layer_groups=tuple(attributes.get("layer_groups") or ()),
-        start=specification.get("start"),
         settings=specification,
         workers=_worker_count(specification.get("workers", 1)),
         sign=sign_of(attributes),

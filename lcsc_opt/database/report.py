@@ -8,6 +8,7 @@ the models compare is no part of what is stored: :meth:`Report.rows` computes it
 from __future__ import annotations
 
 import dataclasses
+import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -135,21 +136,21 @@ class Report:
     def headline_metric(self) -> str:
         """What a sentence about the answer names: FID in the first features that have it, else the first metric.
 
-        It depends on no experiment, as ``fdr`` does; of a score it is the score. ``loss`` if only that was measured.
+        FID can be compared between experiments, unlike ``fdr``. The first metric of a score is the score itself.
+        ``loss`` if only that was measured.
         """
         metrics = self.of_answer.metrics
         fids = [name for name in metrics if name.partition("@")[0] == "fid"]
         return next(iter(fids or metrics), "loss")
 
     def best_had(self, metric: str) -> Measurement | None:
-        """The best of what the user had, in this metric, on the sample of the report; ``None`` without any."""
+        """The best in this metric of what the user had; ``None`` if it was measured of none of these."""
         sign = self.direction(metric)
-        had = [measured for measured in map(self.measured, self.had) if measured is not None]
-        compared = [(sign * value, measured) for measured in had if (value := measured.value(metric)) is not None]
-        return min(compared, key=lambda pair: pair[0], default=(0.0, None))[1]
+        had = [measured for measured in self.models if measured.model.name in self.had and metric in measured.values]
+        return min(had, key=lambda measured: sign * statistics.fmean(measured.values[metric]), default=None)
 
     def direction(self, metric: str) -> int:
-        """1 if lower is better, −1 if higher is; a metric of which nobody knows counts as a distance."""
+        """1 if lower values of a metric are better, −1 if higher are; where that is not known, 1, as for a distance."""
         if metric in self.metrics.signs:
             return self.metrics.signs[metric]
         return directions(self.of_answer, self.metrics, self.sign).get(metric) or 1

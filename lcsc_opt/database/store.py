@@ -200,7 +200,7 @@ class StoredStudy:
         self.name = name
         self.key = study_id
         self._coordinator: Coordinator | None = None
-        self._trial_count: int | None = None
+        self._trial_count: int | None = None  # also those of other programs; None while it is not known
         self._cached_attributes: dict[str, Any] | None = None  # while nobody else writes them
         self._is_deleted = False
         self._trial_ids: dict[int, int] = {}  # number of a trial → the database's key
@@ -341,16 +341,11 @@ class StoredStudy:
         )
         return self._add(trial)
 
-    @property
-    def _next_number(self) -> int:
-        """The number of the next trial."""
-        if self._trial_count is None:
-            self._trial_count = in_database(self.storage, lambda: self.storage.get_n_trials(self.key))
-        return self._trial_count
-
     def _add(self, trial: FrozenTrial) -> int:
         """Commit a new trial and return its number, which is the next one unless plain Optuna has added others."""
-        expected_number = self._next_number
+        if self._trial_count is None:
+            self._trial_count = in_database(self.storage, lambda: self.storage.get_n_trials(self.key))
+        expected_number = self._trial_count
         is_first_attempt = True
 
         def add() -> tuple[int, int]:
@@ -510,7 +505,7 @@ class StoredStudy:
 
 
 def has_succeeded(storage: RDBStorage, name: str) -> bool:
-    """Whether a trial of a study has a loss; they are not read.
+    """Whether a trial of a study has a loss. The database is asked for its best one: reading all takes long.
 
     Raises:
         StudyStoreError: as :meth:`StoredStudy.open`.

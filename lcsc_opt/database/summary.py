@@ -113,7 +113,7 @@ class Summary:
 
     @property
     def loss(self) -> float | None:
-        """The loss of that trial."""
+        """The loss of the trial :attr:`best`; ``None`` without one."""
         if self.improvements:
             return self.improvements[-1].loss
         return None

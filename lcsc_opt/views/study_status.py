@@ -105,7 +105,7 @@ def overview(study: StoredStudy) -> dict[str, Any]:
         "optimizer_options": {**defaults, **options},
         "space": {key: value for key, value in space.items() if value is not None},
         "objective": specification.get("objective", {}),
-        "start": standing.start,
+        "start": specification.get("start"),
         "code_changes": attributes.get("changes", []),
         "relative_to": None if yardstick is None else dict(yardstick.metrics),
         "keeps": None if yardstick is None or yardstick.kept is None else _described_bound(yardstick),
