@@ -122,7 +122,10 @@ class Driver:
         self._computed(tell, "tell", self._tells)
 
     def _computed(self, step: Callable[[], T], *stream: str | int) -> T:
-        """Compute a step of the optimizer, repeatably: the number of BLAS threads changes the candidates of CMA-ES."""
+        """Compute a step of the optimizer, repeatably: the number of BLAS threads changes the candidates of CMA-ES.
+
+        ``stream`` names the step: a verb, which also stands in the error, and how many there were of that kind.
+        """
         try:
             with blas_threads(1), seeded_generators(self._seed, *stream):
                 return step()
@@ -150,11 +153,14 @@ def _with_parts(optimizer: Optimizer) -> Iterator[Optimizer]:
 
 
 def _wait_for_thread(optimizer: Optimizer) -> None:
-    """Wait until an optimizer's thread has computed what it asks next: it may draw from the global generators."""
+    """Wait until an optimizer's thread has computed what it asks next: it may draw from the global generators.
+
+    Nevergrad's optimizers that wrap another library's have such a thread. After a minute the search goes on without it.
+    """
     thread = getattr(optimizer, "_messaging_thread", None)
     if thread is None:
         return
-    # it goes on only when all points that it gave out have their losses
+    # it goes on only when all points that it gave out have their losses, also those of a batch that nobody asked yet
     waits_for_losses = optimizer.num_ask > optimizer.num_tell or getattr(optimizer, "_current_batch", None)
     if waits_for_losses:
         return

@@ -51,8 +51,9 @@ class _LCSC(Optimizer):  # type: ignore[misc]
     def _child(self) -> Coefficients:
         """Lines 7 to 10. The parents stay the same for one generation (lines 6 to 12)."""
         if not self._children_left:
-            # several workers may ask a child before the first loss is told
-            self._parents = [member[2] for member in self._population] or self._initial
+            self._parents = [coefficients for _, _, coefficients in self._population]
+            if not self._parents:  # several workers ask a child before the first loss is told
+                self._parents = self._initial
             self._children_left = self._options["generation_size"]
         self._children_left -= 1
         child = self._unnormalized_child()

@@ -75,8 +75,8 @@ class DualAscent:
     images, of one noise.
     """
 
-    def __init__(self, weight: float = FIRST_KEEP_WEIGHT) -> None:
-        self.weight = weight
+    def __init__(self) -> None:
+        self.weight = FIRST_KEEP_WEIGHT
 
     def update(self, evaluation: Evaluation | None) -> None:
         """Adjust the weight after a step; without a kept metric nothing changes."""
@@ -115,7 +115,7 @@ class _Check:
 
 
 def _falls(losses: Sequence[float]) -> bool:
-    """Whether more pairs of the later half, at least 20, fell than rose."""
+    """Whether the later half of the losses, at least 20 of them, falls: more of its pairs fell than rose."""
     recent = np.asarray(losses[-max(_FEWEST_TO_RANK, len(losses) // 2) :])
     differences = recent[None, :] - recent[:, None]  # [i, j]: the change from check i to check j
     return bool(np.sign(np.triu(differences, 1)).sum() < 0)
@@ -143,8 +143,8 @@ class _LCSCGradient(Optimizer):  # type: ignore[misc]
         self._noise_base = int(self._rng.randint(2**31 - 1)) * NOISE_STRIDE
         self._gradient_images = 0  # images of all gradients that were asked for
         self._cost_since_check = 0
-        self._check_images = 0  # of a full evaluation; 0 if the objective samples none, so all candidates cost the same
-        self._samples_images = True
+        # of a plain evaluation; 0 if the objective samples none, so all candidates cost the same; None without a plan
+        self._check_images: int | None = None
         self._budget_left: int | None = None
         self._budget_in_images = False
         self._checks: list[_Check] = []
@@ -160,7 +160,6 @@ class _LCSCGradient(Optimizer):  # type: ignore[misc]
         The steps themselves do not depend on a budget, which may be raised later.
         """
         self._check_images = images_per_evaluation
-        self._samples_images = images_per_evaluation > 0
         self._budget_in_images = images is not None
         self._budget_left = evaluations if images is None else images
 
@@ -212,7 +211,7 @@ class _LCSCGradient(Optimizer):  # type: ignore[misc]
 
     def _charge(self, candidate: Candidate) -> None:
         """Count what a candidate costs, when it is asked; :meth:`_check_is_due` decides by these numbers."""
-        images = self._check_images if candidate.images is None else candidate.images
+        images = candidate.images or self._check_images or 0
         if candidate.gradient:
             self._gradient_images += images
             self._cost_since_check += images if self._check_images else 1
@@ -230,7 +229,9 @@ class _LCSCGradient(Optimizer):  # type: ignore[misc]
         if self.check_next:
             return True
         if self._budget_left is not None and self._budget_left > 0:
-            taken = self._taken_by_check
+            taken = 1  # what a check takes from the budget
+            if self._budget_in_images:
+                taken = self._check_images or 1
             # only the last check is still to come: one now would leave no budget for steps before it
             if self._budget_left <= 2 * taken:
                 return self._budget_left <= taken and self._cost_since_check > 0
@@ -240,13 +241,6 @@ class _LCSCGradient(Optimizer):  # type: ignore[misc]
         with_check = self._cost_since_check + check_images
         return bool(check_images <= self._options["checks"] * with_check)
 
-    @property
-    def _taken_by_check(self) -> int:
-        """What a plain evaluation takes from the budget."""
-        if self._budget_in_images:
-            return self._check_images or 1
-        return 1
-
     def _ask_for_gradient(self, asked: ng.p.Parameter) -> None:
         """Make it a step: its gradient is wanted, on noise of its own.
 
@@ -255,9 +249,9 @@ class _LCSCGradient(Optimizer):  # type: ignore[misc]
         """
         # results of others count, too: a search with the same seed has had the same noise
         noise = Noise("gradient", self._noise_base + self.num_ask + self.num_tell_not_asked)
-        images = None  # the objective samples none
-        if self._samples_images:
-            most = self._check_images or np.inf
+        images = None
+        if self._check_images != 0:
+            most = self._check_images or np.inf  # plain Nevergrad plans nothing
             first = int(min(self._options["images"], most))
             growing = min(self._options["growth"] * self._gradient_images, most)
             images = max(1, int(growing / first)) * first
@@ -296,7 +290,7 @@ class _LCSCGradient(Optimizer):  # type: ignore[misc]
         self._idle_checks = self._idle_checks + 1 if self._brought_nothing() else 0
 
     def _retreat(self, pending: _PendingAsk) -> None:
-        """Retreat once for all candidates that were asked before the retreat."""
+        """Go back to the average after a failure; once for all candidates that were asked before that."""
         if pending.number >= self._retreated_at:
             self._path.retreat()
             self._retreated_at = self.num_ask
@@ -309,7 +303,7 @@ class _LCSCGradient(Optimizer):  # type: ignore[misc]
         evaluated = candidate_of(candidate)
         free = self._space.to_free(candidate.value)
         if evaluation is not None and evaluation.gradient is not None:
-            self._gradient_images += self._check_images if evaluated.images is None else evaluated.images
+            self._gradient_images += evaluated.images or self._check_images or 0
             self._path.free = free
             self._path.step(candidate.value, evaluation.gradient, delay=0)
             self._dual_ascent.update(evaluation)
@@ -389,7 +383,10 @@ class _Path:
         self.average = self.average + averaging_share(self.steps) * (self.free - self.average)
 
     def _by_row(self, product: Callable[[_Floats, _Floats], _Floats], rows: _Floats) -> _Floats:
-        """The product of the directions and each row. No BLAS: its bits depend on its threads."""
+        """The product of the directions ``[d, K - 1]`` and a vector, or each row of ``[S, n]``.
+
+        Not by BLAS, whose last bits depend on its threads; row by row, since the terms of all rows may be gigabytes.
+        """
         row_products = [product(self._directions, row) for row in np.atleast_2d(rows)]
         if rows.ndim > 1:
             return np.stack(row_products)
@@ -447,7 +444,7 @@ def _free_directions(space: CoefficientSpace, cosines: _Floats) -> _Floats:
     """``[d, K - 1]``: how the free vector, that of any row, changes with one unit of each cosine direction."""
     origin = space.to_coefficients(np.zeros(space.shape))
     zero = space.to_free(origin)
-    columns = [np.atleast_2d(space.to_free(origin + column) - zero)[0] for column in cosines.T]
+    columns = [np.atleast_2d(space.to_free(origin + column) - zero)[0] for column in cosines.T]  # all rows are alike
     return np.stack(columns, axis=-1)
 
 

@@ -45,10 +45,10 @@ def _windows(windows: Sequence[float] | None, count: int) -> list[int]:
 
 
 def _extrapolated(steps: Steps, extrapolations: Sequence[float] | None) -> list[Coefficients]:
-    """Of the last 1, 2, 4 … and a half of the checkpoints."""
+    """Of the last 1, 2, 4 … and a half of the checkpoints; one checkpoint alone is what it is."""
     half = len(steps) // 2
     if half == 0:
-        return [profiles.normalize(np.ones(len(steps)))]
+        return [np.ones(1)]
     windows = [2**power for power in range(half) if 2**power < half] + [half]
     return [
         profiles.extrapolated_average(len(steps), window, extrapolation)
@@ -58,6 +58,7 @@ def _extrapolated(steps: Steps, extrapolations: Sequence[float] | None) -> list[
 
 
 def _singles(steps: Steps, chosen: Sequence[float] | None) -> list[Coefficients]:
+    """One checkpoint each: those of the chosen steps, else all."""
     one_hot_of_step = dict(zip(steps, np.eye(len(steps)), strict=True))
     for step in chosen or ():
         if step not in one_hot_of_step:

@@ -124,7 +124,7 @@ def _damping(curvatures: _Vector, slope: _Vector, radius: float) -> float:
     if not np.linalg.norm(slope / curvatures) > radius:
         return 0.0
     low = 0.0
-    high = float(np.linalg.norm(slope)) / radius
+    high = float(np.linalg.norm(slope)) / radius  # enough whatever the curvatures are, which are above zero
     for _ in range(60):  # halvings, more than a double has bits
         middle = (low + high) / 2
         if np.linalg.norm(slope / (curvatures + middle)) > radius:
@@ -230,7 +230,10 @@ class _LCSCQuadratic(Optimizer):  # type: ignore[misc]
         self._begin(self._options["directions"])
 
     def plan_budget(self, *, evaluations: int | None, images: int | None, images_per_evaluation: int) -> None:
-        """Use fewer waves if the budget is small, so that the first stage leaves most of it, or no first stage."""
+        """Use fewer waves if the budget is small, so that the first stage leaves most of it, or no first stage.
+
+        Exactly one of ``evaluations`` and ``images`` is given. An objective that samples none has 0 an evaluation.
+        """
         few_images = 0
         if images_per_evaluation:
             few_images = max(math.ceil(self._options["share"] * images_per_evaluation), _FEWEST_IMAGES)
@@ -241,6 +244,7 @@ class _LCSCQuadratic(Optimizer):  # type: ignore[misc]
         directions = min(self._options["directions"], max(affordable // (2 * _FIRST_SHARE), 1))
 
         saves_images = few_images < images_per_evaluation
+        # the probes of one wave, and what all workers have under way when these are told and when the stage ends
         if saves_images and affordable > _FEWEST_PROBES + 2 * self.num_workers:
             self._plain_images = images_per_evaluation
             self._begin(directions, few_images)
@@ -257,7 +261,7 @@ class _LCSCQuadratic(Optimizer):  # type: ignore[misc]
         # so that all of them move the merged weights about equally far.
         cosines = cosine_directions(self._origin.shape[-1])[:, :directions]
         count = cosines.shape[1]
-        length = self._options["step_size"] / float(np.abs(cosines[:, 0]).sum())
+        length = self._options["step_size"] / float(np.abs(cosines[:, 0]).sum())  # Σ|change| of the first probe
         self._basis = cosines * np.arange(1, count + 1) * length  # [K, r]
 
         start = np.zeros(count)
@@ -267,7 +271,7 @@ class _LCSCQuadratic(Optimizer):  # type: ignore[misc]
         self._stage = _Stage(start, prior=None, images=few_images, length=length_of_stage)
 
         probes = np.eye(count)
-        two_sided = np.unique(np.linspace(0, count - 1, min(_PAIRS, count)).astype(int))
+        two_sided = np.unique(np.linspace(0, count - 1, min(_PAIRS, count)).astype(int))  # evenly over the waves
         one_sided = np.setdiff1d(np.arange(count), two_sided)
         self._queue = deque([start])
         for wave in two_sided:
@@ -294,6 +298,7 @@ class _LCSCQuadratic(Optimizer):  # type: ignore[misc]
     def _check_is_due(self) -> bool:
         """Whether to check a new best point of the first stage, where that costs no more than its share."""
         few_images = self._stage.images
+        # each point is an array of its own, and the centre is one of the points
         is_new = bool(self._stage.points) and self._checked is not self._stage.centre
         if few_images is None or not is_new:
             return False
@@ -336,7 +341,8 @@ class _LCSCQuadratic(Optimizer):  # type: ignore[misc]
     def _learn_scale(self) -> bool:
         """Learn the size of a curvature, once there are losses for it, and return whether it is known.
 
-        It comes from the waves that were probed on both sides; where these failed, from the changes of any losses.
+        It comes from the waves that were probed on both sides; where these failed, from the changes of any losses, of
+        which there must be some. The median, since few waves are much steeper than the others.
         """
         stage = self._stage
         if stage.prior is not None:
@@ -388,7 +394,7 @@ class _LCSCQuadratic(Optimizer):  # type: ignore[misc]
             self._begin_last_stage()
 
     def _tell_failed(self, asked: _Asked) -> None:
-        """Make the next step shorter. Without a loss the model learns nothing, and would ask the same again."""
+        """After a failed step, shorten the next one: the model has learned nothing, and would ask the same again."""
         if not asked.is_step:
             return
         self._adapt_radius(asked, math.inf)

@@ -51,8 +51,8 @@ def build_optimizer(
 ) -> Optimizer:
     """A fresh optimizer over the coefficients of ``space``.
 
-    Some of Nevergrad's optimizers plan by the ``budget``, in evaluations. ``workers`` candidates may be evaluated at
-    once. Random numbers are derived from the study's ``seed``.
+    Some of Nevergrad's optimizers plan by the ``budget``, in evaluations; ``None`` if their number is not known.
+    ``workers`` candidates may be evaluated at once. Random numbers are derived from the study's ``seed``.
 
     Raises:
         StudySpecError: an unknown optimizer or option, which the message names; several workers for an optimizer of
@@ -106,6 +106,7 @@ def configure(spec: OptimizerSpec) -> Configured:
 
 @functools.cache
 def _configured(name: str, options_json: str, _: int) -> Configured:
+    """The optimizer of this name in the registry with these options; the identity of its entry is only a cache key."""
     options: dict[str, Any] = json.loads(options_json)
     build, step_size = _with_options(name, options)
     layers = [*_layers(build)]
@@ -125,7 +126,7 @@ def _configured(name: str, options_json: str, _: int) -> Configured:
 
 
 def _with_options(name: str, given: Mapping[str, Any]) -> tuple[Any, float]:
-    """What makes the optimizer, and its step size."""
+    """What makes the optimizer, and its step size: the default for ours, whose own options say how far they go."""
     if name in OURS:
         check_options(OURS[name], given, source=f"optimizers.{name}")  # against the annotations of its constructor
         return OURS[name](**given), DEFAULT_STEP_SIZE
@@ -161,7 +162,7 @@ def _configure_nevergrads(name: str, options: Mapping[str, Any]) -> Any:
 def _family_of(name: str) -> tuple[Callable[..., Any] | None, dict[str, Any]]:
     """The class that configures a registered optimizer, if there is one, and the options it is registered with."""
     registered = ng.optimizers.registry[name]
-    if name == "CMA":  # registered as a class without settings
+    if name == "CMA":  # registered as a class without settings; its family has them
         return ng.families.ParametrizedCMA, {}
     if isinstance(registered, ConfiguredOptimizer):
         return type(registered), registered.config()
