@@ -58,7 +58,10 @@ class Pipeline:
     def vjp(
         self, candidate: Candidate, first: int, last: int, back: Any
     ) -> Future[tuple[Coefficients, Cost] | Failure]:
-        """Start computing what the images ``[first, last)`` contribute to the gradient."""
+        """Start computing what the images ``[first, last)`` contribute to the gradient, and what that costs.
+
+        ``back`` is what the objective's ``score`` has returned for these images.
+        """
         return self._sampling.submit(lambda: attempt(lambda: self._objective.vjp(candidate, first, last, back)))
 
     def close(self) -> None:
@@ -87,7 +90,10 @@ class Pipeline:
 
 
 def _begin_thread(stop: threading.Event, torch_threads: int | None) -> None:
-    """Limit torch's threads in a new thread: some of its libraries would use all cores there."""
+    """Limit torch's threads in a new thread, where some of its libraries would use all cores; ``None`` without torch.
+
+    ``stop`` is what :func:`stop_if_told` looks at in this thread.
+    """
     stop_flag.set(stop)
     if torch_threads is not None:
         sys.modules["torch"].set_num_threads(torch_threads)

@@ -85,7 +85,7 @@ class WorkerPool:
         workers: how many there are.
         expected: the fingerprint that each worker's objective must have, since files may have changed meanwhile. With
             another one, futures raise StudyStoreError. ``None`` checks nothing.
-        environments: the environment variables of each worker.
+        environments: the environment variables of each worker; empty if there are none to set.
         threads: how many each worker may use; ``None`` is its share of this machine's cores.
         machines: where workers run; ``None`` is processes on this machine.
     """
@@ -166,7 +166,7 @@ class WorkerPool:
 
     def _place(self, waiting: _Waiting) -> bool:
         """Give a job to the worker with the fewest jobs, or fail it if none is left; false if it has to wait."""
-        while True:
+        while True:  # until a worker takes it: the chosen one may have died meanwhile
             allowed = self._allowed(waiting)
             for worker in allowed:
                 worker.ensure_started()
@@ -243,7 +243,10 @@ class _Worker:
             self._reader.start()
 
     def send(self, waiting: _Waiting) -> bool:
-        """Give it a job; returns whether it took the job, since it may have died after it was chosen."""
+        """Give it a job; returns whether the job is in good hands: the worker may have died after it was chosen.
+
+        A job that nobody can do has its error at once.
+        """
         if self._refusal is not None:
             waiting.future.set_exception(self._refusal)
             return True
@@ -317,14 +320,15 @@ class _Worker:
     def _bury(self, link: _Link) -> None:
         """Fail the jobs of a worker that died. The next job starts a new one, unless workers die again and again."""
         self.ready = False
-        how_it_ended, counts = link.join()
+        how_it_ended, is_death = link.join()
         with self._lock:
             if self._closing:  # the pool cancels its jobs
                 return
             lost_jobs = self._jobs
             self._jobs = {}
             self._link = None
-            self._deaths_in_a_row += counts
+            if is_death:
+                self._deaths_in_a_row += 1
             if self._deaths_in_a_row >= _MOST_DEATHS:
                 self.given_up = (
                     f"worker {self._number} was lost {self._deaths_in_a_row} times in a row: {how_it_ended}; "

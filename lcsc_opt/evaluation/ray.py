@@ -94,7 +94,7 @@ class _Cluster:
         self._ray = ray
         self._settings = settings
         self.gpus = settings.gpus
-        if settings.gpus is None:
+        if settings.gpus is None:  # one, where there are some and the objective may use it
             has_gpus = any(_amount(node, "GPU") for node in self._nodes().values())
             self.gpus = float(has_gpus and spec.settings.get("device") != "cpu")
 
@@ -171,7 +171,7 @@ class _RayWorker:
         hand_notices_to(lambda message: self._notices.put(Answer.of(NOTICE, message)))
 
     def ready(self) -> _Reply:
-        """Load the objective."""
+        """Load the objective; an error of ours is part of the reply."""
         try:
             self._evaluator = self._thread.submit(load_evaluator, self._settings).result()
         except LcscError as error:
@@ -262,6 +262,7 @@ class _RayLink:
             self._ray.kill(self._actor, no_restart=True)
 
     def _expect(self, reference: Any) -> None:
+        """Let :meth:`_take` have the reply to a call that has just begun."""
         reference.future().add_done_callback(self._take)
 
     def _take(self, done: Future[_Reply]) -> None:
@@ -276,7 +277,7 @@ class _RayLink:
             self._answers.put(answer)
 
     def _is_preempted(self) -> bool:
-        """Whether the machine went away. Ray may report that later than the end of the worker."""
+        """Whether the machine went away; a worker that never ran had none. Ray may report it after the worker's end."""
         if isinstance(self._error, self._ray.exceptions.ActorUnavailableError):
             return True
         if getattr(self._error, "preempted", False):

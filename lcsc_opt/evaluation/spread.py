@@ -57,7 +57,13 @@ class SpreadEvaluator:
         ranges: Sequence[tuple[int, int]],
         sampled: Sequence[Future[Any]],
     ) -> Outcome:
-        """Wait for the parts, and score them; if a gradient was asked for, let the workers compute it, and sum it."""
+        """Wait for the parts, and score them; if a gradient was asked for, let the workers compute it, and sum it.
+
+        Args:
+            candidate: of which there are parts.
+            ranges: the images ``[first, last)`` of each worker, by its number.
+            sampled: what it made of them.
+        """
         samples = _results(sampled)
         if isinstance(samples, Failure):
             return samples

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from lcsc_opt.base.errors import StudySpecError
 from lcsc_opt.base.machine import cores
@@ -15,23 +15,8 @@ from lcsc_opt.objective.contract import Objective
 _MOST_A_CORE = 8  # processes that evaluate: those that wait for a GPU need little of one
 
 
-def worker_environments(spec: StudySpec) -> list[Mapping[str, str]]:
-    """The environment variables of each worker on this machine; empty if none must be set.
-
-    Raises:
-        ObjectiveError: a worker's device is not there.
-    """
-    if spec.ray is not None or spec.names_device:
-        return []
-    if spec.worker_count == 1 and not spec.devices:
-        return []
-    from lcsc_opt.base import accelerator  # which imports torch
-
-    return [*accelerator.environments(spec.worker_count, spec.devices)]
-
-
 def check_workers(spec: StudySpec) -> None:
-    """Refuse more processes than this machine can run, before anything is loaded.
+    """Refuse more processes than this machine can run, before anything is loaded; a cluster counts for itself.
 
     Raises:
         StudySpecError: it is too small for so many.
@@ -76,6 +61,11 @@ def open_workers(
     elif spec.worker_count == 1 and not spec.devices:
         yield None
     else:
-        pool = WorkerPool(loader, spec.worker_count, expected=expected, environments=worker_environments(spec))
+        environments: Sequence[Mapping[str, str]] = ()
+        if not spec.names_device:  # else all workers use that one
+            from lcsc_opt.base import accelerator  # which imports torch
+
+            environments = accelerator.environments(spec.worker_count, spec.devices)
+        pool = WorkerPool(loader, spec.worker_count, expected=expected, environments=environments)
         with contextlib.closing(pool):
             yield pool
