@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Annotated, Any
 
 import nevergrad as ng
@@ -362,7 +362,7 @@ class _Path:
         self.steps = 0
         self._space = space
         cosines = cosine_directions(start.shape[-1])
-        self._directions = _free_directions(space, cosines)
+        self._directions = _free_directions(space, cosines)  # [d, K - 1]
         count = cosines.shape[1]
         self._step_size = step_size / np.sqrt(count)  # in each direction
         self._adam = _Adam((*space.shape[:-1], count))
@@ -374,23 +374,26 @@ class _Path:
         point, and full steps along all of them would lead much too far.
         """
         free_gradient = self._space.to_free_gradient(self._space.to_free(coefficients), gradient)
-        slopes = self._by_row(_onto_directions, free_gradient)
+        slopes = np.apply_along_axis(self._components, -1, free_gradient)
         self.steps += 1
         ratio = self._adam.updated_ratio(slopes)
         size = self._step_size / (1 + _DELAY * delay)
-        moved = self.free - size * self._by_row(_along_directions, ratio)
+        moved = self.free - size * np.apply_along_axis(self._vector, -1, ratio)
         self.free = self._space.to_free(self._space.to_coefficients(moved))  # a convex space clips
         self.average = self.average + averaging_share(self.steps) * (self.free - self.average)
 
-    def _by_row(self, product: Callable[[_Floats, _Floats], _Floats], rows: _Floats) -> _Floats:
-        """The product of the directions ``[d, K - 1]`` and a vector, or each row of ``[S, n]``.
+    # These two products use no BLAS, whose last bits depend on its threads. They take one row: the terms of all rows
+    # may be gigabytes.
 
-        Not by BLAS, whose last bits depend on its threads; row by row, since the terms of all rows may be gigabytes.
-        """
-        row_products = [product(self._directions, row) for row in np.atleast_2d(rows)]
-        if rows.ndim > 1:
-            return np.stack(row_products)
-        return row_products[0]
+    def _components(self, free: _Floats) -> _Floats:
+        """A free vector ``[d]`` → its components along the directions, ``[K - 1]``."""
+        components: _Floats = (self._directions * free[:, None]).sum(axis=0)
+        return components
+
+    def _vector(self, components: _Floats) -> _Floats:
+        """Components along the directions, ``[K - 1]`` → the free vector ``[d]``."""
+        vector: _Floats = (self._directions * components).sum(axis=1)
+        return vector
 
     def retreat(self) -> None:
         """Go back to the average, without momentum, with half the step."""
@@ -426,18 +429,6 @@ class _Adam:
         """Start again with the mean, but not with the spread."""
         self._momentum = np.zeros_like(self._momentum)
         self._since_forgotten = 0
-
-
-def _onto_directions(directions: _Floats, free: _Floats) -> _Floats:
-    """``[d, K - 1]`` and a vector ``[d]`` → its components along the directions, ``[K - 1]``."""
-    components: _Floats = (directions * free[:, None]).sum(axis=0)
-    return components
-
-
-def _along_directions(directions: _Floats, components: _Floats) -> _Floats:
-    """``[d, K - 1]`` and components ``[K - 1]`` → the vector ``[d]``."""
-    vector: _Floats = (directions * components).sum(axis=1)
-    return vector
 
 
 def _free_directions(space: CoefficientSpace, cosines: _Floats) -> _Floats:
