@@ -36,11 +36,10 @@ def coefficients_figure(
         return empty_figure(_NO_RESULT, theme)
     has_rows = rows.ndim > 1
     traces: list[go.Bar | go.Scatter] = [_bars(study, mean_of_rows(rows))]
-    ema_coefficients = None
-    if ema is not None:
+    if ema is not None and ema.study != study.study:
         ema_coefficients = reader.answer(ema)
-    if ema is not None and ema_coefficients is not None and ema.study != study.study:
-        traces.append(_ema_line(ema, ema_coefficients))
+        if ema_coefficients is not None:
+            traces.append(_ema_line(ema, ema_coefficients))
     bars = Panel(
         traces,
         y=Axis("mean coefficient" if has_rows else "coefficient"),
@@ -54,7 +53,7 @@ def coefficients_figure(
         view=f"coefficients/{study.study}",
         barmode="overlay",
         bargap=0,
-        showlegend=ema_coefficients is not None,
+        showlegend=len(traces) > 1,
     )
 
 
@@ -74,6 +73,7 @@ def _bars(study: Standing, coefficients: Floats) -> go.Bar:
 
 
 def _ema_line(ema: Standing, coefficients: Floats) -> go.Scatter:
+    """The coefficients ``[K]`` of EMA*, as steps that end where the bars do."""
     return go.Scatter(
         x=ema.steps,
         y=coefficients,
@@ -111,7 +111,7 @@ def _heading(study: Standing, coefficients: Floats) -> str:
     """The title of an answer's panel: which model, its loss, and the shape of its coefficients."""
     model = f"trial {study.chosen}"
     if study.found is not None and study.chosen is None:
-        model = study.found.model.name.rpartition(", ")[2]  # mean of the last half
+        model = study.found.model.name.rpartition(", ")[2]  # the name without the optimizer: mean of the last half
     shape = f"Σ|a| = {sum_abs(coefficients):.2f}"
     if study.reported is not None:
         shape = f"{study.reported:.4g} held out, {shape}"

@@ -43,7 +43,9 @@ def test_coefficients_are_bars_over_the_training_that_they_stand_for(storage: RD
     assert (line.name, line.mode) == ("EMA*", "lines")
     assert made.layout.yaxis.title.text == "coefficient"
     assert f"2.75 held out, Σ|a| = {sum_abs(coefficients(1)):.2f}" in texts(made)
-    assert len(coefficients_figure(reader, ema, ema).data) == 1, "EMA* is not drawn over itself"
+    alone = coefficients_figure(reader, ema, ema)
+    assert len(alone.data) == 1, "EMA* is not drawn over itself"
+    assert (made.layout.showlegend, alone.layout.showlegend) == (True, False), "one name needs no legend"
 
 
 def test_an_answer_that_is_a_mean_of_iterates_is_not_called_a_trial(storage: RDBStorage) -> None:
