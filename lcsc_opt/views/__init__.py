@@ -8,7 +8,7 @@ UNKNOWN = "–"  # in place of a number
 
 
 def number(value: float | None, deviation: float | None = None, form: str = ".4g") -> str:
-    """A number with its standard deviation, for people."""
+    """A number with its standard deviation, if there is one, for people; ``–`` if the number is not known."""
     if value is None:
         return UNKNOWN
     text = signed(value, form)
@@ -30,8 +30,11 @@ def signed(value: float, form: str) -> str:
 
 
 def unbroken(text: str) -> str:
-    """A cell of a table in which lines break only between words, and between a number and its interval."""
-    text = re.sub(r" (±) | (?=[↓↑]$)", lambda found: found[0].replace(" ", "\u00a0"), text)
+    """A cell of a table in which lines break only between words, and between a number and its interval.
+
+    Its other spaces, as in ``2.015 ± 0.04``, ``precision ↑`` and ``[1.93, 2.1]``, become no-break spaces.
+    """
+    text = re.sub(r" ± | (?=[↓↑]$)", lambda found: found[0].replace(" ", "\u00a0"), text)
     return re.sub(r"\[[^]]*\]", lambda found: found[0].replace(" ", "\u00a0"), text)
 
 

@@ -28,17 +28,18 @@ def answer_line(report: Report) -> str:
     answer = report.of_answer
     value = value_of(report, answer, metric)
     line = f"The answer is {named(answer.model)}, with {metric} {value:.4g}"
-    best = report.best_had(metric)
     loss, *metrics = report.rows(answer.model.name)
     if not report.is_found:
+        # by this number, else by what the searches lowered: the choice had other noise and may differ from both
         better = _better_alone(report, metric) or _better_alone(report, loss.metric)
         return f"{line}: nothing certainly better was found{better}."
+    best = report.best_had(metric)
     if best is None:
         return f"{line}."
     had = value_of(report, best, metric)
     compared = _compared(value, had, report.direction(metric))
     line += f": {compared} the best model you had, {named(best.model)}, with {had:.4g}."
-    values_of: dict[str, list[str]] = {}
+    values_of: dict[str, list[str]] = {}  # another model that the user had → the metrics by which it was the best
     for row in (loss, *(row for row in metrics if row.is_judge)):
         other = report.best_had(row.metric)
         if other is None or other.model.name == best.model.name:
@@ -65,7 +66,10 @@ def _better_alone(report: Report, metric: str) -> str:
 
 
 def _compared(value: float, had: float, direction: int) -> str:
-    """``12 % below`` or ``above``, ``12 % worse than``; ``against`` where a share means nothing."""
+    """``12 % below`` or ``above``, ``12 % worse than``; ``against`` where a share means nothing.
+
+    ``direction`` is 1 if lower values are better, else −1.
+    """
     if f"{value:.4g}" == f"{had:.4g}":
         return "as good as"
     if not had or had * value <= 0:

@@ -97,7 +97,7 @@ def curves(studies: Sequence[Standing], axis: str) -> list[Curve]:
 def _curve(studies: Sequence[Standing], axis: str) -> Curve:
     """Best so far of one optimizer; each study has a complete trial, and all are finished, or there is only one."""
     step_functions = [best_so_far(study, axis) for study in studies]
-    start = max(function.positions[0] for function in step_functions)  # before it, a seed has no loss yet
+    start = max(function.positions[0] for function in step_functions)  # before it, a seed has no loss for the mean
     ends = [function.end for function in step_functions]
     positions = np.unique(np.concatenate([*(function.positions for function in step_functions), ends]))
     positions = thinned(positions[positions >= start])

@@ -35,13 +35,13 @@ def landscape_figure(
     plane = Plane.through(options.get("corners"), study.steps)
     axis, points = plane_grid(options.get("size", DEFAULT_SIZE))
     values = [math.nan if trial.value is None else trial.value for trial in reader.trials(study)]
-    loss_at = dict(zip(points, values, strict=False))  # the last ones may not be asked for yet
+    loss_at = dict(zip(points, values, strict=False))  # in the order of the asks; the last may not be asked yet
     losses = np.array([[loss_at.get((x, y), math.nan) for x in axis.tolist()] for y in axis.tolist()])
     if np.isnan(losses).all():
         return empty_figure(f"{study.study} has no value yet", theme)
     drawn = [search for search in searches if search.steps == study.steps and search.best is not None]
     traces = [_contours(study, axis, losses), *(_trials(reader, search, plane) for search in drawn), _corners(plane)]
-    x_label, y_label = map(inert, plane.labels[1:])
+    x_label, y_label = map(inert, plane.labels[1:])  # the first is the origin
     ends = [axis[0], axis[-1]]
     return draw(
         [Panel(traces, y=Axis(f"y: to {y_label}", options={"range": ends, "scaleanchor": "x"}), height=540)],

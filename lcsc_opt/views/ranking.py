@@ -21,7 +21,6 @@ from lcsc_opt.views import UNKNOWN, number, signed
 
 CONFIDENCE = 0.95
 ANSWER = "answer"  # its row in tables
-_ALIKE = "not distinguishable"
 
 
 class Spread(NamedTuple):
@@ -75,7 +74,7 @@ class Difference:
         return cls(mean, low, high)
 
     def shown(self, sign: int) -> Difference:
-        """The difference between maximized scores where ``sign`` is −1, else itself."""
+        """The difference between maximized scores where ``sign`` is −1, else itself; low and high change places."""
         if sign > 0:
             return self
         low = as_known(self.high, sign)
@@ -91,7 +90,7 @@ class Difference:
             return "worse"
         if self.high < 0:
             return "better"
-        return _ALIKE
+        return "not distinguishable"
 
     @property
     def text(self) -> str:
@@ -166,7 +165,7 @@ def ranking(studies: Sequence[Standing]) -> list[Ranked]:
     report = studies[0].report
     if report is None:
         return ranked
-    losses = [_rank(group)[0] for group in ordered]  # of the rows, in their order
+    losses = [_rank(group)[0] for group in ordered]  # the held-out ones, ascending; infinite where not known
     for name in TRAINED:
         measured = report.measured(name)
         if measured is not None:

@@ -109,13 +109,17 @@ def _opening(report: Report | None, images: Sequence[StoredImage]) -> list[_Show
 
 
 def _ranking_table(ranked: Sequence[Ranked]) -> _Table:
+    """The ranking as text; the answer, where there is a report, is the row to be marked."""
     header = ("optimizer", "seeds", "held out", "searched", "against EMA*", "difference", "verdict")
     rows: list[list[object]] = []
     for row in ranked:
         difference = UNKNOWN if row.difference is None else row.difference.text
         cells: list[object] = [row.label, row.seeds or UNKNOWN, spread_text(row.held_out), spread_text(row.searched)]
         rows.append([*cells, percent(row.below_ema), difference, row.verdict])
-    return header, rows, 0 if ranked and ranked[0].optimizer == ANSWER else None
+    best_row = None
+    if ranked[0].optimizer == ANSWER:
+        best_row = 0
+    return header, rows, best_row
 
 
 def _study(reader: HistoryReader, study: Standing, studies: Sequence[Standing]) -> dict[str, Any]:
@@ -147,6 +151,7 @@ def _state(study: Standing) -> str:
 
 
 def _drawn(figure: go.Figure) -> _Drawn:
+    """A figure as JSON for the page's script, which draws it."""
     content = json.loads(str(figure.to_json()))
     content["layout"].pop("template")  # the page sets its own
     return {"content": content, "height": content["layout"]["height"]}

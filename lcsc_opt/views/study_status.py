@@ -25,7 +25,8 @@ SHORTEST_INTERRUPTION = 30.0  # seconds without an evaluation
 def rate(study: Standing, trials: Sequence[FrozenTrial]) -> float | None:
     """Units of the budget per second over the last trials; ``None`` until time has passed between two of them.
 
-    A gap that is much longer than an evaluation is left out: nothing ran then.
+    It is the mean budget of a trial, over the mean time from the end of one trial to the end of the next. A gap that is
+    much longer than an evaluation is left out: nothing ran then.
     """
     moments = [trial.datetime_complete.timestamp() for trial in trials if trial.datetime_complete is not None]
     gaps = np.diff(np.sort(moments)[-RECENT:])
@@ -52,7 +53,7 @@ def seconds_left(study: Standing, per_second: float | None) -> float | None:
 
 
 def duration(seconds: float) -> str:
-    """For people: two units at most."""
+    """For people: ``45 s``, ``12 min``, ``3 h 20 min`` or ``2 days 5 h``."""
     if seconds < 60:
         return f"{seconds:.0f} s"
     minutes = round(seconds / 60)

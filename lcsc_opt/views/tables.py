@@ -73,6 +73,7 @@ def with_arrow(metric: str, sign: int | None) -> str:
 
 
 def _gain(row: MetricRow) -> str:
+    """``+0.31 [0.2, 0.4]``: how much better than the baseline; marked where it is certainly worse."""
     gain = with_interval(row.gain, row.gain_interval, "+.3g")
     if row.lost:
         return f"{gain} (worse)"
@@ -105,8 +106,8 @@ def comparison_tables(report: Report | None, metric: str, *, all_metrics: bool =
         if len(rows) < 2:  # the loss alone, which the ranking has
             continue
         shown = rows[1:]
-        of_loss = part.models[0].metric_of_loss  # its column is the loss's
-        main = [row for row in shown if _is_main(row) or row.metric == report.headline_metric != of_loss]
+        named = {report.headline_metric} - {part.models[0].metric_of_loss}  # a metric that is the loss has its column
+        main = [row for row in shown if _is_main(row) or row.metric in named]
         if main and not all_metrics:
             shown = tuple(main)
         lines = []

@@ -70,17 +70,16 @@ def serve(storage: RDBStorage, *, port: int, ready: Callable[[str], None] | None
 
 def application(storage: RDBStorage) -> Application:
     """The whole site as one WSGI application; see :func:`serve`. From here on the storage refuses every write."""
-    statement = _READ_ONLY.get(storage.engine.dialect.name)
-    if statement is not None:
+    statement = _READ_ONLY[storage.engine.dialect.name]
 
-        @sa.event.listens_for(storage.engine, "connect")
-        def _connect(connection: Any, _record: Any) -> None:
-            cursor = connection.cursor()
-            cursor.execute(statement)
-            cursor.close()
-            connection.commit()  # else PostgreSQL forgets the setting with the transaction
+    @sa.event.listens_for(storage.engine, "connect")
+    def _connect(connection: Any, _record: Any) -> None:
+        cursor = connection.cursor()
+        cursor.execute(statement)
+        cursor.close()
+        connection.commit()  # else PostgreSQL forgets the setting with the transaction
 
-        storage.engine.dispose()  # connections made before the listener was there
+    storage.engine.dispose()  # connections made before the listener was there
     return guarded(site(storage))
 
 
@@ -135,7 +134,10 @@ def _refusal(request: Request) -> Response | None:
 
 
 def _is_same_site(request: Request) -> bool:
-    """Whether a request comes from our own pages, from an address bar or link, or from no browser."""
+    """Whether a request comes from our own pages, from an address bar or link, or from no browser.
+
+    Browsers send ``Origin`` with what may change something, and ``Sec-Fetch-Site`` with everything.
+    """
     origin = request.headers.get("Origin")
     if origin is not None and origin.partition("://")[2] != request.headers.get("Host"):
         return False

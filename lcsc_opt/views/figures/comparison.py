@@ -25,8 +25,8 @@ def comparison_figure(
     """Best so far of each optimizer: mean and range over its seeds, EMA* as a line.
 
     All are losses on the search's noise, of as many images as a candidate of the search. ``axis`` is one of
-    :data:`~lcsc_opt.views.curves.AXES`; ``None`` is the
-    :func:`~lcsc_opt.views.curves.default_axis`. The axis of losses is linear if one of them is not positive.
+    :data:`~lcsc_opt.views.curves.AXES`; ``None`` is the :func:`~lcsc_opt.views.curves.default_axis`. The axis of losses
+    is linear if one of them is not positive.
     """
     axis = axis or default_axis(studies)
     lines = curves(studies, axis)

@@ -90,7 +90,7 @@ def draw(panels: Sequence[Panel], *, x: Axis, theme: Theme, view: str, **layout:
     """
     heights = [panel.height for panel in panels]
     top = max(_TOP, _TITLE_LINE * _lines(panels[0]) + 6)
-    height = _FRAME + top - _TOP + sum(heights)
+    height = _FRAME + top - _TOP + sum(heights)  # the frame has room for the usual top
     gap = _GAP + _TITLE_LINE * max((_lines(panel) for panel in panels[1:]), default=0)
     drawn = make_subplots(
         rows=len(panels),
