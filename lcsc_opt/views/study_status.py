@@ -42,7 +42,11 @@ def rate_text(study: Standing, per_second: float | None) -> str | None:
     """``8,349 images an hour``; ``None`` until it is known, and for a budget of time."""
     if per_second is None or study.budget_unit == "seconds":
         return None
-    return f"{3600 * per_second:,.0f} {study.budget_unit} an hour"
+    hourly = 3600 * per_second
+    text = f"{hourly:,.0f}"
+    if hourly < 10:  # an evaluation may take hours
+        text = f"{hourly:.2g}"
+    return f"{text} {study.budget_unit} an hour"
 
 
 def seconds_left(study: Standing, per_second: float | None) -> float | None:

@@ -56,6 +56,12 @@ def test_a_rate_has_its_unit_and_time_has_none(budget: dict[str, float], text: s
     assert rate_text(study, rate(study, trials)) == text
 
 
+@pytest.mark.parametrize(("hourly", "text"), [(0.3, "0.3"), (1.42, "1.4"), (9.96, "10"), (11.6, "12")])
+def test_a_slow_rate_is_not_rounded_to_nothing(hourly: float, text: str) -> None:
+    study = standing([], ended=False, budget={"evaluations": 9})
+    assert rate_text(study, hourly / 3600) == f"{text} evaluations an hour"
+
+
 def test_failed_trials_take_what_they_asked_of_a_budget_in_images() -> None:
     """As the runner counts them: it may ask for 40 images, and they are gone when none comes."""
     trials = trials_of([3.0, None, None, 2.0])
