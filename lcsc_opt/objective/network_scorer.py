@@ -261,10 +261,10 @@ class NetworkScorer:
             }
             score_name = next(iter(first), None)
             if score_name is not None and _has_graph(first[score_name]):
-                means[score_name] = torch.stack([_mean_of(call[score_name]) for call in calls])
+                means[score_name] = torch.stack([_mean_of(call[score_name], str(score_name)) for call in calls])
             return means
         rest = (score() for _ in range(self.repeats - 1))
-        return (_mean_of(returned) for returned in itertools.chain([first], rest))
+        return (_mean_of(returned, self._metric) for returned in itertools.chain([first], rest))
 
     def _passes(self, function: Callable[..., Any]) -> Callable[[], None]:
         """The user's function of batch normalization, without arguments."""
@@ -300,10 +300,20 @@ def _joined(batches: list[Floats]) -> Floats:
     return np.concatenate(batches)
 
 
-def _mean_of(returned: Any) -> Any:
-    """The mean of what one call of a score returned: a number, single outcomes, or a generator of them."""
-    values = torch.cat([torch.as_tensor(batch).reshape(-1) for batch in _scores_in(returned)])
-    return values.to(torch.promote_types(values.dtype, torch.float32)).mean()
+def _mean_of(returned: Any, name: str) -> Tensor:
+    """The mean of what one call of a score returned: a number, single outcomes, or a generator of them.
+
+    Raises:
+        ObjectiveError: it is none of these.
+    """
+    batches: list[Tensor] = []
+    for batch in _scores_in(returned):
+        values = torch.from_numpy(outcomes(name, batch))
+        if _has_graph(batch):
+            values = batch.reshape(-1)
+        batches.append(values)
+    joined = torch.cat(batches)
+    return joined.to(torch.promote_types(joined.dtype, torch.float32)).mean()  # half precision could overflow
 
 
 def _has_graph(value: Any) -> bool:

@@ -212,6 +212,17 @@ def test_what_is_no_number_fails_with_its_reason(
     one_line(kind, message, lambda: build(place, "returned").evaluate(Candidate(MIX)))
 
 
+def test_what_a_repeated_score_returns_is_read_as_that_of_one_call(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    objective = build(place, "returned", repeats=2)
+    monkeypatch.setattr(f"{OWN}.VALUE", 0.1)
+    assert objective.evaluate(Candidate(MIX)).loss == 0.1
+    monkeypatch.setattr(f"{OWN}.VALUE", (torch.tensor(0.5), 0.9))
+    with pytest.raises(ObjectiveError, match="returned a tuple"):
+        objective.evaluate(Candidate(MIX))
+
+
 @pytest.mark.parametrize(
     ("value", "phrase"),
     [(0.5, "a float without a graph"), (torch.tensor(0.5), "a tensor without a graph; let it compute without no_grad")],
