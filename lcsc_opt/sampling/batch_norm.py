@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from lcsc_opt.base.accelerator import has_float64
 from lcsc_opt.base.records import Noise
 from lcsc_opt.sampling.base import DifferentiableSampler
 
@@ -36,11 +37,14 @@ class _Moments:
         """What one call sees, ``[N, C, ...]``."""
         by_channel = inputs[0].transpose(0, 1).flatten(1)
         wide = by_channel.to(torch.promote_types(by_channel.dtype, torch.float32))
-        variance, mean = torch.var_mean(wide, dim=1, correction=0)
+        moments = torch.stack(torch.var_mean(wide, dim=1, correction=0))
+        if not has_float64(moments.device):
+            moments = moments.cpu()
+        variance, mean = moments.double()
         count = by_channel.shape[1]
         share = count / (self._count + count)
-        self._mean = self._mean + share * (mean.double() - self._mean)
-        self._square = self._square + share * (variance.double() + mean.double() ** 2 - self._square)
+        self._mean = self._mean + share * (mean - self._mean)
+        self._square = self._square + share * (variance + mean**2 - self._square)
         self._count += count
         self._calls += 1
 

@@ -25,6 +25,7 @@ from lcsc_opt.metrics.extractors.published import ClipExtractor, DinoV2Extractor
 from lcsc_opt.objective.contract import Objective
 from lcsc_opt.objective.loading import load_objective
 from lcsc_opt.objective.merge_sample_score import MergeSampleScore
+from lcsc_opt.sampling.batch_norm import BatchNormStatistics
 from lcsc_opt.sampling.latents import DecoderSettings, LatentDecoder
 from lcsc_opt.training import preparing
 from lcsc_opt.training.recipes import RECIPES, Batch
@@ -175,6 +176,21 @@ def test_a_device_without_float64_is_served_by_the_cpu(trajectory: Trajectory, m
             wait=False,
         )
     assert same_bits(Trajectory.open(trajectory.path).checkpoint(5), state_dict(600))
+
+
+@pretended
+def test_statistics_of_batch_normalization_need_no_float64(monkeypatch: pytest.MonkeyPatch) -> None:
+    data = torch.randn(64, 3, generator=torch.Generator().manual_seed(0)) + 5
+
+    def estimated(device: torch.device) -> dict[str, torch.Tensor]:
+        network = torch.nn.Sequential(torch.nn.BatchNorm1d(3)).to(device).eval()
+        statistics = BatchNormStatistics(network, lambda: [network(batch) for batch in data.to(device).split(16)])
+        statistics.estimate()
+        return dict(statistics.values())
+
+    expected = estimated(accelerator.CPU)
+    monkeypatch.setattr(Options, "float64", False)
+    torch.testing.assert_close(estimated(DEVICE), expected)
 
 
 def test_the_map_is_not_for_a_device(trajectory: Trajectory) -> None:
