@@ -7,22 +7,20 @@ from pathlib import Path
 from typing import Any
 
 from lcsc_opt.base.catalog import find, load_file
-from lcsc_opt.base.errors import ObjectiveError
+from lcsc_opt.base.errors import ObjectiveError, StudySpecError
 from lcsc_opt.base.paths import BuildContext, KnownCheckpoints
 from lcsc_opt.base.records import Candidate, Evaluation
 from lcsc_opt.base.settings import parse_settings
 from lcsc_opt.base.study_spec import ObjectiveSpec
-from lcsc_opt.checkpoints.finding import Selection
 from lcsc_opt.checkpoints.weights import Renaming
 from lcsc_opt.coefficients.layer_groups import Rule
 from lcsc_opt.database.states import Attributes
 from lcsc_opt.objective.contract import Objective
 from lcsc_opt.objective.loading import make_importable
-from lcsc_opt.objective.of_study import patterns_in
+from lcsc_opt.objective.settings import CheckpointSettings
+from lcsc_opt.sampling.network import NetworkSettings
 from lcsc_opt.trajectory import Trajectory
 from lcsc_opt.trajectory.continuing import changes_at, find_packed
-from lcsc_opt.trajectory.packing import open_request
-from lcsc_opt.trajectory.sources import PackRequest
 
 
 class CheckpointsAlone(Objective):
@@ -76,18 +74,14 @@ class CheckpointsAlone(Objective):
         if context is None or context.checkpoints is None:
             return None
         spec = ObjectiveSpec(**experiment["objective"])
-        request = _request(spec.settings, context)
-        if request is not None:
-            trajectory = open_request(request)
-            named = spec.settings.get("trainer_ema")
-            if isinstance(named, str):
-                path = context.path(named)
-                trajectory.trainer_ema_at = path if path.exists() else named
+        settings = _checkpoint_settings(spec.settings)
+        trajectory: Trajectory | None
+        if settings is not None:
+            trajectory = settings.trajectory(context)
         else:
-            packed = find_packed(context.files, context.checkpoints)
-            if packed is None:
-                return None
-            trajectory = packed
+            trajectory = find_packed(context.files, context.checkpoints)
+        if trajectory is None:
+            return None
         has_statistics = any(name.endswith("running_var") for name in trajectory.varying)
         if has_statistics and not _merges_statistics(spec, context):
             return None
@@ -103,8 +97,10 @@ def checkpoints_written_again(experiment: Attributes, files: Path) -> bool:
     context = _context(experiment, files)
     if context is None or context.checkpoints is None:
         return False
-    request = _request(experiment["objective"]["settings"], context)
-    return request is not None and changes_at(request, context.checkpoints).written_again
+    settings = _checkpoint_settings(experiment["objective"]["settings"])
+    if settings is None:
+        return False
+    return changes_at(settings.pack_request(context), context.checkpoints).written_again
 
 
 def _context(experiment: Attributes, files: Path) -> BuildContext | None:
@@ -118,20 +114,17 @@ def _context(experiment: Attributes, files: Path) -> BuildContext | None:
     return BuildContext(directory, checkpoints, files=files, places=experiment["places"])
 
 
-def _request(settings: Mapping[str, Any], context: BuildContext) -> PackRequest | None:
-    """The request for the setting ``checkpoints``; ``None`` for an objective without it."""
-    patterns = patterns_in(settings)
-    if not patterns:
+def _checkpoint_settings(settings: Mapping[str, Any]) -> CheckpointSettings | None:
+    """The settings that say which checkpoints are merged, without those that say how the network runs.
+
+    ``None`` for a user's own objective that has none of them, or means something else by their names.
+    """
+    names = CheckpointSettings.model_fields.keys() - NetworkSettings.model_fields.keys()
+    named = {name: value for name, value in settings.items() if name in names}
+    try:
+        return parse_settings(CheckpointSettings, named, source="objective.settings")
+    except StudySpecError:
         return None
-    return PackRequest(
-        patterns=[context.path(pattern) for pattern in patterns],
-        folder=context.files,
-        key=settings.get("key"),
-        selection=Selection(**settings.get("select", {})),
-        steps=settings.get("steps"),
-        dtype=settings.get("stored"),
-        study_checkpoints=context.checkpoints,
-    )
 
 
 def _merges_statistics(spec: ObjectiveSpec, context: BuildContext) -> bool:

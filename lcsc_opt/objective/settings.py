@@ -61,13 +61,13 @@ class CheckpointSettings(NetworkSettings):
         Raises:
             TrajectoryError: there are no checkpoints that can be merged.
         """
-        opened = open_request(self._pack_request(context))
+        opened = open_request(self.pack_request(context))
         if self.trainer_ema is not None:
             path = context.path(self.trainer_ema)
             opened.trainer_ema_at = path if path.exists() else self.trainer_ema
         return opened
 
-    def _pack_request(self, context: BuildContext) -> PackRequest:
+    def pack_request(self, context: BuildContext) -> PackRequest:
         """Which checkpoints, and how they are packed."""
         return PackRequest(
             patterns=self.checkpoint_paths(context),

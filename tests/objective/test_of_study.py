@@ -23,9 +23,13 @@ def test_a_glob_that_finds_other_files_from_another_folder_has_moved(tmp_path: P
     assert moved(tmp_path / "first", stored) == []
 
 
-def test_a_setting_of_this_name_that_is_no_path_names_no_checkpoints(tmp_path: Path) -> None:
-    """Such as their number, in an objective of the user's own."""
-    spec = ObjectiveSpec(file="own.py", settings={"checkpoints": 20})
+@pytest.mark.parametrize(
+    "settings", [{"checkpoints": 20}, {"checkpoints": "run/*.pt", "select": "best"}, {"checkpoints": "a", "steps": 4}]
+)
+def test_settings_of_these_names_may_mean_something_else_in_an_objective_of_the_users_own(
+    tmp_path: Path, settings: dict[str, Any]
+) -> None:
+    spec = ObjectiveSpec(file="own.py", settings=settings)
     stored: dict[str, Any] = {"checkpoints": "0" * 64, "steps": [1, 2], "directory": None, "places": {}}
     stored["objective"] = {"file": spec.file, "settings": spec.settings}
     assert known_checkpoints(spec, None, stored) == KnownCheckpoints("0" * 64, (1, 2))
