@@ -161,8 +161,8 @@ class NetworkScorer:
         if min(map(len, columns.values())) < 2 * FEWEST_OUTCOMES:
             if draw.group == SELECTION.group:
                 notice(
-                    f"held_out: returned fewer than {2 * FEWEST_OUTCOMES} single outcomes, so the answer is chosen by the "
-                    "data of the search; return more, and every other one chooses it"
+                    f"held_out: returned fewer than {2 * FEWEST_OUTCOMES} single outcomes, so the answer is chosen by "
+                    "the data of the search; return more, and every other one chooses it"
                 )
                 return self._metrics(Draw.of(SEARCH, draw.size))
             return Scored.of(returned, self._metric)
