@@ -61,9 +61,7 @@ class GradientPass:
 
     def is_of(self, candidate: Candidate, first: int, last: int) -> bool:
         """Whether this is the pass over these images of this candidate, or of a copy from another process."""
-        if (first, last) != (self._first, self._last):
-            return False
-        if (candidate.images, candidate.noise) != (self._candidate.images, self._candidate.noise):
+        if (first, last, candidate.noise) != (self._first, self._last, self._candidate.noise):
             return False
         # to the last bit, as the kept graph is only of these
         return candidate.coefficients.tobytes() == self._candidate.coefficients.tobytes()
@@ -85,7 +83,7 @@ class GradientPass:
     def product(
         self, feature_gradients: FeatureGradients, batch_sizes: BatchSizes, watch: Stopwatch
     ) -> tuple[Coefficients, Cost]:
-        """Make the second pass.
+        """Make the second pass, beginning with the last batch, whose graph may be there already.
 
         Args:
             feature_gradients: extractor's name → the derivative of the loss in the features of all these images.
@@ -101,12 +99,12 @@ class GradientPass:
         stop_if_told()
         if self._last_batch is not None:
             start_of_last = self._last - len(self._last_batch)
-            sampled = start_of_last - self._first
+            sampled_again = start_of_last - self._first
             self._add(self._last_batch, start_of_last, feature_gradients, watch)
         else:
             # in the same order as with a kept batch, so that sums have the same rounding
             start_of_last = batch_sizes.start_of_last(self._first, self._last)
-            sampled = self._last - self._first
+            sampled_again = self._last - self._first
             self._sample_and_add(start_of_last, self._last, feature_gradients, watch)
         for start, stop in batch_sizes.batches_with_graph(self._first, start_of_last):
             self._sample_and_add(start, stop, feature_gradients, watch)
@@ -118,7 +116,7 @@ class GradientPass:
             raise MetricError("the gradient is not finite")
 
         images = self._last - self._first
-        forward_calls = sampled * self._sampler.nfe + images * self._sampler.recomputed
+        forward_calls = sampled_again * self._sampler.nfe + images * self._sampler.recomputed
         backward_calls = 2 * images * self._sampler.nfe  # one costs about two forward calls
         return product, watch.cost(model_calls=forward_calls + backward_calls)
 
@@ -129,6 +127,7 @@ class GradientPass:
         feature_gradients: FeatureGradients,
         watch: Stopwatch,
     ) -> None:
+        """Sample the images ``[start, stop)`` with a graph, and :meth:`_add` them. The graph is freed afterwards."""
         stop_if_told()
         with watch.timing("sample"):
             images = self._stages.sample_with_graph(self._candidate.noise, start, stop)
@@ -141,10 +140,13 @@ class GradientPass:
         feature_gradients: FeatureGradients,
         watch: Stopwatch,
     ) -> None:
-        """Lead the gradient in the features of ``images``, the first of which is ``start``, back to the weights."""
-        begin = start - self._first
+        """Lead the gradient in the features of ``images``, the first of which is ``start``, back to the weights.
+
+        Row 0 of ``feature_gradients`` belongs to image ``self._first``.
+        """
+        first_row = start - self._first
         rows = {
-            name: torch.from_numpy(gradient[begin : begin + len(images)])
+            name: torch.from_numpy(gradient[first_row : first_row + len(images)])
             for name, gradient in feature_gradients.items()
         }
         with watch.timing("features"):

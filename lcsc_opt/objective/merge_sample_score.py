@@ -106,6 +106,7 @@ class MergeSampleScore(StagedObjective):
         self._batch_norm = batch_norm
         self.real_images = real_images
         self._samplers = (sampler,) if also is None else (sampler, also)
+        self._stages = [ImageStages(each, scores, batch_norm) for each in self._samplers]  # by candidate.sampler
         self._layout = CONTIGUOUS
         self.samples = Samples(
             per_evaluation=images,
@@ -198,7 +199,10 @@ class MergeSampleScore(StagedObjective):
         return {"scores": self.scores.describe_reports(), "also": also}
 
     def images_of(self, candidate: Candidate) -> int:
-        """How many images a candidate is evaluated on; in a rehearsal that says no number a few, on a GPU a batch."""
+        """How many images a candidate is evaluated on.
+
+        A rehearsal that says no number has a few; on a GPU a whole batch, which shows whether the memory suffices.
+        """
         if candidate.rehearsal and candidate.images is None:
             return min(self._images, REHEARSED if self.device.type == "cpu" else self._batch_sizes.usual)
         if candidate.images is None:
@@ -225,8 +229,7 @@ class MergeSampleScore(StagedObjective):
         with watch.timing("merge"):
             self._load(weights, candidate.coefficients)
             weights.clear()
-        pass_over_images = self._first_gradient_pass if candidate.gradient else self._sample
-        metrics = self._batch_sizes.retry_smaller(lambda: pass_over_images(candidate, first, last, watch))
+        metrics = self._batch_sizes.retry_smaller(lambda: self._sample(candidate, first, last, watch))
         with watch.timing("features"):
             state = metrics.state
         count = last - first
@@ -287,7 +290,7 @@ class MergeSampleScore(StagedObjective):
 
         def sampled() -> Tensor:
             batches = self._batch_sizes.batches(0, count)
-            images = [self._stages.sample(noise, start, stop).cpu() for start, stop in batches]
+            images = [self._stages[0].sample(noise, start, stop).cpu() for start, stop in batches]
             return torch.cat(images).clamp(-1, 1)
 
         return self._batch_sizes.retry_smaller(sampled)
@@ -304,17 +307,10 @@ class MergeSampleScore(StagedObjective):
         return self._batch_norm.values()
 
     @property
-    def _stages(self) -> ImageStages:
-        return self._stages_with(self.sampler)
-
-    def _stages_with(self, sampler: Sampler) -> ImageStages:
-        return ImageStages(sampler, self.scores, self._batch_norm)
-
-    @property
     def _placed_trajectory(self) -> Trajectory:
         """The trajectory, from the first use on merged on the model's device if that can merge.
 
-        Not when the objective is built: an export that only merges needs no copy on the device.
+        It is not placed when the objective is built, since an export that only merges needs no copy on the device.
         """
         if not self._is_placed:
             self.trajectory = self.trajectory.on(self.device)
@@ -342,7 +338,7 @@ class MergeSampleScore(StagedObjective):
         What was saved keeps the statistics of batch normalization that it was saved with.
         """
         self._close_gradient_pass()
-        self._stages.load(weights, as_saved=is_saved(coefficients))
+        self._stages[0].load(weights, as_saved=is_saved(coefficients))
 
     def _sample(
         self,
@@ -351,43 +347,38 @@ class MergeSampleScore(StagedObjective):
         last: int,
         watch: Stopwatch,
     ) -> ImageMetrics:
-        """The metrics of the images ``[first, last)``."""
+        """The metrics of the images ``[first, last)``; for a gradient, :meth:`vjp` gets the graph of the last batch."""
         metrics = self._metrics(candidate)
-        self._add_images(metrics, candidate, first, last, watch)
-        return metrics
-
-    def _first_gradient_pass(
-        self,
-        candidate: Candidate,
-        first: int,
-        last: int,
-        watch: Stopwatch,
-    ) -> ImageMetrics:
-        """The metrics of the images ``[first, last)``, with the features that the gradient needs.
-
-        The last batch has a graph, which is kept: :meth:`vjp` begins with it, and need not sample it again.
-        """
-        metrics = self._metrics(candidate)
-        start_of_last = self._batch_sizes.start_of_last(first, last)
-        self._add_images(metrics, candidate, first, start_of_last, watch)
-        self._gradient_pass = GradientPass(self._stages, self._placed_trajectory, candidate, first, last)
-        try:
-            self._gradient_pass.sample_last_batch(metrics, start_of_last, watch)
-        except BaseException:  # the graph holds memory, which another try with smaller batches needs
-            self._close_gradient_pass()
-            raise
+        stages = self._stages[candidate.sampler]
+        end_without_graph = last
+        if candidate.gradient:
+            end_without_graph = self._batch_sizes.start_of_last(first, last)
+        for start, stop in self._batch_sizes.batches(first, end_without_graph):
+            stop_if_told()
+            with watch.timing("sample"):
+                images = stages.sample(candidate.noise, start, stop)
+            with watch.timing("features"):
+                stages.add_features(metrics, images, candidate.noise, start)
+        if candidate.gradient:
+            self._gradient_pass = GradientPass(stages, self._placed_trajectory, candidate, first, last)
+            try:
+                self._gradient_pass.sample_last_batch(metrics, end_without_graph, watch)
+            except BaseException:  # the graph holds memory, which another try with smaller batches needs
+                self._close_gradient_pass()
+                raise
         return metrics
 
     def _second_gradient_pass(
         self, candidate: Candidate, first: int, last: int, back: FeatureGradients
     ) -> tuple[Coefficients, Cost]:
-        """The contribution of the images ``[first, last)`` to the gradient, and its cost."""
+        """As :meth:`vjp`. Where :meth:`sample` left no graph of these images, their weights are merged again."""
         watch = Stopwatch()
         gradient_pass = self._gradient_pass
         if gradient_pass is None or not gradient_pass.is_of(candidate, first, last):
             with watch.timing("merge"):
                 self._load(self._placed_trajectory.merge(candidate.coefficients), candidate.coefficients)
-            gradient_pass = GradientPass(self._stages, self._placed_trajectory, candidate, first, last)
+            stages = self._stages[candidate.sampler]
+            gradient_pass = GradientPass(stages, self._placed_trajectory, candidate, first, last)
             self._gradient_pass = gradient_pass
         try:
             return gradient_pass.product(back, self._batch_sizes, watch)
@@ -398,24 +389,6 @@ class MergeSampleScore(StagedObjective):
         if self._gradient_pass is not None:
             self._gradient_pass.close()
             self._gradient_pass = None
-
-    def _add_images(
-        self,
-        metrics: ImageMetrics,
-        candidate: Candidate,
-        first: int,
-        last: int,
-        watch: Stopwatch,
-    ) -> None:
-        """Sample the images ``[first, last)`` without a graph, and add them to ``metrics``."""
-        noise = candidate.noise
-        stages = self._stages_with(self._samplers[candidate.sampler])
-        for start, stop in self._batch_sizes.batches(first, last):
-            stop_if_told()
-            with watch.timing("sample"):
-                images = stages.sample(noise, start, stop)
-            with watch.timing("features"):
-                stages.add_features(metrics, images, noise, start)
 
 
 def _real_images_per_dimension(scores: MetricSuite) -> float | None:
