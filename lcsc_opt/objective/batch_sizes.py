@@ -37,14 +37,14 @@ class BatchSizes:
     Args:
         size: images in a batch without a graph. ``auto`` follows the memory of a device (:class:`Batches`) and begins
             with :data:`DEFAULT_BATCH` on the CPU; it is halved whenever memory runs out.
-        with_graph: images in a batch with a graph; ``None`` uses ``size``. An automatic one follows the memory of a
-            device, too, and is a quarter of ``size`` on the CPU.
+        with_graph: images in a batch with a graph; ``None`` uses ``size``. Where that is automatic, it follows the
+            memory of a device, too, and is a quarter of the size without a graph on the CPU.
         images: how many an evaluation samples; an automatic batch is not larger.
         device: where the network is.
 
     Attributes:
         automatic: whether sizes are halved when memory runs out.
-        usual: images in a batch without a graph, as far as is known before the first one.
+        usual: images in a batch without a graph, as assumed before a device's memory is measured.
     """
 
     def __init__(self, size: Size, *, with_graph: int | None, images: int, device: torch.device = CPU) -> None:
@@ -81,11 +81,14 @@ class BatchSizes:
 
     def batches_with_graph(self, first: int, last: int) -> Iterator[Range]:
         """``[first, last)`` in batches with a graph."""
-        self._graph.size = self.with_graph
+        self._graph.size = self.with_graph  # which the size without a graph may have bounded meanwhile
         return self._graph.ranges(first, last)
 
     def start_of_last(self, first: int, last: int) -> int:
-        """The first image of the last batch of ``[first, last)``, if that one has a graph and the others have none."""
+        """The first image of the last batch of ``[first, last)``, if that one has a graph and the others have none.
+
+        Unless a graph needs smaller batches, the images are divided as without a gradient, so their bits are the same.
+        """
         images_in_last = (last - first - 1) % self.without_graph + 1
         return last - min(images_in_last, self.with_graph)
 

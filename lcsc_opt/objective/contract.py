@@ -203,7 +203,7 @@ class Objective(abc.ABC):
             StudySpecError: the objective merges no weights, or the rule does not fit them.
         """
         if self.trajectory is not None:
-            # an objective may be a frozen dataclass
+            # not an assignment: an objective may be a frozen dataclass
             object.__setattr__(self, "trajectory", self.trajectory.in_rows(rule))
         elif rule is not None:
             raise StudySpecError("space.rows: this objective merges no weights; leave the key out")
@@ -284,7 +284,7 @@ class StagedObjective(Objective):
         if candidate.gradient:
             product, gradient_cost = self.vjp(candidate, 0, count, back)
             cost += gradient_cost
-        cost = dataclasses.replace(cost, seconds=time.perf_counter() - start)
+        cost = dataclasses.replace(cost, seconds=time.perf_counter() - start)  # also of what no stage has measured
         return dataclasses.replace(evaluation, cost=cost, gradient=product)
 
 
@@ -374,6 +374,7 @@ class CoefficientFunction(Objective):
         return {"held_out": self._held_out_name}
 
     def _held_out_function(self, candidate: Candidate) -> Callable[[Coefficients], float]:
+        """``held_out``. Its data are fixed, so under further seeds of held-out noise it would say the same again."""
         if self._held_out is None:
             raise ObjectiveError(f"nothing is held out: {self.why_nothing_held_out()}")
         if candidate.noise.seed != HELD_OUT.seed:
@@ -381,6 +382,7 @@ class CoefficientFunction(Objective):
         return self._held_out
 
     def _gradient_at(self, coefficients: Coefficients) -> Coefficients:
+        """What ``gradient`` returns, as float64 of the shape of the coefficients; raises as :meth:`evaluate`."""
         if self._gradient is None:
             raise ObjectiveError(f"a gradient was asked for, and {self.why_no_gradient()}")
         returned = self._gradient(coefficients.copy())

@@ -45,7 +45,7 @@ def load_objective(
         spec: the file and its settings.
         study_folder: the study file's folder.
         checkpoints: the ones that the study began with, to find them again; ``None`` for a new study.
-        rows: how layers are divided into groups with coefficients of their own.
+        rows: how layers are divided into groups with coefficients of their own; ``None`` for one row of all layers.
         functions: those that the caller handed over, by their names in the settings.
         files: the folder beside the database.
         layout: of the network's weights.

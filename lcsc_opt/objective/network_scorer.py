@@ -19,14 +19,14 @@ from lcsc_opt.base.records import HELD_OUT, SEARCH, SELECTION, Noise
 from lcsc_opt.objective.contract import stop_if_told
 from lcsc_opt.objective.gradient import WeightGradient
 from lcsc_opt.objective.model_files import MODEL_FILES
-from lcsc_opt.objective.scorer import Draw, Floats, Scored, outcomes
+from lcsc_opt.objective.scorer import Draw, Floats, Scored, named_entries, outcomes
 from lcsc_opt.sampling.batch_norm import BatchNormStatistics
 from lcsc_opt.sampling.network import NetworkSettings, PreparedNetwork
 
 FEWEST_OUTCOMES = 10  # of each half of what ``held_out`` returns
 TRIAL_SIZE = 16  # items of the call that shows whether a score has a gradient
 _LIFTS = {"fp16": (16, 12, 8, 4, 0)}  # for WeightGradient.add; other dtypes hold small gradients as they are
-_NO_METRIC = ("<lambda>", "loss")  # names of functions; "loss" is what the search minimizes
+_NO_METRIC = ("<lambda>", "loss")  # names of functions that name no metric: "loss" is what the search minimizes
 
 
 class NetworkScorer:
@@ -51,6 +51,12 @@ class NetworkScorer:
         held_out_name: the name of ``held_out``.
         model_files: of a network that a folder's files describe: their names with their digests.
         repeats: how often the function is called for a score, which is the mean of what it returns.
+
+    Attributes:
+        device: where the network is.
+        takes_draw: whether ``function`` measures on the data of a :class:`Draw`.
+        has_data_of_reports: whether reports are measured on other data than searches.
+        batch_norm: estimates the statistics of batch normalization; ``None`` if they are merged.
     """
 
     def __init__(
@@ -130,6 +136,7 @@ class NetworkScorer:
     @torch.inference_mode(mode=False)
     @torch.no_grad()
     def _metrics(self, draw: Draw) -> Scored:
+        """What the function returns, as metrics, without a gradient."""
         with self._network.arithmetic():
             returned = self._call(draw)
             if isinstance(returned, Iterator):
@@ -139,25 +146,26 @@ class NetworkScorer:
                     batches.append(outcomes(self._metric, batch))
                 returned = _joined(batches)
             stop_if_told()
-        if self._divides(draw):
-            return self._part(returned, draw)
+        if self._halves_held_out(draw):
+            return self._half(returned, draw)
         return Scored.of(returned, self._metric)
 
-    def _divides(self, draw: Draw) -> bool:
-        """Whether the outcomes of ``held_out`` are divided among the choice of the answer and its report."""
-        has_held_out = self._held_out is not None and not takes_draw(self._held_out)
-        return has_held_out and draw.group in (SELECTION.group, HELD_OUT.group)
+    def _halves_held_out(self, draw: Draw) -> bool:
+        """Whether the outcomes of ``held_out`` are divided among the choice of the answer and its report.
 
-    def _part(self, returned: Any, draw: Draw) -> Scored:
+        One that takes a draw need not be: its data are for the report, and other draws of the score choose.
+        """
+        if self._held_out is None or takes_draw(self._held_out):
+            return False
+        return draw.group in (SELECTION.group, HELD_OUT.group)
+
+    def _half(self, returned: Any, draw: Draw) -> Scored:
         """Every other outcome of ``held_out``: one half is for the choice of the answer, the other for its report.
 
         Too few outcomes, or numbers, are not divided: the report has them all, and the search's data choose.
         """
-        entries: Mapping[Any, Any] = {self._metric: returned}
-        if isinstance(returned, Mapping) and returned:
-            entries = returned
+        entries = named_entries(returned, self._metric)
         columns = {entry: outcomes(str(entry), value) for entry, value in entries.items()}
-        first = 0 if draw.group == SELECTION.group else 1
         if min(map(len, columns.values())) < 2 * FEWEST_OUTCOMES:
             if draw.group == SELECTION.group:
                 notice(
@@ -166,11 +174,13 @@ class NetworkScorer:
                 )
                 return self._metrics(Draw.of(SEARCH, draw.size))
             return Scored.of(returned, self._metric)
+        first = 0 if draw.group == SELECTION.group else 1
         return Scored.of({entry: values[first::2] for entry, values in columns.items()}, self._metric)
 
     @torch.inference_mode(mode=False)  # whatever mode the caller is in
     @torch.enable_grad()
     def _metrics_and_gradient(self, draw: Draw, varying: Collection[str]) -> tuple[Scored, Mapping[str, Tensor]]:
+        """As :meth:`measure`, with the weights that are in the network. One batch has a graph at a time."""
         weights = self._network.weights.differentiable(varying)
         with contextlib.closing(WeightGradient(weights)) as total, self._network.arithmetic():
             returned = self._call(draw)
@@ -240,8 +250,9 @@ class NetworkScorer:
         return {"held_out": self._held_out_name}
 
     def _call(self, draw: Draw) -> Any:
+        """What the function for this draw returns: ``held_out`` or the score, perhaps several times."""
         function = self._function
-        if self._held_out is not None and (draw.group == HELD_OUT.group or self._divides(draw)):
+        if self._held_out is not None and (draw.group == HELD_OUT.group or self._halves_held_out(draw)):
             function = self._held_out
         draws = {"draw": draw} if takes_draw(function) else {}
         if self.repeats == 1:
@@ -249,9 +260,10 @@ class NetworkScorer:
         return self._repeated(lambda: function(self._network.module, **draws))
 
     def _repeated(self, score: Callable[[], Any]) -> Any:
-        """What a random score returns, one call after the other: means of each call are its single outcomes.
+        """What a random score returns, one call after the other: the mean of each call is one outcome.
 
         Without names of metrics it is a generator, so that the graph of a call is used and freed before the next call.
+        With names, only the first metric, which is the score, keeps its graphs.
         """
         first = score()
         if isinstance(first, Mapping):
@@ -295,6 +307,7 @@ def _scores_in(returned: Any) -> Iterator[Any]:
 
 
 def _joined(batches: list[Floats]) -> Floats:
+    """All outcomes that a generator yielded, ``[n]``. Raises ObjectiveError if there are none."""
     if not batches:
         raise ObjectiveError("score: the generator yielded nothing; expected outcomes, batch by batch")
     return np.concatenate(batches)

@@ -35,7 +35,6 @@ class ObjectiveLoader:
         context: where its files are looked for, and the functions that the caller handed over.
 
     Attributes:
-        context: the same.
         made_at: when a run has begun, by ``time.perf_counter()``, for the estimate of how long all of it takes.
     """
 
@@ -95,7 +94,7 @@ def say_found(spec: ObjectiveSpec, context: BuildContext) -> bool:
 
 
 def code_now(spec: ObjectiveSpec, directory: Path | None) -> Mapping[str, str]:
-    """Name → digest of the code that an objective's settings name; empty if it cannot be found."""
+    """Name → digest of the code that an objective's settings name; empty if its file cannot be found."""
     make_importable(directory)
     try:
         path = find("objectives", spec.file, study_folder=directory)
@@ -132,6 +131,8 @@ def known_checkpoints(
     spec: ObjectiveSpec, directory: Path | None, stored: Attributes | None
 ) -> KnownCheckpoints | None:
     """The checkpoints that an experiment began with; ``None`` if it is new, or chooses others now.
+
+    Another path alone chooses no others: it is where the same ones are now.
 
     Args:
         spec: the objective of the study file.

@@ -69,12 +69,9 @@ class Scored(NamedTuple):
             ObjectiveError: a value is neither a number nor outcomes.
             MetricError: a value is not finite.
         """
-        entries: Mapping[Any, Any] = {name: returned}
-        if isinstance(returned, Mapping) and returned:
-            entries = returned
         metrics: dict[str, float] = {}
         without_groups: dict[str, list[float]] = {}
-        for entry, value in entries.items():
+        for entry, value in named_entries(returned, name).items():
             # "loss" is reserved for what the search minimizes
             key = f"{name}.loss" if entry == "loss" else str(entry)
             values = outcomes(key, value)
@@ -90,8 +87,18 @@ class Scored(NamedTuple):
         return cls(metrics, without_groups)
 
 
+def named_entries(returned: Any, name: str) -> Mapping[Any, Any]:
+    """What a score returned, by the names that it gave; without names it is one entry, called ``name``.
+
+    An empty mapping is an entry, too, which :func:`outcomes` refuses.
+    """
+    if isinstance(returned, Mapping) and returned:
+        return returned
+    return {name: returned}
+
+
 def outcomes(name: str, value: Any) -> Floats:
-    """A number or single outcomes, as ``[n]`` float64 with n ≥ 1.
+    """A number or single outcomes, as ``[n]`` float64 with n ≥ 1. ``name`` is for error messages.
 
     Raises:
         ObjectiveError: ``value`` is neither.
@@ -106,7 +113,7 @@ def outcomes(name: str, value: Any) -> Floats:
     if isinstance(value, list):
         value = [one.detach().cpu().double().numpy() if isinstance(one, Tensor) else one for one in value]
     if isinstance(value, np.ma.MaskedArray) and value.ndim == 1:
-        value = value.compressed()  # numpy would count what is masked out, too
+        value = value.compressed()  # asarray below would count what is masked out, too
     try:
         array = np.asarray(value)
     except ValueError:  # lists of different lengths
