@@ -17,7 +17,7 @@ from lcsc_opt.base.errors import ObjectiveError
 from lcsc_opt.base.imports import import_extra
 from lcsc_opt.checkpoints.lora import ADAPTER_CONFIG, lora_flavour
 from lcsc_opt.checkpoints.weights import difference
-from lcsc_opt.objective.model_files import PROCESSING_FILES
+from lcsc_opt.objective.model_files import processing_files
 
 CONFIG = "config.json"
 _DTYPES = ("dtype", "torch_dtype")  # of transformers 5, and of those before it
@@ -102,10 +102,8 @@ class ModelConfig:
         (folder / self.library.file).write_text(f"{text}\n", encoding="utf-8")
         if self.folder is None:
             return
-        for pattern in PROCESSING_FILES:
-            for file in self.folder.glob(pattern):
-                if file.is_file():
-                    shutil.copyfile(file, folder / file.name)
+        for file in processing_files(self.folder):
+            shutil.copyfile(file, folder / file.name)
 
     def check_fits(self, weights: Mapping[str, Tensor]) -> None:
         """Refuse weights that do not fit the model: a library would fill gaps with random numbers.

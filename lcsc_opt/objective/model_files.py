@@ -9,7 +9,7 @@ from pathlib import Path
 from lcsc_opt.sampling.diffusers_folder import find_model_config
 
 MODEL_FILES = "model_files"  # in the description of an objective: name of a file → its digest
-PROCESSING_FILES = (  # of transformers: tokenizers, chat templates, processors of images, how to generate
+_PROCESSING_FILES = (  # of transformers: tokenizers, chat templates, processors of images, how to generate
     "tokenizer*",
     "special_tokens_map.json",
     "added_tokens.json",
@@ -30,10 +30,12 @@ def network_files(folder: Path) -> list[Path]:
         ObjectiveError: the folder has no ``config.json``.
     """
     config = find_model_config(folder)
-    files = [config]
-    for pattern in PROCESSING_FILES:
-        files += [path for path in config.parent.glob(pattern) if path.is_file()]
-    return files
+    return [config, *processing_files(config.parent)]
+
+
+def processing_files(folder: Path) -> list[Path]:
+    """The files of a folder that say how text and images are prepared for its model, and how the model generates."""
+    return [path for pattern in _PROCESSING_FILES for path in folder.glob(pattern) if path.is_file()]
 
 
 def digests(files: Iterable[Path]) -> dict[str, str]:
