@@ -14,7 +14,6 @@ from torch import Tensor, nn
 
 from lcsc_opt.base.records import SEARCH
 from lcsc_opt.sampling import (
-    SCHEDULERS,
     ClassLabels,
     ConsistencyFunction,
     DecoderSettings,
@@ -30,6 +29,7 @@ from lcsc_opt.sampling import (
     build_scheduler,
 )
 from lcsc_opt.sampling.base import ModuleWeights
+from lcsc_opt.sampling.diffusers_sampler import SCHEDULERS
 from tests.sampling.consistency_sampler import ConsistencySampler
 
 SHAPE = (1, 4, 4)

@@ -21,8 +21,8 @@ from lcsc_opt.sampling import (
     LatentDecoder,
     NetworkSettings,
     build_scheduler,
-    load_autoencoder,
 )
+from lcsc_opt.sampling.latents import load_autoencoder
 
 SHAPE = (2, 4, 4)
 

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from lcsc_opt.base.errors import ObjectiveError
-from lcsc_opt.sampling import NetworkSettings, PreparedNetwork, load_weights
-from lcsc_opt.sampling.network import unshared
+from lcsc_opt.sampling import NetworkSettings, load_weights
+from lcsc_opt.sampling.network import PreparedNetwork, unshared
 
 IMAGES = torch.randn(3, 1, 8, 8, generator=torch.Generator().manual_seed(0))
 
