@@ -60,7 +60,7 @@ class CheckpointsAlone(Objective):
 
         Args:
             experiment: its attributes.
-            rows: in which they are merged.
+            rows: how layers are divided into groups with coefficients of their own; ``None`` for one row of all.
             files: the folder beside the database.
 
         Returns:
@@ -71,7 +71,7 @@ class CheckpointsAlone(Objective):
             TrajectoryError: the checkpoints are gone, or are others.
         """
         context = _context(experiment, files)
-        if context is None or context.checkpoints is None:
+        if context.checkpoints is None:
             return None
         spec = ObjectiveSpec(**experiment["objective"])
         settings = _checkpoint_settings(spec.settings)
@@ -85,7 +85,7 @@ class CheckpointsAlone(Objective):
         has_statistics = any(name.endswith("running_var") for name in trajectory.varying)
         if has_statistics and not _merges_statistics(spec, context):
             return None
-        names = experiment["problem"]["decides"]["objective"].get("names")
+        names = experiment["problem"]["decides"]["objective"].get("names")  # as the network renamed the files' tensors
         alone = cls(trajectory.renamed(Renaming(*names)) if names else trajectory)
         if rows is not None:
             alone.merge_in_rows(rows)
@@ -93,9 +93,9 @@ class CheckpointsAlone(Objective):
 
 
 def checkpoints_written_again(experiment: Attributes, files: Path) -> bool:
-    """Whether the files of an experiment's checkpoints are others by now, by their sizes and times."""
+    """Whether the files of an experiment's checkpoints are others by now, by their sizes and times; none is read."""
     context = _context(experiment, files)
-    if context is None or context.checkpoints is None:
+    if context.checkpoints is None:
         return False
     settings = _checkpoint_settings(experiment["objective"]["settings"])
     if settings is None:
@@ -103,14 +103,14 @@ def checkpoints_written_again(experiment: Attributes, files: Path) -> bool:
     return changes_at(settings.pack_request(context), context.checkpoints).written_again
 
 
-def _context(experiment: Attributes, files: Path) -> BuildContext | None:
-    """Where an experiment's checkpoints are looked for; ``None`` for one without."""
-    if not experiment["checkpoints"]:
-        return None
+def _context(experiment: Attributes, files: Path) -> BuildContext:
+    """Where an experiment's checkpoints are looked for, and which these are, if its objective merges any."""
     directory = None
     if experiment["directory"] is not None:
         directory = Path(experiment["directory"])
-    checkpoints = KnownCheckpoints(experiment["checkpoints"], tuple(experiment["steps"]))
+    checkpoints = None
+    if experiment["checkpoints"]:
+        checkpoints = KnownCheckpoints(experiment["checkpoints"], tuple(experiment["steps"]))
     return BuildContext(directory, checkpoints, files=files, places=experiment["places"])
 
 

@@ -61,15 +61,10 @@ class WeightGradient:
         leaves = tuple(self._leaves.values())
         for lift in lifts:
             is_last = lift == lifts[-1]
+            scaled = gradient * 2.0 ** (lift - exponent)
             gradients = cast(
                 "Sequence[Tensor | None]",
-                torch.autograd.grad(
-                    outputs,
-                    leaves,
-                    gradient * 2.0 ** (lift - exponent),
-                    allow_unused=True,
-                    retain_graph=not is_last,
-                ),
+                torch.autograd.grad(outputs, leaves, scaled, allow_unused=True, retain_graph=not is_last),
             )
             if is_last or all(part is None or bool(torch.isfinite(part).all()) for part in gradients):
                 break

@@ -139,7 +139,7 @@ def known_checkpoints(
         directory: of the study file.
         stored: the attributes of the stored experiment; ``None`` of a new one.
     """
-    if stored is None or not stored.get("checkpoints") or stored["objective"]["file"] != spec.file:
+    if stored is None or not stored["checkpoints"] or stored["objective"]["file"] != spec.file:
         return None
     before = stored["objective"]["settings"]
     now = spec.settings
@@ -157,7 +157,7 @@ def moved(directory: Path | None, stored: Attributes) -> list[str]:
     """
     context = BuildContext(directory)
     moved_texts = []
-    for text, place in (stored.get("places") or {}).items():
+    for text, place in stored["places"].items():
         now = context.path(text)
         if str(now) != place and (now.exists() or glob.glob(str(now), recursive=True)):  # noqa: PTH207 - a glob
             moved_texts.append(text)
