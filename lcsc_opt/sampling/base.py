@@ -103,8 +103,8 @@ def recomputed(
     """
     if not torch.is_grad_enabled():
         return function(*arguments, **keywords)
-    again: Any = checkpoint
-    result = again(function, *arguments, use_reentrant=False, preserve_rng_state=False, **keywords)
+    untyped_checkpoint: Any = checkpoint
+    result = untyped_checkpoint(function, *arguments, use_reentrant=False, preserve_rng_state=False, **keywords)
     return cast("Result", result)
 
 
@@ -189,9 +189,13 @@ class ModuleWeights:
         All other tensors require no gradient meanwhile, so none is computed for them. Afterwards every tensor's
         ``requires_grad`` is as before.
         """
-        state = self._merged_tensors(names)
-        last_name = {id(tensor): name for name, tensor in state.items()}
-        leaves = {name: tensor for name, tensor in state.items() if last_name[id(tensor)] == name}
+        merged = {
+            name: tensor
+            for name, tensor in self.state.items()
+            if name in names and isinstance(tensor, Tensor) and tensor.is_floating_point()
+        }
+        last_name = {id(tensor): name for name, tensor in merged.items()}
+        leaves = {name: tensor for name, tensor in merged.items() if last_name[id(tensor)] == name}
         before = [(tensor, tensor.requires_grad) for tensor in self._all_tensors()]
         try:
             for tensor, required_grad in before:
@@ -203,17 +207,9 @@ class ModuleWeights:
             for tensor, required_grad in before:
                 tensor.requires_grad_(required_grad)
 
-    def _merged_tensors(self, names: Collection[str]) -> dict[str, Tensor]:
-        """Name → floating-point tensor, for those of ``names`` that are in the network or its LoRA."""
-        return {
-            name: tensor
-            for name, tensor in self.state.items()
-            if name in names and isinstance(tensor, Tensor) and tensor.is_floating_point()
-        }
-
     @property
     def state(self) -> Mapping[str, Any]:
-        """Name → parameter or buffer, of all that merged weights are copied into."""
+        """Name → parameter or buffer, of all that merged weights are copied into; a module may add further state."""
         if self._lora is None:
             return self.trained.state_dict(keep_vars=True)
         return self._lora

@@ -52,7 +52,7 @@ class EdmDenoiser(nn.Module):
 
     @property
     def calls(self) -> int:
-        """How many networks are called for one D."""
+        """How many networks are called for one D: with a guide, both."""
         if self.guide is None:
             return 1
         return 2
@@ -95,7 +95,7 @@ class HeunSchedule:
 
     def levels(self) -> list[float]:
         """``[steps + 1]`` noise levels, decreasing to zero."""
-        if self.steps == 1:  # where Eq. 5 would begin at sigma_min
+        if self.steps == 1:  # where noise_levels would give sigma_min alone
             return [self.sigma_max, 0.0]
         rising = noise_levels(self.steps, sigma_min=self.sigma_min, sigma_max=self.sigma_max, rho=self.rho)
         return [*rising.flip(0).tolist(), 0.0]
@@ -147,7 +147,7 @@ class HeunSampler(NetworkSampler):
         levels = [*(self._denoiser.rounded(sigma) for sigma in positive), zero]
         x = levels[0] * z.to(self._network.device).to(self._dtype)
         for sigma, lower in itertools.pairwise(levels):
-            derivative = self._derivative(x, sigma, labels, recompute=lower > 0)
+            derivative = self._derivative(x, sigma, labels, recompute=lower > 0)  # the last call is not worth it
             euler = x + (lower - sigma) * derivative
             if lower == 0:  # the last step is Euler's
                 x = euler
@@ -173,11 +173,8 @@ class HeunSampler(NetworkSampler):
         *,
         recompute: bool,
     ) -> Tensor:
-        """dx/dsigma."""
+        """dx/dsigma at one noise level, from one call of the denoiser; ``recompute`` as of :class:`PreparedNetwork`."""
         dtype = self._network.dtype
         level = torch.full((len(x),), sigma, device=x.device, dtype=dtype)
-        if labels is None:
-            denoised = self._network(x.to(dtype), level, recompute=recompute)
-        else:
-            denoised = self._network(x.to(dtype), level, labels, recompute=recompute)
+        denoised = self._network(x.to(dtype), level, labels, recompute=recompute)
         return (x - denoised.to(self._dtype)) / sigma

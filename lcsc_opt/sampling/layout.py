@@ -10,7 +10,7 @@ import contextlib
 import dataclasses
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -24,9 +24,9 @@ from lcsc_opt.sampling.base import DifferentiableSampler, Sampler, network_outpu
 
 _FORMATS = {CONTIGUOUS: torch.contiguous_format, CHANNELS_LAST: torch.channels_last}
 SECONDS_TO_SHORTEN = 0.3  # of a trial: another layout of a shorter one is worth no measurement
-_SECONDS_OF_A_TURN = 0.1
+_SECONDS_OF_A_TURN = 0.1  # a turn calls the networks in one layout; longer ones would tell no more
 _MOST_IMAGES = 32  # of a turn
-_ROUNDS = 10
+_ROUNDS = 10  # of a turn in each layout, after a first round that does not count
 _MOST_SECONDS = 1.5  # no new round begins after that
 _WORTH = 0.95  # of the time; what gains less stays contiguous
 _SAME_OUTPUTS = 0.01  # of their size: in another layout they differ in their last bits
@@ -68,7 +68,7 @@ def fastest_layout(sampler: Sampler, *, trial_images: int, gradient: bool) -> tu
     calls = _calls(sampler)
     if not calls:
         return CONTIGUOUS, 1.0
-    _turn(sampler, calls, gradient)  # the first pass back takes longer
+    _turn(sampler, calls, gradient)  # not counted: the first pass back takes longer
     _, seconds = _turn(sampler, calls, gradient)
     if seconds * trial_images < SECONDS_TO_SHORTEN:
         return CONTIGUOUS, 1.0
@@ -78,7 +78,7 @@ def fastest_layout(sampler: Sampler, *, trial_images: int, gradient: bool) -> tu
         count = min(_MOST_IMAGES, trial_images)
     calls = [call.for_images(count) for call in calls]
     layouts = [*_FORMATS]
-    fewest_turns = 2 * len(layouts)
+    fewest_turns = 2 * len(layouts)  # two rounds
     if fewest_turns * len(calls) * count * seconds_of_a_call > _MOST_SECONDS:
         notice("timing in which layout the network's weights are faster")
     shortest = dict.fromkeys(layouts, math.inf)
@@ -93,12 +93,13 @@ def fastest_layout(sampler: Sampler, *, trial_images: int, gradient: bool) -> tu
                 outputs[layout], seconds = _turn(sampler, calls, gradient)
                 if number > 0:  # the first turn in a layout takes longer
                     shortest[layout] = min(shortest[layout], seconds)
-            layouts.reverse()
+            layouts.reverse()  # so that none always comes right after the other
     finally:
         lay_out([sampler], CONTIGUOUS)
     fastest = min(shortest, key=shortest.__getitem__)
     relative = shortest[fastest] / shortest[CONTIGUOUS]
     differs = float((outputs[fastest] - outputs[CONTIGUOUS]).norm())
+    # "not <=" also where outputs are NaN
     if relative >= _WORTH or not differs <= _SAME_OUTPUTS * float(outputs[CONTIGUOUS].norm()):
         return CONTIGUOUS, 1.0
     return fastest, relative
@@ -166,7 +167,10 @@ def _calls(sampler: Sampler) -> list[_NetworkCall]:
 
 
 def _turn(sampler: Sampler, calls: Sequence[_NetworkCall], gradient: bool) -> tuple[Tensor, float]:
-    """What the networks give, on the CPU, and the seconds that all calls of theirs take, with the gradient."""
+    """What the networks give, in one row on the CPU; and the seconds that all calls for these images would take.
+
+    Each call is made once, and counts as often as a sampler makes it. With ``gradient``, the way back is timed, too.
+    """
     outputs = []
     seconds = 0.0
     for call in calls:
@@ -175,18 +179,11 @@ def _turn(sampler: Sampler, calls: Sequence[_NetworkCall], gradient: bool) -> tu
             with torch.no_grad():
                 output, _ = call()
         else:
-            with _graph(sampler) as leaves:
+            assert isinstance(sampler, DifferentiableSampler)  # else no optimizer follows a gradient
+            weights = sampler.weights
+            with torch.inference_mode(mode=False), torch.enable_grad(), weights.differentiable(weights.state) as leaves:
                 output, inputs = call()
-                torch.autograd.grad(output.square().mean(), [*leaves, *inputs], allow_unused=True)
+                torch.autograd.grad(output.square().mean(), [*leaves.values(), *inputs], allow_unused=True)
         outputs.append(output.detach().cpu().flatten())  # which waits for a device
         seconds += call.times * (time.perf_counter() - start)
     return torch.cat(outputs), seconds
-
-
-@contextlib.contextmanager
-def _graph(sampler: Sampler) -> Iterator[list[Tensor]]:
-    """While this is open, outputs have a graph back to the weights that it yields."""
-    assert isinstance(sampler, DifferentiableSampler)  # else no optimizer follows a gradient
-    weights = sampler.weights
-    with torch.inference_mode(mode=False), torch.enable_grad(), weights.differentiable(weights.state) as leaves:
-        yield list(leaves.values())

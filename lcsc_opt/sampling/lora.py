@@ -93,8 +93,8 @@ class LoraAdapter:
                 layer.scaling[ADAPTER] = scales[name]
 
     def _create(self, factors: Mapping[str, Tensor]) -> dict[str, tuple[Any, nn.Parameter]]:
-        """Let the pipeline load the factors as it loads a file; give the layer and the parameter of each."""
-        copies: dict[str, Tensor] = {}  # since tensors of the right dtype would become the parameters
+        """Let the pipeline load the factors as it loads a file; give PEFT's layer and the parameter of each."""
+        copies: dict[str, Tensor] = {}  # since tensors of the right dtype would become the parameters themselves
         dtypes: dict[str, torch.dtype] = {}  # of components; to ask one for it goes through all its modules
         for name, factor in factors.items():
             component = name.partition(".")[0]
@@ -118,9 +118,9 @@ class LoraAdapter:
         return component
 
     def _place(self, name: str) -> tuple[Any, nn.Parameter]:
-        """PEFT's layer of a factor, and the parameter in it."""
+        """PEFT's layer of the factor of this name in diffusers, and the parameter in it."""
         component = self._component_of(name)
-        suffix = next((suffix for suffix in _PEFT_PARAMETERS if name.endswith(suffix)), "")
+        suffix = next(suffix for suffix in _PEFT_PARAMETERS if name.endswith(suffix))
         path = name.removesuffix(suffix).partition(".")[2]
         for layer_path in (path, path.removeprefix("text_model.")):  # transformers 5 dropped text_model
             try:
@@ -183,7 +183,7 @@ def to_diffusers(
 
 
 def _diffusers_names(names: Iterable[str], *, component: str, unet_config: Any) -> dict[str, tuple[LoraModule, str]]:
-    """A factor's name in diffusers → its module, and its name in the checkpoint."""
+    """A factor's name in diffusers → its module, and the factor's name in the checkpoint; as :func:`to_diffusers`."""
     modules = lora_modules(names)
     if lora_flavour(module.down for module in modules) == "kohya":
         places = _kohya_places(modules, unet_config)
@@ -208,6 +208,7 @@ def _diffusers_names(names: Iterable[str], *, component: str, unet_config: Any) 
 
 
 def _unknown_names(module: LoraModule) -> TrajectoryError:
+    """The error for a LoRA whose modules have other names than in diffusers."""
     return TrajectoryError(
         f"{module.down!r} is no name of diffusers: without --as lora the file keeps its names, which load_lora_weights "
         "translates."

@@ -74,9 +74,9 @@ def load_pipeline(name: str, settings: NetworkSettings, *, lora: bool = False) -
             index = loader.load_config(name)
             _check_index(name, index)
             # diffusers loads a folder that was saved without a component, as the third encoder of SD3, only if told so
-            absent = {name for name, entry in index.items() if entry in ([None, None], (None, None))}
-            without = dict.fromkeys(absent.union(UNUSED).intersection(index))
-            pipeline = loader.from_pretrained(name, torch_dtype=DTYPES[settings.dtype], **without)
+            absent = {component for component, entry in index.items() if entry in ([None, None], (None, None))}
+            as_none = dict.fromkeys(absent.union(UNUSED).intersection(index))
+            pipeline = loader.from_pretrained(name, torch_dtype=DTYPES[settings.dtype], **as_none)
     except LcscError:
         raise
     except Exception as error:  # models raise all kinds of errors for wrong settings
@@ -91,7 +91,7 @@ def load_pipeline(name: str, settings: NetworkSettings, *, lora: bool = False) -
 
 
 def _denoiser(pipeline: Any) -> Any:
-    """The U-Net of a pipeline, or its transformer."""
+    """The U-Net of a pipeline, or its transformer: each of :data:`PIPELINES` has one of them."""
     return getattr(pipeline, "unet", None) or pipeline.transformer
 
 
@@ -225,6 +225,7 @@ class LatentDiffusionSampler:
     def _set_schedule(
         self, steps: int | None, timesteps: Sequence[int] | None, options: Mapping[str, Any] | None
     ) -> None:
+        """Set what depends on the scheduler's steps, and how many network calls an image takes."""
         self._schedule = schedule_arguments(steps, timesteps)
         self._options = {**self._schedule, **(options or {})}
         self.nfe = len(set_timesteps(self.pipeline.scheduler, self._schedule))
@@ -304,7 +305,7 @@ class LatentDiffusionSampler:
         options: dict[str, Any] = {**self._options, "prompt": prompts}
         if self._guided and self._negative_prompt is not None:
             options["negative_prompt"] = [self._negative_prompt] * len(prompts)
-        for name in ("clean_caption", "use_resolution_binning"):  # they change prompts and sizes
+        for name in ("clean_caption", "use_resolution_binning"):  # PixArt's, which would change prompts and sizes
             if self._has_argument(name):
                 options[name] = False
         return options
@@ -341,24 +342,23 @@ class LatentDiffusionSampler:
         return {name: component for name, component in components if isinstance(component, nn.Module)}
 
     def _length(self, name: str, pixels: int | None, axis: int) -> int:
-        """Height or width in pixels; by default that of the images that the model was trained on."""
-        factor = self.pipeline.vae_scale_factor
-        if pixels is None:
-            latents = self.denoiser.config.get("sample_size")
-            if isinstance(latents, (list, tuple)):
-                latents = latents[axis]
-            if not isinstance(latents, int):
-                raise ObjectiveError(f"{name}: the pipeline does not say what size it was trained on; give it")
-            pixels = latents * factor
-        return pixels
+        """Height (``axis`` 0) or width (1) in pixels; by default that of the images that the model was trained on."""
+        if pixels is not None:
+            return pixels
+        latents = self.denoiser.config.get("sample_size")
+        if isinstance(latents, (list, tuple)):
+            latents = latents[axis]
+        if not isinstance(latents, int):
+            raise ObjectiveError(f"{name}: the pipeline does not say what size it was trained on; give it")
+        trained_on: int = latents * self.pipeline.vae_scale_factor
+        return trained_on
 
     @functools.cached_property
     def _fixed_weights_sha256(self) -> str:
-        """SHA-256 of all weights but the merged ones, as they were before any LoRA was loaded."""
+        """SHA-256 of all weights but the merged ones, under the names that they had before a LoRA was loaded."""
         fixed: dict[str, Tensor] = {}
         for component, module in self._modules().items():
-            is_merged = self._lora is None and module is self.denoiser
-            if is_merged:
+            if self._lora is None and module is self.denoiser:  # which is merged
                 continue
             for name, tensor in module.state_dict().items():
                 if ".lora_" not in name:
