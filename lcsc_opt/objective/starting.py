@@ -125,7 +125,7 @@ def _in_words(steps: Sequence[int]) -> str:
 
 
 def _facts(kind: ModelKind, run: _Run) -> tuple[str, Facts]:
-    """The template of a kind, and what the files of a run state."""
+    """The template's name for a kind of models, and what the files of a run state."""
     if kind == "diffusers":
         return _of_diffusers(run)
     if kind == "edm":
@@ -138,21 +138,27 @@ def _facts(kind: ModelKind, run: _Run) -> tuple[str, Facts]:
 
 
 def _of_diffusers(run: _Run) -> tuple[str, Facts]:
-    """The folder of the network, and what its configuration and that of its scheduler say."""
-    folders = []
+    """The template, and what the configurations of the network and of its scheduler say.
+
+    A network that attends to a prompt needs the template of text-to-image pipelines.
+    """
+    facts: Facts
+    models = []
     for place in run.folders:
         with contextlib.suppress(ObjectiveError):
-            folders.append(DiffusersFolder.read(place))
-    folders = sorted(
-        (model for model in folders if "_class_name" in model.model), key=lambda model: model.scheduler is None
-    )
-    if not folders:
+            models.append(DiffusersFolder.read(place))
+    models = [model for model in models if "_class_name" in model.model]
+    if not models:
         return "diffusers", {"sampler": _SAMPLER, "labels": None, "decoder": None}
-    model = folders[0]
+    model = min(models, key=lambda model: model.scheduler is None)  # the first with a scheduler, else the first
     if model.model.get("cross_attention_dim") or model.model.get("joint_attention_dim"):
         component = "transformer" if "Transformer" in str(model.model["_class_name"]) else "unet"
-        return "text_to_image", {"component": component, **_pipeline(run)}
-    facts: Facts = {"model": _as_yaml(str(model.path))}
+        facts = {"component": component}
+        pipeline, _ = _config(run, "model_index.json")
+        if pipeline is not None:
+            facts["pipeline"] = _as_yaml(str(pipeline))
+        return "text_to_image", facts
+    facts = {"model": _as_yaml(str(model.path))}
     if model.scheduler is None:
         facts["sampler"] = _SAMPLER
     with contextlib.suppress(ObjectiveError):
@@ -165,7 +171,10 @@ def _of_diffusers(run: _Run) -> tuple[str, Facts]:
 
 
 def _labels(classes: int | None) -> str | None:
-    """All classes in turn; whether the last one is a class is known to the user alone."""
+    """The setting ``labels``: all classes in turn; ``None`` if the model has none.
+
+    Whether the last one stands for no class, as in guidance, is known to the user alone.
+    """
     if classes is None:
         return None
     last = classes - 1
@@ -179,20 +188,12 @@ _SAMPLER = (
 
 
 def _makes_latents(channels: object) -> bool:
-    """Whether a network has more channels than images have."""
+    """Whether a network has more channels than images have, so that the study file needs a decoder."""
     return isinstance(channels, int) and channels > 3
 
 
-def _pipeline(run: _Run) -> Facts:
-    """The folder of the pipeline, if it is in that of the run."""
-    folder, _ = _config(run, "model_index.json")
-    if folder is None:
-        return {}
-    return {"pipeline": _as_yaml(str(folder))}
-
-
 def _of_edm(last: Path) -> Facts:
-    """The interface of the network in a snapshot."""
+    """What the last checkpoint says of its network, if it is a snapshot of EDM: how its class was called."""
     try:
         interface = read_init_arguments(last)
     except TrajectoryError:  # no snapshot
@@ -244,7 +245,10 @@ def _config(run: _Run, name: str) -> tuple[Path | None, dict[str, Any]]:
 
 
 def _filled(template: str, facts: Facts) -> str:
-    """A template with these values; settings that it lacks are added to those of the objective."""
+    """A template with these values in place of its own; settings that it lacks are added to those of the objective.
+
+    A fact that is ``None`` drops its line.
+    """
     further = dict(facts)
     lines = []
     for line in template.splitlines():

@@ -69,7 +69,7 @@ class WeightScore(Objective):
             Exception: whatever the score raises.
         """
         watch = Stopwatch()
-        draw = Draw.of(candidate.noise, candidate.images or self._size)
+        draw = Draw.of(candidate.noise, candidate.images or self._size)  # items count as images
         with watch.timing("merge"):
             weights = self._merged(candidate.coefficients)
         stop_if_told()
@@ -86,9 +86,9 @@ class WeightScore(Objective):
                 if coefficient_gradient.ndim > candidate.coefficients.ndim:
                     # a trajectory in rows, and coefficients that all rows share
                     coefficient_gradient = coefficient_gradient.sum(axis=0)
-        name, score = next(iter(measured.metrics.items()))
+        name, score = next(iter(measured.metrics.items()))  # the first metric is the score
         without_groups: dict[str, list[float]] = {}
-        if candidate.noise.group in (SELECTION.group, HELD_OUT.group):
+        if candidate.noise.group in (SELECTION.group, HELD_OUT.group):  # which have errors; searches need none
             without_groups |= measured.without_groups
             if name in without_groups:
                 without_groups["loss"] = [self._sign * value for value in without_groups[name]]

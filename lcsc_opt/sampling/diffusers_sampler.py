@@ -36,7 +36,10 @@ SchedulerName = Literal[
     "lcm",
 ]
 
-SCHEDULERS: dict[SchedulerName, tuple[str, dict[str, str]]] = {
+Schedulers = dict[SchedulerName, tuple[str, dict[str, Any]]]
+"""Name → class in diffusers, and the settings of its configuration that the name stands for."""
+
+SCHEDULERS: Schedulers = {
     "ddpm": ("DDPMScheduler", {}),  # Ho et al. 2020
     "ddim": ("DDIMScheduler", {}),  # Song et al. 2021
     "dpm-solver++": ("DPMSolverMultistepScheduler", {"algorithm_type": "dpmsolver++"}),  # Lu et al. 2022
@@ -48,7 +51,7 @@ SCHEDULERS: dict[SchedulerName, tuple[str, dict[str, str]]] = {
     "consistency": ("CMStochasticIterativeScheduler", {}),  # Song et al. 2023, Algorithm 1
     "lcm": ("LCMScheduler", {}),  # Luo et al. 2023, latent consistency models
 }
-"""Name → class in diffusers, and the settings of its configuration that the name stands for."""
+"""Those for a network of which nothing is known but its name in the study file."""
 
 _DPM_SOLVER = "DPMSolverMultistepScheduler"
 _FLOW_SIGMAS = {"use_flow_sigmas": True, "prediction_type": "flow_prediction"}
@@ -69,10 +72,8 @@ _VARIANCE_PRESERVING = (
     "TCD",
     "UniPC",
 )
-_DENOISERS: dict[SchedulerName, tuple[str, dict[str, Any]]] = {
-    name: (class_name, dict(settings)) for name, (class_name, settings) in SCHEDULERS.items() if name != "consistency"
-}
-_FAMILIES: dict[str, dict[SchedulerName, tuple[str, dict[str, Any]]]] = {
+_DENOISERS: Schedulers = {name: scheduler for name, scheduler in SCHEDULERS.items() if name != "consistency"}
+_FAMILIES: dict[str, Schedulers] = {
     **dict.fromkeys(_VARIANCE_PRESERVING, _DENOISERS),
     "FlowMatch": {
         "euler": ("FlowMatchEulerDiscreteScheduler", {}),
@@ -162,12 +163,13 @@ def _in_family(name: SchedulerName, config: Mapping[str, Any]) -> tuple[str, dic
         ObjectiveError: there is none: it would take what the network predicts for something else.
     """
     own_class = str(config.get("_class_name", ""))
-    family = next((start for start in _FAMILIES if own_class.startswith(start)), None)
-    if config.get("use_flow_sigmas") or config.get("prediction_type") == "flow_prediction":
-        family = "FlowMatch"
-    schedulers: dict[SchedulerName, tuple[str, dict[str, Any]]] = dict(SCHEDULERS)
-    if own_class:
-        schedulers = _FAMILIES.get(family or "", {})
+    predicts_flow = config.get("use_flow_sigmas") or config.get("prediction_type") == "flow_prediction"
+    if not own_class:  # a model without a scheduler's configuration: the user knows what it predicts
+        schedulers = SCHEDULERS
+    elif predicts_flow:  # whatever the class, as DPM-Solver's with these settings
+        schedulers = _FAMILIES["FlowMatch"]
+    else:
+        schedulers = next((family for start, family in _FAMILIES.items() if own_class.startswith(start)), {})
     if name not in schedulers:
         raise ObjectiveError(
             f"sampler.name: {name} is not for a network of {own_class}, whose predictions mean something else; "
@@ -175,8 +177,8 @@ def _in_family(name: SchedulerName, config: Mapping[str, Any]) -> tuple[str, dic
         )
     class_name, settings = schedulers[name]
     if "shift" in config and "use_flow_sigmas" in settings:
-        settings = {**settings, "flow_shift": config["shift"]}
-    return class_name, dict(settings)
+        settings = {**settings, "flow_shift": config["shift"]}  # what those other schedulers call it
+    return class_name, settings
 
 
 def _scheduler_class(class_name: str) -> Any:
@@ -279,7 +281,7 @@ class DiffusersSampler(NetworkSampler):
             output = self._predict(scaled, timestep, labels, recompute=not is_last)
             with self._clipping(is_last=is_last):
                 images = self.scheduler.step(output, timestep, images, **options).prev_sample
-        self._timesteps()  # multistep schedulers hold outputs, and with them the graph
+        self._timesteps()  # frees the outputs that multistep schedulers hold, and with them the graph
         return self._decoded(images)
 
     def describe(self) -> dict[str, object]:
@@ -297,9 +299,10 @@ class DiffusersSampler(NetworkSampler):
 
     @contextlib.contextmanager
     def _clipping(self, *, is_last: bool) -> Iterator[None]:
-        """One step of the scheduler, which clips its estimates of the image as it was trained, but not the last one.
+        """While this is open, a scheduler clips its estimates of the image as its configuration says, but not the last.
 
-        That is the image: metrics see by how much it leaves [-1, 1], and clip it themselves. Latents are no image.
+        That one is the image: metrics see by how much it leaves [-1, 1], and clip it themselves. Latents are no images,
+        and the last ones are clipped, too.
         """
         if not is_last or self.decoder is not None:
             yield
@@ -323,7 +326,10 @@ class DiffusersSampler(NetworkSampler):
         *,
         recompute: bool,
     ) -> Tensor:
-        """What the scheduler's ``step`` expects of the network: ``[N, C, H, W]``."""
+        """What the scheduler's ``step`` expects of the network: ``[N, C, H, W]``, of DDPM perhaps with a variance.
+
+        ``timestep`` is of the shape ``[]``, ``labels`` are ``[N]``; ``recompute`` is that of :class:`PreparedNetwork`.
+        """
         if timestep.is_floating_point():  # those of consistency models are float64
             timestep = timestep.to(self._network.dtype)
         if self._timestep_scale != 1:
@@ -337,7 +343,7 @@ class DiffusersSampler(NetworkSampler):
             output = self._guided_output(images, times, labels, self._guidance, recompute=recompute)
         if self._uses_variance:
             return output
-        return output[:, : self.image_shape[0]]
+        return output[:, : self.image_shape[0]]  # without a variance that the network may have learned
 
     def _guided_output(
         self,
