@@ -313,7 +313,7 @@ def _is_index(path: Path) -> bool:
 
 
 def _read_shards(index: Path) -> dict[str, Tensor]:
-    """The tensors of the files that an index lists."""
+    """The tensors of the files that an index lists, under the names in them: an index lists the names of wrappers, too."""
     try:
         file_of_name = json.loads(index.read_bytes())["weight_map"].items()
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
@@ -326,9 +326,10 @@ def _read_shards(index: Path) -> dict[str, Tensor]:
         names_in_file.setdefault(file, []).append(name)
     tensors: dict[str, Tensor] = {}
     for file, names in names_in_file.items():
-        if not (index.parent / file).is_file():
+        path = index.parent / file
+        if not path.is_file():
             raise TrajectoryError(f"lists {shown(file)}, which does not exist: save or copy the model again.")
-        shard = _read_file(index.parent / file, "").tensors
+        shard = _tensors(path, Inventory(_read_value(path)).state_dict(""), "")
         for name in names:
             if name not in shard:
                 raise TrajectoryError(f"lists {shown(name)!r}, which is not in {shown(file)}: save the model again.")
