@@ -13,7 +13,7 @@ from torch import Tensor
 
 from lcsc_opt.base.errors import TrajectoryError
 from lcsc_opt.base.progress import notice
-from lcsc_opt.checkpoints.folders import find_weights
+from lcsc_opt.checkpoints.folders import file_of_weights, find_weights
 from lcsc_opt.checkpoints.inventory import Inventory, Role, is_average
 from lcsc_opt.checkpoints.matching import counterparts, named_averages
 from lcsc_opt.checkpoints.names import CHECKPOINT_SUFFIXES, OBJECTS_OF_ACCELERATE, TORCH_SUFFIXES, read_names
@@ -56,7 +56,7 @@ def trainers_averages(checkpoint: Path, key: str, earlier: Path | None = None) -
         return [Average(checkpoint, inside, {names.get(name, name): tensor for name, tensor in tensors.items()})]
     weights: Mapping[str, Tensor] | None = None
     averages: list[Average] = []
-    for file in _files_of_averages(checkpoint):
+    for file in _files_of_averages(checkpoint, key):
         if earlier is not None and _is_unchanged(file, checkpoint, earlier):
             continue
         weights = weights or read_checkpoint(checkpoint, key=key).tensors  # only where there is such a file
@@ -96,11 +96,11 @@ def _key_beside(checkpoint: Path, key: str, earlier: Path | None) -> str | None:
     return average
 
 
-def _files_of_averages(checkpoint: Path) -> Iterator[Path]:
+def _files_of_averages(checkpoint: Path, key: str) -> Iterator[Path]:
     """Files that may hold an average of a checkpoint: in its folder; or beside its file, of the same step."""
     with contextlib.suppress(OSError):
         if checkpoint.is_dir():
-            weights = find_weights(checkpoint, None).file
+            weights = file_of_weights(checkpoint, key)
             files = [file for file in sorted(checkpoint.iterdir()) if file.name.endswith(CHECKPOINT_SUFFIXES)]
             for file in files:
                 if file != weights and (is_average(file.stem) or file.name.startswith(OBJECTS_OF_ACCELERATE)):

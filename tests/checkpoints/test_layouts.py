@@ -234,3 +234,13 @@ def test_an_average_of_another_model_is_none(tmp_path):
         other = {"shadow_params": [torch.ones(7), torch.ones(2)]}
         saved(tmp_path / "run" / f"checkpoint-{step}/custom_checkpoint_0.pkl", other)
     assert open_or_pack([tmp_path / "run"], folder=tmp_path / "files").trainer_ema() is None
+
+
+def test_an_average_beside_the_file_that_a_key_names_is_found(tmp_path):
+    for step in STEPS:
+        folder = tmp_path / "run" / f"checkpoint-{step}"
+        saved(folder / "net.pt", raw(step))
+        saved(folder / "net_ema.pt", averaged(step))
+    average = open_or_pack([tmp_path / "run"], folder=tmp_path / "files", key="net").trainer_ema()
+    assert average is not None
+    assert average["net.weight"].unique().tolist() == [STEPS[-1] + 0.5]
