@@ -61,8 +61,7 @@ def trainers_averages(checkpoint: Path, key: str, earlier: Path | None = None) -
             continue
         weights = weights or read_checkpoint(checkpoint, key=key).tensors  # only where there is such a file
         try:
-            with naming(file):
-                averages += _averages_in(file, weights)
+            averages += _averages_in(file, weights)
         except TrajectoryError as error:
             notice(f"the trainer's EMA is left out: {error}")
     return sorted(averages, key=_rate)
@@ -123,25 +122,37 @@ def _is_unchanged(file: Path, checkpoint: Path, earlier: Path) -> bool:
     return checkpoint.is_dir() and before.is_file() and filecmp.cmp(file, before, shallow=False)
 
 
-def _averages_in(file: Path, weights: Mapping[str, Tensor]) -> Iterator[Average]:
-    """The averages of these weights in a file of their own."""
-    if not file.name.endswith(TORCH_SUFFIXES):
-        tensors = read_checkpoint(file).tensors
+def _averages_in(file: Path, weights: Mapping[str, Tensor]) -> list[Average]:
+    """The averages of these weights in a file of their own, under the names of the weights.
+
+    Raises:
+        TrajectoryError: the file cannot be read, or holds averages that cannot be told apart.
+    """
+    if file.name.endswith(TORCH_SUFFIXES):
+        with naming(file):
+            candidates = _candidates_in(file, weights)
+    else:
+        candidates = {"": read_checkpoint(file).tensors}
+    averages = []
+    for key, tensors in candidates.items():
         names = counterparts(tensors, weights)
         if names is not None:
-            yield Average(file, "", {names[name]: tensor for name, tensor in tensors.items()})
-        return
+            averages.append(Average(file, key, {names[name]: tensor for name, tensor in tensors.items()}))
+    return averages
+
+
+def _candidates_in(file: Path, weights: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
+    """Key → the tensors of each container in a torch file that is called an average, by its key or the file's name."""
+    candidates: dict[str, dict[str, Tensor]] = {}
     for container in Inventory(read_content(file)).containers:
         if not (container.is_shadow or container.role is Role.AVERAGE or is_average(file.stem)):
             continue
         if container.has_no_names:
             listed = map_tensors(file, {str(number): tensor for number, tensor in container.tensors.items()})
-            tensors = _named([*listed.values()], weights)
+            candidates[container.key] = _named([*listed.values()], weights)
         else:
-            tensors = map_tensors(file, container.named)
-        names = counterparts(tensors, weights)
-        if names is not None:
-            yield Average(file, container.key, {names[name]: tensor for name, tensor in tensors.items()})
+            candidates[container.key] = map_tensors(file, container.named)
+    return candidates
 
 
 def _named(averages: Sequence[Tensor], weights: Mapping[str, Tensor]) -> dict[str, Tensor]:

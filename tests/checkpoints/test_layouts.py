@@ -244,3 +244,13 @@ def test_an_average_beside_the_file_that_a_key_names_is_found(tmp_path):
     average = open_or_pack([tmp_path / "run"], folder=tmp_path / "files", key="net").trainer_ema()
     assert average is not None
     assert average["net.weight"].unique().tolist() == [STEPS[-1] + 0.5]
+
+
+def test_a_broken_average_is_named_once(tmp_path, caplog):
+    caplog.set_level("INFO", logger="lcsc_opt")
+    for step in STEPS:
+        saved(tmp_path / "run" / f"net-{step}.pt", raw(step))
+        (tmp_path / "run" / f"net_ema-{step}.safetensors").write_bytes(b"no header of safetensors")
+    open_or_pack([str(tmp_path / "run" / "net-*.pt")], folder=tmp_path / "files")
+    (line,) = [message for message in caplog.messages if "EMA is left out" in message]
+    assert line.count(f"net_ema-{STEPS[-1]}.safetensors") == 1
