@@ -68,11 +68,8 @@ def trainers_averages(checkpoint: Path, key: str, earlier: Path | None = None) -
 
 
 def _rate(average: Average) -> float:
-    """The rate in the name of an average; 0 without one."""
-    rate = re.search(r"0\.[0-9]+", average.path.name)
-    if rate is None:
-        return 0.0
-    return float(rate[0])
+    """The rate in the name of an average: the largest decimal below one, as others count parameters; 0 without one."""
+    return max(map(float, re.findall(r"0\.[0-9]+", average.path.name)), default=0.0)
 
 
 def _key_beside(checkpoint: Path, key: str, earlier: Path | None) -> str | None:

@@ -254,3 +254,14 @@ def test_a_broken_average_is_named_once(tmp_path, caplog):
     open_or_pack([str(tmp_path / "run" / "net-*.pt")], folder=tmp_path / "files")
     (line,) = [message for message in caplog.messages if "EMA is left out" in message]
     assert line.count(f"net_ema-{STEPS[-1]}.safetensors") == 1
+
+
+def test_of_averages_of_several_rates_the_slowest_is_the_trainers(tmp_path):
+    rates = {"0.999": 0.1, "0.9999": 0.5}
+    for step in STEPS:
+        saved(tmp_path / "run" / f"net-0.5b-{step}.pt", raw(step))
+        for rate, lag in rates.items():
+            saved(tmp_path / "run" / f"net-0.5b_ema_{rate}_{step}.pt", weights(step - lag))
+    average = open_or_pack([str(tmp_path / "run" / "net-0.5b-*.pt")], folder=tmp_path / "files").trainer_ema()
+    assert average is not None
+    assert average["net.weight"].unique().tolist() == [STEPS[-1] - 0.5]
