@@ -108,9 +108,9 @@ def _files_read(checkpoint: Path, key: str | None) -> Collection[Path]:
             weights = weights or find_weights(checkpoint, candidate).file
     if weights is None:
         return ()
-    if weights.suffix == ".json":  # an index of several
+    if weights.suffix == ".json":  # an index of model-00001-of-00002.safetensors or model.fp16-00001-of-…
         stem = weights.name.partition(".")[0]
-        return {file for file in weights.parent.iterdir() if file.name.startswith(stem)}
+        return {file for file in weights.parent.iterdir() if file.name.startswith((f"{stem}-", f"{stem}."))}
     return {weights, *weights.parent.glob(f"*{_PIECES}")}
 
 

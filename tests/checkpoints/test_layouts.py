@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from lcsc_opt.checkpoints.finding import find_checkpoints, find_run
+from lcsc_opt.checkpoints.left_out import AVERAGE
 from lcsc_opt.checkpoints.names import CHECKPOINT_SUFFIXES
 from lcsc_opt.trajectory.packing import open_or_pack
 from tests.checkpoints.checkpoint_examples import saved
@@ -265,3 +266,13 @@ def test_of_averages_of_several_rates_the_slowest_is_the_trainers(tmp_path):
     average = open_or_pack([str(tmp_path / "run" / "net-0.5b-*.pt")], folder=tmp_path / "files").trainer_ema()
     assert average is not None
     assert average["net.weight"].unique().tolist() == [STEPS[-1] - 0.5]
+
+
+def test_an_average_beside_weights_in_several_files_is_accounted_for(tmp_path):
+    folder = tmp_path / "run" / "checkpoint-7"
+    file = "model-00001-of-00001.safetensors"
+    saved(folder / file, raw(7))
+    saved(folder / "model_ema.safetensors", averaged(7))
+    index = {"weight_map": dict.fromkeys(raw(7), file)}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    assert find_run(tmp_path / "run").left_out == {folder / "model_ema.safetensors": AVERAGE}
