@@ -289,11 +289,16 @@ def merge(trajectory: Trajectory, recipe: Recipe) -> dict[str, Tensor]:
         TrajectoryError: a checkpoint is missing or has other weights than the recipe's, or a weight is too large for
             its dtype.
     """
-    if recipe.trainer_ema:
-        return _cast(trajectory.merge(trainer_ema(len(trajectory))), recipe.dtype)
     row_of, coefficients = recipe.in_rows()
     places = recipe.find_needed(trajectory.steps)  # index in the recipe → index in the trajectory
     _check_checkpoints(trajectory, recipe, places)
+    if recipe.trainer_ema:
+        if trajectory.steps[-1] != recipe.steps[-1]:
+            raise TrajectoryError(
+                f"{recipe.study}: the recipe is the average that the trainer kept at step {recipe.steps[-1]}: leave "
+                f"out the checkpoints after step {recipe.steps[-1]}."
+            )
+        return _cast(trajectory.merge(trainer_ema(len(trajectory))), recipe.dtype)
     placed = np.zeros((len(coefficients), len(trajectory)))
     placed[:, list(places.values())] = coefficients[:, list(places)]
     groups = None
