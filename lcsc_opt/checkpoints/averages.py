@@ -20,8 +20,8 @@ from lcsc_opt.checkpoints.names import CHECKPOINT_SUFFIXES, OBJECTS_OF_ACCELERAT
 from lcsc_opt.checkpoints.reading import is_constant, naming, read_checkpoint
 from lcsc_opt.checkpoints.torch_files import map_tensors, read_content
 
-_COMPARED = 4096  # scalars of a tensor; the rest need not be read
-_CLEARLY = 0.5  # the distance of the nearest weights ÷ that of the second nearest, at most
+_COMPARED = 4096  # numbers of a tensor; the rest need not be read
+_CLEARLY = 0.5  # the distance of the nearest weights is less than this times that of the second nearest
 
 
 class Average(NamedTuple):
@@ -34,30 +34,32 @@ class Average(NamedTuple):
     @property
     def place(self) -> str:
         """For messages: the name of the file, and the key in it."""
-        return " ".join(filter(None, (self.path.name, self.key and f"({self.key})")))
+        if not self.key:
+            return self.path.name
+        return f"{self.path.name} ({self.key})"
 
 
-def trainers_averages(checkpoint: Path, key: str, earlier: Path | None = None) -> list[Average]:
+def trainers_averages(checkpoint: Path, key: str, earlier: Path) -> list[Average]:
     """The running averages that the trainer kept of the weights under ``key``; none if these are an average themselves.
 
-    Those of higher rates come later: the slowest is the last.
-
-    What is the same beside the checkpoint ``earlier`` does not follow the weights, and is none, unless these have not
-    moved either. An average in a file of its own has "ema" in its name, or inside; and the names and shapes of the
+    One in the checkpoint itself is the only one. Else files of their own are looked for, and those of higher rates come
+    later: the slowest is the last. Such a file has "ema" in its name, or inside; and the names and shapes of the
     weights, or their shapes in order. Beside a file it has the step of the checkpoint in its name.
+
+    What is the same in ``earlier``, the checkpoint before, does not follow the weights, so it is no average of them.
     """
     if is_average(key) or is_average(checkpoint.stem):
         return []
     inside = _key_beside(checkpoint, key, earlier)
     if inside is not None:
         tensors = read_checkpoint(checkpoint, key=inside).tensors
-        # an outer key of the weights is a prefix of their names
+        # where the weights have an outer key ("model" of "model.net"), their names begin with the rest of it
         names = counterparts(tensors, read_checkpoint(checkpoint, key=key).tensors) or {}
         return [Average(checkpoint, inside, {names.get(name, name): tensor for name, tensor in tensors.items()})]
     weights: Mapping[str, Tensor] | None = None
     averages: list[Average] = []
     for file in _files_of_averages(checkpoint, key):
-        if earlier is not None and _is_unchanged(file, checkpoint, earlier):
+        if _is_unchanged(file, checkpoint, earlier):
             continue
         weights = weights or read_checkpoint(checkpoint, key=key).tensors  # only where there is such a file
         try:
@@ -72,7 +74,7 @@ def _rate(average: Average) -> float:
     return max(map(float, re.findall(r"0\.[0-9]+", average.path.name)), default=0.0)
 
 
-def _key_beside(checkpoint: Path, key: str, earlier: Path | None) -> str | None:
+def _key_beside(checkpoint: Path, key: str, earlier: Path) -> str | None:
     """The key of the running average in the checkpoint; ``None`` if there is none, or several.
 
     A file that cannot be read has none: the weights alone make a trajectory.
@@ -85,35 +87,39 @@ def _key_beside(checkpoint: Path, key: str, earlier: Path | None) -> str | None:
                 average = None
         elif checkpoint.name.endswith(TORCH_SUFFIXES):
             average = Inventory(read_content(checkpoint)).average_of(key)
-    if average is None or earlier is None:
-        return average
+    if average is None:
+        return None
     if is_constant(average, earlier, checkpoint) and not is_constant(key, earlier, checkpoint):
         return None  # the weights have moved without it
     return average
 
 
 def _files_of_averages(checkpoint: Path, key: str) -> Iterator[Path]:
-    """Files that may hold an average of a checkpoint: in its folder; or beside its file, of the same step."""
+    """Files that may hold an average of a checkpoint: in its folder; or beside its file, of the same step.
+
+    Objects that a trainer registered with Accelerate are such files, too: among them is diffusers' ``EMAModel``.
+    """
     with contextlib.suppress(OSError):
         if checkpoint.is_dir():
             weights = file_of_weights(checkpoint, key)
-            files = [file for file in sorted(checkpoint.iterdir()) if file.name.endswith(CHECKPOINT_SUFFIXES)]
-            for file in files:
-                if file != weights and (is_average(file.stem) or file.name.startswith(OBJECTS_OF_ACCELERATE)):
+            for file in sorted(checkpoint.iterdir()):
+                is_candidate = is_average(file.stem) or file.name.startswith(OBJECTS_OF_ACCELERATE)
+                if file != weights and is_candidate and file.name.endswith(CHECKPOINT_SUFFIXES):
                     yield file
             return
         step = read_names([checkpoint])[0].numbers
+        if not step:  # names without a step would all match
+            return
         for file in sorted(checkpoint.parent.iterdir()):
-            is_candidate = file != checkpoint and file.name.endswith(CHECKPOINT_SUFFIXES) and is_average(file.stem)
-            # names without a step would all match
-            if is_candidate and step and read_names([file])[0].numbers == step:
+            is_candidate = is_average(file.stem) and file.name.endswith(CHECKPOINT_SUFFIXES)
+            if file != checkpoint and is_candidate and read_names([file])[0].numbers == step:
                 yield file
 
 
 def _is_unchanged(file: Path, checkpoint: Path, earlier: Path) -> bool:
     """Whether an average in a checkpoint's folder is the same, byte by byte, in that of an earlier one.
 
-    Beside a file, the average's name has the step, so an earlier one has another name.
+    Beside a checkpoint that is a file, the average's name has the step, so an earlier one has another name.
     """
     before = earlier / file.name
     return checkpoint.is_dir() and before.is_file() and filecmp.cmp(file, before, shallow=False)
@@ -153,10 +159,10 @@ def _candidates_in(file: Path, weights: Mapping[str, Tensor]) -> dict[str, dict[
 
 
 def _named(averages: Sequence[Tensor], weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The names of averages in a list, whose order is that of the network's parameters; none if it is another network.
+    """Name → average, of a list without names in the order of the network's parameters; empty for another network's.
 
-    A file of safetensors has its tensors in the order of their names. Then an average is that of the weights of its
-    shape that are by far the nearest to it.
+    Weights out of a safetensors file are in the order of their names instead. Then an average is that of the weights of
+    its shape that are by far the nearest to it.
 
     Raises:
         TrajectoryError: weights of one shape are too near to each other.
@@ -172,7 +178,7 @@ def _named(averages: Sequence[Tensor], weights: Mapping[str, Tensor]) -> dict[st
         if candidates is None:
             return {}  # of another network
         distances = sorted((_distance(average, weights[name]), name) for name in candidates)
-        is_clear = len(distances) == 1 or (len(distances) > 1 and distances[0][0] < _CLEARLY * distances[1][0])
+        is_clear = len(distances) == 1 or distances[0][0] < _CLEARLY * distances[1][0]
         if not is_clear or distances[0][1] in named:
             raise TrajectoryError(
                 f"holds {len(averages)} averages without names, which cannot be told apart: give a state dict of them "
@@ -183,6 +189,6 @@ def _named(averages: Sequence[Tensor], weights: Mapping[str, Tensor]) -> dict[st
 
 
 def _distance(average: Tensor, weights: Tensor) -> float:
-    """Between the first scalars."""
+    """The Euclidean distance between the first numbers of two tensors of one shape."""
     difference = average.reshape(-1)[:_COMPARED].double() - weights.reshape(-1)[:_COMPARED].double()
     return float(difference.norm())

@@ -29,7 +29,10 @@ class PlainCopier:
         self.left_out: list[str] = []
 
     def copy(self, value: Any, place: str, depth: int = 0) -> Any:
-        """A copy; a dict lacks entries that are not plain data. For anything else, a mark."""
+        """A copy, in which dicts lack their entries that are not plain data; ``_NOT_PLAIN`` for anything else.
+
+        ``place`` is where in the file the value is, such as ``hyper_parameters.lr``; ``depth``, in how many containers.
+        """
         if type(value) in _PLAIN:
             return value
         if id(value) in self._tensors:
@@ -39,7 +42,7 @@ class PlainCopier:
         if not isinstance(value, (dict, list, tuple)) or depth > _MAX_DEPTH:
             return _NOT_PLAIN
         if id(value) not in self._copies:
-            self._copies[id(value)] = _NOT_PLAIN  # it may contain itself
+            self._copies[id(value)] = _NOT_PLAIN  # until it is copied, since it may contain itself
             if isinstance(value, dict):
                 self._copies[id(value)] = self._copy_entries(value, place, depth)
             else:
@@ -50,7 +53,7 @@ class PlainCopier:
         return self._copies[id(value)]
 
     def _copy_entries(self, entries: Mapping[Any, Any], place: str, depth: int) -> dict[Any, Any]:
-        """The entries that are plain data; keys that are neither text nor numbers are records, so not plain."""
+        """The entries that are plain data; what has another key than text or a whole number is left out."""
         copies = {}
         for name, value in entries.items():
             inner_place = f"{place}.{shown(name)}".lstrip(".")

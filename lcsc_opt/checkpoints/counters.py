@@ -6,7 +6,8 @@ import contextlib
 import functools
 import json
 import re
-from collections.abc import Iterable
+import stat
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,7 +22,7 @@ _STEP_KEYS = ("global_step", "step", "steps", "iteration", "iterations", "iter",
 _EPOCH_KEYS = ("epoch", "current_epoch")
 _STEP_OF_AI_TOOLKIT = re.compile(r'"step":\s*(?P<step>[0-9]{1,18})\b')  # {"step": 250, "epoch": 1}
 _TRAINER_STATE = "trainer_state.json"
-_EXACT_DTYPES = ("torch.float32", "torch.float64", "torch.int")  # what the names of dtypes that lose no step begin with
+_EXACT_DTYPES = ("torch.float32", "torch.float64", "torch.int")  # how the names of dtypes begin that round no step
 _MAX_NUMBER = 10**18  # so many digits are also read from names
 
 
@@ -44,17 +45,20 @@ def read_counters(path: Path) -> Counters:
         state = path.stat()
     except OSError:
         return Counters()
+    if not stat.S_ISREG(state.st_mode):  # to read a pipe would wait for its writer
+        return Counters()
     return _read_once(path.absolute(), state.st_size, state.st_mtime_ns)
 
 
 def _counters_of_folder(folder: Path) -> Counters:
     """Those in the state of transformers, whose weights have none; else those in the file of the weights."""
-    # a file of this name may be another program's, or none
+    # there may be no such file, or another program's
     with contextlib.suppress(OSError, ValueError, TypeError, AttributeError, RecursionError):
         state = json.loads((folder / _TRAINER_STATE).read_bytes())
-        counters = Counters(*(_first_number([state.get(name)], folder) for name in ("global_step", "epoch")))
-        if counters != Counters():
-            return counters
+        step = _first_number([state.get("global_step")], folder)
+        epoch = _first_number([state.get("epoch")], folder)  # 1.5 in the middle of one, which counts as none
+        if step is not None or epoch is not None:
+            return Counters(step, epoch)
     with contextlib.suppress(TrajectoryError, OSError):
         weights = find_weights(folder, None).file
         if weights.is_file():
@@ -65,9 +69,8 @@ def _counters_of_folder(folder: Path) -> Counters:
 @functools.lru_cache(maxsize=10_000)
 def _read_once(path: Path, _size: int, _changed_at: int) -> Counters:
     """The counters of a file; its size and its time are in the cache's key, so that a changed file is read again."""
-    step = _step_in_metadata(path)
-    if step is not None or not path.name.endswith(TORCH_SUFFIXES) or not path.is_file():
-        return Counters(step)
+    if not path.name.endswith(TORCH_SUFFIXES):
+        return Counters(_step_in_metadata(path))
     with contextlib.suppress(Exception):  # a damaged file can raise anything
         entries = Inventory(read_content(path)).entries
         step = _first_number((entries.get(name) for name in _STEP_KEYS), path)
@@ -76,12 +79,11 @@ def _read_once(path: Path, _size: int, _changed_at: int) -> Counters:
 
 
 def _step_in_metadata(path: Path) -> int | None:
-    """The step in the header of a safetensors file."""
-    metadata = {}
-    if path.is_file():
-        with contextlib.suppress(TrajectoryError):  # the name of a damaged file may tell its step
-            metadata = dict(read_metadata(path))
-    for name in ("step", "ss_steps"):
+    """The step in the header of a safetensors file; ``None`` for any other file."""
+    metadata: Mapping[str, str] = {}
+    with contextlib.suppress(TrajectoryError):  # the name of a damaged file may tell its step
+        metadata = read_metadata(path)
+    for name in ("step", "ss_steps"):  # the latter of kohya
         text = metadata.get(name, "")
         if text.isascii() and text.isdigit() and len(text) <= 18:
             return int(text)
@@ -92,7 +94,7 @@ def _step_in_metadata(path: Path) -> int | None:
 
 
 def _first_number(values: Iterable[Any], path: Path) -> int | None:
-    """The first whole number from 0 among values of Python and torch out of the file ``path``."""
+    """The first value that is a whole number from 0, whether an int, a float or a tensor in the file ``path``."""
     for value in values:
         number = value
         if isinstance(value, TensorRef) and value.shape == () and str(value.dtype).startswith(_EXACT_DTYPES):
