@@ -38,9 +38,10 @@ class _Part(NamedTuple):
 
 @dataclasses.dataclass(slots=True, eq=False)
 class ShardedRef(TensorRef):
-    """A tensor whose parts are in the files of ``folder``.
+    """A tensor whose parts are in the files of ``folder``, under the flat ``name`` that the metadata give it.
 
-    As a :class:`TensorRef` it is found and named as a tensor of one file is; its parts have storages, and it has none.
+    As a :class:`TensorRef` it is found and named as a tensor of one file is. Its own ``storage`` is ``None``: each part
+    has another.
     """
 
     folder: Path
@@ -53,12 +54,14 @@ class ShardedRef(TensorRef):
         Raises:
             TrajectoryError: a part is missing, malformed, or of another shape.
         """
+        # parts do not overlap, so the count of their elements tells whether all are there
         if sum(math.prod(part.shape) for part in self.parts) != math.prod(self.shape):
             raise TrajectoryError(f"lacks parts of {shown(self.name)}: some process did not save; leave it out.")
         if len(self.parts) == 1 and self.parts[0].shape == self.shape:
             return self._read_part(self.parts[0])
         tensor = torch.zeros(self.shape, dtype=self.dtype, device="cpu")
         for part in self.parts:
+            # an index of slices, one for each dimension
             place = tuple(slice(first, first + size) for first, size in zip(part.offsets, part.shape, strict=True))
             tensor[place].copy_(self._read_part(part))
         return tensor
@@ -79,11 +82,14 @@ class ShardedRef(TensorRef):
         return tensor
 
     def _read_bytes(self, file: Path, start: int, size: int) -> Tensor:
-        """The tensor in these bytes, a file of ``torch.save``; or, of a file of safetensors, the one of this name."""
+        """The tensor in ``size`` bytes of ``file``: a file of ``torch.save`` inside of it, or a tensor of safetensors.
+
+        The bytes of the latter tell no shape, so it is looked up by its name in the header of the whole file.
+        """
         with file.open("rb") as opened:
             opened.seek(start)
-            is_zip = opened.read(2) == b"PK"
-        if not is_zip:
+            is_torch_zip = opened.read(2) == b"PK"
+        if not is_torch_zip:
             with safe_open(file, framework="pt", device="cpu") as tensors:
                 tensor: Tensor = tensors.get_tensor(self.name)
                 return tensor
@@ -99,7 +105,8 @@ def read_distributed(metadata: Path) -> dict[str, Any]:
     Optimizer states, and values that are not tensors, are left out.
 
     Raises:
-        TrajectoryError: it is not such a file, or made to harm; so do other errors of Python's.
+        TrajectoryError: it is not such a file, or made to harm.
+        Exception: any, since what the pickle says is used unchecked: ``reading.naming`` makes it a TrajectoryError.
     """
     folder = metadata.parent
     described = read_content(metadata, max_opcodes=_MAX_OPCODES).state
@@ -107,9 +114,9 @@ def read_distributed(metadata: Path) -> dict[str, Any]:
         _part_key(index.state["fqn"], index.state.get("offset")): storage.state
         for index, storage in described["storage_data"].items()
     }
-    paths = described.get("planner_data") or {}  # flat name → the keys that led to it
+    keys_of_name = described.get("planner_data") or {}  # flat name "model.weight" → its keys ("model", "weight")
     content: dict[str, Any] = {}
-    bytes_left, _ = size_and_time(folder)  # a tensor in parts is allocated before they are read
+    bytes_left, _ = size_and_time(folder)  # a hostile file could have memory allocated for more than its parts hold
     for name, tensor in described["state_dict_metadata"].items():
         is_tensor = tensor.name.endswith(".TensorStorageMetadata")
         if not is_tensor or name.startswith(_OPTIMIZER):
@@ -118,7 +125,7 @@ def read_distributed(metadata: Path) -> dict[str, Any]:
         bytes_left -= math.prod(ref.shape) * ref.dtype.itemsize
         if bytes_left < 0:
             raise TrajectoryError("has larger tensors than its files: save or copy it again, or leave it out.")
-        *outer_keys, last_key = paths.get(name) or (name,)
+        *outer_keys, last_key = keys_of_name.get(name) or (name,)
         place = content
         for key in outer_keys:
             place = place.setdefault(str(key), {})
@@ -129,10 +136,17 @@ def read_distributed(metadata: Path) -> dict[str, Any]:
 def _sharded_ref(
     folder: Path, name: str, tensor: Mapping[str, Any], storages: Mapping[str, Mapping[str, Any]]
 ) -> ShardedRef:
-    """A reference to a tensor, whose sizes and places are checked, since memory is allocated by them."""
+    """A reference to a tensor, whose sizes and places are checked, since memory is allocated by them.
+
+    Args:
+        folder: that of the files.
+        name: the tensor's.
+        tensor: the state of torch's ``TensorStorageMetadata``.
+        storages: :func:`_part_key` → the state of its ``_StorageInfo``: which bytes of which file.
+    """
     dtype = getattr(torch, tensor["properties"].state[0].name.removeprefix("torch."))
     shape = tensor["size"]
-    numbers = [*shape]
+    numbers = [*shape]  # all that the pickle says of sizes and places
     parts = []
     for chunk in tensor["chunks"]:
         offsets = chunk.state["offsets"]
@@ -149,7 +163,8 @@ def _sharded_ref(
 
 
 def _part_key(name: str, offsets: tuple[int, ...] | None) -> str:
-    """The name of a part. Text is hashed with a secret, so that no file can make its keys collide."""
-    # what is no tensor has no offsets, and is never asked for
-    numbers = [0] if offsets is None else list(offsets)
-    return f"{name} {numbers}"
+    """The part of a tensor that begins at ``offsets``, as the key of a dict; what is no tensor has no offsets.
+
+    Text, unlike a tuple, is hashed with a secret, so that no file can make its keys collide.
+    """
+    return f"{name} {offsets}"
