@@ -6,11 +6,11 @@ import contextlib
 import dataclasses
 import itertools
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from torch import Tensor, nn
 
 from lcsc_opt.base.errors import TrajectoryError
@@ -27,7 +27,7 @@ from lcsc_opt.checkpoints.watched import size_and_time
 from lcsc_opt.checkpoints.weights import sampled
 
 _MOVES_MORE = 1.5  # a ratio: averages of random weights, in tests, move about as much as they do
-_COMPARED_FILES = 3  # the last ones: all of their weights are read
+_COMPARED_FILES = 3  # the last ones of a run, by which an average is told from weights
 _MAX_TENSORS = 100_000
 _MAX_NAME_LENGTH = 2_000
 _MAX_SHARING = 16  # how much larger than the file its tensors may be, where they share memory
@@ -70,61 +70,60 @@ def read_checkpoint(path: str | Path, *, key: str | None = None) -> Checkpoint:
         weights = find_weights(path, key)
     if weights.alternatives:
         _say_choice(path, weights.key or weights.file.name, weights.alternatives)
-    rest = weights.rest
-    if weights.file.name == METADATA and not rest:
-        rest = None  # all that was saved, with the optimizer, is one content: which state dict is meant is guessed
-    checkpoint = read_checkpoint(weights.file, key=rest)
+    key_in_file = weights.rest
+    if weights.file.name == METADATA and not key_in_file:
+        key_in_file = None  # all that was saved, with the optimizer, is one content: which part is meant is guessed
+    checkpoint = read_checkpoint(weights.file, key=key_in_file)
     key_parts = [part for part in (weights.key, checkpoint.key) if part]
     return dataclasses.replace(checkpoint, key=".".join(key_parts))
 
 
-def searched_key(path: Path, *later: Path) -> str | None:
+def searched_key(*paths: Path) -> str | None:
     """The key of the weights that are searched if nobody chooses: raw ones, where the files have an average, too.
 
     What is found in raw weights is better (``benchmarks/results/tried.md``). A notice says which weights they are.
     ``None`` where :func:`read_checkpoint` finds them.
 
     Args:
-        path: the first checkpoint.
-        later: the others, in order. The last ones tell an average from weights: it moves less.
+        paths: the checkpoints of a run, in order. The last ones tell an average from weights: it moves less.
 
     Raises:
         TrajectoryError: as :func:`read_checkpoint`; or the last file would be read by another key, or what is called
             an average moves more than the weights.
     """
-    raw, average = _raw_and_average(path)
-    for last in later[-1:]:
-        last_key = _raw_and_average(last)[0]
-        if None not in (raw, last_key) and last_key != raw:
-            raise TrajectoryError(
-                f"{last} would be read by the key {last_key!r}, and the first checkpoint by {raw!r}: leave out those "
-                f"without the average (first_step), or choose one ({CHOOSE})."
-            )
+    first = paths[0]
+    last = paths[-1]
+    raw, average = _raw_and_average(first)
+    last_key, _ = _raw_and_average(last)
+    if None not in (raw, last_key) and last_key != raw:
+        raise TrajectoryError(
+            f"{last} would be read by the key {last_key!r}, and the first checkpoint by {raw!r}: leave out those "
+            f"without the average (first_step), or choose one ({CHOOSE})."
+        )
     if raw is None or average is None:
         return None
-    lasts = [path, *later][-_COMPARED_FILES:]
-    weights_moved = _moved(lasts, raw)
-    average_moved = _moved(lasts, average)
+    weights_moved = _moved(paths[-_COMPARED_FILES:], raw)
+    average_moved = _moved(paths[-_COMPARED_FILES:], average)
     if weights_moved and average_moved and average_moved > _MOVES_MORE * weights_moved:
         raise TrajectoryError(
-            f"{path.name}: {average!r} is called an average, and moves {average_moved / weights_moved:.1f} times as "
+            f"{first.name}: {average!r} is called an average, and moves {average_moved / weights_moved:.1f} times as "
             f"far as {raw!r} from file to file, where an average moves less: choose one ({CHOOSE})."
         )
     notice(
-        f"{path.name}: using the raw weights, {shown(raw)!r}; for the trainer's average: "
+        f"{first.name}: using the raw weights, {shown(raw)!r}; for the trainer's average: "
         f"key: {shown(average)} in a study file, --key {shown(average)} in commands"
     )
     return raw
 
 
 def _raw_and_average(path: Path) -> tuple[str | None, str | None]:
-    """The keys of the weights and of their average in a checkpoint, as far as it has several."""
+    """The keys of the weights and of their average in a checkpoint; ``None`` where it has but one state dict."""
     with naming(path):
         if path.is_dir():
             return find_weights(path, None).raw_and_average
-        inventory = _inventory(path)
-        if inventory is None:
+        if not path.name.endswith(TORCH_SUFFIXES):  # safetensors has no keys
             return None, None
+        inventory = Inventory(read_content(path))
         guessed = inventory.guess()
         raw = inventory.raw_of(guessed)
         if raw is None:
@@ -132,15 +131,11 @@ def _raw_and_average(path: Path) -> tuple[str | None, str | None]:
         return raw, guessed
 
 
-def _inventory(path: Path) -> Inventory | None:
-    """What lies in a file of torch; ``None`` for other files, which hold one state dict."""
-    if not path.name.endswith(TORCH_SUFFIXES):
-        return None
-    return Inventory(read_content(path))
-
-
 def _moved(paths: Sequence[Path], key: str) -> float | None:
-    """How far the weights under a key move from file to file, summed; ``None`` where a file has none or others."""
+    """How far the weights under a key move, by a sample of them: the sum of the distances from each file to the next.
+
+    ``None`` where a file has no such key, or another model under it.
+    """
     try:
         samples = [sampled(read_checkpoint(path, key=key).tensors) for path in paths]
     except TrajectoryError:
@@ -151,7 +146,7 @@ def _moved(paths: Sequence[Path], key: str) -> float | None:
 
 
 def is_constant(key: str, path: Path, later: Path) -> bool:
-    """Whether two files have the same weights under a key; not if one of them has none."""
+    """Whether two checkpoints have the same weights under a key, by a sample; not if one of them has none."""
     return _moved([path, later], key) == 0
 
 
@@ -221,18 +216,17 @@ def naming(path: Path) -> Iterator[None]:
     except OSError as error:
         reason = (error.strerror or str(error)).lower()
         raise TrajectoryError(f"{path} cannot be read: {reason}.") from error
-    except SafetensorError as error:
-        raise TrajectoryError(f"{path} {MALFORMED}") from error
-    except Exception as error:  # a hostile file can raise anything
+    except Exception as error:  # safetensors has its own; and a hostile file can raise anything
         raise TrajectoryError(f"{path} {MALFORMED}") from error
 
 
-def _say_choice(path: Path, key: str, alternatives: Iterable[str]) -> None:
+def _say_choice(path: Path, used: str, alternatives: Iterable[str]) -> None:
     names = ", ".join(shown(name) for name in alternatives)
-    notice(f"{path.name}: using {key!r}; there is also {names} ({CHOOSE}).")
+    notice(f"{path.name}: using {used!r}; there is also {names} ({CHOOSE}).")
 
 
 def _read_file(path: Path, key: str | None) -> Checkpoint:
+    """The state dict under a key of a file; without a key, that which the inventory guesses, and says."""
     inventory = Inventory(_read_value(path))
     if key is None:
         key = inventory.guess()
@@ -245,7 +239,7 @@ def _read_file(path: Path, key: str | None) -> Checkpoint:
 
 
 def _read_value(path: Path) -> Any:
-    """The content of a file."""
+    """The content of a file: tensors, references to them, and what else a file of torch holds."""
     if _is_index(path):
         return _read_shards(path)
     if path.suffix == ".safetensors":
@@ -259,13 +253,11 @@ def _read_value(path: Path) -> Any:
 
 def _read_safetensors(path: Path) -> dict[str, Tensor]:
     with safe_open(path, framework="pt", device="cpu") as file:
-        names = file.keys()
-        _check_count(names)
-        return {name: file.get_tensor(name) for name in names}
+        return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no dict
 
 
 def _tensors(path: Path, state: Mapping[Any, Any], key: str) -> dict[str, Tensor]:
-    """The tensors of a state dict, mapped from its file.
+    """The tensors of the state dict under ``key`` of a file, mapped from it.
 
     Raises:
         TrajectoryError: it has other entries than tensors, none, too many, or too large ones.
@@ -273,7 +265,8 @@ def _tensors(path: Path, state: Mapping[Any, Any], key: str) -> dict[str, Tensor
     if not state:
         place = f" under {shown(key)!r}" if key else ""
         raise TrajectoryError(f"holds no tensor{place}: leave it out.")
-    _check_count(state)
+    if len(state) > _MAX_TENSORS:
+        raise TrajectoryError(f"holds more than {_MAX_TENSORS:,} tensors: leave it out.")
     refs: dict[str, Any] = {}
     for name, value in state.items():
         _check_entry(name, value, key)
@@ -284,7 +277,7 @@ def _tensors(path: Path, state: Mapping[Any, Any], key: str) -> dict[str, Tensor
     tensor_bytes = sum(tensor.numel() * tensor.itemsize for tensor in tensors.values())
     is_in_folder = _is_index(path) or path.name == METADATA
     file_bytes, _ = size_and_time(path.parent if is_in_folder else path)
-    # 16 MiB cost nothing, and small files may have views of far more numbers than they hold
+    # tensors that share memory count each; 16 MiB more cost nothing, and let small files have large views
     if tensor_bytes > _MAX_SHARING * file_bytes + 2**24:
         raise TrajectoryError(
             f"has tensors of {tensor_bytes / 2**30:,.1f} GiB in a file of {file_bytes / 2**30:,.1f} GiB: leave it out."
@@ -293,6 +286,7 @@ def _tensors(path: Path, state: Mapping[Any, Any], key: str) -> dict[str, Tensor
 
 
 def _check_entry(name: Any, value: Any, key: str) -> None:
+    """Refuse an entry of the state dict under ``key`` that is no named tensor."""
     is_name = isinstance(name, str) and len(name) <= _MAX_NAME_LENGTH
     if is_name and isinstance(value, (Tensor, TensorRef)):
         return
@@ -302,18 +296,13 @@ def _check_entry(name: Any, value: Any, key: str) -> None:
     )
 
 
-def _check_count(names: Sized) -> None:
-    if len(names) > _MAX_TENSORS:
-        raise TrajectoryError(f"holds more than {_MAX_TENSORS:,} tensors: leave it out.")
-
-
 def _is_index(path: Path) -> bool:
     """Whether this is an index such as ``model.safetensors.index.json``, which lists the files of split weights."""
     return path.name.endswith(".json") and ".index." in path.name
 
 
 def _read_shards(index: Path) -> dict[str, Tensor]:
-    """The tensors of the files that an index lists, under the names in them: an index lists the names of wrappers, too."""
+    """The tensors of the files that an index lists, under the names there, which may still have those of wrappers."""
     try:
         file_of_name = json.loads(index.read_bytes())["weight_map"].items()
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:

@@ -17,7 +17,7 @@ from lcsc_opt.base.errors import TrajectoryError
 _MOST_PREFIXES = 16  # that are tried: a large network has many names that end alike
 _SAMPLED_TENSORS = 512
 _SAMPLED_OF_TENSOR = 1024
-# spectral norm's singular vectors beside the weight that they were computed from: of torch, old and new, and BigGAN
+# spectral norm's singular vectors, and the end of the name beside them that tells so: of torch, old and new, and BigGAN
 _DERIVED = (
     (re.compile(r"_[uv]$"), "_orig"),
     (re.compile(r"\.[0-9]+\._[uv]$"), ".original"),
@@ -33,7 +33,7 @@ def write_safetensors(tensors: dict[str, Tensor], path: Path, texts: Mapping[str
         OSError, safetensors.SafetensorError: the disk refuses.
     """
     path.touch()
-    mode = path.stat().st_mode  # as the umask has it: safetensors gives its files to their owner alone
+    mode = path.stat().st_mode  # as the umask has it; safetensors would write a file that only its owner may read
     try:
         save_file(tensors, path, metadata=dict(texts))
         path.chmod(mode)
@@ -57,23 +57,24 @@ def check_weights(tensors: Mapping[str, Any]) -> None:
 
 
 def derived_buffers(names: Collection[str]) -> set[str]:
-    """The buffers that were computed from the weights beside them: a combination of several is not that of any."""
+    """The buffers that were computed from the weights beside them: their linear combination belongs to no weights."""
     derived = set()
     for name in names:
-        for ending, source in _DERIVED:
-            if ending.search(name) and ending.sub(source, name) in names:
+        for ending, of_source in _DERIVED:
+            if ending.search(name) and ending.sub(of_source, name) in names:
                 derived.add(name)
     return derived
 
 
 def sampled(tensors: Mapping[str, Tensor]) -> Tensor:
-    """Some numbers of a model, at the same places of each checkpoint, by which two are compared: ``[n]`` float64."""
-    parts = [
-        tensor.detach().reshape(-1)[:_SAMPLED_OF_TENSOR].double()
-        for _, tensor in sorted(tensors.items())
-        if tensor.is_floating_point()
-    ]
-    return torch.cat(parts[:_SAMPLED_TENSORS]) if parts else torch.zeros(0, dtype=torch.float64, device="cpu")
+    """Some numbers of a model, at the same places of each checkpoint, by which two are compared: ``[n]`` float64.
+
+    The first of each tensor, since little of a mapped file is read then.
+    """
+    floating = [tensor for _, tensor in sorted(tensors.items()) if tensor.is_floating_point()]
+    parts = [tensor.detach().reshape(-1)[:_SAMPLED_OF_TENSOR].double() for tensor in floating[:_SAMPLED_TENSORS]]
+    none = torch.zeros(0, dtype=torch.float64, device="cpu")  # since an empty list cannot be joined
+    return torch.cat([none, *parts])
 
 
 def weights_sha256(weights: Mapping[str, Tensor]) -> str:
@@ -86,7 +87,7 @@ def weights_sha256(weights: Mapping[str, Tensor]) -> str:
 
 
 def completed(averages: Mapping[str, Tensor], model: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A trainer's averages in the dtypes of the model, whose tensors they have: what they lack, as buffers, is its own.
+    """A trainer's averages, in the dtypes of the model that they are of, with what they lack of it, such as buffers.
 
     Raises:
         TrajectoryError: they are of another model.
@@ -113,7 +114,10 @@ class Renaming(NamedTuple):
 
 
 def possible_renamings(name: str, others: Sequence[str]) -> Iterator[Renaming]:
-    """What turns ``name`` into one of ``others``, the shortest prefixes first."""
+    """What turns ``name`` into one of ``others``: none, a prefix that is put before, one that is removed.
+
+    The shortest prefixes of either kind come first.
+    """
     longer = [Renaming(added=other.removesuffix(name)) for other in others if other.endswith(f".{name}")]
     if name in others:
         yield Renaming()
@@ -137,8 +141,9 @@ def renaming(names: Mapping[str, Any], network: Mapping[str, Tensor]) -> Renamin
     if not network or any(name in names for name in network):
         return None
     fitting = []
-    for of_network in possible_renamings(next(iter(network)), list(names)):
-        rename = Renaming(removed=of_network.added, added=of_network.removed)
+    # from the network's names to those of the weights, of which the way back is wanted
+    for reverse in possible_renamings(next(iter(network)), list(names)):
+        rename = Renaming(removed=reverse.added, added=reverse.removed)
         shapes = {rename(name): _shape_of(shape) for name, shape in names.items() if name.startswith(rename.removed)}
         found = {id(tensor) for name, tensor in network.items() if shapes.get(name) == _shape_of(tensor)}
         if found == {id(tensor) for tensor in network.values()}:  # of tied weights one name is enough
@@ -176,6 +181,7 @@ def _shape_of(tensor_or_shape: Any) -> list[int]:
 
 
 def _first_and_count(differences: list[str]) -> str:
+    """``lacks 'a' and 3 more``."""
     if len(differences) == 1:
         return differences[0]
     return f"{differences[0]} and {len(differences) - 1} more"
