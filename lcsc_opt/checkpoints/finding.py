@@ -32,15 +32,15 @@ from lcsc_opt.checkpoints.names import (
 from lcsc_opt.checkpoints.order import checkpoint_steps
 
 _INNER_FOLDER = "checkpoints"  # in which Lightning and Accelerate save them
-_COPY = re.compile(r"(.*[-_.])?(latest|last|best|newest|final)([-_.=0-9].*)?", re.IGNORECASE)
+_COPY = re.compile(r"(.*[-_.])?(latest|last|best|newest|final)([-_.=0-9].*)?", re.IGNORECASE)  # names of copies
 _MOST_SERIES_NAMED = 8  # in a message
 Patterns = str | Path | Sequence[str | Path]
 
 
 class RunFiles(NamedTuple):
-    """The checkpoints of a run, and the other files of weights in its folder: each with the reason why it is left out.
+    """The checkpoints of a run, and what is left out, each with the reason: copies, and other files of weights.
 
-    Only a folder that was named itself is looked through: who names files or a glob has chosen.
+    The latter only where the run's folder was named itself: who names files or a glob has chosen.
     """
 
     checkpoints: list[Path]
@@ -80,7 +80,8 @@ def find_run(patterns: Patterns, *, key: str | None = None, has_steps: bool = Fa
         path = expanded_path(pattern, error=TrajectoryError)
         checkpoints.update(dict.fromkeys(sorted(_expand(path, key), key=natural_order)))
     states = [path for path in checkpoints if is_state_file(path)]  # a glob may match them
-    if key is None or len(states) < len(checkpoints):  # else they were meant: those of EDM hold the raw weights
+    are_meant = key is not None and len(states) == len(checkpoints)  # EDM's training-state-*.pt hold the raw weights
+    if not are_meant:
         for path in states:
             del checkpoints[path]
     if not checkpoints:
@@ -107,7 +108,7 @@ def find_run(patterns: Patterns, *, key: str | None = None, has_steps: bool = Fa
 
 
 def _place(patterns: Sequence[str | Path]) -> str:
-    """How messages call what was named."""
+    """How messages call what the user named."""
     if len(patterns) == 1:
         return str(patterns[0])
     return "The list"
@@ -152,15 +153,16 @@ def _in_folder(folder: Path, key: str | None) -> list[Path]:
     if is_packed(folder):
         raise TrajectoryError(f"{folder} is packed already: give it alone, without checkpoints.")
     try:
-        entries = list(folder.iterdir())
+        entries = sorted(folder.iterdir())
     except OSError as error:
         raise TrajectoryError(f"{folder} cannot be read: {error.strerror}.") from error
+    # not is_dir, since a broken link has to be named later
     numbered = [path for path in entries if is_numbered_folder(path.name) and not path.is_file()]
     reasons = {path: _why_no_checkpoint(path, key) for path in numbered}
     checkpoints = [path for path in numbered if reasons[path] is None]
     if checkpoints:
         return [*checkpoints, *_unnumbered(entries, key)]
-    # the only file of any name may be a run of one checkpoint, and its name tells the step
+    # not may_be_alone: the only file of any name may be a run of one checkpoint, and its name tells the step
     if _why_no_checkpoint(folder, key, may_be_alone=False) is None:
         return [folder]
     files = [path for path in entries if is_weights_file(path)]
@@ -173,9 +175,9 @@ def _in_folder(folder: Path, key: str | None) -> list[Path]:
                 raise
     if files:
         return files
-    for path, reason in reasons.items():
+    for path, reason in reasons.items():  # of the first one
         raise TrajectoryError(f"{path} {reason}")
-    names = ", ".join(sorted(path.name for path in entries)[:4]) or "nothing"
+    names = ", ".join(path.name for path in entries[:4]) or "nothing"
     raise TrajectoryError(f"No checkpoint in {folder}: expected {_expected()}; it holds {names}.")
 
 
@@ -187,12 +189,11 @@ def _unnumbered(entries: Sequence[Path], key: str | None) -> list[Path]:
 
 
 def _why_no_checkpoint(folder: Path, key: str | None, *, may_be_alone: bool = True) -> str | None:
-    """Why a folder is no checkpoint; ``None`` if it is one.
-
-    With ``may_be_alone``, the only file of weights in it may have any name.
-    """
-    if not folder.exists():  # a link to nothing is a gap in the series, which is refused later
-        return None if is_numbered_folder(folder.name) else "does not exist"
+    """Why a folder is no checkpoint; ``None`` if it is one. ``may_be_alone`` is as for :func:`find_weights`."""
+    if not folder.exists():
+        if is_numbered_folder(folder.name):  # a link to nothing is a gap in the series, which is refused later
+            return None
+        return "does not exist"
     reason = ""
     for candidate in (key, None):  # the key may also be one of the file inside
         try:
@@ -205,30 +206,38 @@ def _why_no_checkpoint(folder: Path, key: str | None, *, may_be_alone: bool = Tr
 
 
 def _without_copies(paths: list[Path], left_out: dict[Path, str]) -> list[Path]:
-    """Without links to others, and without ``latest``, ``best-3.ckpt`` and the like that have another's bytes."""
-    originals = [path for path in paths if not path.is_symlink() and _COPY.fullmatch(path.stem) is None]
-    for path in paths:
-        if path in originals:
-            continue
-        same = next((original for original in originals if _is_same(path, original)), None)
-        if same is None:
+    """Without links to others, and without ``latest``, ``best-3.ckpt`` and the like that have another's bytes.
+
+    These are put into ``left_out``, each with its reason.
+    """
+    suspects = [path for path in paths if path.is_symlink() or _COPY.fullmatch(path.stem) is not None]
+    originals = [path for path in paths if path not in suspects]
+    for path in suspects:
+        original = next((original for original in originals if _is_same(path, original)), None)
+        if original is None:
             originals.append(path)
         else:
-            left_out[path] = f"it is {same.name}"
-    return [path for path in paths if path in originals]
+            left_out[path] = f"it is {original.name}"
+    return [path for path in paths if path not in left_out]
 
 
 def _is_same(path: Path, other: Path) -> bool:
     """Whether both are one file; or have the same bytes, which are compared only for the usual names of copies."""
     with contextlib.suppress(OSError):
-        if path.samefile(other) or _COPY.fullmatch(path.stem) is None:
-            return path.samefile(other)
-        return path.is_file() and other.is_file() and filecmp.cmp(path, other, shallow=False)
+        if path.samefile(other):
+            return True
+        if _COPY.fullmatch(path.stem) is not None and path.is_file() and other.is_file():
+            return filecmp.cmp(path, other, shallow=False)
     return False
 
 
 def _only_series(place: str, paths: list[Path], left_out: dict[Path, str]) -> list[Path]:
     """The paths of a series, in their order; ``last.ckpt`` and its like are left out of a numbered one.
+
+    Args:
+        place: what the user named, for messages.
+        paths: the checkpoints that were found there.
+        left_out: gets the paths that are left out, each with its reason.
 
     Raises:
         TrajectoryError: the paths are of several series; the message has a glob for each.
@@ -244,7 +253,8 @@ def _only_series(place: str, paths: list[Path], left_out: dict[Path, str]) -> li
     unnumbered = [path for path in paths if not is_numbered(path)]
     numbered_names = read_names(numbered)
     others = [path for path, named in zip(numbered, numbered_names, strict=True) if Path(named.glob) != Path(place)]
-    if 0 < len(others) < len(numbered):  # a choice that a message offers also matches model_100_ema.pt
+    # the user may have named a glob that a message offered: model_*.pt, which also matches model_100_ema.pt
+    if 0 < len(others) < len(numbered):
         left_out.update(dict.fromkeys(others, "of another series"))
         return _only_series(place, [path for path in paths if path not in others], left_out)
     is_one_series = len({named.series for named in numbered_names}) == 1
@@ -259,7 +269,7 @@ def _only_series(place: str, paths: list[Path], left_out: dict[Path, str]) -> li
         later = [path for path in unnumbered if _is_later(path, numbered)]
         reason = "no step in the name, and none inside after the others"
         left_out.update((path, reason) for path in unnumbered if path not in later)
-        left_out.update((path, f"the run ends with {later[0].name}") for path in later[1:])
+        left_out.update((path, f"the run ends with {later[0].name}") for path in later[1:])  # one last checkpoint
         return [*numbered, *later[:1]]
     names_read = read_names(paths)
     sizes = Counter(named.series for named in names_read)
@@ -289,7 +299,7 @@ def _numbered_parts(pattern: str) -> tuple[str, ...]:
 
 
 def _is_later(path: Path, numbered: Sequence[Path]) -> bool:
-    """Whether a checkpoint without a number is the end of a run: all files tell their steps, and it the last."""
+    """Whether a checkpoint without a number is the end of a run: all tell their steps, and its own is the last."""
     try:
         *steps, last = checkpoint_steps([*numbered, path])
     except TrajectoryError:  # the files do not tell it
@@ -345,7 +355,7 @@ class Selection(FrozenModel):
             lowest_step = self.first_step
         if self.last_step is not None:
             highest_step = self.last_step
-        final = max((step for step in steps if step <= highest_step), default=0)  # n_K
+        final = max((step for step in steps if step <= highest_step), default=0)  # n_K; 0 where none is left
         if self.window is not None:
             lowest_step = max(lowest_step, final - self.window)
         chosen = [step for step in steps if lowest_step <= step <= highest_step]
@@ -371,12 +381,15 @@ def shown_steps(steps: Sequence[int]) -> str:
 
 
 def _nearest_to_grid(steps: Sequence[int], interval: int) -> list[int]:
-    """For every multiple of ``interval``, counted back from the last step, the step that is nearest to it."""
+    """For every multiple of ``interval``, counted back from the last step, the step that is nearest to it.
+
+    ``steps`` increase; a multiple that is the nearest of no step is passed over.
+    """
     nearest: dict[int, tuple[int, int]] = {}  # multiple → (distance to it, −step)
     for step in steps:
         age = steps[-1] - step
         multiple = (2 * age + interval - 1) // (2 * interval)  # halves go to the later checkpoint's multiple
         multiple = min(multiple, (steps[-1] - steps[0]) // interval)  # no point lies before the first step
-        candidate = (abs(age - multiple * interval), -step)
+        candidate = (abs(age - multiple * interval), -step)  # of two as near, the smaller is the later step
         nearest[multiple] = min(nearest.get(multiple, candidate), candidate)
     return sorted(-negative_step for _, negative_step in nearest.values())

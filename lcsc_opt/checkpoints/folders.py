@@ -23,10 +23,11 @@ _COMPONENTS = (  # running averages come before raw weights
     "pytorch_model_fsdp_0",  # of Accelerate with FSDP
 )
 _STEMS = ("diffusion_pytorch_model", "pytorch_lora_weights", "adapter_model")
-_SAFETENSORS_FILES = [f"{stem}.safetensors" for stem in (*_STEMS, "model")]
-_PICKLED_FILES = [f"{stem}.bin" for stem in (*_STEMS, "pytorch_model")]
-_WEIGHTS_FILES = [*_SAFETENSORS_FILES, *_PICKLED_FILES]
-_FILES_OF_A_KEY = (*CHECKPOINT_SUFFIXES, ".safetensors.index.json", ".bin.index.json")
+_WEIGHTS_FILES = (
+    *(f"{stem}.safetensors" for stem in (*_STEMS, "model")),
+    *(f"{stem}.bin" for stem in (*_STEMS, "pytorch_model")),
+)
+_SUFFIXES_OF_A_KEY = (*CHECKPOINT_SUFFIXES, ".safetensors.index.json", ".bin.index.json")
 
 
 class FolderWeights(NamedTuple):
@@ -35,7 +36,8 @@ class FolderWeights(NamedTuple):
     Attributes:
         file: the file, or the index of several.
         key: the part of the key that chooses this file; ``""`` when it lies in the folder itself.
-        rest: the rest of the key, which finds the state dict in the file; ``None`` is to guess.
+        rest: the rest of the key, which finds the state dict in the file: ``""`` is the file itself, ``None`` is to
+            guess.
         alternatives: keys of other components; empty where the user has chosen.
     """
 
@@ -46,7 +48,7 @@ class FolderWeights(NamedTuple):
 
     @property
     def raw_and_average(self) -> tuple[str | None, str | None]:
-        """The keys of the weights and of their average, if it has both."""
+        """The keys of the raw weights and of their average; both are ``None`` where there are not both."""
         raw = self.key.removesuffix("_ema")
         if raw not in self.alternatives:
             return None, None
@@ -56,20 +58,24 @@ class FolderWeights(NamedTuple):
 def find_weights(folder: Path, key: str | None, *, may_be_alone: bool = True) -> FolderWeights:
     """The weights of a folder: in it, in the subfolder ``key``, or in its file ``key``.
 
-    With ``may_be_alone``, these are also in the only file of weights, whatever its name is.
+    Args:
+        folder: the folder.
+        key: a subfolder such as ``unet``, or a file without its suffix; behind a dot, a key inside of it may follow.
+            ``None`` and ``""`` take the usual places.
+        may_be_alone: whether the only file of weights in the folder counts, whatever its name is.
 
     Raises:
         TrajectoryError: there are none, or several of which none can be preferred.
     """
     file = _weights_file(folder)
-    # who chooses by key may name the subfolder in the path, too
-    if file is not None and key in (None, "", folder.name):
-        if key:
-            return FolderWeights(file, key)
+    if file is not None and not key:
         return FolderWeights(file, "", alternatives=_others_beside(file))
+    if file is not None and key == folder.name:  # who chooses by key may name the subfolder in the path, too
+        return FolderWeights(file, folder.name)
     weights = _weights_under_key(folder, key) if key else _components(folder)
     if weights is not None:
         return weights
+    # the key may also be one inside of the only file, or of a distributed checkpoint
     if file is None and may_be_alone:
         file = _only_file(folder)
     elif file is not None and file.name != METADATA:
@@ -80,10 +86,10 @@ def find_weights(folder: Path, key: str | None, *, may_be_alone: bool = True) ->
 
 
 def file_of_weights(path: Path, key: str | None) -> Path:
-    """The file that the weights of a checkpoint are in: itself, or in a folder; the folder, where it is not known."""
+    """The file of a checkpoint's weights: ``path`` itself, or one in that folder; the folder, where it is not known."""
     if path.is_dir():
         with contextlib.suppress(TrajectoryError):
-            return find_weights(path, key or None).file
+            return find_weights(path, key).file
     return path
 
 
@@ -94,7 +100,7 @@ def folder_of_weights(path: Path, key: str | None) -> Path:
 
 
 def _components(folder: Path) -> FolderWeights | None:
-    """The first of the usual components; ``None`` if there is none."""
+    """The weights of the first of the usual components of a pipeline, with the others as alternatives, or ``None``."""
     files = {name: _weights_file(folder / name) or _only_file(folder / name) for name in _COMPONENTS}
     components = {name: file for name, file in files.items() if file is not None}
     if not components:
@@ -119,14 +125,17 @@ def _only_file(folder: Path) -> Path | None:
 
 
 def _others_beside(file: Path) -> tuple[str, ...]:
-    """Further models beside a file of weights, as Accelerate's ``model_1``."""
+    """The keys of further models beside a file of weights, as Accelerate's ``model_1``."""
     stem, _, suffix = file.name.partition(".")
     further = [path.name.removesuffix(f".{suffix}") for path in file.parent.glob(f"{stem}_[0-9]*.{suffix}")]
     return tuple(sorted(further))
 
 
 def _weights_under_key(folder: Path, key: str) -> FolderWeights | None:
-    """The subfolder or file ``key``; or the file of its first part, with the rest of the key inside."""
+    """The subfolder or file ``key``; or that of its first part, with the rest of the key inside.
+
+    The whole key comes first, since names may have dots. Of subfolders, only a distributed checkpoint has keys inside.
+    """
     first, _, rest = key.partition(".")
     for name, rest_of_key in ((key, ""), (first, rest)):
         if not is_plain_name(name):
@@ -135,7 +144,7 @@ def _weights_under_key(folder: Path, key: str) -> FolderWeights | None:
         is_distributed = subfolder_file is not None and subfolder_file.name == METADATA
         if subfolder_file is not None and (is_distributed or not rest_of_key):
             return FolderWeights(subfolder_file, name, rest=rest_of_key)
-        for suffix in _FILES_OF_A_KEY:
+        for suffix in _SUFFIXES_OF_A_KEY:
             file = folder / f"{name}{suffix}"
             if file.is_file():
                 return FolderWeights(file, name, rest=rest_of_key or None)
@@ -148,6 +157,6 @@ def _weights_file(folder: Path) -> Path | None:
         for file in (folder / name, folder / f"{name}.index.json"):
             if file.is_file():
                 return file
-    if any(folder.glob("*.distcp")):  # whose metadata may be missing: reading says so
+    if any(folder.glob("*.distcp")):  # a distributed checkpoint; where its metadata are missing, reading says so
         return folder / METADATA
     return None

@@ -64,7 +64,9 @@ def shown_left_out(folder: Path, left_out: Mapping[Path, str]) -> str:
     """Paths by reason, those that differ in their numbers as one: ``8 checkpoint-*/optimizer.bin (states of …)``."""
     alike: dict[tuple[str, str], list[str]] = {}  # reason and pattern → paths
     for path, reason in left_out.items():
-        name = str(path.relative_to(folder)) if path.is_relative_to(folder) else path.name
+        name = path.name
+        if path.is_relative_to(folder):  # else the user named a file outside of it, or a glob
+            name = str(path.relative_to(folder))
         alike.setdefault((reason, _pattern(name)), []).append(name)
     shown: dict[str, list[str]] = {}
     for (reason, pattern), names in alike.items():
@@ -89,6 +91,7 @@ def _like(used: Collection[Path]) -> list[Path]:
 
 
 def _listed(texts: Sequence[str]) -> str:
+    """The first texts, and how many more there are."""
     further = len(texts) - _MOST_PATTERNS
     if further > 0:
         texts = [*texts[:_MOST_PATTERNS], f"{further} more"]
@@ -96,16 +99,14 @@ def _listed(texts: Sequence[str]) -> str:
 
 
 def _files_read(checkpoint: Path, key: str | None) -> Collection[Path]:
-    """The files that the weights of a checkpoint are in."""
+    """The files that the weights of a checkpoint are in; none where they are not found."""
     if not checkpoint.is_dir():
         return {checkpoint}
-    if key is None:
-        with contextlib.suppress(TrajectoryError, OSError):
-            key = find_weights(checkpoint, None).raw_and_average[0]  # beside an average, the raw weights are read
     weights: Path | None = None
-    for candidate in (key, None):  # the key may also be one of the file inside
-        with contextlib.suppress(TrajectoryError, OSError):
-            weights = weights or find_weights(checkpoint, candidate).file
+    with contextlib.suppress(TrajectoryError, OSError):
+        if key is None:  # beside an average, the raw weights are read
+            key, _ = find_weights(checkpoint, None).raw_and_average
+        weights = find_weights(checkpoint, key).file
     if weights is None:
         return ()
     if weights.suffix == ".json":  # an index of model-00001-of-00002.safetensors or model.fp16-00001-of-…
@@ -120,6 +121,7 @@ def _weights_below(folder: Path) -> Iterator[Path]:
     for place, folders, names in os.walk(folder):
         depth = len(Path(place).relative_to(folder).parts)
         is_trajectory = MANIFEST in names and WEIGHTS in names
+        # what is left in this list is walked through, in its order
         if is_trajectory or depth == _DEEPEST:
             folders.clear()
         folders[:] = sorted(name for name in folders if not name.startswith("."))
