@@ -28,7 +28,7 @@ _AVERAGE = re.compile(r"(.*_)?ema([-_.0-9].*)?", re.IGNORECASE)
 _OTHER_AVERAGE = re.compile(r"(.*_)?(swa|avg|average|averaged|polyak)([-_.0-9].*)?", re.IGNORECASE)
 _STATES = re.compile(r"(.*_)?(opt|optim|optimizers?|.*sched.*|scaler|rng|random|loss|criterion)(_.*)?", re.IGNORECASE)
 _COMPANIONS = ("model_ema2", "current_model_state")  # which their trainers do not sample with
-_ONLY = "0."  # in a list of modules, as imagen-pytorch keeps the averages of its U-Nets
+_ONLY = "0."  # the only module of a list, as imagen-pytorch keeps the averages of its U-Nets
 _SETTINGS = ("decay", "num_updates")  # of LitEma, among its averages
 _DDIM_LIST = ("model", "optimizer", "epoch", "step", "ema")  # torch.save([...]) of DDIM's code
 _MAX_PARTS = 1000  # that are looked at
@@ -47,7 +47,10 @@ class Role(enum.Enum):
 
 
 class _Place(NamedTuple):
-    """Where a trainer or a module keeps an average and the raw weights, and by which names this is known."""
+    """Where a trainer or a module keeps an average and the raw weights: their keys or prefixes.
+
+    ``signs`` are names that only its files have, all of them.
+    """
 
     signs: tuple[str, ...]
     average: str
@@ -77,7 +80,7 @@ class Container:
         average_of: the weights that it is an average of, if it is one; then it has their names.
         is_prefix: whether it is a part of a state dict, by the beginning of its names.
         is_module: whether it is a network that was pickled whole.
-        is_shadow: whether it is a list that is an average in any case, of torch-ema.
+        is_shadow: whether it is the list ``shadow_params`` of torch-ema, an average even where no weights fit it.
     """
 
     key: str
@@ -89,8 +92,11 @@ class Container:
     is_shadow: bool = False
 
     @property
-    def outer(self) -> int:
-        """How many parts of the file it is in whose names do not say what they hold."""
+    def depth(self) -> int:
+        """How deep in the file it is: the parts of its key before the first whose name says what it holds.
+
+        In ``state.ema.net`` that is 1; without such a name, all parts but the last count.
+        """
         parts = self.key.split(".")
         return next((place for place, part in enumerate(parts) if word_of(part) is not None), len(parts) - 1)
 
@@ -102,7 +108,7 @@ class Container:
 
     @property
     def has_no_names(self) -> bool:
-        """Whether it is a list."""
+        """Whether it is a list of averages whose names are not known: its keys are numbers."""
         return 0 in self.tensors
 
     @property
@@ -115,19 +121,12 @@ class Container:
 
     @property
     def is_no_average(self) -> bool:
-        """Whether it is called an average and has not the names of a model."""
+        """Whether it is called an average and is none: no weights in the file have its names."""
         return self.role is Role.OTHER and word_of(self.key) is Role.AVERAGE
 
     @property
-    def mentioned(self) -> str:
-        """Its key; and why it was not taken, where its name promises something else."""
-        if self.is_no_average:
-            return f"{self.key} (of other names than the model, so no average of it)"
-        return self.key
-
-    @property
     def named(self) -> dict[str, Any]:
-        """The tensors with names, without those of wrappers."""
+        """The tensors whose keys are names, without the names of wrappers; empty for a list."""
         return unwrapped({name: value for name, value in self.tensors.items() if isinstance(name, str)})
 
 
@@ -148,18 +147,18 @@ class Inventory:
         return entries_of(self.content) or {}
 
     def guess(self) -> str:
-        """The key of the state dict: of the only average, else of the only weights.
+        """The key of the state dict: of the only average, else of the only weights, among the outermost containers.
 
         Raises:
             TrajectoryError: there is none, or several of which none is the only average.
         """
         possible = [container for container in self.containers if container.is_offered and not container.is_no_average]
-        least = min((container.outer for container in possible), default=0)
-        outermost = [container for container in possible if container.outer == least]
+        least_depth = min((container.depth for container in possible), default=0)
+        outermost = [container for container in possible if container.depth == least_depth]
         sampled_with = [container for container in outermost if not container.is_companion] or outermost
         averages = [container for container in sampled_with if container.role is Role.AVERAGE]
         chosen = averages or sampled_with
-        if self._mixed_root is not None and not averages:  # what has no usual name lies beside other tensors
+        if self._mixed_root is not None and not averages:  # a dict of other things may hide in a bare state dict
             chosen = [container for container in sampled_with if container.role is Role.WEIGHTS] or [self._mixed_root]
         if len(chosen) > 1:
             keys = ", ".join(shown(container.key) for container in chosen[:_MAX_LISTED])
@@ -187,7 +186,7 @@ class Inventory:
             weights = (each.named for each in self.containers if each.role is Role.WEIGHTS)
             return named_averages([*container.tensors.values()], next(weights, {}))
         part = self.content
-        rest = key
+        rest = key  # of the key, inside of ``part``
         while rest:
             parts = _parts(part)
             if parts is None:
@@ -222,21 +221,30 @@ class Inventory:
         return inside[0] if len(inside) == 1 else None
 
     def others(self, key: str) -> list[str]:
-        """What a user may want, too, with the state dict under ``key``: keys, and why one was not taken."""
+        """The keys that a message offers beside the state dict under ``key``, those of other entries of the file.
+
+        Of networks that were pickled whole, only those whose key tells what they are: StyleGAN's discriminator is no
+        choice.
+        """
         if not key:  # the whole file was read
             return []
-        place = key.partition(".")[0]
-        beside = [
-            container.mentioned
-            for container in self.containers
-            if container.is_offered
-            and container.key.partition(".")[0] != place
-            and (word_of(container.key) or not container.is_module)
-        ]
+        beside = []
+        for container in self.containers:
+            is_chosen_entry = container.key.partition(".")[0] == key.partition(".")[0]
+            is_unnamed_network = container.is_module and word_of(container.key) is None
+            if not container.is_offered or is_chosen_entry or is_unnamed_network:
+                continue
+            offered = container.key
+            if container.is_no_average:
+                offered += " (of other names than the model, so no average of it)"
+            beside.append(offered)
         return beside[:_MAX_LISTED]
 
     def raw_of(self, average: str) -> str | None:
-        """The key of the raw weights that an average belongs to, if they are searched unless somebody chooses."""
+        """The key of the raw weights of the average under the key ``average``.
+
+        ``None`` where it is no average; and where its trainer saves it as the model, which is what users mean there.
+        """
         container = self.at(average)
         if container is None:
             return None
@@ -255,28 +263,32 @@ class Inventory:
     def family(self, key: str) -> list[Container]:
         """The averages of the weights under ``key``, what these are an average of, and other names of the same tensors.
 
-        Where the key ends with the start of tensors' names, that part of each.
+        Where the key ends with the start of tensors' names, as ``state_dict.model``, that part of each.
         """
         chosen = self.at(key)
-        part = ""
+        start_of_names = ""
         if chosen is None:
             around = [container for container in self.containers if key.startswith(f"{container.key}.")]
             chosen = max(around, key=lambda container: len(container.key), default=Container("", {}))
-            part = key.removeprefix(f"{chosen.key}.")
+            start_of_names = key.removeprefix(f"{chosen.key}.")
         raw = chosen.average_of or chosen
         memory = _memory(raw)
-        others = [
-            container
-            for container in self.containers
-            if container is not chosen
-            and (raw in (container, container.average_of) or (memory and _memory(container) == memory))
-        ]
-        if not part:
+        others = []
+        for container in self.containers:
+            is_related = raw in (container, container.average_of)
+            is_other_name = memory is not None and _memory(container) == memory
+            if container is not chosen and (is_related or is_other_name):
+                others.append(container)
+        if not start_of_names:
             return others
-        return [Container(f"{each.key}.{part}", _beginning_with(f"{part}.", each.named)) for each in others]
+        prefix = f"{start_of_names}."
+        return [Container(f"{each.key}.{start_of_names}", _beginning_with(prefix, each.named)) for each in others]
 
     def _all(self) -> Iterator[Container]:
-        """The containers of a file, the outer ones first; the state of an optimizer is not looked into."""
+        """The containers of a file, the outer ones first; the state of an optimizer is not looked into.
+
+        Keeps a bare state dict with other things in it as ``_mixed_root``, which is a choice only where there is none.
+        """
         pending: collections.deque[tuple[str, Any]] = collections.deque([("", self.content)])
         seen: set[int] = set()
         for _ in range(_MAX_PARTS):
@@ -287,9 +299,10 @@ class Inventory:
             state_dict = _whole(key, value, entries)
             if state_dict is not None:
                 yield from _split(state_dict)
-            if state_dict is not None or id(value) in seen:
                 continue
-            seen.add(id(value))  # a part may contain itself
+            if id(value) in seen:  # a part may contain itself
+                continue
+            seen.add(id(value))
             first = dict(itertools.islice(entries.items(), _MAX_SAMPLED))
             # a single number, such as a step, is a tensor too, and makes no state dict
             if any(is_any_tensor(entry) and getattr(entry, "shape", True) for entry in first.values()):
@@ -320,7 +333,7 @@ def word_of(key: str) -> Role | None:
 
 
 def entries_of(value: Any) -> Mapping[Any, Any] | None:
-    """The entries of a dict, or of an object like one."""
+    """The entries of a dict, or of an object like one; ``None`` for anything else."""
     if isinstance(value, Record):
         value = value.items
     if isinstance(value, Mapping):
@@ -334,7 +347,7 @@ def is_any_tensor(value: Any) -> bool:
 
 
 def _is_ddim_list(value: Any) -> bool:
-    """Whether this is a checkpoint of DDIM's code, which has the average at the end, or none."""
+    """Whether this is a checkpoint of DDIM's code: a list of ``_DDIM_LIST``, of which the average may lack."""
     if not isinstance(value, list) or len(value) not in (4, 5):
         return False
     optimizer = entries_of(value[1]) or {}
@@ -351,7 +364,7 @@ def _parts(value: object) -> Mapping[Any, Any] | None:
 
 
 def _longest_name(key: str, parts: Mapping[Any, Any]) -> str | None:
-    """The longest name of a part that ``key`` begins with: names may have dots, as ``ema_0.9999``."""
+    """The longest of the names in ``parts`` that ``key`` begins with: names may have dots, as ``ema_0.9999``."""
     words = key.split(".")[:_MAX_KEY_PARTS]
     names = (".".join(words[:count]) for count in range(len(words), 0, -1))
     return next((name for name in names if name in parts), None)
@@ -377,7 +390,7 @@ def _without_extra_states(parts: Mapping[Any, Any]) -> Mapping[Any, Any]:
 
 
 def _flattened(parts: Mapping[Any, Any]) -> dict[str, Any]:
-    """The tensors of nested dicts, their names joined by dots; empty if there is anything else in them."""
+    """The tensors of nested dicts, their names joined by dots; empty if there is anything else in them, or too much."""
     tensors: dict[str, Any] = {}
     pending: list[tuple[str, Any]] = [("", parts)]
     while pending:
@@ -399,10 +412,13 @@ def _is_state(name: str) -> bool:
 
 
 def _whole(key: str, value: Any, entries: Mapping[Any, Any]) -> Container | None:
-    """A part of a file that is one state dict; ``None`` if its own parts have to be looked at."""
+    """A part of a file that is one state dict; ``None`` if its own parts have to be looked at.
+
+    ``entries`` are those of ``value``, empty where it is no dict.
+    """
     if is_module(value):
         weights: Mapping[Any, Any] = {}
-        with contextlib.suppress(TrajectoryError):  # which comes if it is read
+        with contextlib.suppress(TrajectoryError):  # of a network that cannot be read, which is said when it is
             weights = module_weights(value)
         return Container(key, weights, is_module=True)
     if isinstance(value, (list, tuple)):
@@ -423,11 +439,11 @@ def _whole(key: str, value: Any, entries: Mapping[Any, Any]) -> Container | None
 
 
 def _is_in_parts(entries: Mapping[Any, Any]) -> bool:
-    """Whether these are nested dicts of nothing but tensors, as Megatron saves a model: no further choice."""
-    settings = [name for name, value in entries.items() if is_any_tensor(value) and not getattr(value, "shape", True)]
-    if settings and len(entries) == len(settings) + 1:  # {"decay": …, "shadow": {…}}
+    """Whether these are nested dicts of nothing but tensors, as Megatron saves a model: one state dict, no choice."""
+    numbers = [name for name, value in entries.items() if is_any_tensor(value) and not getattr(value, "shape", True)]
+    if numbers and len(entries) == len(numbers) + 1:  # {"decay": …, "shadow": {…}}: the state dict is inside
         return False
-    if len(entries) == 1:  # which may be the state dict, under a name of its own
+    if len(entries) == 1:  # {"net": {…}}: what is inside decides, since that may be the state dict
         entries = entries_of(next(iter(entries.values()))) or {}
     has_parts = not all(map(is_any_tensor, entries.values()))
     has_words = any(word_of(name) for name in entries if isinstance(name, str))
@@ -435,12 +451,12 @@ def _is_in_parts(entries: Mapping[Any, Any]) -> bool:
 
 
 def _split(whole: Container) -> Iterator[Container]:
-    """A state dict; or the average in it, and the model beside."""
+    """A state dict; or, of a module that averages another, the average in it and the model beside."""
     names = [name for name in whole.tensors if isinstance(name, str)]
-    place = _ONLY if names and all(name.startswith(_ONLY) for name in names) else ""
+    start = _ONLY if names and all(name.startswith(_ONLY) for name in names) else ""
     for split in _SPLITS:
-        if all(any(name.startswith(place + sign) for name in names) for sign in split.signs):
-            for part in (place + split.average, place + split.raw):
+        if all(any(name.startswith(start + sign) for name in names) for sign in split.signs):
+            for part in (start + split.average, start + split.raw):
                 tensors = _beginning_with(f"{part}.", whole.tensors)
                 weights = {name: tensor for name, tensor in tensors.items() if name not in _SETTINGS}
                 if weights:
@@ -450,7 +466,10 @@ def _split(whole: Container) -> Iterator[Container]:
 
 
 def _give_roles(containers: Sequence[Container], entries: Mapping[Any, Any]) -> None:
-    """By the words of keys; an average must have the names of a model, and belongs to the nearest that has them."""
+    """Say what each container is, by the words of its key; ``entries`` are the outermost ones of the file.
+
+    An average must have the names of other weights, and belongs to the nearest that have them.
+    """
     swaps = [swap for swap in _SWAPS if swap.signs[0] in entries]
     averages_by_swap = [swap.average for swap in swaps]
     raws_by_swap = [swap.raw for swap in swaps]
@@ -467,9 +486,12 @@ def _give_roles(containers: Sequence[Container], entries: Mapping[Any, Any]) -> 
 
 
 def _find_its_weights(average: Container, raws: Sequence[Container]) -> None:
-    """Find the weights that an average has the names of: first those with its own name but for the word."""
+    """Give an average the weights that it is of, and their names; without any, it counts as something else.
+
+    The nearest are those of its key without the word (``unet_ema`` → ``unet``), then those of the usual keys.
+    """
     stem = re.sub(r"_?(ema|swa)_?", "", average.key)
-    nearest = sorted(raws, key=lambda raw: (raw.key != stem, raw.role is not Role.WEIGHTS, raw.outer, raw.is_prefix))
+    nearest = sorted(raws, key=lambda raw: (raw.key != stem, raw.role is not Role.WEIGHTS, raw.depth, raw.is_prefix))
     for raw in nearest:
         tensors = average.named
         if average.has_no_names:
@@ -488,7 +510,10 @@ def _find_its_weights(average: Container, raws: Sequence[Container]) -> None:
 
 
 def _memory(container: Container) -> tuple[int, int, int] | None:
-    """Where in the file its first tensor is, which tells two names of one model."""
+    """Where in the file its first tensor is, by which two names of one model are known; ``None`` if that is unknown.
+
+    Scalars, such as counters, are passed over.
+    """
     for tensor in container.tensors.values():
         if isinstance(tensor, TensorRef) and tensor.shape and tensor.storage is not None:
             return tensor.storage.start, tensor.offset, tensor.storage.size

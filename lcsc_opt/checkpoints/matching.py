@@ -13,11 +13,10 @@ from lcsc_opt.checkpoints.weights import possible_renamings
 _WRAPPERS = ("_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module.")  # of torch.compile, FSDP
 _STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 _DATA_PARALLEL = "module."
-_MAX_DATA_PARALLEL = 8  # around one another
 
 
 def unwrapped(tensors: Mapping[str, Any]) -> dict[str, Any]:
-    """Without the names of the wrappers of ``torch.compile`` and FSDP, which no network has of its own."""
+    """The tensors without the names of the wrappers of ``torch.compile`` and FSDP, which no network has of its own."""
     bare = dict(tensors)
     for wrapper in _WRAPPERS:
         bare = {name.replace(wrapper, ""): tensor for name, tensor in bare.items()}
@@ -33,27 +32,25 @@ def without_data_parallel(tensors: Mapping[str, Any]) -> tuple[dict[str, Any], s
     """
     weights = [name for name, tensor in tensors.items() if tensor.shape]
     prefix = ""
-    for _ in range(_MAX_DATA_PARALLEL):
-        longer = prefix + _DATA_PARALLEL
-        if not weights or not all(name.startswith(longer) for name in weights):
-            break
-        prefix = longer
+    while weights and all(name.startswith(prefix + _DATA_PARALLEL) for name in weights):  # wrappers may be nested
+        prefix += _DATA_PARALLEL
     of_network = {name: tensor for name, tensor in tensors.items() if name.startswith(prefix) or not _counts(tensor)}
     bare = {name.removeprefix(prefix): tensor for name, tensor in of_network.items()}
-    if len(bare) < len(of_network):
+    if len(bare) < len(of_network):  # two tensors would have one name
         return dict(tensors), ""
     return bare, prefix
 
 
 def _counts(tensor: Any) -> bool:
-    """Whether a tensor, or a reference to one, is one whole number."""
+    """Whether a tensor, or a reference to one, is a single whole number, as a counter is."""
     return not tensor.shape and not tensor.dtype.is_floating_point
 
 
 def counterparts(tensors: Mapping[str, Any], others: Mapping[str, Any]) -> dict[str, str] | None:
     """The name of each tensor → that of the tensor of the same shape among ``others``; ``None`` if one has none.
 
-    The names are the same, or all of either have one more prefix, or lack their dots, as in CompVis' LitEma.
+    The names are the same, or all of either have one more prefix, or those of ``tensors`` lack their dots, as in
+    CompVis' LitEma.
     """
     for names in _renamed(list(tensors), list(others)):
         if all(_have_one_shape(tensors[name], others.get(other)) for name, other in names.items()):
@@ -62,16 +59,17 @@ def counterparts(tensors: Mapping[str, Any], others: Mapping[str, Any]) -> dict[
 
 
 def _renamed(names: Sequence[str], others: Sequence[str]) -> Iterator[dict[str, str]]:
-    """Each name → what it may be called in another model whose names are ``others``."""
+    """Ways to rename: each name → what it may be called in another model whose names are ``others``."""
     if not names:
         return
-    for renaming in possible_renamings(names[0], others):
+    for renaming in possible_renamings(names[0], others):  # the first name tells which prefixes are possible
         yield {name: renaming(name) for name in names}
     with_dots = {name.replace(".", ""): name for name in others}
     yield {name: with_dots.get(name, name) for name in names}
 
 
 def _have_one_shape(tensor: Any, other: Any) -> bool:
+    """Whether both are tensors, or references to some, of the same shape; ``None`` is none."""
     if not is_tensor(tensor) or not is_tensor(other):
         return False
     return tuple(tensor.shape) == tuple(other.shape)
@@ -89,6 +87,7 @@ def named_averages(averages: Sequence[Any], model: Mapping[str, Any]) -> dict[st
     floating = [name for name, tensor in model.items() if is_tensor(tensor) and tensor.dtype.is_floating_point]
     names = [name for name in floating if name.rpartition(".")[2] not in _STATISTICS]
     shapes = [tuple(model[name].shape) for name in names]
+    # ``None`` has no place among the model's
     averaged_shapes = [tuple(average.shape) if is_tensor(average) else None for average in averages]
     earliest = _earliest_places(averaged_shapes, shapes)
     # the latest places are the earliest ones from behind: where both agree, there is no other way
@@ -103,7 +102,10 @@ def named_averages(averages: Sequence[Any], model: Mapping[str, Any]) -> dict[st
 
 
 def _earliest_places(short: Sequence[Any], long: Sequence[Any]) -> list[int]:
-    """The earliest places in ``long`` of the elements of ``short``, in order, up to the first that has none."""
+    """Where the elements of ``short`` are in ``long``, in order and each as early as can be.
+
+    Shorter than ``short`` where one has no place: it ends before that.
+    """
     places: list[int] = []
     start = 0
     with contextlib.suppress(ValueError):  # which tells that there is none
