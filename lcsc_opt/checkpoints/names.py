@@ -59,7 +59,7 @@ class Named(NamedTuple):
         series: the name without step, epoch, date and metrics. Only checkpoints of one series make a
             trajectory.
         glob: the path with ``*`` in place of these.
-        epoch: the number behind "epoch".
+        epoch: the number behind "epoch"; ``None`` without one.
     """
 
     numbers: tuple[int, ...]
@@ -79,19 +79,19 @@ def read_names(paths: Sequence[Path]) -> list[Named]:
     ``ema_0.9999_012345.pt`` is of the series ``ema_0.9999``, ``network-snapshot-0001000-0.050.pkl`` of
     ``network-snapshot-0.050``, ``checkpoint-500/unet`` of ``checkpoint/unet``.
     """
-    parts = [_StepPart.of_file(path) for path in paths]
+    parts = [_StepPart.of(0, path.name) for path in paths]
     for alike in _alike(parts):
-        values = {parts[place].values for place in alike}
-        is_one_number = len(alike) == 1 and values != {()}
-        if len(values) == 1 and not is_one_number:  # no number differs: that of the folder may
-            for place in alike:
-                parts[place] = _StepPart.of_folder(paths[place]) or parts[place]
+        values = {parts[index].values for index in alike}
+        is_only_name_with_number = len(alike) == 1 and values != {()}
+        if len(values) == 1 and not is_only_name_with_number:  # no number differs: that of the folder may
+            for index in alike:
+                parts[index] = _StepPart.of_folder(paths[index]) or parts[index]
     named: dict[int, Named] = {}
     for alike in _alike(parts):  # anew: some are those of folders now
-        steps = _which_are_steps([parts[place].values for place in alike])
-        for place in alike:
-            named[place] = parts[place].named(paths[place], steps)
-    return [named[place] for place in range(len(paths))]
+        steps = _which_are_steps([parts[index].values for index in alike])
+        for index in alike:
+            named[index] = parts[index].named(paths[index], steps)
+    return [named[index] for index in range(len(paths))]
 
 
 def torch_suffix(path: Path) -> str:
@@ -117,58 +117,63 @@ def is_weights_file(path: Path) -> bool:
 
 
 def is_plain_name(name: str) -> bool:
-    """Whether this is the name of a file in a folder, which leads nowhere else."""
+    """Whether a name, which may be out of a hostile file, is that of a file in a folder and leads nowhere else."""
     return Path(name).name == name and name not in ("", ".", "..") and "\0" not in name
 
 
 def is_numbered(path: Path) -> bool:
-    """Whether there is any number in the name."""
+    """Whether there is any digit in the name, but for its suffix."""
     return re.search("[0-9]", path.stem) is not None
 
 
 class _StepPart(NamedTuple):
-    """The part of a path that may hold the step: its name, or that of a folder ``depth`` above it."""
+    """The part of a path that may hold the step: its name, or that of a folder ``depth`` above it.
+
+    Attributes:
+        depth: 0 is the name itself, 1 the folder that it is in, 2 the one around that.
+        text: this part without a suffix.
+        numbers: those that may be the step, with the groups "digits" and "removed": what a series' name lacks.
+    """
 
     depth: int
     text: str
     numbers: tuple[re.Match[str], ...]
 
     @classmethod
-    def of_file(cls, path: Path) -> _StepPart:
-        text = without_suffix(path.name)
-        return cls(0, text, tuple(_possible_steps(text)))
+    def of(cls, depth: int, part: str) -> _StepPart:
+        text = without_suffix(part)
+        return cls(depth, text, tuple(_possible_steps(text)))
 
     @classmethod
     def of_folder(cls, path: Path) -> _StepPart | None:
         """The nearest folder of ``checkpoint-500/model.pt`` or ``checkpoint-500/unet/model.pt``; ``None`` for none."""
         nearest_folders = path.absolute().parts[-2:-4:-1]
         for depth, folder in enumerate(nearest_folders, start=1):
-            if _NUMBERED_FOLDER.fullmatch(folder):
-                text = without_suffix(folder)
-                return cls(depth, text, tuple(_possible_steps(text)))
+            if is_numbered_folder(folder):
+                return cls.of(depth, folder)
         return None
 
     @property
     def values(self) -> tuple[int, ...]:
-        """The numbers."""
+        """The numbers, as numbers."""
         return tuple(_value(number["digits"]) for number in self.numbers)
 
     @property
     def skeleton(self) -> tuple[int, str]:
-        """What is the same in names that differ in their numbers alone."""
+        """What is the same in names that differ in their numbers, metrics and dates alone."""
         return self.depth, _ASIDE.sub("", self._without(self.numbers, "*"))
 
     def _without(self, numbers: Sequence[re.Match[str]], mark: str) -> str:
-        """The text with ``mark`` in place of these numbers; without a mark, the word before each goes with it."""
+        """The text with ``mark`` in place of these numbers; for an empty mark, a word such as "step" goes with them."""
         group = "digits" if mark else "removed"
         text = self.text
-        for number in reversed(numbers):
+        for number in reversed(numbers):  # from behind, so that the places of the others stay
             text = text[: number.start(group)] + mark + text[number.end(group) :]
         return text
 
     def named(self, path: Path, steps: Sequence[int]) -> Named:
-        """What is told by the numbers at the places ``steps``."""
-        numbers = [self.numbers[place] for place in steps]
+        """What the name of ``path`` tells, where ``steps`` are the indices of those numbers that may be its step."""
+        numbers = [self.numbers[index] for index in steps]
         values = tuple(_value(number["digits"]) for number in numbers)
         named = Named(values, self._series(path, numbers), self._glob(path, numbers))
         epoch = _EPOCH_NUMBER.search(self.text)
@@ -177,10 +182,11 @@ class _StepPart(NamedTuple):
         return named
 
     def _series(self, path: Path, numbers: Sequence[re.Match[str]]) -> str:
-        """The name without these numbers and what changes with them, and the folders down to the file."""
+        """The name without these numbers and what changes with them; of a folder, with the path down to the file."""
         series = self.text
         if numbers:
             series = _ASIDE.sub("", self._without(numbers, ""))
+            # one separator is left of those around what was removed
             series = re.sub(r"([-_. ])[-_. ]+", r"\1", series).strip("-_. ") or "step"
         if self.depth:
             series = "/".join((series, *path.absolute().parts[-self.depth : -1], without_suffix(path.name)))
@@ -190,29 +196,32 @@ class _StepPart(NamedTuple):
         """The path with ``*`` in place of these numbers and what changes with them."""
         if self.depth >= len(path.parts):  # the working directory is in that folder
             path = path.absolute()
-        pattern = self._without(numbers, "\0")
+        pattern = self._without(numbers, "\0")  # which becomes * after others in the path are escaped
         if numbers:
             pattern = _ASIDE.sub(lambda aside: re.sub("-?[0-9].*", "\0", aside[0]), pattern)
         parts = list(path.parts)
-        place = len(parts) - 1 - self.depth
-        parts[place] = pattern + parts[place].removeprefix(self.text)
+        index = len(parts) - 1 - self.depth
+        parts[index] = pattern + parts[index].removeprefix(self.text)
         return glob.escape(str(Path(*parts))).replace("\0", "*")
 
 
 def _alike(parts: Sequence[_StepPart]) -> list[list[int]]:
-    """The places of parts that differ in their numbers alone."""
-    places: dict[tuple[int, str], list[int]] = {}
-    for place, part in enumerate(parts):
-        places.setdefault(part.skeleton, []).append(place)
-    return list(places.values())
+    """The indices of parts, in groups that differ in their numbers alone."""
+    groups: dict[tuple[int, str], list[int]] = {}
+    for index, part in enumerate(parts):
+        groups.setdefault(part.skeleton, []).append(index)
+    return list(groups.values())
 
 
 def _which_are_steps(values: Sequence[tuple[int, ...]]) -> list[int]:
-    """Which of the numbers of similar names may be the steps."""
+    """Which numbers of similar names may be the step: their indices, the same in each name.
+
+    ``values`` has the numbers of each name, as many in each.
+    """
     columns = list(zip(*values, strict=True))
-    varying = [place for place, column in enumerate(columns) if len(set(column)) > 1]
+    varying = [index for index, column in enumerate(columns) if len(set(column)) > 1]
     # one that tells all names apart may be the step, and so may the others: the files may say which it is
-    if any(len(set(columns[place])) == len(values) for place in varying):
+    if any(len(set(columns[index])) == len(values) for index in varying):
         return varying
     if varying:  # of several series
         return varying[-1:]
@@ -220,7 +229,10 @@ def _which_are_steps(values: Sequence[tuple[int, ...]]) -> list[int]:
 
 
 def _possible_steps(name: str) -> list[re.Match[str]]:
-    """The numbers in a name without its suffix that may be its step; an epoch's only where there is no other."""
+    """The numbers in a name without its suffix that may be its step: the last one behind "step", else all.
+
+    Metrics, dates and rates are none; an epoch's number is only where there is no other.
+    """
     without_epoch = _blanked(name, _NO_STEP_NOR_EPOCH)
     with_word = list(_STEP_WITH_WORD.finditer(without_epoch))
     if with_word:
@@ -235,13 +247,13 @@ def _blanked(name: str, pattern: re.Pattern[str]) -> str:
 
 
 def _value(digits: str) -> int:
-    """The number that is meant by ``012345`` or ``1.5M``."""
+    """The number that is meant by ``012345``, ``20k`` or ``1.5M``."""
     thousands = {"k": 1, "m": 2}.get(digits[-1].lower(), 0)
     return int(Decimal(digits.rstrip("kKmM")) * 1000**thousands)
 
 
 def without_suffix(name: str) -> str:
-    """A file's name without what tells its format."""
-    for suffix in (*reversed(CHECKPOINT_SUFFIXES), ".index.json"):
+    """A file's name without what tells its format: ``model.safetensors.index.json`` → ``model``."""
+    for suffix in (".index.json", *CHECKPOINT_SUFFIXES):
         name = name.removesuffix(suffix)
     return name

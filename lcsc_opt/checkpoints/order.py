@@ -17,14 +17,14 @@ _ADVICE = "rename the files, as model-100.pt, or pass --steps"
 
 
 class _Clue(NamedTuple):
-    """What tells the order: how a message calls it, and its number in each file, as far as it is there."""
+    """What may tell the order: how a message calls it, and its number in each file, ``None`` where it is not there."""
 
     name: str
     numbers: tuple[int | None, ...]
 
     @property
     def tells(self) -> bool:
-        """Whether it tells an order: a counter that is the same in all files is none."""
+        """Whether it tells an order: a counter that is the same in all files does not, unless there is only one."""
         return len(set(self.numbers) - {None}) > 1 or len(self.numbers) == 1
 
     @property
@@ -40,7 +40,7 @@ class _Clue(NamedTuple):
             if mine is not None and theirs is not None
         )
         latest = -1  # by the other, of all files that are earlier by this
-        for _, group in itertools.groupby(pairs, key=operator.itemgetter(0)):
+        for _, group in itertools.groupby(pairs, key=operator.itemgetter(0)):  # files at one number have no order
             numbers = [theirs for _, theirs in group]
             if min(numbers) < latest:
                 return True
@@ -89,14 +89,19 @@ def checkpoint_steps(paths: Sequence[Path]) -> list[int]:
 def _step_in_names(paths: Sequence[Path], named: Sequence[Named], others: Sequence[_Clue]) -> _Clue:
     """The number in the names that is the step; of several, the only one that no other clue contradicts.
 
+    Args:
+        paths: the checkpoints.
+        named: what the name of each tells.
+        others: the other clues, of which the first is the step inside the files.
+
     Raises:
         TrajectoryError: it is not clear which it is, and the files do not say their steps.
     """
     rows = [name.numbers for name in named]
-    # names of several patterns have other numbers at the same place
+    # names of several patterns have other numbers at the same place; the last is the step more often
     if len({len(row) for row in rows}) > 1:
         rows = [row[-1:] for row in rows]
-    columns = zip(*(row or (None,) for row in rows), strict=False)
+    columns = zip(*(row or (None,) for row in rows), strict=True)
     clues = [_Clue("the numbers in the names", column) for column in columns]
     possible = clues
     if len(clues) > 1:
@@ -109,6 +114,6 @@ def _step_in_names(paths: Sequence[Path], named: Sequence[Named], others: Sequen
         return possible[0]
     steps_inside = others[0]
     if steps_inside.is_complete:
-        return _Clue("", (None,) * len(paths))  # which contradicts nothing
+        return _Clue("", (None,) * len(paths))  # none, which contradicts nothing: the files tell enough
     numbers = " or ".join(str(clue.numbers[-1]) for clue in clues)
     raise TrajectoryError(f"{paths[-1]}: it is not clear which number in its name is the step ({numbers}): {_ADVICE}.")
