@@ -30,7 +30,6 @@ MAX_OPCODES = 1_000_000  # a network of 5,000 tensors with its average and Adam 
 _MAX_BYTES = 64 * 2**20  # read of one pickle; the bytes of tensors are skipped and do not count
 _MAX_NAME_LENGTH = 512  # of a class or function, with its module
 _SHOWN_CHARACTERS = 80  # of a text from a file that a message may repeat
-_NUMBER_SIZES = {layout: struct.calcsize(layout) for layout in ("<B", "<H", "<i", "<I", "<q", "<Q", ">d")}
 
 
 @dataclasses.dataclass(slots=True, eq=False)
@@ -87,7 +86,7 @@ class PickleBytes:
             (value,) = struct.unpack_from(layout, self.data, self.position)
         except struct.error as error:
             raise TrajectoryError(MALFORMED) from error
-        self.position += _NUMBER_SIZES[layout]
+        self.position += struct.calcsize(layout)
         return value
 
     def line(self) -> str:
@@ -111,9 +110,10 @@ class PickleBytes:
         self.position += size
 
 
-_CONSTANTS = {pickle.NONE: None, pickle.NEWTRUE: True, pickle.NEWFALSE: False}
+_CONSTANTS = {pickle.NONE: None, pickle.NEWTRUE: True, pickle.NEWFALSE: False, pickle.EMPTY_TUPLE: ()}
+# opcode → layout of the number that follows it
 _NUMBERS = {pickle.BININT: "<i", pickle.BININT2: "<H", pickle.BINFLOAT: ">d"}
-_TUPLES = {pickle.EMPTY_TUPLE: 0, pickle.TUPLE1: 1, pickle.TUPLE2: 2, pickle.TUPLE3: 3}
+_TUPLE_SIZES = {pickle.TUPLE1: 1, pickle.TUPLE2: 2, pickle.TUPLE3: 3}
 # opcode → layout of the size in bytes that follows it
 _TEXTS = {pickle.SHORT_BINUNICODE: "<B", pickle.BINUNICODE: "<I", pickle.BINUNICODE8: "<Q"}
 _BYTES = {
@@ -124,20 +124,16 @@ _BYTES = {
 }
 
 
-_U4 = struct.Struct("<I").unpack_from
-_BINPUT, _LONG_BINPUT, _BINGET, _LONG_BINGET, _BININT1, _MARK, _TUPLE, _STOP = (
-    ord(code)
-    for code in (
-        pickle.BINPUT,
-        pickle.LONG_BINPUT,
-        pickle.BINGET,
-        pickle.LONG_BINGET,
-        pickle.BININT1,
-        pickle.MARK,
-        pickle.TUPLE,
-        pickle.STOP,
-    )
-)
+# the most frequent opcodes, as an element of a memoryview is one
+_BINPUT = ord(pickle.BINPUT)
+_LONG_BINPUT = ord(pickle.LONG_BINPUT)
+_BINGET = ord(pickle.BINGET)
+_LONG_BINGET = ord(pickle.LONG_BINGET)
+_BININT1 = ord(pickle.BININT1)
+_MARK = ord(pickle.MARK)
+_TUPLE = ord(pickle.TUPLE)
+_STOP = ord(pickle.STOP)
+_read_uint32 = struct.Struct("<I").unpack_from
 
 
 class InertUnpickler:
@@ -181,10 +177,14 @@ class InertUnpickler:
     def _run(self) -> None:
         """Follow the opcodes to the end; the most frequent ones at once, since a call of a method costs more than they.
 
-        An index behind the end raises an ``IndexError``, a number there a ``struct.error``.
+        For speed, the state is in local variables, which are put back for each opcode that a method follows. An index
+        behind the end raises an ``IndexError``, a number there a ``struct.error``.
         """
-        source, memo, data = self._source, self._memo, self._source.data
-        position, left = source.position, source.opcodes_left
+        source = self._source
+        memo = self._memo
+        data = source.data
+        position = source.position
+        left = source.opcodes_left
         stack = self._stack
         while True:
             left -= 1
@@ -196,14 +196,14 @@ class InertUnpickler:
                 memo[data[position]] = stack[-1]
                 position += 1
             elif code == _LONG_BINPUT:
-                (place,) = _U4(data, position)
+                (place,) = _read_uint32(data, position)
                 memo[place] = stack[-1]
                 position += 4
             elif code == _BINGET:
                 stack.append(memo[data[position]])
                 position += 1
             elif code == _LONG_BINGET:
-                (place,) = _U4(data, position)
+                (place,) = _read_uint32(data, position)
                 stack.append(memo[place])
                 position += 4
             elif code == _BININT1:
@@ -219,21 +219,25 @@ class InertUnpickler:
             elif code == _STOP:
                 break
             else:
-                self._stack, source.position = stack, position
+                self._stack = stack
+                source.position = position
                 self._execute(bytes((code,)))
-                stack, position = self._stack, source.position
-        self._stack, source.position, source.opcodes_left = stack, position, left
+                stack = self._stack
+                position = source.position
+        self._stack = stack
+        source.position = position
+        source.opcodes_left = left
 
     def _execute(self, code: bytes) -> None:
-        """Follow one of the other opcodes."""
+        """Follow one of the other opcodes: those that push a value by a table here."""
         source = self._source
         if code in _TEXTS:
             text = source.read(source.number(_TEXTS[code]))
             self._push(text.decode("utf-8", "surrogatepass"))
         elif code in _NUMBERS:
             self._push(source.number(_NUMBERS[code]))
-        elif code in _TUPLES:
-            self._push(self._pop_tuple(_TUPLES[code]))
+        elif code in _TUPLE_SIZES:
+            self._push(self._pop_tuple(_TUPLE_SIZES[code]))
         elif code in _CONSTANTS:
             self._push(_CONSTANTS[code])
         elif code in _BYTES:
@@ -277,13 +281,15 @@ class InertUnpickler:
                 self._stack.pop()  # the keyword arguments, which nothing here needs
                 self._push(self._pop_call())
             case pickle.BUILD:
-                self._set_state(self._stack.pop())
+                state = self._stack.pop()
+                if type(self._stack[-1]) is Record:  # the attributes of ordered dicts and of tensors are not needed
+                    self._stack[-1].state = state
             case pickle.LONG1:
                 digits = self._source.read(self._source.number("<B"))
                 self._push(int.from_bytes(digits, "little", signed=True))
-            case pickle.POP:
-                self._pop()
-            case pickle.POP_MARK:
+            case pickle.POP if self._stack:
+                self._stack.pop()
+            case pickle.POP | pickle.POP_MARK:  # an open mark counts as an object
                 self._pop_to_mark()
             case pickle.PROTO:
                 self._source.read(1)
@@ -295,15 +301,7 @@ class InertUnpickler:
     def _push(self, value: Any) -> None:
         self._stack.append(value)
 
-    def _pop(self) -> None:
-        if self._stack:
-            self._stack.pop()
-        else:  # an open mark counts as an object
-            self._pop_to_mark()
-
     def _pop_tuple(self, size: int) -> tuple[Any, ...]:
-        if size == 0:
-            return ()
         if len(self._stack) < size:
             raise TrajectoryError(MALFORMED)
         values = tuple(self._stack[-size:])
@@ -311,6 +309,7 @@ class InertUnpickler:
         return values
 
     def _pop_to_mark(self) -> list[Any]:
+        """What was pushed since the last mark, which has a stack of its own."""
         values = self._stack
         self._stack = self._outer_stacks.pop()
         return values
@@ -329,11 +328,13 @@ class InertUnpickler:
         self._push(Record(f"{source_module}.{name}"))
 
     def _object_of(self, identity: Any) -> Any:
+        """The object of a persistent identity, which only files of torch have."""
         if self._resolve is None:
             raise TrajectoryError(MALFORMED)
         return self._resolve(identity)
 
     def _append(self, values: list[Any]) -> None:
+        """Put values into the list on top of the stack, or into the elements of a record."""
         target = self._stack[-1]
         if type(target) is Record:
             if target.elements is None:
@@ -344,6 +345,7 @@ class InertUnpickler:
         target.extend(values)
 
     def _set_items(self, keys_and_values: list[Any]) -> None:
+        """Put ``[key, value, key, value, …]`` into the dict on top of the stack, or into the items of a record."""
         target = self._stack[-1]
         if type(target) is Record:
             if target.items is None:
@@ -354,16 +356,11 @@ class InertUnpickler:
         for key, value in zip(keys_and_values[::2], keys_and_values[1::2], strict=True):
             target[safe_key(key)] = value
 
-    def _set_state(self, state: Any) -> None:
-        target = self._stack[-1]
-        if type(target) is Record:
-            target.state = state  # the attributes of ordered dicts and of tensors are not needed
-
 
 def safe_key(key: Any) -> Any:
-    """``key``, or a stand-in if hashing it could take for ever.
+    """``key``, or a stand-in if hashing it could take for ever: a nested tuple, or keys that were made to collide.
 
-    Text is hashed with a secret, records by their identity, and whole numbers up to 2^60 cannot collide.
+    Text is hashed with a secret, records by their identity, and whole numbers below 2^60 have hashes of their own.
     """
     if type(key) in (str, Record):
         return key
@@ -373,7 +370,7 @@ def safe_key(key: Any) -> Any:
 
 
 def shown(text: object) -> str:
-    """A text out of a file, made fit for one line of a message."""
+    """A text out of a file, which may be hostile, made fit for one line of a message: escaped and cut."""
     if isinstance(text, Record):
         text = text.name
     line = str(text)[: _SHOWN_CHARACTERS + 1]

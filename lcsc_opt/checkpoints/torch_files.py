@@ -7,6 +7,7 @@ Nothing that a pickle names is run (:mod:`lcsc_opt.checkpoints.pickles`). Plain 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import mmap
 import struct
@@ -77,7 +78,7 @@ _RETURN_THEIR_ARGUMENT = {
 class Storage:
     """``size`` bytes of the file from ``start``, which were not read, and the dtype of the tensors in them.
 
-    In files of torch < 1.6, ``start`` is known at the end.
+    In files of torch < 1.6, ``start`` is -1 until the end of the file is read.
     """
 
     start: int
@@ -163,14 +164,15 @@ def map_tensors(path: Path, refs: Mapping[str, TensorRef | Tensor], *, in_memory
                 continue
             _check_bounds(ref, len(whole))
             start = ref.storage.start
-            place = (start, ref.storage.size, ref.dtype.itemsize)
+            stop = start + ref.storage.size
+            place = (start, stop, ref.dtype.itemsize)  # with the size of elements, which decides what is aligned
             if place not in storages:
                 if in_memory:
                     storages[place] = _read(opened, ref.storage)
                 elif start % ref.dtype.itemsize == 0:
-                    storages[place] = file[start : start + ref.storage.size]
+                    storages[place] = file[start:stop]
                 else:
-                    storages[place] = file[start : start + ref.storage.size].clone()
+                    storages[place] = file[start:stop].clone()
             storage: Any = storages[place]
             tensors[name] = torch.empty(0, dtype=ref.dtype).set_(storage, ref.offset, ref.shape, ref.stride)
     return tensors
@@ -186,12 +188,12 @@ def _read(file: BinaryIO, storage: Storage) -> torch.UntypedStorage:
 
 
 def _check_bounds(ref: TensorRef, file_bytes: int) -> None:
-    """Refuse a tensor that is not within its storage, or whose storage is not within the file."""
+    """Refuse a tensor that is not within its storage, or whose storage is not within the file of ``file_bytes``."""
     numbers = (ref.offset, *ref.shape, *ref.stride)
     are_possible = all(type(number) is int and 0 <= number < _MAX_NUMBER for number in numbers)
     if not are_possible or len(ref.shape) != len(ref.stride) or math.prod(ref.shape) >= _MAX_NUMBER:
         raise TrajectoryError("holds a tensor with an impossible shape: leave it out.")
-    last_element = ref.offset
+    last_element = ref.offset  # counted from the start of the storage, as strides are not negative
     for size, stride in zip(ref.shape, ref.stride, strict=True):
         last_element += (size - 1) * stride
     is_empty = 0 in ref.shape
@@ -206,9 +208,9 @@ class _Calls:
     """The stand-in for the result of a call: its record, except for dicts, tensors and their wrappers."""
 
     def __init__(self, file: memoryview | None = None) -> None:
-        """``file``: where bytes of the pickle are, which may hold a file of torch; NVlabs' do, one for each tensor."""
+        """``file``: that of a bare pickle, whose bytes may be files of torch: NVlabs' hold one for each tensor."""
         self._file = file
-        self._nested: dict[int, Any] = {}  # where a file of torch begins → its content
+        self._nested: dict[int, Any] = {}  # where such a file of torch begins → its content
 
     def __call__(self, call: Record) -> Any:
         if call.name == "collections.OrderedDict" and not call.args:
@@ -224,12 +226,17 @@ class _Calls:
         return call
 
     def _tensor_with_attributes(self, call: Record) -> Any:
+        """The plain tensor in ``_rebuild_from_type_v2(function, type, arguments, attributes)``, or the call itself."""
         function = call.args[0]
         if isinstance(function, Record) and function.name in _REBUILD_TENSOR:
             return _tensor(Record(function.name, call.args[2]))
         return call
 
     def _nested_file(self, call: Record, file: memoryview) -> Any:
+        """The content of a file of torch inside of the pickle: ``_load_from_bytes`` was to be called with its bytes.
+
+        Torch writes these in its old format only.
+        """
         span = call.args[0]
         if not isinstance(span, Span):
             return call
@@ -247,12 +254,14 @@ def _tensor(call: Record) -> TensorRef | Record:
     """
     args = call.args
     has_dtype = call.name.endswith("_v3")
-    if has_dtype and len(args) < 7:
+    metadata_index = 6
+    shortest = 4  # as old files have it
+    if has_dtype:
+        metadata_index = 7
+        shortest = 7
+    if not shortest <= len(args) <= 8 or not isinstance(args[0], Storage):
         return call
-    if not 4 <= len(args) <= 8 or not isinstance(args[0], Storage):
-        return call
-    metadata_place = 7 if has_dtype else 6
-    if any(args[metadata_place:]):  # a conjugated or negated view, say, which is not what its bytes are
+    if any(args[metadata_index:]):  # a conjugated or negated view, say, which is not what its bytes are
         return call
     storage, offset, shape, stride = args[:4]
     for numbers in (shape, stride):
@@ -266,32 +275,29 @@ def _tensor(call: Record) -> TensorRef | Record:
     return TensorRef(storage, dtype, offset, shape, stride)
 
 
-class _Storages:
-    """Finds the storage of a persistent identity: ``("storage", type, key, location, count, …)``."""
+def _resolve(locate: Callable[[torch.dtype, str, int], Storage], identity: Any) -> Any:
+    """The storage of a persistent identity: ``("storage", type, key, location, count, …)``.
 
-    def __init__(self, locate: Callable[[torch.dtype, str, int], Storage]) -> None:
-        """``locate``: gives a storage by its dtype, its key in the file and its size in bytes."""
-        self._locate = locate
-
-    def __call__(self, identity: Any) -> Any:
-        if identity[0] == "module":  # old files have the source code of a class with it
-            return identity[1]
-        storage_type = identity[1].name.rpartition(".")[2]
-        if storage_type.startswith(("QInt", "QUInt")):
-            raise TrajectoryError(f"holds quantized tensors ({storage_type}): save the weights dequantized.")
-        dtype = _STORAGE_DTYPES[storage_type]
-        key = identity[2]
-        count = identity[4]
-        is_view = len(identity) > 5 and identity[5] is not None  # of another storage, as torch 0.3 wrote them
-        if is_view or type(key) is not str or type(count) is not int or not 0 <= count < _MAX_NUMBER:
-            raise TrajectoryError(MALFORMED)
-        return self._locate(dtype, key, count * dtype.itemsize)
+    ``locate`` gives it by its dtype, its key in the file and its size in bytes.
+    """
+    if identity[0] == "module":  # ("module", class, source file, source code), as old files have it
+        return identity[1]
+    storage_type = identity[1].name.rpartition(".")[2]
+    if storage_type.startswith(("QInt", "QUInt")):
+        raise TrajectoryError(f"holds quantized tensors ({storage_type}): save the weights dequantized.")
+    dtype = _STORAGE_DTYPES[storage_type]
+    key = identity[2]
+    count = identity[4]
+    is_view = len(identity) > 5 and identity[5] is not None  # of another storage, as torch 0.3 wrote them
+    if is_view or type(key) is not str or type(count) is not int or not 0 <= count < _MAX_NUMBER:
+        raise TrajectoryError(MALFORMED)
+    return locate(dtype, key, count * dtype.itemsize)
 
 
 def _read_zip(data: memoryview, file: Any) -> Any:
     """A file of torch since 1.6: a zip of ``NAME/data.pkl``, and ``NAME/data/KEY`` for each storage.
 
-    ``file`` is the map that ``data`` views; the zip ends with it, and may begin later.
+    ``file`` is the map that ``data`` views, as zipfile needs it; the zip ends with it, and may begin later.
     """
     try:
         with zipfile.ZipFile(file) as archive:
@@ -315,7 +321,7 @@ def _read_zip(data: memoryview, file: Any) -> Any:
 
     pickled = _stored_entry(data, entries[pickles[0]])
     source = PickleBytes(data[: pickled.start + pickled.size], pickled.start)
-    return InertUnpickler(source, resolve=_Storages(locate), call=_Calls()).load()
+    return InertUnpickler(source, resolve=functools.partial(_resolve, locate), call=_Calls()).load()
 
 
 def _stored_entry(data: memoryview, entry: zipfile.ZipInfo | None) -> Span:
@@ -330,7 +336,7 @@ def _stored_entry(data: memoryview, entry: zipfile.ZipInfo | None) -> Span:
     header = bytes(data[entry.header_offset : entry.header_offset + _ZIP_HEADER_BYTES])
     if len(header) < _ZIP_HEADER_BYTES or not header.startswith(_ZIP_SIGNATURE):
         raise TrajectoryError(MALFORMED)
-    name_bytes, extra_bytes = struct.unpack_from("<HH", header, 26)
+    name_bytes, extra_bytes = struct.unpack_from("<HH", header, 26)  # the lengths of the two fields behind the header
     start = entry.header_offset + _ZIP_HEADER_BYTES + name_bytes + extra_bytes
     return Span(start, entry.file_size)
 
@@ -350,9 +356,9 @@ def _read_legacy(source: PickleBytes) -> Any:
         # its bytes come behind the pickle that names it: until then, it lies outside of the file
         return storages.setdefault(key, Storage(-1, size, dtype))
 
-    InertUnpickler(source).load()
-    InertUnpickler(source).load()
-    content = InertUnpickler(source, resolve=_Storages(locate), call=_Calls()).load()
+    InertUnpickler(source).load()  # the version of the protocol
+    InertUnpickler(source).load()  # facts about the machine that wrote it, which torch ignores, too
+    content = InertUnpickler(source, resolve=functools.partial(_resolve, locate), call=_Calls()).load()
     for key in InertUnpickler(source).load():
         storage = storages.get(key) if type(key) is str else None
         count = source.number("<q")
