@@ -35,7 +35,8 @@ _KOHYA_PREFIXES = {
     "lora_unet_": "unet",
     "lora_te2_": "text_encoder_2",
 }
-_CHANGE_THE_BASE = ("pissa", "olora", "corda", "loftq")  # PEFT's init_lora_weights, some with a number behind
+_CHANGE_THE_BASE = ("pissa", "olora", "corda", "loftq")  # PEFT's init_lora_weights, as in pissa_niter_16
+# files of diffusers from before PEFT: projection → module of a U-Net's attention, and of CLIP's
 _OLD_ATTENTION = {"to_q": "to_q", "to_k": "to_k", "to_v": "to_v", "to_out": "to_out.0"}
 _OLD_TEXT_ATTENTION = {"to_q": "q_proj", "to_k": "k_proj", "to_v": "v_proj", "to_out": "out_proj"}
 
@@ -50,7 +51,7 @@ class LoraModule:
         path: the module inside that model; in kohya's files with underscores in place of dots.
         down: name of the factor ``[rank, in]`` or ``[rank, in, h, w]``.
         up: name of the factor ``[out, rank]`` or ``[out, rank, 1, 1]``.
-        alpha: name of the scalar, if the file has one.
+        alpha: name of the scalar; ``None`` where tensors do not hold it.
     """
 
     name: str
@@ -62,6 +63,8 @@ class LoraModule:
 
     def factors(self, weights: Mapping[str, Tensor], alphas: LoraAlphas) -> tuple[Tensor, Tensor, float]:
         """``down [rank, in(, h, w)]``, ``up [out, rank(, 1, 1)]`` and the scale of their product, alpha / rank.
+
+        ``alphas`` are for a module whose tensors hold none.
 
         Raises:
             TrajectoryError: the shapes of the factors do not belong together.
@@ -76,7 +79,10 @@ class LoraModule:
                 f"{self.name}: factors of shapes {list(down.shape)} and {list(up.shape)} cannot be multiplied; "
                 "expected [rank, in] and [out, rank], or [rank, in, h, w] and [out, rank, 1, 1]."
             )
-        alpha = alphas.of(self, rank) if self.alpha is None else float(weights[self.alpha])
+        if self.alpha is None:
+            alpha = alphas.of(self, rank)
+        else:
+            alpha = float(weights[self.alpha])
         return down, up, alpha / rank
 
 
@@ -93,6 +99,7 @@ class _Scale(pydantic.BaseModel):
     @pydantic.field_validator("alpha_pattern")
     @classmethod
     def _check_patterns(cls, patterns: dict[str, float] | None) -> dict[str, float] | None:
+        """Refuse broken patterns where a file is read, and not where a module is looked for."""
         for pattern in patterns or {}:
             try:
                 re.compile(pattern)
@@ -121,16 +128,16 @@ class LoraAlphas(pydantic.BaseModel):
     configs: dict[str, _Scale] = {}
 
     def check_start(self) -> None:
-        """Refuse adapters that are no LoRAs of the base model: some ways to begin change the base, too.
+        """Refuse adapters that are no LoRAs of the base model: some initializations change the base, too.
 
         Raises:
-            TrajectoryError: naming the way.
+            TrajectoryError: naming the initialization.
         """
         for config in self.configs.values():
-            start = str(config.init_lora_weights)
-            if start.startswith(_CHANGE_THE_BASE):
+            method = str(config.init_lora_weights)
+            if method.startswith(_CHANGE_THE_BASE):
                 raise TrajectoryError(
-                    f"The adapter began by {start}, which also changed the base weights, so it is no LoRA of the base "
+                    f"The adapter began by {method}, which also changed the base weights, so it is no LoRA of the base "
                     "model alone. Convert the checkpoints first: PEFT's save_pretrained has "
                     "path_initial_model_for_weight_conversion for it; or write the adapter as PEFT has it."
                 )
@@ -142,7 +149,7 @@ class LoraAlphas(pydantic.BaseModel):
 
     @classmethod
     def read(cls, path: str | Path, *, key: str | None = None) -> LoraAlphas | None:
-        """The alphas in a LoRA file's header, or in ``adapter_config.json`` next to it or one folder up.
+        """The alphas in a LoRA file's header, or in ``adapter_config.json`` next to it or one folder up; else ``None``.
 
         Args:
             path: a file, or a checkpoint's folder, whose weights may lie in a subfolder such as ``unet_lora``.
@@ -167,17 +174,18 @@ class LoraAlphas(pydantic.BaseModel):
         if config is None:
             return float(rank)
         alpha = config.alpha_of(module.path)
-        return alpha * math.sqrt(rank) if config.use_rslora else alpha
+        if config.use_rslora:  # which multiplies by alpha / sqrt(rank)
+            alpha *= math.sqrt(rank)
+        return alpha
 
 
 def lora_flavour(names: Iterable[str]) -> Flavour | None:
-    """The flavour of a state dict with these ``names``, or ``None`` if it holds no LoRA factor."""
+    """The flavour of a state dict with these ``names``, or ``None`` if it is no LoRA, or also holds the base model."""
     down_suffixes = tuple(down for down, _ in LORA_FACTORS)
     all_names = list(names)
     downs = [name for name in all_names if name.endswith(down_suffixes)]
-    # PEFT's name of a layer that is adapted, which a file of the adapter alone does not have
-    is_whole_network = any(".base_layer." in name for name in all_names)
-    if not downs or is_whole_network:
+    has_base_model = any(".base_layer." in name for name in all_names)  # PEFT's name of a layer that is adapted
+    if not downs or has_base_model:
         return None
     if all(name.startswith(_PEFT_PREFIX) for name in downs):
         return "peft"
@@ -222,9 +230,10 @@ def lora_modules(names: Iterable[str]) -> tuple[LoraModule, ...]:
 
 
 def _component_and_path(flavour: Flavour, stem: str, *, is_old: bool) -> tuple[str, str]:
-    """The component and the module inside it, from the ``stem`` of a tensor's name.
+    """The component and the module inside it, from the ``stem`` of a factor's name: what is before its suffix.
 
-    Old files of diffusers (``…processor.to_q_lora.down.weight``) use other names for the modules of attention.
+    ``is_old`` is for diffusers' files from before PEFT (``…processor.to_q_lora.down.weight``), which have other names
+    for the modules of attention.
     """
     if flavour == "peft":
         return "", stem.removeprefix(_PEFT_PREFIX)
@@ -252,7 +261,13 @@ def _split_component(name: str) -> tuple[str, str]:
 
 
 def _parse(path: Path, text: str | bytes) -> LoraAlphas:
-    """``{"unet.lora_alpha": 8}`` in a header → component ``unet``; entries without a component belong to ``""``."""
+    """The alphas in the JSON of a header or of ``adapter_config.json``; ``path`` is for errors.
+
+    ``"unet.lora_alpha"`` is of the component ``unet``; entries without a component belong to ``""``.
+
+    Raises:
+        TrajectoryError: it is no configuration of a LoRA.
+    """
     configs: dict[str, dict[str, Any]] = {}
     try:
         for name, value in json.loads(text).items():

@@ -33,11 +33,11 @@ def module_weights(root: Any) -> dict[str, Any]:
     """
     weights: dict[str, Any] = {}
     pending: list[tuple[str, Any]] = [("", root)]
-    parts_left = _MAX_PARTS
+    parts_left = _MAX_PARTS  # which ends, too, where modules contain themselves
     while pending:
         prefix, value = pending.pop()
-        parts, tensors, modules = _saved_parts(value)
-        parts_left -= 1 + parts
+        part_count, tensors, modules = _saved_parts(value)
+        parts_left -= 1 + part_count
         if parts_left < 0:
             raise TrajectoryError("holds networks in one another, or too many: save model.state_dict().")
         for name in (*tensors, *modules):
@@ -71,9 +71,9 @@ def init_arguments_of(network: Any) -> dict[str, Any] | None:
 
 
 def _saved_parts(value: Any) -> tuple[int, dict[Any, Any], dict[Any, Any]]:
-    """How many entries one module has, and of those that ``state_dict()`` has: name → tensor, name → module.
+    """How many entries one module has in all, its tensors and its submodules by name: those that are saved.
 
-    All entries count, since each is looked at again in every network of a hostile file that shares them.
+    The number limits the work for a hostile file, in which many networks may share the same entries.
     """
     if _is_script(value):  # its attributes are tensors, modules and settings, in one dict
         attributes = value.state
@@ -85,21 +85,22 @@ def _saved_parts(value: Any) -> tuple[int, dict[Any, Any], dict[Any, Any]]:
     transient = state.get("_non_persistent_buffers_set") or ()
     tensors = state["_parameters"] | (state.get("_buffers") or {})
     modules = state["_modules"]
-    left_out = {name for name in transient if isinstance(name, str)}
-    left_out |= {name for name, tensor in tensors.items() if tensor is None}
-    saved_tensors = {name: tensor for name, tensor in tensors.items() if name not in left_out}
-    saved_modules = {name: module for name, module in modules.items() if module is not None}
-    return len(transient) + len(tensors) + len(modules), saved_tensors, saved_modules
+    count = len(transient) + len(tensors) + len(modules)
+    not_saved = {name for name in transient if isinstance(name, str)}
+    # ``None`` stands for what a module may have and lacks, such as a bias
+    tensors = {name: tensor for name, tensor in tensors.items() if tensor is not None and name not in not_saved}
+    return count, tensors, {name: module for name, module in modules.items() if module is not None}
 
 
 def _is_script(value: Any) -> bool:
+    """Whether this is a module of TorchScript, whose pickle names a class under ``__torch__``."""
     if not isinstance(value, Record) or not value.name.startswith("__torch__."):
         return False
     return isinstance(value.state, dict)
 
 
 def _module_state(value: Any) -> dict[str, Any] | None:
-    """The ``__dict__`` of a pickled ``torch.nn.Module``."""
+    """The ``__dict__`` of a pickled ``torch.nn.Module``; ``None`` for anything else."""
     if not isinstance(value, Record):
         return None
     state = value.state

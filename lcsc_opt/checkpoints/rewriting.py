@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -52,7 +52,7 @@ def with_weights(path: Path, key: str, weights: Mapping[str, Tensor], *, earlier
         if not isinstance(value, dict):
             raise TrajectoryError(f"holds {kind(value)}, which only its trainer's code can write")
         inventory = Inventory(value)
-        chosen = Container(key, inventory.state_dict(key))  # as it was read
+        chosen = Container(key, inventory.state_dict(key))
         if not _replacements(chosen, weights):
             raise TrajectoryError("holds the weights of another model")
         family = [container for container in inventory.family(key) if not _stays(container, earlier, path)]
@@ -60,11 +60,13 @@ def with_weights(path: Path, key: str, weights: Mapping[str, Tensor], *, earlier
         tensors: dict[int, Tensor] = {}  # identity of a reference → the tensor
         for container in replaced:
             tensors |= _replacements(container, weights)
-        refs = {id(ref): ref for part in _containers(value) for ref in part if isinstance(ref, TensorRef)}
+        refs = {id(ref): ref for ref in _values(value) if isinstance(ref, TensorRef)}
         if any(id(ref) not in refs for ref in chosen.named.values()):
             raise TrajectoryError("holds its network as a pickled object, which only its trainer's code can write")
-        others = {str(name): ref for name, ref in refs.items() if name not in tensors}
-        tensors.update({int(name): tensor for name, tensor in map_tensors(path, others, in_memory=True).items()})
+        # all other tensors, as those of the optimizer; names are text
+        others = {str(identity): ref for identity, ref in refs.items() if identity not in tensors}
+        for name, tensor in map_tensors(path, others, in_memory=True).items():
+            tensors[int(name)] = tensor
         before.check()
     copier = PlainCopier(tensors)
     entries = copier.copy(value, "")
@@ -72,7 +74,10 @@ def with_weights(path: Path, key: str, weights: Mapping[str, Tensor], *, earlier
 
 
 def _stays(container: Container, earlier: Path | None, path: Path) -> bool:
-    """Whether the weights in a container are the same in an earlier checkpoint, so no average of those that train."""
+    """Whether a container stays as it is: its weights are the same in ``earlier``, so they follow none that train.
+
+    Without an earlier checkpoint, nobody knows, and it does not.
+    """
     return earlier is not None and is_constant(container.key, earlier, path)
 
 
@@ -89,14 +94,13 @@ def _replacements(container: Container, weights: Mapping[str, Tensor]) -> dict[i
     return {id(tensors[name]): weights[other] for name, other in names.items()}
 
 
-def _containers(content: Any) -> Iterator[Collection[Any]]:
-    """The values of every dict, list and tuple in plain data, each once."""
+def _values(content: Any) -> Iterator[Any]:
+    """All values in plain data; what is in a dict, a list or a tuple comes once, however often a file names that."""
     pending = [content]
     seen: set[int] = set()
     while pending:
-        part = pending.pop()
-        if isinstance(part, (dict, list, tuple)) and id(part) not in seen:
-            seen.add(id(part))
-            values = part.values() if isinstance(part, dict) else part
-            yield values
-            pending += values
+        value = pending.pop()
+        yield value
+        if isinstance(value, (dict, list, tuple)) and id(value) not in seen:
+            seen.add(id(value))
+            pending += value.values() if isinstance(value, dict) else value

@@ -14,7 +14,7 @@ PIECE = 2**22  # scalars that are read between two looks at the file
 
 
 def size_and_time(path: Path) -> tuple[int, int]:
-    """The bytes of a checkpoint's files, and the latest of their times in nanoseconds.
+    """The size of a checkpoint, a file or a folder, in bytes, and the time of its latest change in nanoseconds.
 
     Raises:
         TrajectoryError: one cannot be read.
@@ -32,7 +32,7 @@ class FileState:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._before = size_and_time(path)
-        self._copied = PIECE  # scalars since the last look at the files: it is looked at before the first
+        self._copied = PIECE  # scalars since the last look at the files; so many that the first copy looks again
 
     def check(self) -> None:
         """Refuse files that are not as they were.
@@ -45,7 +45,7 @@ class FileState:
             raise TrajectoryError(WRITTEN_OVER)
 
     def copy(self, place: Tensor, mapped: Tensor) -> None:
-        """Copy a tensor that is mapped from these files into a place of its shape, a piece after the other.
+        """Copy ``mapped``, a tensor out of these files, into ``place`` of the same shape, a piece after the other.
 
         To read a page of a map behind the end of its file, which was cut meanwhile, ends the process. So the files are
         looked at between pieces; nothing in Python can do more.
@@ -53,7 +53,7 @@ class FileState:
         Raises:
             TrajectoryError: as :meth:`check`.
         """
-        if mapped.numel() <= PIECE or not mapped.is_contiguous():
+        if mapped.numel() <= PIECE or not mapped.is_contiguous():  # the latter has no flat view to be cut
             pieces = [(place, mapped)]
         else:
             pieces = list(zip(torch.split(place.view(-1), PIECE), torch.split(mapped.view(-1), PIECE), strict=True))
