@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from lcsc_opt.cli.options import assignments
 from lcsc_opt.cli.output import say
 
 _RECIPE_HELP = "ddpm, edm, ct, ict, cd or flow; see docs/reference.md."
@@ -44,7 +45,7 @@ def train(
     from lcsc_opt.training.trainer import Training
 
     training = Training(
-        recipe=parse_recipe(recipe, settings or ()),
+        recipe=parse_recipe(recipe, assignments(settings or ())),
         data=data,
         out=out,
         steps=steps,

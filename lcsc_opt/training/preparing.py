@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from lcsc_opt.base.errors import TrainingError
 from lcsc_opt.base.files import only_process, write_atomically
 from lcsc_opt.base.paths import DEFAULT_FILES
 from lcsc_opt.base.reproducibility import derive_seed
-from lcsc_opt.base.settings import dump_yaml, near_miss, parse_settings, parse_yaml
+from lcsc_opt.base.settings import dump_yaml, near_miss, parse_settings
 from lcsc_opt.base.study_spec import experiment_name
 from lcsc_opt.coefficients.profiles import power_ema_coefficients
 from lcsc_opt.sampling.diffusers_folder import DiffusersFolder
@@ -30,8 +30,8 @@ SIGMA_REL = 0.1  # relative width of the average that the model's folder holds a
 OUTPUTS = (".trajectory", ".state", ".model", ".yaml")  # suffixes of what a training writes
 
 
-def parse_recipe(name: str, settings: Sequence[str]) -> TrainingRecipe:
-    """The recipe of that name, with ``KEY=VALUE`` in place of its defaults.
+def parse_recipe(name: str, settings: Mapping[str, Any]) -> TrainingRecipe:
+    """The recipe of that name, with ``settings`` in place of its defaults.
 
     Raises:
         TrainingError: there is no such recipe.
@@ -39,16 +39,7 @@ def parse_recipe(name: str, settings: Sequence[str]) -> TrainingRecipe:
     """
     if name not in RECIPES:
         raise TrainingError(f"{name}: no such recipe{near_miss(name, list(RECIPES))}; expected {', '.join(RECIPES)}")
-    values: dict[str, Any] = {}
-    for setting in settings:
-        key, equals, text = setting.partition("=")
-        if not equals:
-            raise TrainingError(f"{setting}: expected KEY=VALUE, such as learning_rate=0.0003")
-        try:
-            values[key] = parse_yaml(text)
-        except ValueError as error:
-            raise TrainingError(f"{setting}: not valid YAML: {error}") from error
-    return parse_settings(RECIPES[name], values, source=name)
+    return parse_settings(RECIPES[name], settings, source=name)
 
 
 def run(training: Training, *, resume: bool = False) -> Path:

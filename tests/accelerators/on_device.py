@@ -263,7 +263,7 @@ def test_an_objective_has_the_loss_and_the_gradient_of_the_cpu(folder: Path, mad
 
 def test_a_model_that_was_trained_here_is_searched_on_the_device(folder: Path) -> None:
     out = folder / "run.trajectory"
-    preparing.run(Training(preparing.parse_recipe("ddpm", ()), "digits", out, steps=2, checkpoint_every=1))
+    preparing.run(Training(preparing.parse_recipe("ddpm", {}), "digits", out, steps=2, checkpoint_every=1))
     loss = {"fdr": ["inception", "pixels"]}  # few features, so that images would be the larger part
     settings: dict[str, Any] = {"checkpoints": str(out), "images": 65, "batch_size": 65, "nfe": 2, "loss": loss}
     objective = load_objective(ObjectiveSpec(file="trained.py", settings=settings))

@@ -49,7 +49,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
         AcceleratorState._reset_state(reset_partial_state=True)
         preparing.run(
             Training(
-                recipe=preparing.parse_recipe(recipe, ["batch_size=4"]),
+                recipe=preparing.parse_recipe(recipe, {"batch_size": 4}),
                 data="digits",
                 out=folder / f"{name}.trajectory",
                 steps=6,

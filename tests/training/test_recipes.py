@@ -200,15 +200,15 @@ def test_only_the_student_has_a_gradient_and_the_generator_decides_the_loss(name
 
 
 def test_settings_of_a_recipe_are_parsed_and_refused() -> None:
-    changes = ["sigma_max=8e1", "last_discretization=1280"]
+    changes = {"sigma_max": 80, "last_discretization": 1280}
     assert parse_recipe("ict", changes) == Ict(sigma_max=80, last_discretization=1280)
-    for name, setting, message in (
-        ("ict", "sigma_mx=80", "sigma_mx: unknown key"),
-        ("cd", "rate=1.5", "rate: Input should be less than 1, got 1.5"),
-        ("ct", "sigma_max=0.001", "ct: sigma_max: expected more than sigma_min, 0.002, got 0.001"),
-        ("ict", "first_discretization=200", "ict: last_discretization: expected at least first_discretization, 200"),
-        ("ict", "noise_mean=100", "ict: noise_mean: with noise_std, it leaves no noise between"),
-        ("idm", "a=1", "no such recipe"),
+    for name, key, value, message in (
+        ("ict", "sigma_mx", 80, "sigma_mx: unknown key"),
+        ("cd", "rate", 1.5, "rate: Input should be less than 1, got 1.5"),
+        ("ct", "sigma_max", 0.001, "ct: sigma_max: expected more than sigma_min, 0.002, got 0.001"),
+        ("ict", "first_discretization", 200, "last_discretization: expected at least first_discretization, 200"),
+        ("ict", "noise_mean", 100, "ict: noise_mean: with noise_std, it leaves no noise between"),
+        ("idm", "a", 1, "no such recipe"),
     ):
         with pytest.raises((StudySpecError, TrainingError), match=message):
-            parse_recipe(name, [setting])
+            parse_recipe(name, {key: value})
