@@ -23,14 +23,9 @@ class _Clue(NamedTuple):
     numbers: tuple[int | None, ...]
 
     @property
-    def tells(self) -> bool:
-        """Whether it tells an order: a counter that is the same in all files does not, unless there is only one."""
-        return len(set(self.numbers) - {None}) > 1 or len(self.numbers) == 1
-
-    @property
     def is_complete(self) -> bool:
-        """Whether it tells the order of all files."""
-        return None not in self.numbers and self.tells
+        """Whether it tells the order of all files: a counter that is the same in several does not."""
+        return None not in self.numbers and (len(set(self.numbers)) > 1 or len(self.numbers) == 1)
 
     def contradicts(self, other: _Clue) -> bool:
         """Whether two files come in one order by this and in the opposite one by the other."""
@@ -70,20 +65,20 @@ def checkpoint_steps(paths: Sequence[Path]) -> list[int]:
     epochs_in_names = _Clue("the epochs in the names", tuple(name.epoch for name in named))
     in_names = _step_in_names(paths, named, (inside, epochs_inside, epochs_in_names))
     clues = (inside, in_names, epochs_inside, epochs_in_names)
-    complete = next((clue for clue in clues if clue.is_complete), None)
-    if complete is not None:
-        against = next((clue for clue in clues if complete.contradicts(clue)), None)
-        if against is not None:
-            raise TrajectoryError(
-                f"{paths[-1]}: {complete.name} and {against.name} are in different orders, as where steps begin again "
-                f"in each epoch, or runs are mixed: {_ADVICE}."
-            )
-        return [step for step in complete.numbers if step is not None]
-    # names with the same number are left to the caller, who refuses equal steps
-    for path, step in zip(paths, in_names.numbers, strict=True):
+    # without a clue that tells the order of all, the names say which file lacks a step, or which are equal
+    chosen = next((clue for clue in clues if clue.is_complete), in_names)
+    steps = []
+    for path, step in zip(paths, chosen.numbers, strict=True):
         if step is None:
             raise TrajectoryError(f"{path} has no step in its name or contents: {_ADVICE}.")
-    return [step for step in in_names.numbers if step is not None]
+        steps.append(step)
+    against = next((clue for clue in clues if chosen.contradicts(clue)), None)
+    if against is not None:
+        raise TrajectoryError(
+            f"{paths[-1]}: {chosen.name} and {against.name} are in different orders, as where steps begin again "
+            f"in each epoch, or runs are mixed: {_ADVICE}."
+        )
+    return steps
 
 
 def _step_in_names(paths: Sequence[Path], named: Sequence[Named], others: Sequence[_Clue]) -> _Clue:

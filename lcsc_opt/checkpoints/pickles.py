@@ -141,7 +141,8 @@ class InertUnpickler:
 
     Args:
         source: where the pickle starts; after :meth:`load`, where it ended.
-        resolve: makes an object of its persistent identity, which is a storage in files of torch.
+        resolve: makes an object of its persistent identity, which is a storage in files of torch; without it, there may
+            be none.
         call: gives what stands for the result of a call; without it, that is the record of the call.
     """
 
@@ -250,8 +251,8 @@ class InertUnpickler:
         match code:
             case pickle.MEMOIZE:
                 self._memo[len(self._memo)] = self._stack[-1]
-            case pickle.BINPERSID:
-                self._push(self._object_of(self._stack.pop()))
+            case pickle.BINPERSID if self._resolve is not None:
+                self._push(self._resolve(self._stack.pop()))
             case pickle.REDUCE:
                 call = self._pop_call()
                 self._push(self._call(call))
@@ -326,12 +327,6 @@ class InertUnpickler:
         if len(source_module) + len(name) > _MAX_NAME_LENGTH:
             raise TrajectoryError(MALFORMED)
         self._push(Record(f"{source_module}.{name}"))
-
-    def _object_of(self, identity: Any) -> Any:
-        """The object of a persistent identity, which only files of torch have."""
-        if self._resolve is None:
-            raise TrajectoryError(MALFORMED)
-        return self._resolve(identity)
 
     def _append(self, values: list[Any]) -> None:
         """Put values into the list on top of the stack, or into the elements of a record."""

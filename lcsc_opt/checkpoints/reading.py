@@ -243,17 +243,13 @@ def _read_value(path: Path) -> Any:
     if _is_index(path):
         return _read_shards(path)
     if path.suffix == ".safetensors":
-        return _read_safetensors(path)
+        with safe_open(path, framework="pt", device="cpu") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no dict
     if path.name == METADATA:
         return read_distributed(path)
     if path.name.endswith(TORCH_SUFFIXES):
         return read_content(path)
     raise TrajectoryError(f"is not a checkpoint: expected {', '.join(CHECKPOINT_SUFFIXES)}.")
-
-
-def _read_safetensors(path: Path) -> dict[str, Tensor]:
-    with safe_open(path, framework="pt", device="cpu") as file:
-        return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no dict
 
 
 def _tensors(path: Path, state: Mapping[Any, Any], key: str) -> dict[str, Tensor]:

@@ -138,7 +138,7 @@ def read_content(path: Path, *, start: int = 0, stop: int = 0, max_opcodes: int 
         return _read_zip(data, mapped)
     source = PickleBytes(data, start, max_opcodes=max_opcodes)
     content = InertUnpickler(source, call=_Calls(data)).load()
-    if _is_legacy_magic(content):
+    if content == _LEGACY_MAGIC:
         return _read_legacy(source)
     return content
 
@@ -242,7 +242,7 @@ class _Calls:
             return call
         if span.start not in self._nested:  # read once: a hostile pickle may load the same bytes very often
             inner = PickleBytes(file[: span.start + span.size], span.start)
-            is_legacy = _is_legacy_magic(InertUnpickler(inner).load())
+            is_legacy = InertUnpickler(inner).load() == _LEGACY_MAGIC
             self._nested[span.start] = _read_legacy(inner) if is_legacy else None
         return self._nested[span.start]
 
@@ -339,10 +339,6 @@ def _stored_entry(data: memoryview, entry: zipfile.ZipInfo | None) -> Span:
     name_bytes, extra_bytes = struct.unpack_from("<HH", header, 26)  # the lengths of the two fields behind the header
     start = entry.header_offset + _ZIP_HEADER_BYTES + name_bytes + extra_bytes
     return Span(start, entry.file_size)
-
-
-def _is_legacy_magic(content: Any) -> bool:
-    return type(content) is int and content == _LEGACY_MAGIC
 
 
 def _read_legacy(source: PickleBytes) -> Any:
