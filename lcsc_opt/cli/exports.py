@@ -70,7 +70,7 @@ def export(
     if objective is None or (destination is not None and merging.needs_network(chosen, objective, destination)):
         from lcsc_opt.experiment.stored import objective_of
 
-        objective = objective_of(database, chosen.study or chosen.first_study)
+        objective = objective_of(database, chosen.model.study or chosen.first_study)
     if destination is None:
         recipe = Recipe.of_chosen(chosen, objective, dtype=dtype)
         write_atomically(out, recipe.as_text(), error=StudyStoreError)

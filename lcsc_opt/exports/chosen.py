@@ -29,12 +29,10 @@ class Chosen:
     Attributes:
         experiment: its name.
         model: what is handed out.
-        study: the search that it was found in, or between whose best and another model it lies; ``None`` of a model
-            that was not searched for.
         measured: ``loss`` and ``metrics`` of the search, and ``held_out`` of the report, as far as they are known.
         report: of the experiment; ``None`` before there is one.
         stored: the attributes of the experiment.
-        rows: the rule of the model's rows of coefficients.
+        rows: the rule of the model's rows of coefficients, such as ``layers``; ``None`` for one row.
         files: the folder beside the database.
         first_study: the name of the experiment's first study, by which its objective is loaded where no search found
             the model.
@@ -42,7 +40,6 @@ class Chosen:
 
     experiment: str
     model: Model
-    study: str | None
     measured: Mapping[str, Any]
     report: Report | None
     stored: Mapping[str, Any]
@@ -86,12 +83,10 @@ class Chosen:
         measured = None
         if report is not None:
             measured = report.of_study(name)
-        if number is None and measured is not None:
+        if measured is not None and number in (None, measured.model.trial):
             return cls._of(storage, contents, experiment, measured.model, report)
         trial = study.trial_or_best(number)
         model = Model(f"trial {trial.number}", coefficients_of(trial), study=name, trial=trial.number)
-        if measured is not None and measured.model.trial == trial.number:
-            model = measured.model
         return cls._of(storage, contents, experiment, model, report)
 
     @classmethod
@@ -103,17 +98,17 @@ class Chosen:
         rows = None
         if model.study is not None:
             rows = contents.studies[model.study]["specification"]["space"]["rows"]
-        if model.study is not None and model.trial is not None:
-            trial = StoredStudy.open(storage, model.study).trial(model.trial)
-            measured = {"loss": trial.value, "metrics": trial.user_attrs.get("metrics", {})}
+            if model.trial is not None:  # else it lies between two models, and no search measured it
+                trial = StoredStudy.open(storage, model.study).trial(model.trial)
+                measured = {"loss": trial.value, "metrics": trial.user_attrs.get("metrics", {})}
         if report is not None:
             on_held_out = report.measured(model.name)
             if on_held_out is not None:
                 measured["held_out"] = {**on_held_out.means(report.sign), "sampler": report.parts[0].sampler}
         stored = contents.experiments[experiment]
         files = files_directory(storage.url)
-        first = next(iter(contents.of(experiment)))
-        return cls(experiment, model, model.study, measured, report, stored, rows, files, first)
+        first_study = next(iter(contents.of(experiment)))
+        return cls(experiment, model, measured, report, stored, rows, files, first_study)
 
     @property
     def steps(self) -> tuple[int, ...]:
@@ -122,7 +117,7 @@ class Chosen:
 
     @property
     def trajectory_sha256(self) -> str | None:
-        """Of the checkpoints, as the objective describes them; ``None`` if it does not."""
+        """The SHA-256 of the checkpoints, which the objective stored; ``None`` if it merges none, or did not say."""
         sha256 = self.stored["problem"]["decides"]["objective"].get("trajectory")
         if isinstance(sha256, str):
             return sha256
@@ -130,7 +125,7 @@ class Chosen:
 
     @property
     def title(self) -> str:
-        """For people."""
+        """Which model of which experiment, for people."""
         return f"{self.model.title} of {self.experiment}"
 
     def checkpoints_alone(self) -> CheckpointsAlone | None:

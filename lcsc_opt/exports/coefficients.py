@@ -19,9 +19,9 @@ def average_coefficients(kind: str, steps: Sequence[int]) -> Coefficients:
     """The coefficients ``[K]`` of ``uniform``, ``last:N``, ``step:N``, ``ema:RATE`` or ``power:WIDTH``.
 
     Raises:
-        StudySpecError: its number is none or out of range, or there is no such step, or not so many.
+        StudySpecError: its number is missing or out of range, there is no such step, or there are not so many.
     """
-    name, _, text = kind.partition(":")
+    name, _, text = kind.partition(":")  # the text is empty in "uniform"
     if name in _PROFILES:
         try:
             return _PROFILES[name](steps, float(text))

@@ -28,8 +28,9 @@ SHOWN = 40  # of them, the first, and those that differ most
 def attach_images(experiment: StoredExperiment, objective: Objective, report: Report) -> None:
     """Store images of the answer and of the best that the user had, from the same noise, with the experiment.
 
-    First the images as they come, with real ones where there are some; then the pairs that differ most. There are none
-    where the objective samples no images, or the user had the answer already.
+    First the images as they come, with real ones where there are some; then the pairs that differ most, by the distance
+    of their features (App. E). There are none where the objective samples no images, or the user had the answer
+    already.
     """
     before = report.best_had(report.headline_metric)
     if before is None or not report.is_found or objective.sampler is None:
@@ -38,7 +39,6 @@ def attach_images(experiment: StoredExperiment, objective: Objective, report: Re
 
     if not isinstance(objective, MergeSampleScore):
         return
-    # images of both models from the same held-out noise; then those farthest apart in the features (App. E)
     images_before = objective.images(before.model.coefficients, HELD_OUT, PAIRS)
     images_of_answer = objective.images(report.of_answer.model.coefficients, HELD_OUT, PAIRS)
     difference = objective.features(images_before) - objective.features(images_of_answer)

@@ -22,7 +22,7 @@ from lcsc_opt.base.study_spec import LAYERS
 from lcsc_opt.checkpoints.folders import folder_of_weights
 from lcsc_opt.checkpoints.lora import LoraAlphas, lora_flavour
 from lcsc_opt.checkpoints.names import torch_suffix
-from lcsc_opt.checkpoints.rewriting import Document, with_weights
+from lcsc_opt.checkpoints.rewriting import with_weights
 from lcsc_opt.coefficients.layer_groups import LayerGroups
 from lcsc_opt.coefficients.profiles import trainer_ema
 from lcsc_opt.exports.chosen import Chosen
@@ -57,6 +57,7 @@ def export(chosen: Chosen, objective: Objective, to: Destination) -> Recipe:
     config = _found_config(to, trajectory, _named_folders(chosen)) or _network_config(to, objective.sampler)
     changes: dict[str, Any] = {}
     if to.form == "lora":
+        # those of the study's settings, else what was packed
         alphas = getattr(objective.sampler, "alphas", None) or trajectory.lora_alphas()
         changes["lora"] = _lora_naming(objective.sampler, alphas)
     statistics = objective.statistics(np.array(recipe.coefficients, dtype=np.float64))
@@ -68,7 +69,11 @@ def export(chosen: Chosen, objective: Objective, to: Destination) -> Recipe:
 
 
 def needs_network(chosen: Chosen, objective: Objective, to: Destination) -> bool:
-    """Whether an export needs the network or the pipeline of the whole objective, beside what is merged."""
+    """Whether an export needs the network or the pipeline of the whole objective, beside what is merged.
+
+    A model's folder needs the network for its configuration, where there is none on the disk; an adapter's folder needs
+    PEFT's, which no network has. The names of a LoRA depend on the pipeline.
+    """
     if to.form == "diffusers":
         trajectory = packed_trajectory(objective)
         is_adapter = lora_flavour(trajectory.names) is not None
@@ -78,6 +83,8 @@ def needs_network(chosen: Chosen, objective: Objective, to: Destination) -> bool
 
 def _found_config(to: Destination, trajectory: Trajectory, folders: Iterable[Path] = ()) -> ModelConfig | None:
     """For a model's folder, the configuration that the user named, that lies with the last checkpoint, or in a folder.
+
+    ``None`` for other forms, and where none of these has one that fits: an adapter's for an adapter.
 
     Raises:
         ObjectiveError: the one that the user named is none.
@@ -101,7 +108,7 @@ def _found_config(to: Destination, trajectory: Trajectory, folders: Iterable[Pat
 
 
 def _network_config(to: Destination, sampler: Sampler | None) -> ModelConfig | None:
-    """For a model's folder, the configuration of the network of a sampler, if it is one of diffusers."""
+    """For a model's folder, the configuration of the network of a sampler, if it is one of diffusers; else ``None``."""
     if to.form != "diffusers":
         return None
     for name in ("network", "denoiser"):  # alone, or of a pipeline
@@ -122,7 +129,7 @@ def _last_folder(trajectory: Trajectory) -> Path | None:
 def _named_folders(chosen: Chosen) -> list[Path]:
     """The folders that the settings ``model`` and ``checkpoints`` name, which may hold a configuration."""
     settings = chosen.stored["objective"]["settings"]
-    directory = chosen.stored["directory"]
+    directory = chosen.stored["directory"]  # that of the study file; ``None`` where there was no file
     context = BuildContext(None if directory is None else Path(directory), places=chosen.stored["places"])
     names = [settings.get(name) for name in ("model", "checkpoints")]
     return [context.path(name) for name in names if isinstance(name, str)]
@@ -172,7 +179,10 @@ def average(
 
 
 def _write_alone(trajectory: Trajectory, recipe: Recipe, to: Destination) -> Recipe:
-    """Write the model of a recipe, without a study: under the names in the files of the checkpoints."""
+    """Write the model of a recipe, without a study: under the names in the files of the checkpoints.
+
+    Packing has removed a wrapper's prefix, which is put back here. With a study, the network's names have none.
+    """
     config = _found_config(to, trajectory)
     if to.form == "lora" and recipe.lora is None:
         recipe = recipe.model_copy(update={"lora": LoraNaming(alphas=trajectory.lora_alphas())})
@@ -189,6 +199,8 @@ def _packed(
     recipe: Recipe | None = None,
 ) -> Iterator[Trajectory]:
     """The checkpoints of these patterns; files are packed beside the model that is written, while this is open.
+
+    They are packed with the key and the dtype of ``recipe``, if one is given, unless the user gives a key.
 
     Raises:
         TrajectoryError: as :func:`~lcsc_opt.trajectory.packing.open_or_pack`, also where one packed trajectory is named
@@ -212,14 +224,22 @@ def _write(
     *,
     prefix: str = "",
 ) -> Recipe:
-    """Merge by a recipe and write the model, in a file under its names after ``prefix``. Returns the recipe."""
+    """Merge by a recipe and write the model. Gives the recipe back.
+
+    Args:
+        trajectory: the checkpoints, under the names of the network where an objective has one.
+        recipe: how they are merged.
+        to: where the model is written.
+        config: the configuration of a model's folder.
+        prefix: what is put before the names in a file.
+    """
     _check_form(trajectory, to, config)
     weights = merge(trajectory, recipe)
     if trajectory.stored is not None:
         notice(f"{to.path}: merged from checkpoints that were rounded to {trajectory.stored} when they were packed")
     weights.update({trajectory.renaming(name): tensor for name, tensor in _statistics_in(recipe).items()})
-    folder = _last_folder(trajectory)
-    if config is not None and folder is not None and config.folder == folder:  # it goes with the names in its file
+    # a configuration beside the checkpoints is for the names in their files, any other for those of the network
+    if config is not None and config.folder is not None and config.folder == _last_folder(trajectory):
         weights = {trajectory.renaming.undone(name): tensor for name, tensor in weights.items()}
     document = _document(trajectory, weights, to)
     if to.form in ("safetensors", "pt"):
@@ -252,7 +272,10 @@ def _check_form(trajectory: Trajectory, to: Destination, config: ModelConfig | N
 
 
 def _document(trajectory: Trajectory, weights: Mapping[str, Tensor], to: Destination) -> Mapping[Any, Any] | None:
-    """The last checkpoint's file with these weights, for a file of the same ending: its trainer loads it as its own."""
+    """The last checkpoint's file with these weights, for a file of the same ending: its trainer loads it as its own.
+
+    ``None`` where a plain state dict has to do.
+    """
     source = trajectory.sources[-1]
     if to.form != "pt" or not source or torch_suffix(to.path) != torch_suffix(Path(source)):
         return None
@@ -269,13 +292,11 @@ def _document(trajectory: Trajectory, weights: Mapping[str, Tensor], to: Destina
             f"{to.path}: the merged weights are in {' and '.join(document.replaced)}; all else is the last checkpoint's"
         )
     if document.left_out:
-        notice(f"{to.path}: left out, because they are more than plain data: {_some_of(document)}")
+        names = document.left_out[:_MOST_NAMED]
+        if len(document.left_out) > _MOST_NAMED:
+            names.append("…")
+        notice(f"{to.path}: left out, because they are more than plain data: {', '.join(names)}")
     return document.entries
-
-
-def _some_of(document: Document) -> str:
-    names = document.left_out[:_MOST_NAMED]
-    return ", ".join(names) + (" …" if len(names) < len(document.left_out) else "")
 
 
 def merge(trajectory: Trajectory, recipe: Recipe) -> dict[str, Tensor]:
@@ -299,7 +320,7 @@ def merge(trajectory: Trajectory, recipe: Recipe) -> dict[str, Tensor]:
                 f"out the checkpoints after step {recipe.steps[-1]}."
             )
         return _cast(trajectory.merge(trainer_ema(len(trajectory))), recipe.dtype)
-    placed = np.zeros((len(coefficients), len(trajectory)))
+    placed = np.zeros((len(coefficients), len(trajectory)))  # the recipe's, with 0 for further checkpoints
     placed[:, list(places.values())] = coefficients[:, list(places)]
     groups = None
     if recipe.rows:
@@ -311,7 +332,10 @@ def merge(trajectory: Trajectory, recipe: Recipe) -> dict[str, Tensor]:
 
 
 def _check_checkpoints(trajectory: Trajectory, recipe: Recipe, places: Mapping[int, int]) -> None:
-    """Refuse other checkpoints than the recipe's, and the same bytes in another layout."""
+    """Refuse other checkpoints than the recipe's, and the same bytes in another layout.
+
+    ``places``: the index of each in the recipe → its index in the trajectory.
+    """
     for index, place in places.items():
         sha256 = trajectory.checkpoint_sha256[place]
         expected = recipe.checkpoint_sha256[index]
@@ -323,6 +347,7 @@ def _check_checkpoints(trajectory: Trajectory, recipe: Recipe, places: Mapping[i
                 f"Step {recipe.steps[index]} {trajectory.sources[place]}: is not the checkpoint of the recipe: "
                 f"SHA-256 {sha256[:12]}…, expected {expected[:12]}…. {advice}"
             )
+    # of all checkpoints of the recipe, also those that are not there, in the layout of these
     trajectory_sha256 = trajectory.packed_layout.sha256(zip(recipe.steps, recipe.checkpoint_sha256, strict=True))
     if trajectory_sha256 != recipe.trajectory_sha256:
         raise TrajectoryError(
@@ -345,7 +370,7 @@ def _cast(tensors: Mapping[str, Tensor], dtype: str | None) -> dict[str, Tensor]
         if dtype is not None and tensor.is_floating_point():
             written_dtype = DTYPES[dtype]
         copied = tensor.detach().to("cpu", written_dtype, copy=True).contiguous()
-        if written_dtype != tensor.dtype and not bool(torch.isfinite(copied).all()):
+        if written_dtype != tensor.dtype and not bool(torch.isfinite(copied).all()):  # what is too large became inf
             raise TrajectoryError(
                 f"Tensor {name!r} has values too large for {dtype}: pass --dtype float32, or bfloat16."
             )
@@ -364,7 +389,7 @@ def _statistics_in(recipe: Recipe) -> dict[str, Tensor]:
 
 
 def _lora_naming(sampler: Sampler | None, alphas: LoraAlphas) -> LoraNaming:
-    """What the names of a LoRA for the pipeline of a sampler depend on."""
+    """What the names of a LoRA for the pipeline of a sampler depend on; without one, those of a U-Net."""
     pipeline = getattr(sampler, "pipeline", None)
     unet_config = getattr(getattr(pipeline, "unet", None), "config", None)
     layers_per_block = getattr(unet_config, "layers_per_block", None)

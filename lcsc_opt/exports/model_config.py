@@ -24,7 +24,7 @@ _DTYPES = ("dtype", "torch_dtype")  # of transformers 5, and of those before it
 
 
 class _Library(NamedTuple):
-    """A library, and what its folders have."""
+    """A library, and how its folders are known."""
 
     name: str
     sign: str  # the entry by which its configurations are known
@@ -95,10 +95,13 @@ class ModelConfig:
     def write(self, folder: Path, dtype: str | None) -> None:
         """Write it into a new folder, with what lies beside it, such as tokenizers.
 
-        It names the ``dtype``, by which transformers loads the weights.
+        Where it names a dtype, as transformers loads the weights by it, that becomes ``dtype``; ``None`` leaves it.
         """
-        named = [key for key in _DTYPES if dtype is not None and key in self.settings]
-        text = json.dumps({**self.settings, **dict.fromkeys(named, dtype)}, indent=2)
+        settings = dict(self.settings)
+        for key in _DTYPES:
+            if dtype is not None and key in settings:
+                settings[key] = dtype
+        text = json.dumps(settings, indent=2)
         (folder / self.library.file).write_text(f"{text}\n", encoding="utf-8")
         if self.folder is None:
             return
@@ -117,9 +120,10 @@ class ModelConfig:
             return
         network = self._network_on_meta()
         tied_names = getattr(network, "all_tied_weights_keys", ())  # save_pretrained leaves them out
-        state_dict = network.state_dict()
-        names = [name for name in state_dict if name in weights or name not in tied_names]
-        differences = difference(weights, {name: state_dict[name] for name in names})
+        expected = {
+            name: tensor for name, tensor in network.state_dict().items() if name in weights or name not in tied_names
+        }
+        differences = difference(weights, expected)
         if differences is not None:
             raise ObjectiveError(
                 f"the merged model does not fit the model of the configuration: it {differences}; pass --config FOLDER "
@@ -127,7 +131,11 @@ class ModelConfig:
             )
 
     def _network_on_meta(self) -> Any:
-        """The network, without memory for its weights."""
+        """The network, without memory for its weights.
+
+        Raises:
+            ObjectiveError: the library has no such network, or cannot build it.
+        """
         library = import_extra(self.library.name)
         is_diffusers = self.library.name == "diffusers"
         if is_diffusers:

@@ -120,7 +120,10 @@ class Recipe(pydantic.BaseModel):
 
     @classmethod
     def of(cls, trajectory: Trajectory, coefficients: Coefficients, **fields: Any) -> Recipe:
-        """The recipe of a merge of these checkpoints, made with what is installed here; ``fields`` are added to it."""
+        """The recipe of a merge of these checkpoints, made with what is installed here.
+
+        ``coefficients`` are ``[K]`` or ``[S, K]``; ``fields`` are further attributes, of which ``study`` must be one.
+        """
         installed = environment()
         packages = installed["packages"]
         versions = {"python": installed["python"], "torch": packages["torch"], "numpy": packages["numpy"]}
@@ -153,7 +156,7 @@ class Recipe(pydantic.BaseModel):
         if objective.trajectory is None:
             advice = ""
             if chosen.model.trial is not None:
-                of_study = f'lcsc_opt.load_study("{chosen.study}").coefficients'
+                of_study = f'lcsc_opt.load_study("{chosen.model.study}").coefficients'
                 advice = f"; in Python: lcsc_opt.Trajectory.open(PATH).merge({of_study})"
             raise ObjectiveError(
                 f"{chosen.experiment}: its objective combines no weights, so there is no model to export{advice}"
@@ -162,14 +165,15 @@ class Recipe(pydantic.BaseModel):
         coefficients = chosen.model.coefficients
         fields = dict(chosen.measured)
         if np.array_equal(coefficients, trainer_ema(len(trajectory))):
-            coefficients = last_alone(len(trajectory))
+            coefficients = last_alone(len(trajectory))  # the checkpoint that the average was kept with
             fields["trainer_ema"] = True
-        if (chosen.trajectory_sha256 or trajectory.sha256) != trajectory.sha256 or chosen.steps != trajectory.steps:
+        is_same = chosen.trajectory_sha256 in (None, trajectory.sha256) and chosen.steps == trajectory.steps
+        if not is_same:
             raise StudyStoreError(
                 f"{chosen.experiment}: {trajectory.path} holds other checkpoints than those it was searched on; put "
                 "them back, or start a new experiment"
             )
-        study = chosen.study or chosen.experiment
+        study = chosen.model.study or chosen.experiment
         fields |= {"study": study, "trial": chosen.model.trial, "model": chosen.model.title}
         return cls.of(trajectory, coefficients, dtype=dtype, **fields)
 
@@ -188,7 +192,7 @@ class Recipe(pydantic.BaseModel):
             )
         try:
             text = _recipe_text(path)
-        except (OSError, ValueError, RuntimeError, zipfile.BadZipFile, TrajectoryError) as error:  # zipfile has three
+        except (OSError, ValueError, RuntimeError, zipfile.BadZipFile, TrajectoryError) as error:
             raise TrajectoryError(
                 f"{path} holds no recipe that can be read: name a model that lcsc exported."
             ) from error
@@ -231,7 +235,7 @@ class Recipe(pydantic.BaseModel):
                 f"{len(missing)} of the {len(needed)} checkpoints that are combined are missing: "
                 f"{shown_steps(missing)}. Name them, too; these steps were found: {shown_steps(sorted(steps))}."
             )
-        return {index: steps.index(self.steps[index]) for index in needed}
+        return {index: steps.index(self.steps[index]) for index in needed}  # steps are distinct
 
     @property
     def title(self) -> str:
@@ -248,7 +252,7 @@ class Recipe(pydantic.BaseModel):
 
 
 def _tensors_of_groups(groups: LayerGroups, renaming: Renaming) -> dict[str, tuple[str, ...]]:
-    """Group of layers → the names of its tensors in the files."""
+    """Group of layers → the names of its tensors in the files, of which ``renaming`` makes those of the groups."""
     tensors: dict[str, list[str]] = {group: [] for group in groups.names}
     for name, row in groups.row_of.items():
         tensors[groups.names[row]].append(renaming.undone(name))
@@ -256,7 +260,11 @@ def _tensors_of_groups(groups: LayerGroups, renaming: Renaming) -> dict[str, tup
 
 
 def _recipe_text(path: Path) -> str | bytes | None:
-    """The recipe in an exported file, or the content of a JSON file."""
+    """The recipe in an exported file, or the content of a JSON file; ``None`` where an export would have one.
+
+    Raises:
+        OSError, RuntimeError, ValueError, zipfile.BadZipFile, TrajectoryError: the file cannot be read.
+    """
     if path.suffix == ".json":
         return path.read_bytes()
     if path.suffix == ".safetensors":

@@ -34,7 +34,7 @@ class Content(NamedTuple):
     Attributes:
         weights: name → tensor.
         recipe: how they were merged.
-        config: the configuration of a model's folder.
+        config: the configuration of a model's folder; ``None`` for a file.
         document: the content of a file of torch, with the weights in it; ``None`` is their state dict.
         header: texts of the checkpoints' headers, for a file of safetensors.
     """
@@ -73,7 +73,7 @@ class Destination:
         config: Path | None = None,
         overwrite: bool = False,
     ) -> Destination:
-        """Check what a user asked for; without a form, the suffix decides.
+        """Check what a user asked for; without a form, the suffix decides. Another export is replaced on request only.
 
         Raises:
             StudySpecError: an unknown suffix, form or dtype; a path that exists already.
@@ -113,6 +113,7 @@ class Destination:
             raise StudyStoreError(f"{self.path}: cannot be written: {_reason_of(error)}") from error
 
     def _write_to(self, path: Path, content: Content) -> None:
+        """Write to ``path``, a new one that gets the name of the model when it is complete."""
         recipe = content.recipe.as_text()
         texts = {"format": "pt", ENTRY: recipe}
         if content.config is not None:
@@ -127,13 +128,13 @@ class Destination:
                     # ZipInfo without the time: the same model is the same file
                     archive.writestr(zipfile.ZipInfo(TORCH_ENTRY), recipe)
         else:
-            # such as kohya's sshs_model_hash, which is another for other weights
+            # no hashes, as kohya's sshs_model_hash, which are of other weights than these
             header = {name: text for name, text in content.header.items() if not name.endswith("hash")}
             write_safetensors(content.weights, path, {**header, **texts})
 
 
 def _reason_of(error: BaseException) -> str:
-    """What the system said, where the library that wrote only tells what that led to."""
+    """What the system said of the first failure, where the library that wrote only tells what that led to."""
     first: BaseException | None = error
     while first is not None:
         if isinstance(first, OSError) and first.strerror:
@@ -143,6 +144,7 @@ def _reason_of(error: BaseException) -> str:
 
 
 def _form_of(path: Path) -> Form:
+    """The form that the ending of a name asks for; a name without one is a folder's."""
     if not path.suffix:
         return "diffusers"
     if path.suffix == ".safetensors":
@@ -160,13 +162,16 @@ def _check_choice(option: str, value: str, allowed: tuple[str, ...]) -> None:
 def _named_by_diffusers(weights: Mapping[str, Tensor], naming: LoraNaming) -> dict[str, Tensor]:
     """A LoRA under the names of diffusers, with its alphas multiplied in."""
     unet_config = None
-    if naming.layers_per_block is not None:
+    if naming.layers_per_block is not None:  # all that diffusers asks of the U-Net's configuration
         unet_config = types.SimpleNamespace(layers_per_block=naming.layers_per_block)
     return to_diffusers(weights, naming.alphas, component=naming.component, unet_config=unet_config)
 
 
 def _write_shards(weights: dict[str, Tensor], folder: Path, stem: str, texts: Mapping[str, str]) -> None:
-    """Write one file; or as ``save_pretrained``, several of :data:`SHARD_BYTES` at most and an index."""
+    """Write one file ``STEM.safetensors``; or as ``save_pretrained``, several of :data:`SHARD_BYTES` and an index.
+
+    ``texts`` are in the header of each.
+    """
     hub = import_extra("huggingface_hub")
     split = hub.split_torch_state_dict_into_shards(
         weights, filename_pattern=f"{stem}{{suffix}}.safetensors", max_shard_size=SHARD_BYTES
