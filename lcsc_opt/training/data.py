@@ -28,13 +28,13 @@ def load_images(name: str, *, folder: Path) -> tuple[Tensor, str | None]:
         folder: keeps findings about files, and torchvision's CIFAR-10.
 
     Returns:
-        ``[n, C, H, W]`` uint8, or float32 in [-1, 1]; and the name of the real images in a study file, ``None`` if they
-        must be written for it.
+        The bundled images as ``[n, C, H, W]`` float32 in [-1, 1], others as uint8; and the name of the real images in a
+        study file, ``None`` if they must be written for it.
 
     Raises:
         TrainingError: the folder does not exist or holds no images, they differ in size, or one cannot be read.
     """
-    for bundled in BUNDLED:
+    for bundled in BUNDLED:  # a loop, since mypy does not narrow a text by ``in``
         if name == bundled:
             return bundled_images(bundled)[0], None
     try:

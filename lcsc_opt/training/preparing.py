@@ -73,7 +73,7 @@ def run(training: Training, *, resume: bool = False) -> Path:
 
 
 def _train(training: Training, *, resume: bool) -> nn.Module:
-    """Read what the training needs, write the files that belong to it, and train. Gives the network."""
+    """Read what the training needs, write the files that belong to it, and train. Gives the network, trained."""
     recipe = training.recipe
     pixels, reference = load_images(training.data, folder=DEFAULT_FILES)
     teacher = None
@@ -86,11 +86,12 @@ def _train(training: Training, *, resume: bool) -> nn.Module:
     if teacher is not None:
         _check_fits(teacher.folder, shape, "--teacher")
     network = _network(training, shape, begin)
+    # a network keeps the noise input that it was trained with
     noise_scale = recipe.noise_scale if begin is None else begin.noise_scale
     description = json.dumps(_described(training), indent=2) + "\n"
     write_atomically(_description(training), description.encode(), error=TrainingError)
     model = sibling_path(training.out, ".model")
-    if reference is None:
+    if reference is None:  # bundled images have no file that the study could name
         write_images(model / "images.npz", pixels)
     TrainedModel.write_config(model, network, recipe.scheduler(), recipe.timestep_scale(noise_scale))
     study = sibling_path(training.out, ".yaml")
@@ -127,11 +128,11 @@ def _check(training: Training) -> None:
 
 def _check_free(training: Training) -> None:
     """Refuse to overwrite files of an earlier training, or of somebody else."""
+    advice = "not created by lcsc train; move it"
+    if _description(training).exists():
+        advice = "continue with --resume"
     for path in (training.out, *(sibling_path(training.out, suffix) for suffix in OUTPUTS)):
         if path.exists():
-            advice = "continue with --resume"
-            if not _description(training).exists():
-                advice = "not created by lcsc train; move it"
             raise TrainingError(f"{path} exists already: {advice}, or name another trajectory")
 
 
@@ -154,7 +155,7 @@ def _check_unchanged(training: Training) -> None:
 
 
 def _description(training: Training) -> Path:
-    """The file with everything that decides the weights."""
+    """The file with everything that decides the weights, by which a training is known again."""
     return sibling_path(training.out, ".model") / "training.json"
 
 
@@ -168,7 +169,10 @@ def _described(training: Training) -> dict[str, Any]:
 
 
 def _beginning(training: Training, teacher: TrainedModel | None) -> TrainedModel | None:
-    """The model from whose weights, and with whose architecture, the training starts."""
+    """The model from whose weights, and with whose architecture, the training starts; ``None`` for a new network.
+
+    A distillation starts from its teacher where the user names neither a model nor a network.
+    """
     recipe = training.recipe
     if training.begin is None:
         if teacher is not None and teacher.kind in recipe.begins_from and training.network is None:
@@ -184,17 +188,16 @@ def _beginning(training: Training, teacher: TrainedModel | None) -> TrainedModel
 
 
 def _network(training: Training, shape: Sequence[int], begin: TrainedModel | None) -> nn.Module:
-    """The network with the weights that training begins with."""
+    """The network with its first weights, for images of ``shape`` ``[C, H, W]``.
+
+    Those of ``begin``; else of the architecture that the request names, or a small U-Net, drawn from the training's
+    seed.
+    """
     if begin is not None:
         _check_fits(begin.folder, shape, "--from")
-        network = begin.folder.network()
+        network = begin.folder.network()  # another one, since a teacher's stays as it is
         network.load_state_dict(begin.network.state_dict())
         return network
-    return _untrained_network(training, shape)
-
-
-def _untrained_network(training: Training, shape: Sequence[int]) -> nn.Module:
-    """The architecture that the request names, or a small U-Net, with weights drawn from the training's seed."""
     seed = derive_seed(training.seed, "weights")
     if training.network is None:
         network = small_unet(shape)
@@ -210,7 +213,7 @@ def _untrained_network(training: Training, shape: Sequence[int]) -> nn.Module:
 
 
 def _check_fits(folder: DiffusersFolder, shape: Sequence[int], option: str) -> None:
-    """Refuse a network whose images have another shape."""
+    """Refuse a network whose images have another shape than ``[C, H, W]``; ``option`` named its ``folder``."""
     expected = folder.image_shape()
     if expected != tuple(shape):
         raise TrainingError(
@@ -220,7 +223,10 @@ def _check_fits(folder: DiffusersFolder, shape: Sequence[int], option: str) -> N
 
 
 def _study_text(training: Training, reference: str | None) -> str:
-    """A study file that searches the trajectory, with paths relative to its folder."""
+    """A study file that searches the trajectory, with paths relative to its folder.
+
+    ``reference`` names the real images; ``None`` are those that were written for it.
+    """
     model = sibling_path(training.out, ".model").name
     settings: dict[str, Any] = {
         "checkpoints": training.out.name,

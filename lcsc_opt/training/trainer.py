@@ -14,7 +14,7 @@ import math
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from lcsc_opt.base import accelerator
-from lcsc_opt.base.errors import LcscError, TrainingError, text_of
+from lcsc_opt.base.errors import TrainingError, text_of
 from lcsc_opt.base.files import remove, write_atomically
 from lcsc_opt.base.paths import MANIFEST
 from lcsc_opt.base.progress import notice, progress
@@ -32,7 +32,7 @@ from lcsc_opt.training.recipes.base import Batch, Denoiser, TrainingRecipe
 from lcsc_opt.trajectory.callbacks import TrajectorySaver
 from lcsc_opt.trajectory.manifest import Manifest
 
-STATE_SECONDS = 60.0  # between two saved states; a crash costs about this time
+STATE_SECONDS = 60.0  # between two saved states, at least; a crash costs about this time
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,7 +63,7 @@ class Training:
 
 
 def sibling_path(out: Path, suffix: str) -> Path:
-    """Another file or folder of the training that makes the trajectory ``out``."""
+    """Another file or folder of a training: ``NAME.trajectory`` → ``NAME.model`` for the suffix ``.model``."""
     return out.with_name(out.name.removesuffix(".trajectory") + suffix)
 
 
@@ -75,7 +75,7 @@ class Trainer:
         network: with its first weights.
         images: ``[n, C, H, W]``, float32 in [-1, 1] or uint8.
         noise_scale: factor of ln(sigma) in the network's noise input.
-        keeps_start: whether the first weights are saved as the checkpoint of step 0.
+        keeps_start: whether the first weights are saved as the checkpoint of step 0: those of a model of the same kind.
         teacher: the teacher of a distillation; a module, if it has weights.
     """
 
@@ -141,19 +141,18 @@ class Trainer:
             self.saver.close()
 
     def _begin(self, *, resume: bool) -> None:
-        """Load the last state, or save the first one."""
-        state = None
+        """Load the last state if there is one, and save it, or the first one."""
         if resume:
-            state = self._read_state()
-            self._prepare_rows(state)
-        if state is not None:
-            self._restore(state)
+            has_state = self.state_file.exists()
+            if has_state:
+                self._restore()
+            self._prepare_rows(has_state=has_state)
         self.saver.begin(self.step)
         if self._keeps_start and self.step == 0:
             self.saver.keep_start(self.network)
         self._save_state()  # before later checkpoints, which cannot be resumed without a state
 
-    def _prepare_rows(self, state: Mapping[str, Any] | None) -> None:
+    def _prepare_rows(self, *, has_state: bool) -> None:
         """Refuse to resume where checkpoints would be lost; before a training from step 0, remove all that are there.
 
         Those after a later state are dropped by the saver, which begins at its step.
@@ -163,26 +162,23 @@ class Trainer:
         """
         out = self.training.out
         last_row = _last_step(out)
-        if state is None and last_row > 0:
+        if not has_state and last_row > 0:
             raise TrainingError(
                 f"{self.state_file} is missing, so the training cannot be resumed; its checkpoints are complete: "
                 "search them, or train again under another name"
             )
-        state_step = 0
-        if state is not None:
-            state_step = int(state["step"])
-        if state_step == 0:  # all rows are made again, also that of the start
+        if self.step == 0:  # all rows are made again, also that of the start
             if last_row >= 0:
                 remove(out)
             return
-        expected_row = state_step // self.training.checkpoint_every * self.training.checkpoint_every
-        if last_row < expected_row and (expected_row > 0 or self._keeps_start):
+        expected_row = self.step // self.training.checkpoint_every * self.training.checkpoint_every
+        if last_row < expected_row and (expected_row > 0 or self._keeps_start):  # step 0 has a row if it is kept
             raise TrainingError(
                 f"{out} lacks checkpoints up to step {expected_row}: restore it, or train again under another name"
             )
 
     def run(self) -> Iterator[float]:
-        """Train; gives the loss of each step."""
+        """Train from the current step to the end; gives the loss of each step."""
         training = self.training
         while self.step < training.steps:
             loss = self._step()
@@ -214,8 +210,8 @@ class Trainer:
             noise_scale=self.noise_scale,
             teacher=self.teacher,
         )
-        own_numbers = derive_seed(self.training.seed, "training", self.step, 1)  # of the network, as of dropout
-        with accelerator.seeded(own_numbers, self.device), torch.enable_grad():
+        dropout_seed = derive_seed(self.training.seed, "training", self.step, 1)  # not that of the batch and its noise
+        with accelerator.seeded(dropout_seed, self.device), torch.enable_grad():
             loss = recipe.loss(batch)
             self.optimizer.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
@@ -227,8 +223,8 @@ class Trainer:
         return float(loss.detach())
 
     def _save_state(self) -> None:
-        """Write what training continues from, after all checkpoints that it follows."""
-        self.saver.flush()
+        """Write what training continues from."""
+        self.saver.flush()  # first the checkpoints that the state follows
         content = io.BytesIO()
         state = {
             "step": self.step,
@@ -241,36 +237,29 @@ class Trainer:
         self._saved_step = self.step
         self.saved_at = time.monotonic()
 
-    def _read_state(self) -> dict[str, Any] | None:
-        """The last state; ``None`` if there is none. Raises TrainingError if it is damaged."""
-        if not self.state_file.exists():
-            return None
+    def _restore(self) -> None:
+        """Continue from the last state.
+
+        Raises:
+            TrainingError: it is damaged, or of another model.
+        """
         try:
             state: dict[str, Any] = torch.load(self.state_file, map_location="cpu", weights_only=True)
-        except Exception as error:  # whatever torch raises of damaged files
-            raise self._unreadable(error) from error
-        return state
-
-    def _restore(self, state: Mapping[str, Any]) -> None:
-        """Continue from a state. Raises TrainingError if it is of another model."""
-        try:
             self.network.load_state_dict(state["network"])
             if self.average is not None:
                 self.average.load_state_dict(state["average"])
             self.optimizer.load_state_dict(state["optimizer"])
-        except Exception as error:
-            raise self._unreadable(error) from error
-        self.step = int(state["step"])
-
-    def _unreadable(self, error: Exception) -> LcscError:
-        reason = text_of(error)[:200] or type(error).__name__
-        return TrainingError(
-            f"{self.state_file}: cannot be read ({reason}); search the checkpoints, or train again under another name"
-        )
+            self.step = int(state["step"])
+        except Exception as error:  # whatever torch raises of damaged files
+            reason = text_of(error)[:200] or type(error).__name__
+            raise TrainingError(
+                f"{self.state_file}: cannot be read ({reason}); search the checkpoints, or train again under another "
+                "name"
+            ) from error
 
 
 def _last_step(trajectory: Path) -> int:
-    """The last step that a trajectory names; -1 if it names none."""
+    """The last step that a trajectory names; -1 if it names none, since 0 is a step."""
     if not (trajectory / MANIFEST).exists():
         return -1
     return max((checkpoint.step for checkpoint in Manifest.load(trajectory).checkpoints), default=-1)
@@ -281,13 +270,13 @@ _DEFERRED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 @contextlib.contextmanager
 def _interrupt_deferred() -> Iterator[Callable[[], bool]]:
-    """Defer SIGINT, SIGTERM or SIGHUP until the end, where its own handler is called. A second one acts at once.
+    """Defer SIGINT, SIGTERM or SIGHUP until the end, where its usual handler is called. A second one acts at once.
 
     Signals that are ignored, or that end the process without a handler, stay as they are. Only the main thread gets
     signals; in others nothing is deferred.
 
     Yields:
-        Whether a signal waits.
+        A function that tells whether a signal waits.
     """
     if threading.current_thread() is not threading.main_thread():
         yield lambda: False
