@@ -14,7 +14,7 @@ from lcsc_opt.base.errors import TrainingError, text_of
 from lcsc_opt.base.files import replacing, write_atomically
 from lcsc_opt.base.libraries import quiet_libraries
 from lcsc_opt.sampling.consistency import EDM_NOISE, SONG_NOISE, ConsistencyFunction
-from lcsc_opt.sampling.diffusers_folder import TIMESTEP_SCALE, DiffusersFolder
+from lcsc_opt.sampling.diffusers_folder import TIMESTEP_SCALE, DiffusersFolder, find_model_config
 from lcsc_opt.training.recipes.base import Denoiser, Kind
 
 _UNET = "unet"
@@ -23,7 +23,7 @@ _BETA_PREDICTIONS = ("epsilon", "v_prediction", "sample")  # what networks of a 
 
 @dataclasses.dataclass(frozen=True)
 class TrainedModel:
-    """A trained model.
+    """A model that a training or diffusers wrote, with its weights.
 
     Attributes:
         folder: the configurations of the network and its scheduler.
@@ -48,28 +48,24 @@ class TrainedModel:
             TrainingError: it has no weights, or does not say how it was trained.
         """
         folder = DiffusersFolder.read(path)
-        network = folder.network()
+        network_class: Any = type(folder.network())
         scheduler = folder.scheduler or {}
         kind = _kind(scheduler)
         if kind is None:
             name = scheduler.get("_class_name", "no scheduler_config.json")
             raise TrainingError(f"{option}: {folder.path} does not say how its network was trained: {name}")
-        component = folder.path
-        if (folder.path / _UNET / "config.json").is_file():
-            component = folder.path / _UNET
+        component = find_model_config(folder.path).parent
         try:
             with quiet_libraries():
-                loaded: nn.Module = cast("Any", type(network)).from_pretrained(
-                    component, local_files_only=True, use_safetensors=True
-                )
+                network = network_class.from_pretrained(component, local_files_only=True, use_safetensors=True)
         except (OSError, ValueError, RuntimeError) as error:
             reason = text_of(error)[:200]
             raise TrainingError(f"{option}: {folder.path} holds no weights that can be loaded: {reason}") from error
-        return cls(folder, loaded, kind)
+        return cls(folder, network, kind)
 
     @property
     def noise_scale(self) -> float:
-        """The factor of ln(sigma) in the network's noise input."""
+        """The factor of ln(sigma) in the network's noise input; without meaning for networks that are told a time."""
         scale = EDM_NOISE if self.kind == "edm" else SONG_NOISE
         return scale * self.folder.timestep_scale
 
@@ -89,6 +85,8 @@ class TrainedModel:
     @staticmethod
     def write_config(folder: Path, network: nn.Module, scheduler: Mapping[str, Any], timestep_scale: float) -> None:
         """Write the configurations of a network and its scheduler that an objective needs, without weights.
+
+        ``timestep_scale`` is that of :class:`DiffusersFolder`, which diffusers does not know.
 
         Raises:
             TrainingError: the disk refuses.
@@ -118,7 +116,7 @@ class TrainedModel:
 
 
 def _kind(scheduler: Mapping[str, Any]) -> Kind | None:
-    """How a model was trained, as its scheduler says."""
+    """How a model was trained, by the configuration of its scheduler; ``None`` if that does not tell."""
     name = str(scheduler.get("_class_name", ""))
     predicts = str(scheduler.get("prediction_type", "epsilon"))
     if name == "CMStochasticIterativeScheduler":

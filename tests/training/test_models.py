@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -52,3 +53,12 @@ def test_an_edm_model_is_the_denoiser_of_its_scheduler(folder: Path) -> None:
 )
 def test_a_scheduler_tells_how_a_model_was_trained(folder: Path, scheduler: Any, kind: str) -> None:
     assert written(folder, scheduler).kind == kind
+
+
+def test_the_network_may_be_any_component_whose_configuration_is_found(folder: Path, tmp_path: Path) -> None:
+    written(folder, {"_class_name": "EDMEulerScheduler"})
+    shutil.copytree(folder / "unet", tmp_path / "transformer")
+    shutil.copytree(folder / "scheduler", tmp_path / "scheduler")
+    for place in (tmp_path, tmp_path / "transformer" / "config.json"):
+        read = TrainedModel.read(place, "--from")
+        torch.testing.assert_close(read.network.state_dict(), unet(0).state_dict())
