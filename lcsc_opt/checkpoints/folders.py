@@ -127,8 +127,8 @@ def _only_file(folder: Path) -> Path | None:
 def _others_beside(file: Path) -> tuple[str, ...]:
     """The keys of further models beside a file of weights, as Accelerate's ``model_1``."""
     stem, _, suffix = file.name.partition(".")
-    further = [path.name.removesuffix(f".{suffix}") for path in file.parent.glob(f"{stem}_[0-9]*.{suffix}")]
-    return tuple(sorted(further))
+    further = file.parent.glob(f"{stem}_[0-9]*.{suffix}")
+    return tuple(sorted(path.name.removesuffix(f".{suffix}") for path in further))
 
 
 def _weights_under_key(folder: Path, key: str) -> FolderWeights | None:

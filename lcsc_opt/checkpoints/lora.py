@@ -79,10 +79,7 @@ class LoraModule:
                 f"{self.name}: factors of shapes {list(down.shape)} and {list(up.shape)} cannot be multiplied; "
                 "expected [rank, in] and [out, rank], or [rank, in, h, w] and [out, rank, 1, 1]."
             )
-        if self.alpha is None:
-            alpha = alphas.of(self, rank)
-        else:
-            alpha = float(weights[self.alpha])
+        alpha = alphas.of(self, rank) if self.alpha is None else float(weights[self.alpha])
         return down, up, alpha / rank
 
 

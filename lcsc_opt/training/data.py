@@ -37,24 +37,21 @@ def load_images(name: str, *, folder: Path) -> tuple[Tensor, str | None]:
     for bundled in BUNDLED:  # a loop, since mypy does not narrow a text by ``in``
         if name == bundled:
             return bundled_images(bundled)[0], None
+    path = expanded_path(name, error=TrainingError)
+    if name != "cifar10" and not path.exists():
+        raise TrainingError(f"--data: {name} does not exist; expected {', '.join(BUNDLED)}, cifar10 or a folder")
     try:
-        images, reference = _image_set(name, folder)
+        if name == "cifar10":
+            reference = "cifar10-train"
+            images = ImageSet.of_dataset(reference, root=folder / "datasets")
+        else:
+            reference = str(path.absolute())
+            images = ImageSet.of_files(path, folder=folder)
         pixels = torch.cat([_as_bytes(batch) for batch in images.batches(AT_ONCE)])
     except MetricError as error:
         # in a study file, images are given by the setting ``reference``
         raise TrainingError(f"--data: {str(error).removeprefix('reference: ')}") from error
     return pixels, reference
-
-
-def _image_set(name: str, folder: Path) -> tuple[ImageSet, str]:
-    """CIFAR-10, or the images of a folder or a zip file; and their name in a study file."""
-    if name == "cifar10":
-        reference = "cifar10-train"
-        return ImageSet.of_dataset(reference, root=folder / "datasets"), reference
-    path = expanded_path(name, error=TrainingError)
-    if not path.exists():
-        raise TrainingError(f"--data: {name} does not exist; expected {', '.join(BUNDLED)}, cifar10 or a folder")
-    return ImageSet.of_files(path, folder=folder), str(path.absolute())
 
 
 def write_images(path: Path, pixels: Tensor) -> None:

@@ -19,8 +19,8 @@ def small_unet(image_shape: Sequence[int], widths: Sequence[int] | None = None) 
 
     Args:
         image_shape: ``[C, H, W]``, square; the sides can be halved once for each width after the first.
-        widths: channels at each resolution, multiples of four; each width after the first halves the resolution. By
-            default the sides are halved once, and again while they stay whole and at least eight pixels.
+        widths: channels at each resolution, multiples of four; each width after the first halves the resolution.
+            ``None`` halves the sides once, and again while they stay whole and at least eight pixels.
 
     Raises:
         TrainingError: without widths, the images are not square, or cannot be halved once.
@@ -48,7 +48,7 @@ def small_unet(image_shape: Sequence[int], widths: Sequence[int] | None = None) 
 
 
 def _default_widths(side: int) -> list[int]:
-    """The channels at each resolution of images of this side."""
+    """The channels at each resolution of images of ``side`` pixels: doubled where they are halved, up to four times."""
     halvings = 1
     while side % 2 ** (halvings + 1) == 0 and side // 2 ** (halvings + 1) >= 8:
         halvings += 1
@@ -88,7 +88,7 @@ def initialize(network: nn.Module, generator: torch.Generator) -> None:
     for module in network.modules():
         weight = getattr(module, "weight", None)
         bound = None  # normalization layers have none
-        if isinstance(weight, Tensor) and weight.ndim >= 2:
+        if isinstance(weight, Tensor) and weight.ndim >= 2:  # [out, in, …]
             bound = 1 / math.sqrt(weight[0].numel())
         for name, parameter in module.named_parameters(recurse=False):
             if bound is not None:

@@ -278,12 +278,10 @@ def _interrupt_deferred() -> Iterator[Callable[[], bool]]:
     Yields:
         A function that tells whether a signal waits.
     """
-    if threading.current_thread() is not threading.main_thread():
-        yield lambda: False
-        return
-    all_handlers: dict[int, Any] = {number: signal.getsignal(number) for number in _DEFERRED}
-    handlers = {number: handler for number, handler in all_handlers.items() if callable(handler)}
-    waiting: list[tuple[int, Any]] = []
+    handlers: dict[int, Any] = {}
+    if threading.current_thread() is threading.main_thread():
+        handlers = {number: signal.getsignal(number) for number in _DEFERRED if callable(signal.getsignal(number))}
+    waiting: list[tuple[int, Any]] = []  # number and frame of each signal that came
 
     def defer(number: int, frame: Any) -> None:
         waiting.append((number, frame))

@@ -75,7 +75,7 @@ class TrainingRecipe(FrozenModel):
     kind: ClassVar[Kind]
     begins_from: ClassVar[tuple[Kind, ...]]  # kinds of models whose weights it can begin with
     optimizer: ClassVar[Literal["Adam", "RAdam"]] = "Adam"
-    noise_scale: ClassVar[float] = SONG_NOISE
+    noise_scale: ClassVar[float] = SONG_NOISE  # the factor of ln(sigma) in the noise input of a new network
     curriculum: ClassVar[bool] = False  # whether a step depends on how many there will be
     needs_teacher: ClassVar[bool] = False
     sampler: ClassVar[dict[str, Any]] = {"steps": 10}  # the setting of a study of the model
@@ -97,7 +97,10 @@ class TrainingRecipe(FrozenModel):
 
     @classmethod
     def timestep_scale(cls, noise_scale: float) -> float:
-        """The network's factor of ln(sigma), divided by that of diffusers' scheduler for such a model."""
+        """The network's factor of ln(sigma), divided by that of diffusers' scheduler for such a model.
+
+        1 for the kinds whose networks are told a time and no noise level.
+        """
         if cls.kind == "edm":
             return noise_scale / EDM_NOISE
         if cls.kind == "consistency":
@@ -106,5 +109,5 @@ class TrainingRecipe(FrozenModel):
 
 
 def column(values: Tensor) -> Tensor:
-    """``[N]`` → ``[N, 1, 1, 1]``."""
+    """``[N]`` → ``[N, 1, 1, 1]``, which multiplies images ``[N, C, H, W]``."""
     return values[:, None, None, None]

@@ -52,11 +52,14 @@ class ConsistencyRecipe(TrainingRecipe):
         }
 
     def _function(self, batch: Batch, *, target: bool = False) -> ConsistencyFunction:
-        """F of the student or of its target (Song et al. 2023, Eq. 5)."""
+        """The function f of the student, or of its moving average, the target (Song et al. 2023, Eq. 5)."""
         return batch.function(self.sigma_data, self.sigma_min, target=target)
 
     def _uniform_interval(self, count: int, batch: Batch) -> tuple[Tensor, Tensor]:
-        """``[N]`` lower and ``[N]`` upper ends of intervals between ``count`` levels, drawn uniformly."""
+        """``[N]`` lower and ``[N]`` upper ends of the images' intervals, drawn uniformly.
+
+        Each interval lies between neighbours of ``count`` noise levels.
+        """
         device = batch.images.device
         levels = noise_levels(count, sigma_min=self.sigma_min, sigma_max=self.sigma_max).float().to(device)
         size = (len(batch.images),)
@@ -94,13 +97,13 @@ class Ct(ConsistencyRecipe):
         return _squared_l2(student - target)
 
     def level_count(self, step: int, steps: int) -> int:
-        """N(k) of Appendix C: ceil(sqrt(k / K ((s1 + 1)^2 - s0^2) + s0^2) - 1) + 1."""
+        """N(k) of Appendix C, noise levels at step k of K: ceil(sqrt(k / K ((s1 + 1)^2 - s0^2) + s0^2) - 1) + 1."""
         s0 = self.first_levels
         s1 = self.last_levels
         return math.ceil(math.sqrt(step / steps * ((s1 + 1) ** 2 - s0**2) + s0**2) - 1) + 1
 
     def target_rate(self, step: int, steps: int) -> float:
-        """mu(k) of Appendix C: exp(s0 ln(mu_0) / N(k))."""
+        """mu(k) of Appendix C, which grows with the number of levels: exp(s0 ln(mu_0) / N(k))."""
         return math.exp(self.first_levels * math.log(self.first_rate) / self.level_count(step, steps))
 
 
@@ -166,6 +169,7 @@ class Ict(ConsistencyRecipe):
 
     @model_validator(mode="after")
     def _check_schedule(self) -> Ict:
+        """Refuse settings by which no interval could be drawn; one step tells, as later ones divide the same range."""
         first = self.first_discretization
         if first > self.last_discretization:
             raise ValueError(f"last_discretization: expected at least first_discretization, {first}")
@@ -184,7 +188,10 @@ class Ict(ConsistencyRecipe):
         return (_pseudo_huber(student - target) / (high - low)).mean()
 
     def discretization(self, step: int, steps: int) -> int:
-        """N(k) - 1, the number of intervals between noise levels at a step: it doubles on a schedule."""
+        """N(k) - 1 of Table 1, the number of intervals between noise levels at step k of K.
+
+        It doubles every floor(K / (log2(floor(s1 / s0)) + 1)) steps, up to s1.
+        """
         s0 = self.first_discretization
         s1 = self.last_discretization
         steps_between_doublings = max(int(steps / (math.log2(s1 // s0) + 1)), 1)
@@ -198,11 +205,11 @@ class Ict(ConsistencyRecipe):
         """
         count = self.discretization(step, steps)
         levels = noise_levels(count + 1, sigma_min=self.sigma_min, sigma_max=self.sigma_max)
-        quantiles = torch.erf((levels.log() - self.noise_mean) / (math.sqrt(2) * self.noise_std))
-        return levels, quantiles.diff() / 2
+        erf = torch.erf((levels.log() - self.noise_mean) / (math.sqrt(2) * self.noise_std))
+        return levels, erf.diff() / 2  # a normal distribution has the probability (1 + erf) / 2 below a level
 
     def _draw_interval(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """``[N]`` lower and ``[N]`` upper ends of the images' intervals."""
+        """``[N]`` lower and ``[N]`` upper ends of the images' intervals, drawn by their weights."""
         levels, weights = self.levels(batch.step, batch.steps)
         device = batch.images.device
         levels = levels.float().to(device)

@@ -54,7 +54,7 @@ class Ddpm(TrainingRecipe):
 
 @functools.lru_cache(maxsize=8)
 def _noise_schedule(timesteps: int, beta_schedule: str) -> Any:
-    """The scheduler of diffusers that adds the noise (Eq. 4), made once and not in every step."""
+    """The scheduler of diffusers that adds the noise (Ho et al. 2020, Eq. 4), made once and not in every step."""
     return import_extra("diffusers").DDPMScheduler(num_train_timesteps=timesteps, beta_schedule=beta_schedule)
 
 
@@ -92,7 +92,7 @@ class Edm(TrainingRecipe):
         return loss
 
     def scheduler(self) -> dict[str, Any]:
-        """DPM-Solver++ between EDM's noise levels, Eq. 5."""
+        """DPM-Solver++ between EDM's noise levels (Karras et al. 2022, Eq. 5, of which ``rho`` is 7)."""
         return {
             "_class_name": "EDMDPMSolverMultistepScheduler",
             "sigma_min": self.sigma_min,
