@@ -266,11 +266,13 @@ def _only_series(place: str, paths: list[Path], left_out: dict[Path, str]) -> li
             "quoted, or give the steps (lcsc trajectory pack --steps)."
         )
     if unnumbered and is_one_series and len(numbered) > 1:
-        later = [path for path in unnumbered if _is_later(path, numbered)]
+        used = numbered
+        for path in unnumbered:
+            if _is_later(path, used):
+                used = [*numbered, path]  # a run has one end: of final.pt and last.pt, the later one
         reason = "no step in the name, and none inside after the others"
-        left_out.update((path, reason) for path in unnumbered if path not in later)
-        left_out.update((path, f"the run ends with {later[0].name}") for path in later[1:])  # one last checkpoint
-        return [*numbered, *later[:1]]
+        left_out.update((path, reason) for path in unnumbered if path not in used)
+        return used
     names_read = read_names(paths)
     sizes = Counter(named.series for named in names_read)
     if not is_one_series and len(sizes) > 1 and max(sizes.values()) > 1:
@@ -298,10 +300,10 @@ def _numbered_parts(pattern: str) -> tuple[str, ...]:
     return tuple(without_suffix(part) for part in Path(pattern).parts if "*" in part)
 
 
-def _is_later(path: Path, numbered: Sequence[Path]) -> bool:
-    """Whether a checkpoint without a number is the end of a run: all tell their steps, and its own is the last."""
+def _is_later(path: Path, others: Sequence[Path]) -> bool:
+    """Whether a checkpoint is the end of a run that has these others: all tell their steps, and its own is the last."""
     try:
-        *steps, last = checkpoint_steps([*numbered, path])
+        *steps, last = checkpoint_steps([*others, path])
     except TrajectoryError:  # the files do not tell it
         return False
     return last > max(steps)

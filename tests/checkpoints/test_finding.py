@@ -156,17 +156,19 @@ def test_two_patterns_of_names_are_not_one_run(tmp_path, names, patterns):
         assert len(find_checkpoints(choice)) == 2  # although it matches others, too
 
 
-@pytest.mark.parametrize(("inside", "is_used"), [(40, True), (30, False), (None, False)])
-def test_a_final_model_is_used_if_its_step_is_inside_and_else_said_to_be_left_out(tmp_path, caplog, inside, is_used):
+@pytest.mark.parametrize(
+    ("inside", "later", "used"), [(40, None, "end"), (40, 50, "later"), (30, None, None), (None, None, None)]
+)
+def test_of_final_models_the_latest_is_used_if_its_step_is_inside(tmp_path, caplog, inside, later, used):
     caplog.set_level("INFO", logger="lcsc_opt")
     for step in (10, 20, 30):
         torch.save({"state_dict": {"w": torch.ones(2)}, "global_step": step}, tmp_path / f"epoch=0-step={step}.ckpt")
     content = {"state_dict": {"w": torch.zeros(2)}}
     torch.save(content if inside is None else {**content, "global_step": inside}, tmp_path / "end.ckpt")
-    if is_used:
-        torch.save({**content, "global_step": 50}, tmp_path / "later.ckpt")
+    if later is not None:
+        torch.save({**content, "global_step": later}, tmp_path / "later.ckpt")
     found = find_checkpoints(tmp_path)
-    assert (found[-1].name == "end.ckpt") == is_used
-    assert len(found) == 3 + is_used
-    assert ("end.ckpt (" in caplog.text) == (not is_used)
-    assert ("later.ckpt (the run ends with end.ckpt)" in caplog.text) == is_used
+    assert len(found) == 3 + (used is not None)
+    if used is not None:
+        assert found[-1].name == f"{used}.ckpt"
+    assert ("end.ckpt (no step in the name, and none inside after the others" in caplog.text) == (used != "end")
