@@ -141,6 +141,7 @@ class _StepPart(NamedTuple):
 
     @classmethod
     def of(cls, depth: int, part: str) -> _StepPart:
+        """The name ``part`` of a file or folder, ``depth`` above the checkpoint."""
         text = without_suffix(part)
         return cls(depth, text, tuple(_possible_steps(text)))
 

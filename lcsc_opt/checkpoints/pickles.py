@@ -105,6 +105,7 @@ class PickleBytes:
         return Span(start, size)
 
     def _advance(self, size: int) -> None:
+        """Pass over ``size`` bytes, a number out of the file, which may be more than there are."""
         if not 0 <= size <= len(self.data) - self.position:
             raise TrajectoryError(MALFORMED)
         self.position += size
@@ -303,6 +304,7 @@ class InertUnpickler:
         self._stack.append(value)
 
     def _pop_tuple(self, size: int) -> tuple[Any, ...]:
+        """The last values on the stack; a slice of too few would raise nothing."""
         if len(self._stack) < size:
             raise TrajectoryError(MALFORMED)
         values = tuple(self._stack[-size:])
@@ -324,6 +326,7 @@ class InertUnpickler:
         return Record(function.name, args)
 
     def _push_name(self, *, source_module: str, name: str) -> None:
+        """Put a class or function on the stack: its name, by which nothing is imported."""
         if len(source_module) + len(name) > _MAX_NAME_LENGTH:
             raise TrajectoryError(MALFORMED)
         self._push(Record(f"{source_module}.{name}"))

@@ -221,6 +221,7 @@ def naming(path: Path) -> Iterator[None]:
 
 
 def _say_choice(path: Path, used: str, alternatives: Iterable[str]) -> None:
+    """Say which key is used where nobody chose, and which others there are."""
     names = ", ".join(shown(name) for name in alternatives)
     notice(f"{path.name}: using {used!r}; there is also {names} ({CHOOSE}).")
 

@@ -213,6 +213,7 @@ class _Calls:
         self._nested: dict[int, Any] = {}  # where such a file of torch begins → its content
 
     def __call__(self, call: Record) -> Any:
+        """What stands for the result of a call, of which nothing is run."""
         if call.name == "collections.OrderedDict" and not call.args:
             return {}
         if call.name in _REBUILD_TENSOR:
@@ -314,6 +315,7 @@ def _read_zip(data: memoryview, file: Any) -> Any:
             raise TrajectoryError("was saved with the other byte order: load it with torch, and save it again.")
 
     def locate(dtype: torch.dtype, key: str, size: int) -> Storage:
+        """The storage of this key, which is an entry of the zip that holds at least ``size`` bytes."""
         entry = _stored_entry(data, entries.get(f"{folder}data/{key}"))
         if size > entry.size:
             raise TrajectoryError(MALFORMED)

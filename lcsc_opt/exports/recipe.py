@@ -107,6 +107,7 @@ class Recipe(pydantic.BaseModel):
 
     @pydantic.model_validator(mode="after")
     def _check(self) -> Recipe:
+        """Refuse what no export writes, since a recipe may come from anywhere."""
         if self.format != _FORMAT:
             raise ValueError(f"format {self.format} was written by a newer version of lcsc_opt")
         if not self.steps:

@@ -284,6 +284,7 @@ def _interrupt_deferred() -> Iterator[Callable[[], bool]]:
     waiting: list[tuple[int, Any]] = []  # number and frame of each signal that came
 
     def defer(number: int, frame: Any) -> None:
+        """Keep the first signal for the end, and pass a second one on."""
         waiting.append((number, frame))
         if len(waiting) > 1:
             handlers[number](number, frame)
