@@ -246,7 +246,7 @@ class Experiment:
         if self._workers_of == (spec.workers, rows):
             return
         self._workers.close()
-        self._workers_of = (spec.workers, rows)
+        self._workers_of = None
         loader = loader_of(spec.objective, rows, context, self._known_now, layout=objective.layout)
         self._pool = self._workers.enter_context(open_workers(spec, objective, loader=loader, context=context))
         evaluator: InProcessEvaluator | SpreadEvaluator = InProcessEvaluator(objective)
@@ -254,6 +254,7 @@ class Experiment:
             evaluator = SpreadEvaluator(objective, self._pool)
         self._workers.callback(evaluator.close)
         self._evaluator = evaluator
+        self._workers_of = (spec.workers, rows)  # only now: another search must not go on without its workers
 
     @property
     def _known_now(self) -> KnownCheckpoints | None:

@@ -86,3 +86,9 @@ def test_the_objective_is_loaded_once_for_what_is_left_open_and_for_the_searches
     assert lcsc(["run", "shifted.yaml", "~optimizers", "budget.evaluations=2"]) == 0
     assert [name.split("/")[1] for name in studies()] == ["EMAGrid", "LCSCQuadratic"]
     assert built() == ["5 0.1"]
+
+
+def test_no_search_goes_on_without_the_workers_that_it_cannot_have(typed: Typed) -> None:
+    said = typed("run", "shifted.yaml", "workers=[cuda:17, cuda:18]", status=1).err
+    assert said.count("cuda:17 is not available") == 3, "each search says it, and the end"
+    assert not Path("studies.db").exists()
