@@ -40,7 +40,7 @@ from lcsc_opt.evaluation.workers import check_workers, open_workers
 from lcsc_opt.experiment.finalists import Searched
 from lcsc_opt.experiment.measuring import Measurer, score_as_trained, trained_models
 from lcsc_opt.experiment.origin import ended_grid, origin_at
-from lcsc_opt.experiment.problem import ACCEPT, Problem, check_search, code_changes, settings_of
+from lcsc_opt.experiment.problem import ACCEPT, Problem, check_search, code_changes, differences, settings_of
 from lcsc_opt.experiment.rehearsal import Rehearsal, about, rehearse, warning_of_kept_state
 from lcsc_opt.experiment.report import make_report
 from lcsc_opt.experiment.timing import evaluations_in, report_seconds, searches_seconds
@@ -160,19 +160,32 @@ class Experiment:
             objective.layout = self._before[LAYOUT]
         self._problem = Problem.of(spec, objective, self._objectives.context.directory)
         if self._before is not None:
-            changes = Problem(**self._before[PROBLEM]).changes(self._problem)
-            # what is stored once cannot become that of other steps, or of the other sign
-            is_fixed = self._before["steps"] != list(objective.steps) or self._before["maximize"] != is_maximized(
-                objective
-            )
-            succeeded = bool(changes.decides) and (is_fixed or self._has_succeeded)
-            changes.check(self.name, succeeded=succeeded, accept=self._accept)
-            self._accepted = changes.decides
-            if changes.decides:
-                notice(f"{self.name}: continues with changes: {changes.decides}")
-            if changes.reported:
-                notice(f"{self.name}: reports change: {'; '.join(changes.reported)}")
+            self._compare(self._before, objective)
         return objective
+
+    def _compare(self, before: Attributes, objective: Objective) -> None:
+        """Compare the problem with the stored one, and say what changed and may change.
+
+        Raises:
+            StudyStoreError: losses would not compare with those that are stored.
+        """
+        changes = Problem(**before[PROBLEM]).changes(self._problem)
+        changes.check(self.name, succeeded=self._has_succeeded, accept=self._accept)
+        # what is stored once for all trials cannot become that of other ones, whatever is accepted
+        other = [
+            *differences(before["steps"], list(objective.steps), "steps"),
+            *differences(before["maximize"], is_maximized(objective), "maximize"),
+        ]
+        if other:
+            raise StudyStoreError(
+                f"{self.name}: differs from the stored experiment: {'; '.join(other)}. Give the new one another name: "
+                "lcsc run FILE name=NEW"
+            )
+        self._accepted = changes.decides
+        if changes.decides:
+            notice(f"{self.name}: continues with changes: {changes.decides}")
+        if changes.reported:
+            notice(f"{self.name}: reports change: {'; '.join(changes.reported)}")
 
     @property
     def _has_succeeded(self) -> bool:

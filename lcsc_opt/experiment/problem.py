@@ -116,7 +116,7 @@ class Changes:
 
         Args:
             name: of the experiment.
-            succeeded: whether a trial of it has a loss, or what is stored once would be another: steps, or the sign.
+            succeeded: whether a trial of it has a loss.
             accept: whether the user says that what was found changes no loss.
 
         Raises:

@@ -92,3 +92,23 @@ def test_no_search_goes_on_without_the_workers_that_it_cannot_have(typed: Typed)
     said = typed("run", "shifted.yaml", "workers=[cuda:17, cuda:18]", status=1).err
     assert said.count("cuda:17 is not available") == 3, "each search says it, and the end"
     assert not Path("studies.db").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (("(1, 2, 3, 4)", "(1, 2, 3)"), "steps was [1, 2, 3, 4], is now [1, 2, 3]"),
+        (("settings.model_dump()", 'settings.model_dump() | {"maximize": True}'), "maximize was false, is now true"),
+    ],
+)
+def test_steps_and_sign_never_change_also_before_any_trial_has_a_loss(
+    place: Path, typed: Typed, change: tuple[str, str], reason: str
+) -> None:
+    file = place / "shifted.py"
+    file.write_text(OBJECTIVE.replace("loss = float", "loss = float('nan') if not candidate.rehearsal else float"))
+    assert "all 2 trials failed" in typed("run", "shifted.yaml", status=1).err
+    file.write_text(OBJECTIVE.replace(*change))
+    run = ("run", "shifted.yaml", "--accept-changes")
+    assert f"differs from the stored experiment: {reason}. Give" in typed.refused(*run)
+    file.write_text(OBJECTIVE)
+    assert "continues with changes: shifted.py changed" in typed(*run).err
