@@ -155,8 +155,7 @@ def evaluate(
         print_json(made.to_json())
         return
     rows = [(name, number(value), "answer" if name == made.answer else "") for name, value in made.selection.items()]
-    title = f"selection, {made.images:,} images" if made.images else "selection"
-    print_table(("model", title, ""), rows, title=experiment)
+    print_table(("model", "selection", ""), rows, title=experiment)
     print_report(made)
     say(answer_line(made))
 

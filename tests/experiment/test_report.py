@@ -326,6 +326,8 @@ def test_commands_print_the_report(workplace: Path, typed: Typed) -> None:
     printed = typed(*look).out
     assert "30 images, noise groups 0, 1, 2" in printed
     assert all(text in printed for text in ("loss", "kid", "95 %", "["))
+    [header, *_] = [line for line in printed.splitlines() if line.startswith("model ")]
+    assert header.split() == ["model", "selection"], "a race has other numbers of images than the report"
     assert report_of() == made
     assert typed.json(*look, "--keep") == report_of().to_json()
     assert "no such experiment" in typed.refused("evaluate", "other")
