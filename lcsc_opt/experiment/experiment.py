@@ -444,13 +444,11 @@ class Experiment:
         try:
             for search in without_result:
                 check(search, self.objective)
-            first = first_candidate(spec, self.objective)
-            self._rehearsed_rows = spec.space.rows
             follows_gradient = [search for search in without_result if configure(search.optimizer).needs_gradient]
-            if follows_gradient:
-                first = first_candidate(follows_gradient[0], self.objective, gradient=True)
-                self._rehearsed_rows = follows_gradient[0].space.rows
-                self._use(spec, self._rehearsed_rows)
+            rehearsed = next(iter(follows_gradient), spec)
+            self._rehearsed_rows = rehearsed.space.rows
+            self._use(spec, self._rehearsed_rows)
+            first = first_candidate(rehearsed, self.objective, gradient=bool(follows_gradient))
             in_flight = parallelism(spec, self.objective)["in_flight"]
             notice(f"{self.name}: rehearsing what a search and its report will do")
             with contextlib.closing(evaluator_of(self.objective, self._pool, in_flight)) as evaluator:

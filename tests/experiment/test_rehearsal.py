@@ -11,10 +11,11 @@ import torch
 import yaml
 
 from lcsc_opt import load_study
+from lcsc_opt.base.records import Candidate, Evaluation
 from lcsc_opt.database.arrays import coefficients_of
 from lcsc_opt.database.connection import open_storage
 from lcsc_opt.database.store import StoredStudy
-from lcsc_opt.objective.merge_sample_score import REHEARSED
+from lcsc_opt.objective.merge_sample_score import REHEARSED, MergeSampleScore
 from tests.commands import Typed
 from tests.objectives.image_objectives import PIXELS
 
@@ -221,6 +222,22 @@ def test_a_rehearsal_samples_few_images_and_measures_no_units_of_the_loss(sample
     few = 1 + 3 * REHEARSED  # for the layout; one model twice, and another
     assert sum(batches) == few + 40, "all images, once"
     assert max(batches) == 8
+
+
+def test_a_rehearsal_has_the_rows_of_the_search_that_follows_the_gradient(
+    sampled: Path, typed: Typed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shapes: dict[bool, set[tuple[int, ...]]] = {True: set(), False: set()}  # whether it is rehearsed → of gradients
+
+    def evaluated(objective: MergeSampleScore, candidate: Candidate) -> Evaluation:
+        if candidate.gradient:
+            shapes[candidate.rehearsal].add(candidate.coefficients.shape)
+        return evaluate(objective, candidate)
+
+    evaluate = MergeSampleScore.evaluate
+    monkeypatch.setattr(MergeSampleScore, "evaluate", evaluated)
+    typed("run", "sampled.yaml", "~held_out")
+    assert shapes[True] == shapes[False] == {(1, 3)}, "the network has one layer"
 
 
 def test_a_search_goes_on_with_another_batch_size_and_device_as_if_it_had_not_ended(
