@@ -30,8 +30,8 @@ _MORE_IMAGES = 4  # times the images of the evaluation before
 _SAME_SCORE = 1e-3  # relative: kernels of a GPU may add in another order
 _DISTANCES = (0.02, 0.005)  # of coefficients, for differences of scores; the second where a loss is curved
 _SAME_SLOPE = 0.25  # relative: the loss is curved, and few images are rough
-_RELIABLE_SLOPES = 0.1
-_SILENT_SECONDS = 2.0
+_RELIABLE_SLOPES = 0.1  # relative: slopes at both distances that differ by more say nothing
+_SILENT_SECONDS = 2.0  # before a rehearsal shows how far it is
 
 
 @dataclasses.dataclass
@@ -89,20 +89,15 @@ def rehearse(
         first: a candidate of a search, with its gradient if an optimizer follows it.
         report: whether results will be measured on selection and held-out noise.
 
-    Returns:
-        How long each takes, and the loss of the first one.
-
     Raises:
         ObjectiveError: the code failed, or gave no gradient where one is followed; one model has two scores, or the
             gradient is not that of the score. Without a gradient, a candidate whose loss is not finite is passed over.
     """
     first = dataclasses.replace(first, rehearsal=True)
     plain = dataclasses.replace(first, gradient=False)
-    measured: dict[str, _Measured] = {}
-    paces: dict[str, Seconds] = {}
     outcomes: dict[str, Evaluation] = {}
     candidates = _candidates(first, plain, objective, report=report)
-    checks = 1 + first.gradient
+    checks = 1 + first.gradient  # of the score, and of the gradient
     with progress(f"{name}: rehearsal", len(candidates) + checks, after=_SILENT_SECONDS) as advance:
 
         def evaluate_once_more(candidate: Candidate) -> Outcome:
@@ -111,36 +106,24 @@ def rehearse(
             advance(more=1)
             return outcome
 
+        timing = _Timing(evaluate_once_more, objective.samples.per_evaluation)
         for kind, candidate in candidates.items():
             start = time.perf_counter()
             outcome = evaluate(candidate)
+            seconds = time.perf_counter() - start
             advance(note=f"{candidate.noise.group} noise")
             if isinstance(outcome, Failure):
-                if outcome.traceback or (candidate.gradient and not outcome.retry):
-                    raise ObjectiveError(f"{name}: {_sentence(outcome, candidate)}")
-                continue  # this candidate could not be scored, which says nothing about others
-            seconds = time.perf_counter() - start
-            outcomes[kind] = outcome
-            first_measured = _Measured(outcome.cost, seconds)
-            if not outcome.cost.images:
-                paces[kind] = Seconds(seconds)
-            elif not outcome.cost.sample_seconds:  # of a score, all of whose items were scored
-                paces[kind] = Seconds(of_image=seconds / outcome.cost.images)
-            elif kind in ("selection", "held_out") and "search" in measured:  # the same on other noise
-                paces[kind] = _pace_like(paces["search"], measured["search"], first_measured)
+                _check_failure(name, outcome, candidate)
             else:
-                timed = _timed(evaluate_once_more, candidate, first_measured, objective)
-                measured[kind] = timed[-1]
-                if not paces and len(timed) > 1:
-                    timed = timed[1:]  # the first call of all takes longer
-                paces[kind] = _pace(timed)
+                outcomes[kind] = outcome
+                timing.add(kind, candidate, _Measured(outcome.cost, seconds))
         if "search" in outcomes:
             _check_score(name, outcomes["search"].loss, plain, objective, evaluate_once_more)
             advance()
         if "gradient" in outcomes and not objective.is_random:
             _check_gradient(name, outcomes["gradient"], plain, evaluate_once_more)
             advance()
-    pace = Pace(**paces)
+    pace = Pace(**timing.paces)
     trial_seconds = (pace.gradient or pace.search).of(objective.samples.per_evaluation)
     if trial_seconds >= NOTICED_SECONDS:
         what_is_timed = "a trial with its gradient" if first.gradient else "a trial"
@@ -178,7 +161,7 @@ class _Measured(NamedTuple):
 
     @property
     def fixed(self) -> float:
-        """The seconds that do not."""
+        """The seconds that do not grow with the images."""
         return self.cost.metric_seconds + self.cost.merge_seconds
 
     @property
@@ -187,66 +170,106 @@ class _Measured(NamedTuple):
         return self.cost.features_seconds / self.cost.images
 
 
-def _timed(
-    evaluate: Callable[[Candidate], Outcome], candidate: Candidate, first: _Measured, objective: Objective
-) -> list[_Measured]:
-    """Evaluations of more and more images, until one takes long enough to say how long larger ones take.
+class _Timing:
+    """How long the evaluations of a rehearsal take, by their kinds.
 
     Args:
-        evaluate: evaluates a candidate.
-        candidate: of a few images.
-        first: its first evaluation, which may have loaded networks and real images.
-        objective: what is searched.
-    """
-    measured = [first]
-    most = max(first.cost.images, objective.samples.per_evaluation)
+        evaluate: evaluates a candidate once more.
+        trial_images: of a trial; no more are needed to know how long it takes.
 
-    def measure(images: int) -> _Measured | None:
-        """``None`` if it failed."""
+    Attributes:
+        paces: kind, as :class:`Pace` calls it → how long such an evaluation takes.
+    """
+
+    def __init__(self, evaluate: Callable[[Candidate], Outcome], trial_images: int) -> None:
+        self.paces: dict[str, Seconds] = {}
+        self._evaluate = evaluate
+        self._trial_images = trial_images
+        self._of_search: _Measured | None = None  # the last evaluation from which the pace of a search is known
+
+    def add(self, kind: str, candidate: Candidate, first: _Measured) -> None:
+        """Find out how long a kind takes from its first evaluation, and from more where that does not tell enough."""
+        if not first.cost.images:
+            self.paces[kind] = Seconds(first.seconds)
+        elif not first.cost.sample_seconds:  # of a score, all of whose items were scored
+            self.paces[kind] = Seconds(of_image=first.seconds / first.cost.images)
+        elif kind in ("selection", "held_out") and self._of_search is not None:  # the same on other noise
+            self.paces[kind] = _pace_like(self.paces["search"], self._of_search, first)
+        else:
+            timed = self._timed(candidate, first)
+            if kind == "search":
+                self._of_search = timed[-1]
+            if not self.paces and len(timed) > 1:
+                timed = timed[1:]  # the first call of all takes longer
+            self.paces[kind] = _pace(timed)
+
+    def _timed(self, candidate: Candidate, first: _Measured) -> list[_Measured]:
+        """Evaluations of more and more images, until one takes long enough to say how long larger ones take.
+
+        Args:
+            candidate: of a few images.
+            first: its first evaluation, which may have loaded networks and real images.
+        """
+        measured = [first]
+        # a first pass back takes longer; and one that took much longer than its images has loaded something, too
+        is_telling = _TIMED_SECONDS <= first.seconds <= first.cost.sample_seconds + _TIMED_SECONDS
+        has_told = is_telling and not candidate.gradient
+        most = max(first.cost.images, self._trial_images)
+        images = first.cost.images
+        if first.seconds < _SLOW_SECONDS:
+            images *= _MORE_IMAGES
+        while not has_told:
+            images = min(images, most)
+            again = self._measured(candidate, images)
+            if again is None:
+                return measured
+            measured.append(again)
+            has_told = images == most or again.seconds >= _TIMED_SECONDS
+            images *= _MORE_IMAGES
+        last = measured[-1]
+        if len(measured) <= 2 and last.cost.images < most and self._calls_take_the_time(candidate, last):
+            more = self._measured(candidate, min(last.cost.images * _MORE_IMAGES, most))
+            if more is not None:
+                measured.append(more)
+        return measured
+
+    def _calls_take_the_time(self, candidate: Candidate, last: _Measured) -> bool:
+        """Whether a quarter of the images takes more than half of the time, so that more images may take little more.
+
+        So it is with a small network whose threads wait for a core that others use.
+        """
+        images = last.cost.images // _MORE_IMAGES
+        few = self._measured(candidate, images) if images else None
+        return few is not None and few.of_images > last.of_images / 2
+
+    def _measured(self, candidate: Candidate, images: int) -> _Measured | None:
+        """One more evaluation, of so many images; ``None`` if it failed."""
         start = time.perf_counter()
-        outcome = evaluate(dataclasses.replace(candidate, images=images))
+        outcome = self._evaluate(dataclasses.replace(candidate, images=images))
         if isinstance(outcome, Failure):
             return None
         return _Measured(outcome.cost, time.perf_counter() - start)
 
-    # a first pass back takes longer; and one that took much longer than its images has loaded something, too
-    is_telling = _TIMED_SECONDS <= first.seconds <= first.cost.sample_seconds + _TIMED_SECONDS
-    has_told = is_telling and not candidate.gradient
-    images = first.cost.images
-    if first.seconds < _SLOW_SECONDS:
-        images *= _MORE_IMAGES
-    while not has_told:
-        images = min(images, most)
-        again = measure(images)
-        if again is None:
-            return measured
-        measured.append(again)
-        has_told = images == most or again.seconds >= _TIMED_SECONDS
-        images *= _MORE_IMAGES
-    last = measured[-1]
-    few_images = last.cost.images // _MORE_IMAGES
-    if few_images and len(measured) <= 2 and last.cost.images < most:
-        few = measure(few_images)
-        # then the calls take the time, as of a small network where others use the cores, and more images cost no more
-        if few is not None and few.of_images > last.of_images / 2:
-            more = measure(min(last.cost.images * _MORE_IMAGES, most))
-            measured += [more] if more is not None else []
-    return measured
-
 
 def _pace(measured: Sequence[_Measured]) -> Seconds:
-    """How long such an evaluation takes: of two numbers of images, the further ones cost less each than the first."""
+    """How long such an evaluation takes, by the last two that were measured.
+
+    From one number of images to the next, the further images cost less each than all together.
+    """
     *earlier, last = measured
     of_image = last.of_images / last.cost.images
     if earlier and last.cost.images > earlier[-1].cost.images:
         further = last.of_images - earlier[-1].of_images
         slope = further / (last.cost.images - earlier[-1].cost.images)
-        of_image = min(max(slope, _LEAST_SLOPE * of_image), of_image)
+        of_image = min(max(slope, _LEAST_SLOPE * of_image), of_image)  # noise may make the slope steep, or negative
     return Seconds(last.seconds - of_image * last.cost.images, of_image)
 
 
 def _pace_like(pace: Seconds, of: _Measured, other: _Measured) -> Seconds:
-    """How long an evaluation takes that samples as ``of``, whose pace is known, and for the rest is as ``other``."""
+    """How long ``other`` takes with any number of images: it samples as ``of``, which has this ``pace``.
+
+    Its metrics may need further features of each image.
+    """
     return Seconds(pace.fixed - of.fixed + other.fixed, pace.of_image + max(other.features - of.features, 0.0))
 
 
@@ -303,6 +326,7 @@ def _check_score(
 
 
 def _is_one_score(first: float, second: float) -> bool:
+    """Whether two losses are those of one model, up to rounding."""
     return math.isclose(first, second, rel_tol=_SAME_SCORE, abs_tol=_SAME_SCORE**2)  # of scores near zero
 
 
@@ -321,7 +345,7 @@ def _check_gradient(name: str, outcome: Evaluation, plain: Candidate, evaluate: 
     length = float(np.linalg.norm(direction))
     if not length:
         return
-    direction = direction / length
+    direction = direction / length  # along which the loss rises by length, if the gradient is right
     slopes = []
     for distance in _DISTANCES:
         losses = []
@@ -370,13 +394,20 @@ def warning_of_kept_state(
     )
 
 
-def _sentence(failure: Failure, candidate: Candidate) -> str:
-    """Why the first evaluation failed, and where it was raised."""
+def _check_failure(name: str, failure: Failure, candidate: Candidate) -> None:
+    """Pass over a candidate that has no score, which says nothing about others.
+
+    Raises:
+        ObjectiveError: it was the code that failed; or that gave no gradient, or one of another shape.
+    """
+    if not failure.traceback and not (candidate.gradient and not failure.retry):
+        return
     what = f"{candidate.noise.group} noise"
     if candidate.gradient:
         what += ", with the gradient"
     place = failure.raised_at if failure.retry else ""  # an error of ours says what to do, not where it was raised
-    return f"the first evaluation failed ({what}): {failure.reason.rstrip('.')}\n{place}".rstrip()
+    reason = failure.reason.rstrip(".")
+    raise ObjectiveError(f"{name}: the first evaluation failed ({what}): {reason}\n{place}".rstrip())
 
 
 def about(seconds: float) -> str:
