@@ -22,13 +22,12 @@ from optuna.storages import RDBStorage
 from lcsc_opt.base.errors import LcscError, ObjectiveError, StudyStoreError
 from lcsc_opt.base.paths import KnownCheckpoints
 from lcsc_opt.base.progress import notice, progress
-from lcsc_opt.base.records import SEARCH, Candidate, Coefficients
+from lcsc_opt.base.records import SEARCH, Candidate, Yardstick
 from lcsc_opt.base.reproducibility import environment
-from lcsc_opt.base.study_spec import EMA_GRID, ObjectiveSpec, StudySpec
+from lcsc_opt.base.study_spec import HeldOutSpec, ObjectiveSpec, StudySpec
 from lcsc_opt.coefficients.layer_groups import Rule
 from lcsc_opt.database.experiment import LAYOUT, PROBLEM, StoredExperiment
 from lcsc_opt.database.lock import locked
-from lcsc_opt.database.names import split_name
 from lcsc_opt.database.opened import Database
 from lcsc_opt.database.report import REPORT, Report, ReportPlan
 from lcsc_opt.database.states import Attributes, is_searched
@@ -39,10 +38,19 @@ from lcsc_opt.evaluation.spread import SpreadEvaluator
 from lcsc_opt.evaluation.workers import check_workers, open_workers
 from lcsc_opt.experiment.finalists import Searched
 from lcsc_opt.experiment.measuring import Measurer, score_as_trained, trained_models
-from lcsc_opt.experiment.origin import ended_grid, origin_at
-from lcsc_opt.experiment.problem import ACCEPT, Problem, check_search, code_changes, differences, settings_of
+from lcsc_opt.experiment.origin import origin_of
+from lcsc_opt.experiment.outcome import outcome_of
+from lcsc_opt.experiment.problem import (
+    ACCEPT,
+    Problem,
+    check_environment,
+    check_search,
+    code_changes,
+    differences,
+    settings_of,
+)
 from lcsc_opt.experiment.rehearsal import Rehearsal, about, rehearse, warning_of_kept_state
-from lcsc_opt.experiment.report import make_report
+from lcsc_opt.experiment.report import is_reported, make_report
 from lcsc_opt.experiment.timing import evaluations_in, report_seconds, searches_seconds
 from lcsc_opt.exports.images import attach_images
 from lcsc_opt.objective.checkpoints_alone import checkpoints_written_again
@@ -88,12 +96,12 @@ class Experiment:
         self._objectives = objectives
         self._accept = accept_changes
         self.studies = database.contents.of(self.name)
-        self._before: Attributes | None = database.contents.experiments.get(self.name)
-        self._stored: StoredExperiment | None = None
+        self._before: Attributes | None = database.contents.experiments.get(self.name)  # None for a new one
+        self._stored: StoredExperiment | None = None  # from when this run has begun it
         self._refused: LcscError | None = None  # why the objective cannot be loaded or rehearsed
         self._accepted = ""  # what changed since the experiment began
         self._workers = contextlib.ExitStack()
-        self._workers_of: tuple[Any, Rule | None] | None = None
+        self._workers_of: tuple[Any, Rule | None] | None = None  # which workers are open, in which rows
         self._pool: WorkerPool | None = None
         self._scored_as_trained = False
         self._has_estimate = False
@@ -112,13 +120,14 @@ class Experiment:
         stored = self.studies.get(spec.name)
         if stored is None or self._before is None or not is_searched(spec, stored):
             return False
-        if self._accept and self._code_changes("decides"):  # which is stored, and measured again
+        if self._accept and self._code_changes("decides"):  # the search stores what was accepted
             return False
         before = ObjectiveSpec(**self._before["objective"])
-        # with the names of all files: what lies at another place is compared by its content
-        if (before.file, settings_of(before, {})[0]) != (spec.objective.file, settings_of(spec.objective, {})[0]):
+        before_decides, _ = settings_of(before, {})
+        now_decides, _ = settings_of(spec.objective, {})
+        if before.file != spec.objective.file or before_decides != now_decides:
             return False
-        check_search(spec, self.studies, stored["environment"], accept=True)  # results of other versions stay results
+        check_search(spec, self.studies)
         return not moved(self._objectives.context.directory, self._before)
 
     def check_finished(self, spec: StudySpec) -> None:
@@ -139,7 +148,10 @@ class Experiment:
             )
 
     def _code_changes(self, part: str) -> str:
-        """What of the stored code is other by now; what is no longer there counts as unchanged. Nothing is loaded."""
+        """What of the stored code is other by now; what is no longer there counts as unchanged. Nothing is loaded.
+
+        ``part`` is a field of :class:`Problem`: ``decides`` or ``reported``.
+        """
         if self._before is None:
             return ""
         before = self._before[PROBLEM][part]["code"]
@@ -210,7 +222,7 @@ class Experiment:
         trajectory = objective.trajectory
         directory = self._objectives.context.directory
         spec = self._specs[0]
-        attributes = {
+        updated = {
             PROBLEM: dataclasses.asdict(self._problem),
             "objective": spec.objective.model_dump(mode="json"),
             "directory": None if directory is None else str(directory),
@@ -219,19 +231,19 @@ class Experiment:
             "holds_out": objective.why_nothing_held_out() is None,
         }
         if self._held_out is not None:
-            attributes["held_out"] = self._held_out.model_dump(mode="json")
-        first = {  # which an experiment that continues keeps as it is
+            updated["held_out"] = self._held_out.model_dump(mode="json")
+        written_once = {
             "checkpoints": trajectory.sha256 if isinstance(trajectory, Trajectory) else None,
             "steps": list(objective.steps),
             "maximize": is_maximized(objective),
             LAYOUT: objective.layout,
         }
-        stored = StoredExperiment.open_or_create(self.database.made(), self.name, {**attributes, **first})
+        stored = StoredExperiment.open_or_create(self.database.made(), self.name, {**updated, **written_once})
         if self._before is None and stored.attributes[PROBLEM]["decides"] != self._problem.decides:
             raise StudyStoreError(f"{self.name}: another process has just begun it otherwise; run this again")
         if self._before is not None:
             self._note_changes(stored)
-        for name, value in attributes.items():
+        for name, value in updated.items():
             stored.set_attribute(name, value)
         self._stored = stored
         return stored
@@ -252,7 +264,7 @@ class Experiment:
     # who evaluates
 
     def _use(self, spec: StudySpec, rows: Rule | None) -> None:
-        """Merge in these rows from now on, in this process or by the workers of a search."""
+        """Merge in these rows from now on, in this process and in the workers of a search, which are opened for it."""
         objective = self.objective
         context = self._objectives.context
         self._objectives.load(spec.objective, rows, self._checkpoints)  # the same object, whose rows this changes
@@ -278,12 +290,14 @@ class Experiment:
         return KnownCheckpoints(trajectory.sha256, trajectory.steps)
 
     def _evaluate(self, candidate: Candidate, rule: Rule | None) -> Outcome:
-        """Evaluate one candidate, by all workers together if the objective allows it; tries again."""
-        rows = rule if candidate.coefficients.ndim > 1 else None
-        if self._workers_of is None or (candidate.coefficients.ndim > 1 and self._workers_of[1] != rows):
-            self._use(self._specs[-1], rows)
-        evaluate = persistently(self._evaluator, self._specs[0].failures.retries)
-        return evaluate(candidate)
+        """Evaluate one candidate, by all workers together if the objective allows it; one that fails is tried again.
+
+        ``rule`` is that of its rows; a candidate with one row can be evaluated in any.
+        """
+        newest = self._specs[-1]  # of a stored experiment, its workers were chosen last
+        if self._workers_of is None or rule not in (None, self._workers_of[1]):
+            self._use(newest, rule)
+        return persistently(self._evaluator, newest.failures.retries)(candidate)
 
     # searches
 
@@ -306,13 +320,12 @@ class Experiment:
         stored = self.begun()
         with search.held(stored.storage, self.studies.get(spec.name)):
             self._score_as_trained()
-            yardstick = self._measurer(0).yardstick(SEARCH)
-            search.run(yardstick, pool=self._pool, callbacks=callbacks)
+            search.run(self._search_yardstick(), pool=self._pool, callbacks=callbacks)
             self.studies[spec.name] = search.stored.attributes
             rows = spec.space.rows
-            if self.rehearsal is not None and rows == self._rehearsed_rows:
+            if self.rehearsal is not None and rows == self._rehearsed_rows:  # else workers would have to start again
                 self.rehearsal.check_drift(self.name, lambda candidate: self._evaluate(candidate, rows))
-            return search.outcome()
+        return outcome_of(stored.storage, spec.name)
 
     def rehearse(self) -> dict[str, Attributes]:
         """Do all that comes before the first trial of each search; nothing is written.
@@ -335,8 +348,7 @@ class Experiment:
         return attributes
 
     def _say_how_long(self) -> None:
-        """Say once how long the searches and the report take, if they were rehearsed in this run."""
-        # without a pace where no candidate of the rehearsal had a score
+        """Say once how long the searches and the report take, if a rehearsal in this run could time an evaluation."""
         if self.rehearsal is None or not self.rehearsal.pace.plain or self._has_estimate:
             return
         pace = self.rehearsal.pace
@@ -351,7 +363,7 @@ class Experiment:
         notice(f"{self.name}: the whole run takes up to {total}: {', '.join(parts)}")
 
     def _unfinished(self) -> list[StudySpec]:
-        """The searches of this run that have not finished, without those that cannot run, which say so themselves."""
+        """The searches of this run that have not finished, without those that cannot run: :meth:`_opened` says why."""
         unfinished = []
         for spec in self._specs:
             with contextlib.suppress(LcscError):
@@ -380,14 +392,19 @@ class Experiment:
             raise
         before = self.studies.get(spec.name)
         now = environment()
-        changed = check_search(spec, self.studies, now, accept=self._accept)
+        check_search(spec, self.studies)
+        changed = ""
+        if before is not None:
+            changed = check_environment(spec.name, before["environment"], now, accept=self._accept)
         check(spec, objective)  # what is wrong with this search alone stops no other
         if spec.workers == "auto":  # as many as this machine has devices
             spec = spec.model_copy(update={"workers": spec.worker_count})
         if before is not None and before["specification"]["workers"] != spec.model_dump(mode="json")["workers"]:
             in_flight = before["parallelism"]["in_flight"]
             notice(f"{spec.name}: continues with other workers; candidates are still asked {in_flight} at a time")
-        origin = self._origin(spec) if before is None else None
+        origin = None
+        if before is None:
+            origin = origin_of(spec, self._specs, self.database, objective)
         self._choose_layout()
         self._use(spec, spec.space.rows)
         self._rehearse(spec)
@@ -404,32 +421,8 @@ class Experiment:
             changed="; ".join(filter(None, (self._accepted, changed))),
         )
 
-    def _origin(self, spec: StudySpec) -> Coefficients | None:
-        """Where a new search begins: at the answer of its ``start``, else at the best of the EMA grid that has ended.
-
-        ``None`` if it begins where its space or its algorithm does.
-
-        Raises:
-            StudyStoreError: there is no such study, or another process runs the grid of this run.
-        """
-        start = spec.start
-        storage = self.database.storage
-        if start is None and spec.begins_at_ema and storage is not None:
-            start = ended_grid(read_contents(storage).of(self.name))  # perhaps in another process, meanwhile
-            running = locked(storage, [grid.name for grid in self._specs if grid.optimizer.name == EMA_GRID])
-            if start is None and running:
-                raise StudyStoreError(
-                    f"{spec.name}: begins at the best of {min(running)}, which is being run; wait for it"
-                )
-        if start is None:
-            return None
-        source = StoredStudy.open(self.database.existing(), start)
-        # contents are those before this run, which may have begun the experiment with its grid
-        source_experiment = self.database.contents.experiments.get(split_name(start)[0]) or self.begun().attributes
-        return origin_at(source, source_experiment, self.objective, spec.space.rows, by_report=spec.start is not None)
-
     def _choose_layout(self) -> None:
-        """Choose the layout of a new experiment's network, once; workers are opened with it."""
+        """Choose the layout of a new experiment's network, once, before workers are opened with it."""
         if self._before is not None or self._stored is not None or self.rehearsal is not None:
             return
         follows_gradient = any(configure(spec.optimizer).needs_gradient for spec in self._specs)
@@ -437,7 +430,10 @@ class Experiment:
             self.objective.layout = self.objective.fastest_layout(gradient=follows_gradient)
 
     def _rehearse(self, spec: StudySpec) -> None:
-        """Evaluate one candidate on a few images, as the searches without a result and the report will; once."""
+        """Evaluate one candidate on a few images, as the searches without a result and the report will; once.
+
+        It is that of a search that follows the gradient, if there is one: this runs what the others run, and more.
+        """
         if self.rehearsal is not None or self._has_result(spec):
             return
         without_result = [search for search in self._specs if not self._has_result(search)]
@@ -465,6 +461,7 @@ class Experiment:
         self._use(spec, spec.space.rows)
 
     def _has_result(self, spec: StudySpec) -> bool:
+        """Whether a search has ended, or a trial of it has a loss."""
         if spec.name not in self.studies:
             return False
         return is_searched(spec, self.studies[spec.name]) or has_succeeded(self.database.existing(), spec.name)
@@ -472,7 +469,12 @@ class Experiment:
     # what is measured
 
     def _measurer(self, images: int) -> Measurer:
+        """What measures models on so many images; 0 for as many as a candidate of a search has."""
         return Measurer(self.begun(), self.objective, self._evaluate, self._rule_of, images=images)
+
+    def _search_yardstick(self) -> Yardstick | None:
+        """What the losses of searches are relative to; ``None`` if they are absolute."""
+        return self._measurer(0).yardstick(SEARCH)
 
     def _rule_of(self, study: str) -> Rule | None:
         """The rule of a study's rows."""
@@ -488,7 +490,7 @@ class Experiment:
         images = None
         if plan is not None:
             images = plan.images
-        measurer = self._measurer(images or 0)
+        measurer = self._measurer(images or 0)  # without a report, as a search's candidates
         with progress(f"{self.name} as trained", len(trained_models(self.begun(), self.objective))) as measurer.advance:
             score_as_trained(self.begun(), self.objective, measurer, images)
 
@@ -516,7 +518,7 @@ class Experiment:
         Raises:
             LcscError: as :func:`~lcsc_opt.experiment.report.make_report`.
         """
-        if self._held_out is None or self.has_report:
+        if self._held_out is None or self._has_report(self._held_out):
             if self._stored is not None:
                 return self._stored.report
             return Report.from_json((self._before or {}).get(REPORT))
@@ -526,33 +528,12 @@ class Experiment:
             return None
         return self.evaluate(plan)
 
-    @property
-    def has_report(self) -> bool:
+    def _has_report(self, held_out: HeldOutSpec) -> bool:
         """Whether the report that was stored before this run is what the study file asks for; nothing is loaded."""
-        if self._held_out is None or self._before is None:
-            return self._held_out is None
-        if self._unfinished():
+        if self._before is None or self._unfinished():
             return False
-        problem = Problem(**self._before[PROBLEM])
-        _, reported = settings_of(self._specs[0].objective, problem.decides["objective"])
-        if reported == problem.reported["settings"] and self._before["holds_out"] is False:
-            return True  # there can be none
-        report = Report.from_json(self._before.get(REPORT))
-        if report is None:
-            return False
-        plan = ReportPlan.of(
-            self._held_out, report, own_images=self._before["report_images"], samples=report.images > 0
-        )
-        ended = {
-            name: attributes["search_ended"]["evaluations"]
-            for name, attributes in self.studies.items()
-            if attributes.get("search_ended")
-        }
-        # a smaller budget than before ends a search that has more evaluations than it needed
-        is_of_all = all(report.evaluations.get(name, 0) >= count for name, count in ended.items())
-        is_of_all = is_of_all and report.evaluations.keys() <= self.studies.keys()
-        is_same = reported == problem.reported["settings"] and not self._code_changes("reported")
-        return is_of_all and plan.is_met(report) and is_same
+        is_same = is_reported(held_out, self._before, self.studies, self._specs[0].objective)
+        return is_same and not self._code_changes("reported")
 
     def evaluate(self, plan: ReportPlan, *, keep: bool = True) -> Report:
         """Measure all models of the experiment, and choose the answer; with ``keep``, store the report and images.
@@ -576,7 +557,8 @@ class Experiment:
             if self.rehearsal is not None:
                 report = dataclasses.replace(report, warnings=(*report.warnings, *self.rehearsal.warnings))
             if keep:
-                self._objectives.load(self._specs[0].objective, rows, self._checkpoints)  # in the rows of the answer
+                if rows is not None:
+                    self._use(self._specs[-1], rows)
                 attach_images(stored, self.objective, report)
             searches = self._searches(stored.storage)
             if {search.study: search.evaluations for search in searches} == dict(report.evaluations):
@@ -595,16 +577,15 @@ class Experiment:
         return report
 
     def _warning_of_new_network(self, report: Report, rows: Rule | None) -> str | None:
-        """What is wrong if the answer has another loss in a network of its own."""
-        answer = Candidate(
-            report.of_answer.model.coefficients, rehearsal=True, yardstick=self._measurer(0).yardstick(SEARCH)
-        )
+        """What is wrong if the answer, which has these rows, has another loss in a network of its own."""
+        coefficients = report.of_answer.model.coefficients
+        answer = Candidate(coefficients, rehearsal=True, yardstick=self._search_yardstick())
         spec = self._specs[0].objective
         load = loader_of(spec, rows, self._objectives.context, self._known_now, layout=self.objective.layout)
         return warning_of_kept_state(answer, lambda candidate: self._evaluate(candidate, rows), load)
 
     def _searches(self, storage: RDBStorage) -> list[Searched]:
-        """The searches that nobody else runs."""
+        """All stored searches, as they are now, but for those that another process runs."""
         self.studies = read_contents(storage).of(self.name)
         running = locked(storage, list(self.studies))
         return [

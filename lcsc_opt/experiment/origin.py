@@ -2,49 +2,93 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Sequence
 
 import numpy as np
+from optuna.storages import RDBStorage
+from optuna.trial import FrozenTrial
 
 from lcsc_opt.base.errors import StudySpecError, StudyStoreError
 from lcsc_opt.base.paths import KnownCheckpoints
 from lcsc_opt.base.records import Coefficients
-from lcsc_opt.base.study_spec import EMA_GRID
+from lcsc_opt.base.study_spec import EMA_GRID, StudySpec
 from lcsc_opt.coefficients.layer_groups import Rule
 from lcsc_opt.database.arrays import coefficients_of
+from lcsc_opt.database.experiment import StoredExperiment
+from lcsc_opt.database.lock import locked
 from lcsc_opt.database.names import split_name
+from lcsc_opt.database.opened import Database
 from lcsc_opt.database.report import REPORT, Report
 from lcsc_opt.database.states import Attributes
-from lcsc_opt.database.store import StoredStudy
+from lcsc_opt.database.store import StoredStudy, read_contents
 from lcsc_opt.objective.contract import Objective
 from lcsc_opt.trajectory import Trajectory
 
 
-def ended_grid(studies: Mapping[str, Attributes]) -> str | None:
-    """The name of the first EMA grid of these studies that has ended, whose best is EMA*; ``None`` if none has."""
-    grids = [name for name in studies if split_name(name)[1] == EMA_GRID]
-    return next((name for name in grids if studies[name].get("search_ended") is not None), None)
+def origin_of(
+    spec: StudySpec, specs: Sequence[StudySpec], database: Database, objective: Objective
+) -> Coefficients | None:
+    """Where a new search begins: at the answer of its ``start``, else at the best of the EMA grid that has ended.
 
-
-def origin_at(
-    source: StoredStudy, experiment: Attributes, objective: Objective, rows: Rule | None, *, by_report: bool
-) -> Coefficients:
-    """``[K]`` or ``[S, K]``: the coefficients of the source's best, zero for checkpoints that the source lacks.
+    ``None`` if it begins where its space or its algorithm does.
 
     Args:
-        source: the study at whose best the new one begins.
-        experiment: the attributes of the source's experiment.
+        spec: of the search.
+        specs: of all searches of the run.
+        database: of the run.
+        objective: of the run.
+
+    Raises:
+        StudySpecError: the study at which it begins has other rows.
+        StudyStoreError: there is no such study, it has no complete trial, or the objective lacks one of its checkpoints
+            or has other weights; or another process runs the grid of this run.
+    """
+    start = spec.start
+    if start is None and spec.begins_at_ema and database.storage is not None:
+        start = _ended_grid(spec, specs, database.storage)
+    if start is None:
+        return None
+    source = StoredStudy.open(database.existing(), start)
+    experiment = StoredExperiment.open(source.storage, split_name(start)[0]).attributes
+    number = None  # the best of the search, which is the same whenever another one begins there
+    if spec.start is not None:
+        number = _reported_trial(start, experiment)
+    return _origin_at(source.trial_or_best(number), source, experiment, objective, spec.space.rows)
+
+
+def _ended_grid(spec: StudySpec, specs: Sequence[StudySpec], storage: RDBStorage) -> str | None:
+    """The name of the experiment's first EMA grid that has ended, whose best is EMA*; ``None`` if none has.
+
+    Raises:
+        StudyStoreError: none has, and another process runs a grid of these searches.
+    """
+    studies = read_contents(storage).of(spec.experiment)  # of now: another process may have run the grid
+    for name, attributes in studies.items():
+        if split_name(name)[1] == EMA_GRID and attributes.get("search_ended") is not None:
+            return name
+    running = locked(storage, [grid.name for grid in specs if grid.optimizer.name == EMA_GRID])
+    if running:
+        raise StudyStoreError(f"{spec.name}: begins at the best of {min(running)}, which is being run; wait for it")
+    return None
+
+
+def _origin_at(
+    trial: FrozenTrial, source: StoredStudy, experiment: Attributes, objective: Objective, rows: Rule | None
+) -> Coefficients:
+    """``[K]`` or ``[S, K]``: the coefficients of a trial, zero for checkpoints that its study lacks.
+
+    Args:
+        trial: the trial.
+        source: its study. One with one row of coefficients starts all rows.
+        experiment: the attributes of that study's experiment.
         objective: of the new study.
-        rows: of the new study. A source with one row starts all of them.
-        by_report: whether the best is that of its report, if there is one; else it is the best of the search, which is
-            the same whenever the new one begins.
+        rows: of the new study.
 
     Raises:
         StudySpecError: the source has other rows.
-        StudyStoreError: it has no complete trial, or the objective lacks one of its checkpoints, or has other weights.
+        StudyStoreError: the objective lacks one of its checkpoints, or has other weights.
     """
-    number = _reported_trial(source.name, experiment) if by_report else None
-    coefficients = coefficients_of(source.trial_or_best(number))
+    coefficients = coefficients_of(trial)
     source_rows = source.attributes["specification"]["space"]["rows"]
     if coefficients.ndim > 1 and source_rows != rows:
         raise StudySpecError(f"start: {source.name} has space.rows {source_rows}; give the new study the same")

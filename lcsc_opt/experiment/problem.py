@@ -74,16 +74,22 @@ class Problem:
         """How the problem differs from what it was when it was stored."""
         before_objective = self.decides["objective"]
         now_objective = now.decides["objective"]
-        file_and_settings = ("file", "settings")
-        loaded = [*differences(before_objective, now_objective, "objective")]
-        loaded += code_changes(self.decides["code"], now.decides["code"])
+        settings = [
+            *differences(self.decides["file"], now.decides["file"], "file"),
+            *differences(self.decides["settings"], now.decides["settings"], "settings"),
+        ]
+        loaded = [
+            *differences(before_objective, now_objective, "objective"),
+            *code_changes(self.decides["code"], now.decides["code"]),
+        ]
         reported_before = {key: self.reported[key] for key in ("objective", "code")}
         reported_now = {key: now.reported[key] for key in ("objective", "code")}
         return Changes(
-            settings=tuple(line for key in file_and_settings for line in _of_key(key, self.decides, now.decides)),
+            settings=tuple(settings),
             loaded=tuple(loaded),
             checkpoints=before_objective.get("trajectory") != now_objective.get("trajectory"),
-            reported=tuple(_of_key("settings", self.reported, now.reported)),
+            reported=tuple(differences(self.reported["settings"], now.reported["settings"], "settings")),
+            # a metric that is new or gone changes no stored measurement
             measures_otherwise=_common(reported_before, reported_now) != _common(reported_now, reported_before),
         )
 
@@ -148,7 +154,7 @@ def settings_of(spec: ObjectiveSpec, described: Mapping[str, Any]) -> tuple[dict
 
     Args:
         spec: of the objective.
-        described: what the objective says of itself.
+        described: what the objective says of itself; empty where it was not loaded, and then all names of files decide.
     """
     moving = set()
     if "trajectory" in described:
@@ -159,7 +165,7 @@ def settings_of(spec: ObjectiveSpec, described: Mapping[str, Any]) -> tuple[dict
     decides: dict[str, Any] = {}
     reported: dict[str, Any] = {}
     settings = dict(spec.settings)
-    if _REFERENCE in settings and "scores" in described:
+    if _REFERENCE in settings and "scores" in described:  # which hold the digests of the real images
         settings[_REFERENCE] = _without_places(settings[_REFERENCE])
     for key, value in settings.items():
         if key in _REPORTED or key == _SECOND_SAMPLER:
@@ -180,22 +186,15 @@ def _without_places(reference: Any) -> Any:
     return reference
 
 
-def check_search(
-    spec: StudySpec, studies: Mapping[str, Attributes], environment: Mapping[str, Any], *, accept: bool
-) -> str:
+def check_search(spec: StudySpec, studies: Mapping[str, Attributes]) -> None:
     """Compare a search with the stored one of its name, and with the others of its optimizer, of which it is a seed.
 
     Args:
         spec: of the search.
         studies: name → attributes of the experiment's stored studies.
-        environment: the versions of now.
-        accept: whether other versions are accepted.
-
-    Returns:
-        What changed since it began and was accepted, in words; empty if nothing did, or it is new.
 
     Raises:
-        StudyStoreError: its candidates or its losses would be others.
+        StudyStoreError: its candidates would be others.
     """
     now = _of_search(spec.model_dump(mode="json"))
     for name, stored in studies.items():
@@ -207,26 +206,36 @@ def check_search(
         changed = "; ".join(differences(_of_search(stored["specification"]), now))
         if changed:
             raise StudyStoreError(f"{spec.name}: differs from the stored {name}: {changed}. Give it another name")
-    if spec.name not in studies:
-        return ""
-    before = studies[spec.name]["environment"]
+
+
+def check_environment(name: str, before: Mapping[str, Any], now: Mapping[str, Any], *, accept: bool) -> str:
+    """Compare the versions and the machine that a search was begun with, and those of now.
+
+    Args:
+        name: of the search.
+        before: those that it was begun with.
+        now: those of now.
+        accept: whether others are accepted.
+
+    Returns:
+        What changed and was accepted, in words; empty if nothing did.
+
+    Raises:
+        StudyStoreError: something changed, and is not accepted.
+    """
     lines: list[str] = []
     for key in _ENVIRONMENT:
         # a package that only one of them names is no change: the list of recorded packages may grow
-        old = _common(before.get(key), environment.get(key))
-        new = _common(environment.get(key), before.get(key))
+        old = _common(before.get(key), now.get(key))
+        new = _common(now.get(key), before.get(key))
         lines += differences(old, new, f"environment.{key}")
     if lines and not accept:
-        raise StudyStoreError(f"{spec.name}: changed since it began: {'; '.join(lines)}. {ACCEPT}")
+        raise StudyStoreError(f"{name}: changed since it began: {'; '.join(lines)}. {ACCEPT}")
     return "; ".join(lines)
 
 
 def _of_search(specification: Mapping[str, Any]) -> dict[str, Any]:
     return {key: specification[key] for key in _SEARCH}
-
-
-def _of_key(key: str, before: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:
-    return differences(before.get(key), now.get(key), key)
 
 
 def code_changes(before: Mapping[str, str], now: Mapping[str, str]) -> Iterator[str]:

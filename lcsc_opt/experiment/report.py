@@ -13,16 +13,19 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from lcsc_opt.base.errors import ObjectiveError, SearchFailedError, StudyStoreError
 from lcsc_opt.base.progress import notice, progress
 from lcsc_opt.base.records import HELD_OUT, Noise
-from lcsc_opt.database.experiment import StoredExperiment
-from lcsc_opt.database.report import Part, Report, ReportPlan
+from lcsc_opt.base.study_spec import HeldOutSpec, ObjectiveSpec
+from lcsc_opt.database.experiment import PROBLEM, StoredExperiment
+from lcsc_opt.database.report import REPORT, Part, Report, ReportPlan
+from lcsc_opt.database.states import Attributes
 from lcsc_opt.experiment.choice import Choice, Race
 from lcsc_opt.experiment.finalists import Searched
 from lcsc_opt.experiment.measuring import Evaluate, Measurer, trained_models
+from lcsc_opt.experiment.problem import Problem, settings_of
 from lcsc_opt.experiment.warnings import warnings_of
 from lcsc_opt.objective.contract import Objective
 
@@ -87,6 +90,38 @@ def make_report(
     for warning in warnings:
         notice(f"{experiment.name}: {warning}")
     return dataclasses.replace(report, warnings=warnings)
+
+
+def is_reported(
+    held_out: HeldOutSpec, before: Attributes, studies: Mapping[str, Attributes], objective: ObjectiveSpec
+) -> bool:
+    """Whether a stored experiment has the report that a study file asks for, or can have none; nothing is loaded.
+
+    Args:
+        held_out: of the study file.
+        before: the attributes of the experiment.
+        studies: name → attributes of its searches, as they are now.
+        objective: of the study file.
+    """
+    problem = Problem(**before[PROBLEM])
+    _, reported_settings = settings_of(objective, problem.decides["objective"])
+    if reported_settings != problem.reported["settings"]:
+        return False
+    if before["holds_out"] is False:
+        return True
+    report = Report.from_json(before.get(REPORT))
+    if report is None:
+        return False
+    plan = ReportPlan.of(held_out, report, own_images=before["report_images"], samples=report.images > 0)
+    ended = {
+        name: attributes["search_ended"]["evaluations"]
+        for name, attributes in studies.items()
+        if attributes.get("search_ended")
+    }
+    # a smaller budget than before ends a search that has more evaluations than it needed
+    is_of_all = all(report.evaluations.get(name, 0) >= count for name, count in ended.items())
+    is_of_no_others = report.evaluations.keys() <= studies.keys()  # some may have been deleted
+    return plan.is_met(report) and is_of_all and is_of_no_others
 
 
 def _part(choice: Choice, noises: Sequence[Noise], measurer: Measurer, sampler: str | None) -> Part:

@@ -115,7 +115,7 @@ def run_studies(
                 try:
                     if experiment.is_finished(spec):
                         experiment.check_finished(spec)
-                        outcome = outcome_of_finished(database, spec)
+                        outcome = outcome_of_finished(database.existing(), spec.name)
                         on_finished(f"{spec.name}: {outcome}")
                     else:
                         outcome = experiment.search(spec, callbacks)

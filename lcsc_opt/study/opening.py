@@ -21,8 +21,8 @@ from optuna.trial import TrialState
 from lcsc_opt.base.errors import StudyStoreError
 from lcsc_opt.base.progress import notice, progress
 from lcsc_opt.base.records import Coefficients, Yardstick
-from lcsc_opt.base.study_spec import BudgetSpec, StudySpec
-from lcsc_opt.database.states import Attributes, compared_trials, is_searched
+from lcsc_opt.base.study_spec import OF_EXPERIMENT, BudgetSpec, StudySpec
+from lcsc_opt.database.states import Attributes, is_searched
 from lcsc_opt.database.store import StoredStudy
 from lcsc_opt.evaluation.base import Evaluator, InProcessEvaluator
 from lcsc_opt.evaluation.pipeline import Pipeline
@@ -72,11 +72,12 @@ class Search:
         planned: int | None = None,
         changed: str = "",
     ) -> None:
-        planning.check(spec, objective)
         self.spec = spec
         self._objective = objective
         self._changed = changed
-        self._updated = {"specification": planning.stored_specification(spec), "environment": environment}
+        # what all searches have is stored with the experiment
+        specification = spec.model_dump(mode="json", exclude=set(OF_EXPERIMENT))
+        self._updated = {"specification": specification, "environment": environment}
         if stored is None:
             for line in planning.advice(spec, objective):
                 notice(line)
@@ -193,21 +194,6 @@ class Search:
         if self.spec.budget.seconds is not None:
             ended["deadline"] = self.spec.budget.seconds
         study.set_attribute("search_ended", ended)
-
-    def outcome(self) -> str:
-        """The result, in one line for people."""
-        trials = self.stored.trials()
-        best = min((trial.value for trial in compared_trials(trials) if trial.value is not None), default=None)
-        ended = [trial for trial in trials if trial.state.is_finished()]
-        failed = sum(trial.state == TrialState.FAIL for trial in ended)
-        line = "no comparable trial" if best is None else f"best {self.stored.sign * best:.4g}"
-        line += f" after {len(ended)} evaluations"
-        if failed:
-            line += f" ({failed} failed: lcsc show {self.spec.name})"
-        how = (self.stored.attributes.get("search_ended") or {}).get("how")
-        if how:
-            return f"{line}; {how}"
-        return line
 
     def _begun_budget(self) -> BudgetSpec:
         """The total for this run. One that differs from the stored one is stored, and reopens an ended search."""

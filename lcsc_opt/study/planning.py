@@ -15,7 +15,6 @@ from lcsc_opt.base.errors import ObjectiveError, StudySpecError
 from lcsc_opt.base.records import Candidate, Coefficients
 from lcsc_opt.base.study_spec import (
     DEFAULT_BUDGET,
-    OF_EXPERIMENT,
     BudgetSpec,
     OptimizerSpec,
     SpaceSpec,
@@ -84,7 +83,7 @@ def advice(spec: StudySpec, objective: Objective) -> Iterator[str]:
         yield from objective.trajectory.identical()
 
 
-def first_candidate(spec: StudySpec, objective: Objective, *, gradient: bool = False) -> Candidate:
+def first_candidate(spec: StudySpec, objective: Objective, *, gradient: bool) -> Candidate:
     """A candidate at the origin of the space; errors are those of :func:`space_of`."""
     space = space_of(spec, objective)
     return Candidate(space.to_coefficients(np.zeros(space.shape)), gradient=gradient)
@@ -263,11 +262,6 @@ def first_attributes(
 def is_maximized(objective: Objective) -> bool:
     """Whether the loss is a score times −1, which is maximized."""
     return objective.describe().get("maximize") is True
-
-
-def stored_specification(spec: StudySpec) -> dict[str, Any]:
-    """The specification as the study stores it: what all searches have is stored with the experiment."""
-    return spec.model_dump(mode="json", exclude=set(OF_EXPERIMENT))
 
 
 def most_in_flight(workers: int, *, pipelined: bool = False) -> int:
