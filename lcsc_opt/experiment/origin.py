@@ -6,19 +6,17 @@ from collections.abc import Sequence
 
 import numpy as np
 from optuna.storages import RDBStorage
-from optuna.trial import FrozenTrial
 
 from lcsc_opt.base.errors import StudySpecError, StudyStoreError
 from lcsc_opt.base.paths import KnownCheckpoints
 from lcsc_opt.base.records import Coefficients
 from lcsc_opt.base.study_spec import EMA_GRID, StudySpec
-from lcsc_opt.coefficients.layer_groups import Rule
 from lcsc_opt.database.arrays import coefficients_of
 from lcsc_opt.database.experiment import StoredExperiment
 from lcsc_opt.database.lock import locked
 from lcsc_opt.database.names import split_name
 from lcsc_opt.database.opened import Database
-from lcsc_opt.database.report import REPORT, Report
+from lcsc_opt.database.reader import HistoryReader
 from lcsc_opt.database.states import Attributes
 from lcsc_opt.database.store import StoredStudy, read_contents
 from lcsc_opt.objective.contract import Objective
@@ -30,7 +28,7 @@ def origin_of(
 ) -> Coefficients | None:
     """Where a new search begins: at the answer of its ``start``, else at the best of the EMA grid that has ended.
 
-    ``None`` if it begins where its space or its algorithm does.
+    ``[K]``, or ``[S, K]`` if that has rows; ``None`` if it begins where its space or its algorithm does.
 
     Args:
         spec: of the search.
@@ -49,11 +47,22 @@ def origin_of(
     if start is None:
         return None
     source = StoredStudy.open(database.existing(), start)
+    if spec.start is None:
+        coefficients = coefficients_of(source.trial_or_best())  # the same whenever a search begins there
+    else:
+        reader = HistoryReader(source.storage)
+        coefficients = reader.answer(reader.read_study(start))
+    if coefficients is None:
+        raise StudyStoreError(f"start: {start}: no comparable trial has finished yet; continue that search")
+    source_rows = source.attributes["specification"]["space"]["rows"]
+    if coefficients.ndim > 1 and source_rows != spec.space.rows:
+        raise StudySpecError(f"start: {start} has space.rows {source_rows}; give the new study the same")
     experiment = StoredExperiment.open(source.storage, split_name(start)[0]).attributes
-    number = None  # the best of the search, which is the same whenever another one begins there
-    if spec.start is not None:
-        number = _reported_trial(start, experiment)
-    return _origin_at(source.trial_or_best(number), source, experiment, objective, spec.space.rows)
+    _check_checkpoints(start, experiment, objective)
+    # zero for checkpoints that were added since
+    extended = np.zeros((*coefficients.shape[:-1], len(objective.steps)))
+    extended[..., np.isin(objective.steps, experiment["steps"])] = coefficients
+    return extended
 
 
 def _ended_grid(spec: StudySpec, specs: Sequence[StudySpec], storage: RDBStorage) -> str | None:
@@ -70,42 +79,6 @@ def _ended_grid(spec: StudySpec, specs: Sequence[StudySpec], storage: RDBStorage
     if running:
         raise StudyStoreError(f"{spec.name}: begins at the best of {min(running)}, which is being run; wait for it")
     return None
-
-
-def _origin_at(
-    trial: FrozenTrial, source: StoredStudy, experiment: Attributes, objective: Objective, rows: Rule | None
-) -> Coefficients:
-    """``[K]`` or ``[S, K]``: the coefficients of a trial, zero for checkpoints that its study lacks.
-
-    Args:
-        trial: the trial.
-        source: its study. One with one row of coefficients starts all rows.
-        experiment: the attributes of that study's experiment.
-        objective: of the new study.
-        rows: of the new study.
-
-    Raises:
-        StudySpecError: the source has other rows.
-        StudyStoreError: the objective lacks one of its checkpoints, or has other weights.
-    """
-    coefficients = coefficients_of(trial)
-    source_rows = source.attributes["specification"]["space"]["rows"]
-    if coefficients.ndim > 1 and source_rows != rows:
-        raise StudySpecError(f"start: {source.name} has space.rows {source_rows}; give the new study the same")
-    _check_checkpoints(source.name, experiment, objective)
-    steps = objective.steps
-    extended = np.zeros((*coefficients.shape[:-1], len(steps)))
-    extended[..., np.isin(steps, experiment["steps"])] = coefficients
-    return extended
-
-
-def _reported_trial(study: str, experiment: Attributes) -> int | None:
-    """The number of the trial that the experiment's report has of a study; ``None`` without such."""
-    report = Report.from_json(experiment.get(REPORT))
-    reported = None if report is None else report.of_study(study)
-    if reported is None:
-        return None
-    return reported.model.trial
 
 
 def _check_checkpoints(source: str, experiment: Attributes, objective: Objective) -> None:

@@ -25,17 +25,20 @@ from lcsc_opt.base.records import (
     ReportedMetrics,
     SamplerTitle,
 )
+from lcsc_opt.base.study_spec import ObjectiveSpec, OptimizerSpec, StudySpec
 from lcsc_opt.cli import run as lcsc
 from lcsc_opt.coefficients.layer_groups import Rule
 from lcsc_opt.coefficients.profiles import last_alone
 from lcsc_opt.database.experiment import StoredExperiment
+from lcsc_opt.database.measurement import Measurement, Model
 from lcsc_opt.database.names import EMA, LAST_CHECKPOINT
 from lcsc_opt.database.opened import Database
-from lcsc_opt.database.report import REPORT, Report, ReportPlan
+from lcsc_opt.database.report import REPORT, Part, Report, ReportPlan
 from lcsc_opt.database.store import StoredStudy
 from lcsc_opt.evaluation.base import Outcome, evaluate_safely
 from lcsc_opt.experiment.finalists import Searched
 from lcsc_opt.experiment.measuring import Measurer, score_as_trained
+from lcsc_opt.experiment.origin import origin_of
 from lcsc_opt.experiment.report import make_report
 from lcsc_opt.experiment.running import evaluate_again
 from lcsc_opt.objective.contract import Objective, Samples
@@ -43,7 +46,7 @@ from lcsc_opt.trajectory import pack
 from tests.commands import Typed
 from tests.model_studies import EMA_STUDY, OBJECTIVE, STUDY, state_dict, write_model_study
 from tests.model_studies import STEPS as MODEL_STEPS
-from tests.study_examples import STEPS, coefficients, write_experiment, write_study
+from tests.study_examples import STEPS, coefficients, write_experiment, write_report, write_study
 
 PLAN = ReportPlan(images=20, top=1)
 BEST = "LCSC, trial 1"
@@ -255,6 +258,23 @@ def test_a_second_sampler_has_a_part_of_its_own_and_a_warning(
     for command in ("compare", "small"), ("show", STUDY):
         assert "12 model calls an image" in " ".join(typed(*command, "--storage", storage.url).out.split())
     assert len(report(InTwoSamplers(broken="elsewhere"), ReportPlan(9, 1)).parts) == 1
+
+
+def test_a_search_begins_at_the_answer_of_its_start_also_where_that_is_a_mean(storage: RDBStorage) -> None:
+    study = write_study(storage, STUDY, [3.0, 1.0])
+    with study.hold():
+        study.set_attribute("specification", {"space": {"rows": None}})
+    objective = ObjectiveSpec(file="function.py")
+    spec = StudySpec(experiment="new", optimizer=OptimizerSpec(name="CMA"), objective=objective, start=STUDY)
+
+    def origin() -> Any:
+        return origin_of(spec, [spec], Database(str(storage.url)), Measured())
+
+    np.testing.assert_array_equal(origin(), coefficients(1))
+    mean = Measurement(Model("LCSC, mean of the last half", np.full(3, 1 / 3), study=STUDY), 20, (0,), {"loss": (0.5,)})
+    report = Report((Part(None, (mean,)),), mean.model.name, (), {STUDY: mean.model.name}, {STUDY: 2}, top=1)
+    write_report(storage, report, "small")
+    np.testing.assert_array_equal(origin(), mean.model.coefficients)
 
 
 def test_only_trials_that_compare_are_finalists(report: Making, storage: RDBStorage) -> None:
