@@ -14,7 +14,6 @@ from lcsc_opt.base.settings import parse_yaml
 if TYPE_CHECKING:  # SQLAlchemy and Optuna are imported when a command opens a database
     from optuna.storages import RDBStorage
 
-    from lcsc_opt.database.report import Report
     from lcsc_opt.database.store import StoredStudy
 
 
@@ -59,8 +58,9 @@ def in_order_of(steps: Sequence[int], paths: Sequence[PathType]) -> list[PathTyp
     A shell expands ``epoch*.pt`` to 1, 10, 2. Where steps ascend they are meant for 1, 2, 10. Where they do not, or the
     files are in any other order than a shell's, each step is meant for the file in its place.
     """
-    listed = [str(path) for path in paths]
-    if listed != sorted(listed) or list(steps) != sorted(steps):
+    names = [str(path) for path in paths]
+    is_order_of_shell = names == sorted(names)
+    if not is_order_of_shell or list(steps) != sorted(steps):
         return list(paths)
     return sorted(paths, key=lambda path: natural_order(Path(path)))
 
@@ -74,17 +74,17 @@ def assignments(texts: Sequence[str]) -> dict[str, Any]:
     values: dict[str, Any] = {}
     for text in texts:
         key, equals, value = text.partition("=")
+        if not equals:
+            raise typer.BadParameter(f"{text}: expected KEY=VALUE")
         try:
             values[key] = parse_yaml(value)
         except ValueError as error:
             raise typer.BadParameter(f"{text}: not valid YAML: {error}") from error
-        if not equals:
-            raise typer.BadParameter(f"{text}: expected KEY=VALUE")
     return values
 
 
 def chosen_storage(storage: str | None, database_of: str | None = None) -> str:
-    """The database of ``--storage``, of the environment, of the study file in the working folder, or the default.
+    """The URL of ``--storage``, of the environment, of the study file in the working folder, or the default one.
 
     Args:
         storage: the option.
@@ -120,11 +120,3 @@ def find_study(name: str, storage: str | None, *, write: bool = False) -> Stored
     from lcsc_opt.database.store import StoredStudy
 
     return StoredStudy.open(open_database(storage, database_of=name, write=write), name)
-
-
-def report_of(study: StoredStudy) -> Report | None:
-    """The report of the experiment that a study belongs to; ``None`` before there is one."""
-    from lcsc_opt.database.experiment import StoredExperiment
-    from lcsc_opt.database.names import split_name
-
-    return StoredExperiment.open(study.storage, split_name(study.name)[0]).report

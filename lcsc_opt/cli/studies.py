@@ -25,7 +25,6 @@ from lcsc_opt.cli.options import (
     find_study,
     in_order_of,
     open_database,
-    report_of,
 )
 from lcsc_opt.cli.output import print_described, print_json, print_line, print_report, print_table, say
 
@@ -36,10 +35,11 @@ if TYPE_CHECKING:
     from lcsc_opt.objective.of_study import ObjectiveLoader
 
 _PRINTED_IF_ANY = ("maximized", "failed", "images", "shares_of_time")
-_PRINTED_APART = ("coefficients", "layer_groups", "tracebacks", "held_out_rows")
+_PRINTED_APART = ("coefficients", "layer_groups", "tracebacks", "held_out_rows")  # below the table, or in JSON alone
 
 
 def _parse_budget(text: str) -> int | str:
+    """``100`` → a number, in the unit of the study's budget; anything else is to be a time."""
     if text.isdecimal():
         return int(text)
     return text
@@ -150,7 +150,10 @@ def run(
 
 
 def _read(studies: str, overrides: Sequence[str], storage: str | None) -> tuple[StudyFile, Path | None, str]:
-    """A study file, or what asks for a stored study alone, with its folder and the URL of the database."""
+    """A study file, or what asks for a stored study alone, with its folder and the URL of the database.
+
+    The folder is ``None`` for a stored study without a study file.
+    """
     from lcsc_opt.database.names import is_ours
     from lcsc_opt.database.urls import storage_url
 
@@ -182,9 +185,10 @@ def _print_rehearsed(
     """Rehearse, and print a table of the studies with what was chosen for them."""
     from lcsc_opt.database.reader import HistoryReader
     from lcsc_opt.database.urls import masked
-    from lcsc_opt.experiment.running import rehearse_studies
+    from lcsc_opt.experiment.experiment import Experiment
 
-    attributes = rehearse_studies(specs, database, objectives, accept_changes=accept_changes)
+    with Experiment(specs, database, objectives, accept_changes=accept_changes) as experiment:
+        attributes = experiment.rehearse()
     evaluations: dict[str, int] = {}
     if database.storage is not None:
         stored = HistoryReader(database.storage).read_studies([spec.name for spec in specs])
@@ -192,10 +196,10 @@ def _print_rehearsed(
     rows = []
     for spec in specs:
         options = {**attributes[spec.name]["optimizer_defaults"], **spec.optimizer.options}
-        written = ", ".join(f"{key}={value}" for key, value in options.items())
+        named_options = ", ".join(f"{key}={value}" for key, value in options.items())
         in_rows = "one row" if spec.is_grid or spec.space.rows is None else f"rows: {spec.space.rows}"
         done = f"{evaluations.get(spec.name, 0)} evaluations"
-        rows.append((spec.name, written or "defaults", f"{spec.space.kind}, {in_rows}", spec.budget, done))
+        rows.append((spec.name, named_options or "defaults", f"{spec.space.kind}, {in_rows}", spec.budget, done))
     print_table(
         ("study", "optimizer options", "space", "budget", "done"), rows, title=f"would run, in {masked(database.url)}"
     )
@@ -225,6 +229,8 @@ def show(
     output: Output = "table",
 ) -> None:
     """Show one study: settings, state, best trial, failures, time. Or how an exported model was merged."""
+    from lcsc_opt.database.experiment import StoredExperiment
+    from lcsc_opt.database.names import split_name
     from lcsc_opt.views.study_status import overview
 
     if Path(study).exists() or Path(study).suffix:
@@ -243,7 +249,7 @@ def show(
         return
     left_out = {name for name in _PRINTED_IF_ANY if not described[name]}.union(_PRINTED_APART)
     print_described(study, {name: value for name, value in described.items() if name not in left_out})
-    print_report(report_of(stored), described["study"])
+    print_report(StoredExperiment.open(stored.storage, split_name(stored.name)[0]).report, described["study"])
     for text in described["tracebacks"].values():
         print_line(f"\n{text.rstrip()}")
 

@@ -10,7 +10,6 @@ from lcsc_opt.base.study_spec import HeldOutSpec, StudySpec
 from lcsc_opt.database.names import is_ours, split_name
 from lcsc_opt.database.opened import Database
 from lcsc_opt.database.report import REPORT, Report, ReportPlan
-from lcsc_opt.database.states import Attributes
 from lcsc_opt.database.urls import masked
 from lcsc_opt.experiment.defaults import completed
 from lcsc_opt.experiment.experiment import Experiment
@@ -36,12 +35,12 @@ def studies_of(study_file: StudyFile, database: Database, objectives: ObjectiveL
         LcscError: the database cannot be opened, or the objective must be known and cannot be loaded.
     """
 
-    def objective() -> Objective:
+    def load_objective() -> Objective:
         stored = database.contents.experiments.get(study_file.name)
         checkpoints = known_checkpoints(study_file.objective, objectives.context.directory, stored)
         return objectives.load(study_file.objective, None, checkpoints)
 
-    chosen = searches_of(completed(study_file, lambda: database.contents.studies, objective))
+    chosen = searches_of(completed(study_file, lambda: database.contents.studies, load_objective))
     stored = database.contents.of(study_file.name)
     return [_or_ended_grid(spec, stored) for spec in chosen]
 
@@ -107,8 +106,8 @@ def run_studies(
         SearchFailedError: some of several searches failed; the message says which, and why.
         Exception: what a callback raises, which ends the run.
     """
-    failed: dict[str, str] = {}
-    unreported = ""
+    failed: dict[str, str] = {}  # name of a study → why
+    unreported = ""  # why there is no report, in addition
     try:
         with Experiment(specs, database, objectives, accept_changes=accept_changes) as experiment:
             for spec in specs:
@@ -140,32 +139,16 @@ def run_studies(
         if database.storage is not None:
             on_end(f"database: {masked(database.url)}")
     if failed:
-        names_of: dict[str, list[str]] = {}
-        for name, reason in failed.items():
-            names_of.setdefault(reason, []).append(name)
-        reasons = "; ".join(f"{', '.join(names)}: {reason}" for reason, names in names_of.items())
-        raise SearchFailedError(f"{len(failed)} of {len(specs)} studies did not finish: {reasons}{unreported}")
+        count = f"{len(failed)} of {len(specs)}"
+        raise SearchFailedError(f"{count} studies did not finish: {_reasons_in_words(failed)}{unreported}")
 
 
-def rehearse_studies(
-    specs: Sequence[StudySpec],
-    database: Database,
-    objectives: ObjectiveLoader,
-    *,
-    accept_changes: bool = False,
-) -> dict[str, Attributes]:
-    """Do all that comes before the first trial of an experiment, and say how long a run takes; write nothing.
-
-    Arguments are those of :func:`run_studies`.
-
-    Returns:
-        Name → attributes of each study, as stored or as it would begin with.
-
-    Raises:
-        LcscError: the first thing that is wrong.
-    """
-    with Experiment(specs, database, objectives, accept_changes=accept_changes) as experiment:
-        return experiment.rehearse()
+def _reasons_in_words(failed: Mapping[str, str]) -> str:
+    """``NAME, NAME: why; NAME: why``: the names of studies by the reasons for which they failed, each given once."""
+    names_of: dict[str, list[str]] = {}
+    for name, reason in failed.items():
+        names_of.setdefault(reason, []).append(name)
+    return "; ".join(f"{', '.join(names)}: {reason}" for reason, names in names_of.items())
 
 
 def evaluate_again(
@@ -186,7 +169,7 @@ def evaluate_again(
         images: for each model and group; ``None`` is what its study file asks for.
         top: how many trials of all searches are compared; likewise.
         seeds: of the groups of held-out noise.
-        keep: whether the report becomes the experiment's. The first one does if it is no smaller than planned.
+        keep: whether the report becomes the experiment's. The first one does, too, if it is no smaller than planned.
         accept_changes: as of :func:`run_studies`.
 
     Returns:
@@ -215,7 +198,7 @@ def evaluate_again(
     keep = keep or (stored.get(REPORT) is None and report_images >= planned_images)
     objectives = ObjectiveLoader(context_of(stored, database.url))
     with Experiment(specs, database, objectives, accept_changes=accept_changes) as experiment:
-        if not experiment.objective.samples.per_evaluation:
+        if not experiment.objective.samples.per_evaluation:  # it samples none, whatever was asked for
             report_images = 0
         plan = ReportPlan(report_images, top or planned.top, seeds)
         return experiment.evaluate(plan, keep=keep), keep
