@@ -47,6 +47,7 @@ def origin_of(
     if start is None:
         return None
     source = StoredStudy.open(database.existing(), start)
+    coefficients: Coefficients | None
     if spec.start is None:
         coefficients = coefficients_of(source.trial_or_best())  # the same whenever a search begins there
     else:
