@@ -20,7 +20,7 @@ from lcsc_opt.base.inputs import read_arguments
 from lcsc_opt.base.paths import SHIPPED, BuildContext
 from lcsc_opt.base.progress import each_notice_once, messages_by_default, notice
 from lcsc_opt.base.settings import excerpt, parse_settings, plain
-from lcsc_opt.base.study_file import StudyFile, parse_study_file
+from lcsc_opt.base.study_file import parse_study_file
 from lcsc_opt.base.study_spec import AUTO, Budget, BudgetSpec, experiment_name
 from lcsc_opt.coefficients.layer_groups import Rule
 from lcsc_opt.database.opened import Database
@@ -29,7 +29,7 @@ from lcsc_opt.experiment.api import Study, TemporaryFolder
 from lcsc_opt.experiment.result import Result
 from lcsc_opt.objective.of_study import CHECKPOINTS, ObjectiveLoader, say_found
 from lcsc_opt.trajectory import Trajectory
-from lcsc_opt.trajectory.in_memory import StateDicts, by_step, pack_state_dicts, repeatable
+from lcsc_opt.trajectory.in_memory import by_step, pack_state_dicts, repeatable
 
 if TYPE_CHECKING:
     from lcsc_opt.study.loop import TrialCallback
@@ -154,14 +154,14 @@ def search(
             "image_shape": image_shape,
             "images": images,
             "loss": loss,
+            "reference": reference,
         }
-        call = _Call.of(
+        call = _Call(
             repeatable(checkpoints),
             build,
             score,
             held_out,
             sample,
-            reference,
             options.jobs,
             {key: plain(value) for key, value in named.items() if value is not None},
             options.settings or {},
@@ -186,13 +186,14 @@ def search(
         if budget is not None:
             content["budget"] = BudgetSpec.of(budget).model_dump(exclude_none=True)
         objectives = ObjectiveLoader(BuildContext(Path.cwd(), functions=call.functions, files=files))
-        say_found(_study_file(content).objective, objectives.context)
+        study_file = parse_study_file(content, source="lcsc_opt.search")
+        say_found(study_file.objective, objectives.context)
         from lcsc_opt.experiment.running import run_studies, searches_of, studies_of  # and with it Nevergrad
 
-        searches_of([_study_file(content)])  # refuses what is wrong before any function is called
+        searches_of([study_file])  # refuses what is wrong before any function is called
         call.place_checkpoints(files, experiment, contents.experiments.get(experiment))
-        # read a third time: the content names checkpoints in memory only now
-        chosen = studies_of(_study_file(content), database, objectives)
+        study_file = parse_study_file(content, source="lcsc_opt.search")  # which names checkpoints in memory only now
+        chosen = studies_of(study_file, database, objectives)
         run_studies(
             chosen,
             database,
@@ -205,9 +206,13 @@ def search(
     return Result(experiment, url, studies, content, call.not_importable, is_temporary=temporary is not None)
 
 
-@dataclasses.dataclass(eq=False)
 class _Call:
-    """The arguments that describe the objective.
+    """The arguments that describe the objective, checked as far as that is possible without calling anything.
+
+    Args:
+        checkpoints, build, score, held_out, sample, jobs: as of :func:`search`.
+        named: settings of the objective that have an argument of their own.
+        settings: others.
 
     Attributes:
         file: the objective's, in the catalog.
@@ -217,68 +222,53 @@ class _Call:
         not_importable: argument → what Python calls its function, of those.
         held_out: what the study file has under this key.
         default_name: of the experiment.
+
+    Raises:
+        StudySpecError: arguments exclude each other, are of another type, or cannot be imported where they must; a
+            setting is unknown, or given twice; or a file of the user's hides the objective.
+        TrajectoryError: the checkpoints are neither paths nor state dicts by their steps.
     """
 
-    file: str
-    settings: dict[str, Any]
-    in_memory: StateDicts | None
-    functions: dict[str, Function]
-    not_importable: dict[str, str]
-    held_out: dict[str, Any]
-    default_name: str
-
-    @classmethod
-    def of(
-        cls,
+    def __init__(
+        self,
         checkpoints: Checkpoints,
         build: Function | str,
         score: Function | str | None,
         held_out: Function | str | int | None,
         sample: Function | str | None,
-        reference: Any,
         jobs: int,
         named: Mapping[str, Any],
         settings: Mapping[str, Any],
-    ) -> _Call:
-        """Check the arguments of :func:`search`, as far as that is possible without calling anything.
-
-        ``named`` are the settings of the objective that have an argument of their own, ``settings`` the others.
-
-        Raises:
-            StudySpecError: arguments exclude each other, are of another type, or cannot be imported where they must; a
-                setting is unknown, or given twice; or a file of the user's hides the objective.
-            TrajectoryError: the checkpoints are neither paths nor state dicts by their steps.
-        """
+    ) -> None:
         if (score is None) == (sample is None):
             raise StudySpecError("lcsc_opt.search: give either score, or sample and a reference of real images")
-        arguments = _of_images(sample, held_out, reference) if score is None else _of_score(score, held_out, reference)
+        if score is not None and "reference" in named:
+            raise StudySpecError("reference: is only for sample=; leave it out with score=")
+        arguments = _of_images(sample, held_out) if score is None else _of_score(score, held_out)
         functions_of = {"build": ("model", _builder(build)), **arguments.functions}
-        names, functions, not_importable = _named(functions_of, jobs)
-        given_settings = {**named, **arguments.settings, **names}
+        names, self.functions, self.not_importable = _named(functions_of, jobs)
+        given_settings = {**named, **names}
         argument_of = {setting: argument for argument, (setting, _) in functions_of.items()}
         for setting in settings:
-            if setting in given_settings or setting == "checkpoints":
+            if setting in given_settings or setting == CHECKPOINTS:
                 argument = argument_of.get(setting, setting)
                 raise StudySpecError(
                     f"settings.{setting}: already given by the argument {argument}; leave one of them out"
                 )
-        settings = {**settings, **given_settings}
-        _check_not_hidden(arguments.file)
-        settings_class = load_file(find("objectives", arguments.file)).Settings
-        parse_settings(settings_class, {**settings, "checkpoints": "not placed yet"}, source="lcsc_opt.search")
-        default_name = getattr(sample if score is None else score, "__name__", "search")
-        in_memory = by_step(checkpoints)
-        if in_memory is None:
-            settings[CHECKPOINTS] = _patterns(checkpoints)
-        return cls(
-            file=arguments.file,
-            settings=settings,
-            in_memory=in_memory,
-            functions=functions,
-            not_importable=not_importable,
-            held_out=arguments.held_out,
-            default_name=experiment_name(default_name.replace("<lambda>", "search")) or "search",
-        )
+        self.settings: dict[str, Any] = {**settings, **given_settings}
+        self.file = arguments.file
+        self.held_out = arguments.held_out
+        _check_not_hidden(self.file)
+        settings_class = load_file(find("objectives", self.file)).Settings
+        parse_settings(settings_class, {**self.settings, CHECKPOINTS: "not placed yet"}, source="lcsc_opt.search")
+        function_name = getattr(sample if score is None else score, "__name__", "search")
+        self.default_name = experiment_name(function_name.replace("<lambda>", "search")) or "search"
+        self.in_memory = by_step(checkpoints)
+        if self.in_memory is None:
+            paths = plain(checkpoints)
+            if isinstance(paths, list) and len(paths) == 1:
+                [paths] = paths  # as a study file names a single one
+            self.settings[CHECKPOINTS] = paths
 
     def place_checkpoints(self, files: Path, experiment: str, stored: Mapping[str, Any] | None) -> None:
         """Pack checkpoints in memory, and put their path into :attr:`settings`, which :meth:`content` shares.
@@ -315,15 +305,6 @@ class _Call:
         return content
 
 
-def _study_file(content: Mapping[str, Any]) -> StudyFile:
-    """The study file with this content; without its optimizers, if none are given.
-
-    Raises:
-        StudySpecError: something in it is wrong.
-    """
-    return parse_study_file(content, source="lcsc_opt.search")
-
-
 @dataclasses.dataclass(frozen=True)
 class _ObjectiveArguments:
     """What the objective of a score, or of images, is given.
@@ -331,40 +312,29 @@ class _ObjectiveArguments:
     Attributes:
         file: the objective's, in the catalog.
         functions: argument → the setting that it gives, and the function or its name.
-        settings: those that are no functions.
         held_out: what the study file has under this key.
     """
 
     file: str
     functions: Mapping[str, tuple[str, Any]]
-    settings: Mapping[str, Any]
     held_out: dict[str, Any]
 
 
-def _of_score(score: Function | str, held_out: Any, reference: Any) -> _ObjectiveArguments:
-    """Of a score, whose ``held_out`` is a function like it, if one is given; it has no ``reference``.
-
-    Raises:
-        StudySpecError: a reference is given.
-    """
-    if reference is not None:
-        raise StudySpecError("reference: is only for sample=; leave it out with score=")
+def _of_score(score: Function | str, held_out: Any) -> _ObjectiveArguments:
+    """Of a score, whose ``held_out`` is a function like it, if one is given."""
     functions = {"score": ("score", score)}
     if held_out is not None:
         functions["held_out"] = ("held_out", held_out)
     # the best five are compared on what no search saw, where score or held_out has that
-    return _ObjectiveArguments("score.py", functions, {}, {"top": 5})
+    return _ObjectiveArguments("score.py", functions, {"top": 5})
 
 
-def _of_images(sample: Function | str | None, held_out: Any, reference: Any) -> _ObjectiveArguments:
+def _of_images(sample: Function | str | None, held_out: Any) -> _ObjectiveArguments:
     """Of images, whose ``held_out`` is how many the report samples; ``None`` leaves that to the objective.
 
     Raises:
         StudySpecError: ``held_out`` is no whole number.
     """
-    settings = {}
-    if reference is not None:
-        settings["reference"] = plain(reference)
     report = {}
     if held_out is not None:
         images = plain(held_out)
@@ -373,7 +343,7 @@ def _of_images(sample: Function | str | None, held_out: Any, reference: Any) -> 
                 f"held_out: with sample=, expected the report's number of images, got {excerpt(held_out)}"
             )
         report["images"] = images
-    return _ObjectiveArguments("torch_module.py", {"sample": ("sampler", sample)}, settings, report)
+    return _ObjectiveArguments("torch_module.py", {"sample": ("sampler", sample)}, report)
 
 
 def _named(
@@ -394,7 +364,7 @@ def _named(
     settings: dict[str, str] = {}
     functions: dict[str, Function] = {}
     not_importable: dict[str, str] = {}
-    only_here: dict[str, str] = {}
+    only_here: dict[str, str] = {}  # argument → what Python calls its function, which no worker process can import
     for argument, (setting, function) in given.items():
         if isinstance(function, (str, Path)):
             settings[setting] = str(function)
@@ -447,16 +417,6 @@ def _space(space: str | Mapping[str, Any] | None, rows: Rule | None) -> dict[str
     if rows != AUTO:
         raise StudySpecError("rows: already given by the argument space; leave one of them out")
     return dict(space)
-
-
-def _patterns(checkpoints: Any) -> str | list[str]:
-    """Paths as a study file names them, a single one without a list."""
-    if isinstance(checkpoints, (str, Path)):
-        return str(checkpoints)
-    patterns = [str(path) for path in checkpoints]
-    if len(patterns) == 1:
-        return patterns[0]
-    return patterns
 
 
 def _check_not_hidden(file: str) -> None:
