@@ -21,7 +21,7 @@ from optuna.storages import RDBStorage
 
 from lcsc_opt.base.errors import LcscError, ObjectiveError, StudyStoreError
 from lcsc_opt.base.paths import KnownCheckpoints
-from lcsc_opt.base.progress import notice, progress
+from lcsc_opt.base.progress import notice
 from lcsc_opt.base.records import SEARCH, Candidate, Yardstick
 from lcsc_opt.base.reproducibility import environment
 from lcsc_opt.base.study_spec import HeldOutSpec, ObjectiveSpec, StudySpec
@@ -32,12 +32,11 @@ from lcsc_opt.database.opened import Database
 from lcsc_opt.database.report import REPORT, Report, ReportPlan
 from lcsc_opt.database.states import Attributes, is_searched
 from lcsc_opt.database.store import StoredStudy, has_succeeded, read_contents
-from lcsc_opt.evaluation.base import InProcessEvaluator, Outcome, persistently
+from lcsc_opt.evaluation.base import Outcome, persistently
 from lcsc_opt.evaluation.pool import WorkerPool
-from lcsc_opt.evaluation.spread import SpreadEvaluator
 from lcsc_opt.evaluation.workers import check_workers, open_workers
 from lcsc_opt.experiment.finalists import Searched
-from lcsc_opt.experiment.measuring import Measurer, score_as_trained, trained_models
+from lcsc_opt.experiment.measuring import Measurer, score_as_trained
 from lcsc_opt.experiment.origin import origin_of
 from lcsc_opt.experiment.outcome import outcome_of
 from lcsc_opt.experiment.problem import (
@@ -54,7 +53,7 @@ from lcsc_opt.experiment.report import is_reported, make_report
 from lcsc_opt.experiment.timing import evaluations_in, report_seconds, searches_seconds
 from lcsc_opt.exports.images import attach_images
 from lcsc_opt.objective.checkpoints_alone import checkpoints_written_again
-from lcsc_opt.objective.contract import Objective, StagedObjective
+from lcsc_opt.objective.contract import Objective
 from lcsc_opt.objective.loading import verify_weights
 from lcsc_opt.objective.of_study import ObjectiveLoader, code_now, known_checkpoints, loader_of, moved
 from lcsc_opt.optimizers.registry import configure
@@ -78,6 +77,7 @@ class Experiment:
         database: the same.
         studies: name → attributes of its stored studies, as far as this process knows them.
         rehearsal: what this run has rehearsed; ``None`` before, and where all searches have results.
+        refused: why the objective cannot be loaded or rehearsed, so that no search can run; ``None`` otherwise.
     """
 
     def __init__(
@@ -91,6 +91,7 @@ class Experiment:
         self.name = specs[0].experiment
         self.database = database
         self.rehearsal: Rehearsal | None = None
+        self.refused: LcscError | None = None
         self._rehearsed_rows: Rule | None = None
         self._specs = list(specs)
         self._objectives = objectives
@@ -98,7 +99,6 @@ class Experiment:
         self.studies = database.contents.of(self.name)
         self._before: Attributes | None = database.contents.experiments.get(self.name)  # None for a new one
         self._stored: StoredExperiment | None = None  # from when this run has begun it
-        self._refused: LcscError | None = None  # why the objective cannot be loaded or rehearsed
         self._accepted = ""  # what changed since the experiment began
         self._workers = contextlib.ExitStack()
         self._workers_of: tuple[Any, Rule | None] | None = None  # which workers are open, in which rows
@@ -274,11 +274,9 @@ class Experiment:
         self._workers_of = None
         loader = loader_of(spec.objective, rows, context, self._known_now, layout=objective.layout)
         self._pool = self._workers.enter_context(open_workers(spec, objective, loader=loader, context=context))
-        evaluator: InProcessEvaluator | SpreadEvaluator = InProcessEvaluator(objective)
-        if self._pool is not None and isinstance(objective, StagedObjective):
-            evaluator = SpreadEvaluator(objective, self._pool)
-        self._workers.callback(evaluator.close)
-        self._evaluator = evaluator
+        # the rehearsal and the report evaluate one candidate at a time, which all workers share
+        self._evaluator = evaluator_of(objective, self._pool, in_flight=1)
+        self._workers.callback(self._evaluator.close)
         self._workers_of = (spec.workers, rows)  # only now: another search must not go on without its workers
 
     @property
@@ -318,7 +316,7 @@ class Experiment:
         search = self._opened(spec)
         self._say_how_long()
         stored = self.begun()
-        with search.held(stored.storage, self.studies.get(spec.name)):
+        with search.held(stored.storage):
             self._score_as_trained()
             search.run(self._search_yardstick(), pool=self._pool, callbacks=callbacks)
             self.studies[spec.name] = search.stored.attributes
@@ -371,24 +369,19 @@ class Experiment:
                     unfinished.append(spec)
         return unfinished
 
-    @property
-    def is_hopeless(self) -> bool:
-        """Whether the objective cannot be loaded or rehearsed."""
-        return self._refused is not None
-
     def _opened(self, spec: StudySpec) -> Search:
         """A search that may run: compared, and rehearsed by the first one that has no result.
 
         Raises:
             LcscError: it may not. Where the objective cannot be loaded or rehearsed, no other search is tried.
         """
-        if self._refused is not None:
-            raise self._refused
+        if self.refused is not None:
+            raise self.refused
         check_workers(spec)
         try:
             objective = self.objective
         except LcscError as error:
-            self._refused = error
+            self.refused = error
             raise
         before = self.studies.get(spec.name)
         now = environment()
@@ -456,7 +449,7 @@ class Experiment:
                     report=any(search.held_out is not None for search in without_result),
                 )
         except LcscError as error:
-            self._refused = error
+            self.refused = error
             raise
         self._use(spec, spec.space.rows)
 
@@ -490,9 +483,7 @@ class Experiment:
         images = None
         if plan is not None:
             images = plan.images
-        measurer = self._measurer(images or 0)  # without a report, as a search's candidates
-        with progress(f"{self.name} as trained", len(trained_models(self.begun(), self.objective))) as measurer.advance:
-            score_as_trained(self.begun(), self.objective, measurer, images)
+        score_as_trained(self.begun(), self.objective, self._measurer(images or 0), images)
 
     def _plan(self) -> ReportPlan | None:
         """The plan of the report that the study file asks for; ``None`` if there will be none."""

@@ -11,7 +11,7 @@ import dataclasses
 from collections.abc import Callable, Iterable, Sequence
 
 from lcsc_opt.base.errors import LcscError, ObjectiveError, SearchFailedError, TrajectoryError
-from lcsc_opt.base.progress import notice
+from lcsc_opt.base.progress import notice, progress
 from lcsc_opt.base.records import HELD_OUT, SEARCH, SELECTION, STANDARD_ERROR, Candidate, Noise, Yardstick
 from lcsc_opt.coefficients.layer_groups import Rule
 from lcsc_opt.coefficients.profiles import last_alone, trainer_ema
@@ -62,11 +62,11 @@ class Measurer:
         self._rules = rules
         self.images = images
         self._sampler = sampler
-        self._title = objective.samples.samplers[sampler] if sampler else None  # keys leave out the first sampler
+        self._title = objective.samples.samplers[sampler] if sampler else None  # None: keys leave out the first one
         self._sign = experiment.record.sign
 
     def with_images(self, images: int) -> Measurer:
-        """The same, with another number of images."""
+        """The same, with another number of images, and its own ``advance`` from now on."""
         measurer = copy.copy(self)
         measurer.images = images
         return measurer
@@ -189,7 +189,8 @@ def trained_models(experiment: StoredExperiment, objective: Objective) -> list[M
     """
     count = len(objective.steps)
     models = [Model(LAST_CHECKPOINT, last_alone(count))]
-    sha256 = known_sha256 = experiment.attributes.get(TRAINER_EMA_SHA256)
+    known_sha256 = experiment.attributes.get(TRAINER_EMA_SHA256)
+    sha256 = known_sha256
     try:
         if objective.trajectory is not None:
             sha256 = objective.trajectory.trainer_ema_sha256 or known_sha256
@@ -212,8 +213,9 @@ def score_as_trained(
     Args:
         experiment: what is going to be searched.
         objective: of the experiment.
-        measurer: of as many images as the report will have.
-        images: how many these are; ``None`` if there will be no report, and they are scored as a search's candidates.
+        measurer: of as many images as the report will have; of 0 without one.
+        images: how many these are, 0 if the objective samples none; ``None`` if there will be no report: then models
+            are scored on the search's noise, as its candidates.
 
     Raises:
         ObjectiveError: what losses are relative to cannot be measured.
@@ -224,24 +226,29 @@ def score_as_trained(
     if images:
         size = f" on {images:,} {'items' if objective.sampler is None else 'images'}"
     merges_averages = objective.trajectory is not None and objective.trajectory.merges_averages
-    for model in trained_models(experiment, objective):
-        try:
-            measurement = measurer.on(noise, model)
-        except SearchFailedError as error:
-            notice(str(error))
-            continue
-        kind = ""
-        if merges_averages and model.name == LAST_CHECKPOINT:
-            kind = f" ({TRAINER_EMA})"
-        notice(
-            f"{experiment.name}: {model.name}{kind}, step {objective.steps[-1]}, {noise.group} noise{size}: "
-            f"{_described(measurement, experiment.record.sign)}; compare this with your trainer's log: if they differ, "
-            "this score does not measure what your trainer does"
-        )
+    models = trained_models(experiment, objective)
+    with progress(f"{experiment.name} as trained", len(models)) as measurer.advance:
+        for model in models:
+            try:
+                measurement = measurer.on(noise, model)
+            except SearchFailedError as error:
+                notice(str(error))
+                continue
+            kind = ""
+            if merges_averages and model.name == LAST_CHECKPOINT:
+                kind = f" ({TRAINER_EMA})"
+            notice(
+                f"{experiment.name}: {model.name}{kind}, step {objective.steps[-1]}, {noise.group} noise{size}: "
+                f"{_described(measurement, experiment.record.sign)}; compare this with your trainer's log: if they "
+                "differ, this score does not measure what your trainer does"
+            )
 
 
 def _described(measurement: Measurement, sign: int) -> str:
-    """``fid 12.3, precision 0.6``: the metrics, and first the loss unless it is one of them."""
+    """``fid 12.3, precision 0.6``: the metrics, and first the loss unless it is one of them.
+
+    ``sign`` is −1 for a maximized score, which is a metric, and whose loss is that times −1.
+    """
     shown = {name: value for name, value in measurement.metrics.items() if not name.endswith(STANDARD_ERROR)}
     loss = measurement.loss
     if sign * loss not in shown.values():

@@ -119,7 +119,7 @@ def run_studies(
                     else:
                         outcome = experiment.search(spec, callbacks)
                 except LcscError as error:
-                    if len(specs) == 1 or experiment.is_hopeless:
+                    if len(specs) == 1 or experiment.refused is not None:
                         raise
                     outcome = str(error).removeprefix(f"{spec.name}: ")
                     failed[spec.name] = outcome

@@ -2,8 +2,8 @@
 
 ::
 
-    search = Search(spec, objective, stored, …)  # nothing is written
-    with search.held(storage, before):
+    search = Search(spec, objective, before, …)  # nothing is written
+    with search.held(storage):
         search.run(yardstick)  # ask → write → evaluate → write → tell
 """
 
@@ -44,7 +44,7 @@ class Search:
     Args:
         spec: of the study.
         objective: what is searched.
-        stored: the attributes of the stored study; ``None`` for a new one.
+        before: the attributes of the stored study, with which it was compared; ``None`` for a new one.
         environment: the versions of now.
         origin: where a new one begins; ``None`` leaves it to the specification.
         planned: with how many evaluations a new optimizer plans, if its budget is a time.
@@ -65,7 +65,7 @@ class Search:
         self,
         spec: StudySpec,
         objective: Objective,
-        stored: Attributes | None,
+        before: Attributes | None,
         environment: Mapping[str, Any],
         *,
         origin: Coefficients | None = None,
@@ -74,19 +74,20 @@ class Search:
     ) -> None:
         self.spec = spec
         self._objective = objective
+        self._before = before
         self._changed = changed
         # what all searches have is stored with the experiment
         specification = spec.model_dump(mode="json", exclude=set(OF_EXPERIMENT))
         self._updated = {"specification": specification, "environment": environment}
-        if stored is None:
+        if before is None:
             for line in planning.advice(spec, objective):
                 notice(line)
-            stored = planning.first_attributes(spec, objective, origin, planned)
-        self.attributes: Attributes = {**stored, **self._updated}
+            before = planning.first_attributes(spec, objective, origin, planned)
+        self.attributes: Attributes = {**before, **self._updated}
         incomplete = planning.why_incomplete(spec, objective)
         if incomplete is not None:
             notice(incomplete)
-        known_origin = stored.get("origin")
+        known_origin = self.attributes.get("origin")
         self._origin = None if known_origin is None else np.array(known_origin, dtype=np.float64)
 
     def ask_once(self) -> None:
@@ -100,28 +101,24 @@ class Search:
             driver.ask()
 
     @contextlib.contextmanager
-    def held(self, storage: RDBStorage, before: Attributes | None) -> Iterator[None]:
+    def held(self, storage: RDBStorage) -> Iterator[None]:
         """Create or open the study, and hold its lock while this is open.
 
         What changed is written. Where failures ended the last run, its candidates are asked again.
-
-        Args:
-            storage: the database.
-            before: the attributes with which the study was compared; ``None`` if there was none.
 
         Raises:
             StudyStoreError: another process runs the study, or has changed it since it was compared.
         """
         study = StoredStudy.open_or_create(storage, self.spec.name, self.attributes)
         with study.hold():
-            expected = self.attributes if before is None else before
+            expected = self.attributes if self._before is None else self._before
             # the environment may differ, since this run writes its own; all else is fixed, or read under the lock
             if study.attributes["specification"] != expected["specification"]:
                 raise StudyStoreError(f"{self.spec.name}: another process has just changed it; run this again")
             for name, value in self._updated.items():
                 if value != study.attributes.get(name):
                     study.set_attribute(name, value)
-            if before is not None and self._was_ended_by_failures(study):
+            if self._before is not None and self._was_ended_by_failures(study):
                 notice(
                     f"{study.name}: trials that failed after the last success are repeated: {study.retry_failed()}; "
                     "earlier failures are kept, because later candidates depend on them"
@@ -183,17 +180,24 @@ class Search:
                 loop.run()
         if loop.stopped:
             notice(f"{study.name}: a callback has stopped the search before its budget was spent")
-            return
-        ended: dict[str, Any] = {"evaluations": loop.told, "exhausted": driver.finished, "at": time.time()}
+        else:
+            self._store_end(loop, exhausted=driver.finished)
+
+    def _store_end(self, loop: Loop, *, exhausted: bool) -> None:
+        """Store that the search has ended, and what tells :func:`is_searched` whether another budget reopens it.
+
+        ``exhausted`` says whether the optimizer had nothing more to ask.
+        """
+        ended: dict[str, Any] = {"evaluations": loop.told, "exhausted": exhausted, "at": time.time()}
         patience = None
         if loop.is_out_of_patience:
             patience = self.spec.budget.patience
             ended["patience"] = patience
         if not self.spec.is_grid:
-            ended["how"] = how_it_ended(study.trials(), by_itself=driver.finished, patience=patience)
+            ended["how"] = how_it_ended(self.stored.trials(), by_itself=exhausted, patience=patience)
         if self.spec.budget.seconds is not None:
             ended["deadline"] = self.spec.budget.seconds
-        study.set_attribute("search_ended", ended)
+        self.stored.set_attribute("search_ended", ended)
 
     def _begun_budget(self) -> BudgetSpec:
         """The total for this run. One that differs from the stored one is stored, and reopens an ended search."""
@@ -257,7 +261,7 @@ def evaluator_of(objective: Objective, pool: WorkerPool | None, in_flight: int) 
     """
     overlaps = isinstance(objective, StagedObjective) and objective.overlaps
     if pool is None:
-        if isinstance(objective, StagedObjective) and overlaps and in_flight > 1:
+        if overlaps and in_flight > 1:
             return Pipeline(objective)
         return InProcessEvaluator(objective)
     if in_flight == 1 and isinstance(objective, StagedObjective):
