@@ -49,7 +49,7 @@ def delete(
         if not typer.confirm(question, err=True):
             return
     of_studies = {split_name(name)[0] for name in studies}
-    experiments = of_studies.union(names) & contents.experiments.keys()
+    experiments = of_studies.union(names) & contents.experiments.keys()  # a named one may have no studies left
     for experiment in experiments:
         _delete_report(database, experiment, set(studies))
     for study in chosen:

@@ -81,6 +81,7 @@ def print_described(title: str, described: Mapping[str, Any]) -> None:
 
 
 def _readable(value: Any) -> str:
+    """A value of any kind as people read it."""
     if isinstance(value, Mapping):
         return ", ".join(f"{key}: {_readable(item)}" for key, item in value.items()) or "-"
     if isinstance(value, (list, tuple)):

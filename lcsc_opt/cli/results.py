@@ -97,6 +97,7 @@ def _print_ranking(title: str, studies: Sequence[Standing]) -> None:
 
 
 def _draw(studies: Sequence[Standing], axis: str | None, path: Path) -> None:
+    """Write the curves; ``None`` leaves the axis to the figure."""
     from lcsc_opt.views.figures.comparison import comparison_figure
     from lcsc_opt.views.figures.writing import write_figure
 

@@ -121,7 +121,7 @@ def gain(base: Measurement, model: Measurement, metric: str = LOSS) -> Gain:
 
     Where no error is known, a gain is certain from 2 %.
     """
-    unit = abs(base.value(metric) or 0.0) or 1.0
+    unit = abs(base.value(metric) or 0.0) or 1.0  # of zero there are no shares
     seen = _Difference.of(base, model, metric, unit)
     if seen.without is None:
         return Gain(seen.value, SINGLE_GROUP_NOISE / CERTAIN)
@@ -140,7 +140,7 @@ def gain(base: Measurement, model: Measurement, metric: str = LOSS) -> Gain:
 
 
 def _unseen(metric: str) -> str:
-    """The same distance, to real images that no search sees."""
+    """The same distance to real images that no search sees: ``fid@inception`` → ``fid_held_out@inception``."""
     if metric == LOSS:
         return UNSEEN
     formula, at, extractor = metric.partition("@")
@@ -153,7 +153,8 @@ class _Difference:
 
     Attributes:
         value: with all images.
-        without: ``[2 G]``, without each group of samples, then of real images; ``None`` if that is not known.
+        without: ``[2 G]``, without each group of samples, then of real images; ``[G]`` for scores, which compare with
+            none; ``None`` if that is not known.
     """
 
     value: float
@@ -161,7 +162,7 @@ class _Difference:
 
     @classmethod
     def of(cls, base: Measurement, model: Measurement, name: str, unit: float) -> _Difference:
-        """In this unit; the means over groups of noise."""
+        """In this unit; of means over groups of noise."""
         value = ((base.value(name) or 0.0) - (model.value(name) or 0.0)) / unit
         if name not in base.without_groups or name not in model.without_groups:
             return cls(value, None)
@@ -170,13 +171,14 @@ class _Difference:
 
     @property
     def variance_of_real(self) -> float:
-        """Over the real images; zero for scores, which compare with none."""
+        """Over the real images; zero for scores."""
         if self.without is None or len(self.without) == GROUPS:
             return 0.0
         return _variance(self.without[GROUPS:])
 
 
 def _variance(without: _Floats) -> float:
+    """Of a statistic, from its values ``[G]`` without one group each."""
     return standard_error(without.tolist()) ** 2
 
 

@@ -85,7 +85,7 @@ class Race:
         self._found: dict[str, list[Measurement]] = {}  # study → what is still in the race
         self._ways: list[Measurement] = []
         self._path: list[str] = []  # the names of the models on paths, in the order of time
-        # a way begins at EMA*, which only a grid finds
+        # part of a way → share; a way begins at EMA*, which only a grid finds
         self._way = dict(WAY) if any(search.is_ema_grid for search in searches) else {}
         self._searched = 0  # images
         self._spent = 0  # images of the choice
@@ -190,7 +190,7 @@ class Race:
         return finalists, min(max(images, FEWEST_IMAGES), MOST_IMAGES, self._measurer.images)
 
     def _count(self, finalists: Mapping[str, Sequence[Model]]) -> int:
-        """How many models are in the first round with these of the searches."""
+        """How many models the first round measures with these of the searches; ways to what was found are to come."""
         return sum(map(len, finalists.values())) + len(self._trained) + len(self._way)
 
     def _finalists(self, top: int) -> dict[str, list[Model]]:
@@ -209,7 +209,7 @@ class Race:
         if not averages:
             return
         of_grids = (measured for study in averages for measured in self._found[study])
-        best = min(of_grids, key=lambda measured: measured.loss)
+        best = min(of_grids, key=lambda measured: measured.loss)  # EMA* is the average of the lowest loss
         ema = dataclasses.replace(best, model=dataclasses.replace(best.model, name=EMA))
         self._had.append(ema)
         self._losses[EMA] = self._losses.pop(best.model.name)
@@ -222,8 +222,8 @@ class Race:
 
     def _more_rounds(self, name: str) -> None:
         """Measure what is still in the race again, on more images."""
-        rounds: dict[str, list[Measurement]] = {}
-        number = 0
+        rounds: dict[str, list[Measurement]] = {}  # name of a model → what each of these rounds has measured
+        number = 0  # of the round, and the seed of its noise; the first round of all had the seed 0
         images = 0
         while True:
             self._drop_the_worse()
@@ -251,7 +251,7 @@ class Race:
             self._note(joined.values())
 
     def _images_of_a_round(self, entrants: int) -> int:
-        """As many as a fifth of the searches allows."""
+        """How many each of so many models has, if one more round may spend the rest of a fifth of the searches."""
         affordable = int((SHARE_OF_SEARCH * self._searched - self._spent) / entrants)
         return min(affordable, MOST_IMAGES, self._measurer.images)
 
@@ -263,8 +263,9 @@ class Race:
             for entrant in (*self._had, *self._all_found)
             if entrant is answer or not gain(entrant, answer).is_certain
         ]
+        # the answer, then those that it gains least over
         may_win.sort(key=lambda entrant: (entrant is not answer, gain(entrant, answer).value))
-        of_user = {id(entrant) for entrant in self._had}
+        of_user = {id(entrant) for entrant in self._had}  # measurements hold arrays and have no hash
         had = [entrant for entrant in may_win if id(entrant) in of_user]
         final = [lowest(had)] if had else []
         final += [entrant for entrant in may_win if id(entrant) not in of_user][: FINAL - len(final)]

@@ -42,7 +42,10 @@ class Searched:
         return sum(trial.state.is_finished() for trial in self.trials)
 
     def images(self, per_evaluation: int) -> int:
-        """What the search has cost, in images of a plain evaluation, of which a trial without a number has as many."""
+        """What the search has cost, in images that are sampled once and without a graph.
+
+        A trial that asked for no number has ``per_evaluation``.
+        """
         total = 0
         for trial in self.trials:
             images = int(trial.user_attrs.get("images", per_evaluation))
@@ -88,6 +91,7 @@ class Searched:
         checks = compared_trials(self.trials)
         if not iterates or not checks:
             return []
+        # a single one is the last
         chosen = np.unique(np.linspace(0, len(checks) - 1, count).round().astype(int)) if count > 1 else [-1]
         *early, last = [self._model_of(checks[index]) for index in chosen]
         means = []
@@ -100,6 +104,7 @@ class Searched:
         return [*early, *means[:1], last, *means[1:]]
 
     def _model_of(self, trial: FrozenTrial, title: str | None = None) -> Model:
+        """The model of a trial; ``title`` says which average it is."""
         name = f"{name_of_search(self.study)}, trial {trial.number}"
         return Model(name, coefficients_of(trial), study=self.study, trial=trial.number, label=title)
 

@@ -62,13 +62,13 @@ def make_report(
     noises = [Noise(HELD_OUT.group, seed) for seed in plan.seeds]
     trained = trained_models(experiment, objective)
     measurer = Measurer(experiment, objective, evaluate, rules.__getitem__, images=plan.images)
-    top = math.ceil(plan.top / len(with_result))
+    top = math.ceil(plan.top / len(with_result))  # of each search
     choice = Race(with_result, trained, measurer, top=top, steps=objective.steps).run(experiment.name)
     models = choice.models
     with progress(f"{experiment.name}: report", len(models) * (len(noises) + len(samplers[1:]))) as measurer.advance:
         parts = [_part(choice, noises, measurer, samplers[0].text if samplers else None)]
         if len(samplers) > 1:
-            images = min(plan.images, objective.samples.per_evaluation)
+            images = min(plan.images, objective.samples.per_evaluation)  # enough to see whether it is worse there
             try:
                 elsewhere = Measurer(experiment, objective, evaluate, rules.__getitem__, images=images, sampler=1)
                 elsewhere.advance = measurer.advance
@@ -113,13 +113,12 @@ def is_reported(
     if report is None:
         return False
     plan = ReportPlan.of(held_out, report, own_images=before["report_images"], samples=report.images > 0)
-    ended = {
-        name: attributes["search_ended"]["evaluations"]
+    # it may be of more evaluations: a smaller budget than before ends a search that has more than it needed
+    is_of_all = all(
+        report.evaluations.get(name, 0) >= attributes["search_ended"]["evaluations"]
         for name, attributes in studies.items()
         if attributes.get("search_ended")
-    }
-    # a smaller budget than before ends a search that has more evaluations than it needed
-    is_of_all = all(report.evaluations.get(name, 0) >= count for name, count in ended.items())
+    )
     is_of_no_others = report.evaluations.keys() <= studies.keys()  # some may have been deleted
     return plan.is_met(report) and is_of_all and is_of_no_others
 

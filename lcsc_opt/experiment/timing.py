@@ -128,16 +128,17 @@ def report_seconds(specs: Sequence[StudySpec], objective: Objective, pace: Pace)
     if held_out is None:
         return 0.0
     per_evaluation = objective.samples.per_evaluation
-    images = 0
+    images = 0  # of each model
     if per_evaluation:
         images = held_out.images_with(objective.samples.per_report)
     has_yardstick = objective.fixed_average is not None
-    # the best of each search, EMA* among them; and what was there
-    models = len(specs) + 1 + _has_trainer_ema(objective)
+    trained = 1 + _has_trainer_ema(objective)  # models: the last checkpoint is always one
+    models = len(specs) + trained  # the best of each search, EMA* among them
     if objective.sampler is None:
         finalists = math.ceil(held_out.top / len(specs)) * len(specs)
-        choosing = (finalists + 1 + has_yardstick + _POINTS_BETWEEN) * pace.selection.of(images)
+        choosing = (finalists + trained + has_yardstick + _POINTS_BETWEEN) * pace.selection.of(images)
     else:  # a race, with as many images as a share of the searches allows
+        # an image of the choice may take longer, for metrics that the search does not compute
         relative = pace.selection.of(per_evaluation) / pace.plain.of(per_evaluation)
         affordable = SHARE_OF_SEARCH * searches_seconds(specs, objective, pace) * relative
         choosing = max(affordable, models * pace.selection.of(FEWEST_IMAGES))
@@ -146,6 +147,7 @@ def report_seconds(specs: Sequence[StudySpec], objective: Objective, pace: Pace)
 
 
 def _has_trainer_ema(objective: Objective) -> bool:
+    """Whether the report will have the trainer's own average."""
     with contextlib.suppress(LcscError):  # of one that was named and is not there, which the run says
         return objective.trajectory is not None and objective.trajectory.trainer_ema_sha256 is not None
     return False

@@ -50,7 +50,7 @@ def _about_answer(report: Report, yardstick: Yardstick | None) -> Iterator[str]:
         return
     against = best.model.name
     best_had = named(best.model)
-    loss = report.rows(report.answer, against)[0]
+    loss, *others = report.rows(report.answer, against)
     if loss.gain is not None and loss.gain < 0:
         yield (
             f"the answer was better where it was chosen, and is worse here than {best_had}: {_changes([loss])}. "
@@ -61,11 +61,7 @@ def _about_answer(report: Report, yardstick: Yardstick | None) -> Iterator[str]:
         line = f"the answer has a cost, compared with {best_had}: {_changes(costs)}. {_COMPARE_IMAGES}"
         can_be_kept = any(row.metric.partition("@")[0] in _SINGLE_IMAGE_METRICS for row in costs)
         yield f"{line}, or search with keep: precision" if can_be_kept and bounded is None else line
-    unconfirmed = [
-        row
-        for row in report.rows(report.answer, against)[1:]
-        if row.is_judge and not row.lost and row.gain is not None and row.gain <= 0
-    ]
+    unconfirmed = [row for row in others if row.is_judge and not row.lost and row.gain is not None and row.gain <= 0]
     if unconfirmed:
         yield (
             f"the gain over {best_had} does not show in what the search did not see: {_changes(unconfirmed)}. "
@@ -79,7 +75,7 @@ def _in_another_sampler(report: Report, best: Model) -> Iterator[str]:
     """The warning that the loss or a judge of it is worse than the best that the user had, in the second sampler."""
     here = {row.metric: row for row in report.rows(report.answer, best.name)}
     rows = report.rows(report.answer, best.name, part=1)
-    decisive = [row for row in rows if row is rows[0] or row.is_judge]
+    decisive = [row for row in rows if row is rows[0] or row.is_judge]  # the first one is the loss
     turned = [row for row in decisive if row.lost and (here[row.metric].gain or 0.0) > 0]
     if turned:
         first, second = report.parts
@@ -115,4 +111,5 @@ def _why_nothing_found(choice: Choice, searches: Sequence[Searched]) -> Iterator
 
 
 def _changes(rows: Sequence[MetricRow]) -> str:
+    """``precision 0.621 → 0.517 and recall 0.4 → 0.38``: each baseline's value, and the answer's."""
     return in_words([row.change for row in rows])

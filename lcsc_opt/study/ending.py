@@ -11,7 +11,7 @@ from lcsc_opt.base.jackknife import standard_error
 from lcsc_opt.database.arrays import array_of
 from lcsc_opt.database.states import compared_trials
 
-RECENT = 20  # evaluations
+RECENT = 20  # evaluations, in which a search that still improves must have gained something
 
 
 def how_it_ended(trials: Sequence[FrozenTrial], *, by_itself: bool, patience: int | None) -> str:
@@ -43,6 +43,7 @@ def how_it_ended(trials: Sequence[FrozenTrial], *, by_itself: bool, patience: in
 
 
 def _best(trials: Sequence[FrozenTrial]) -> FrozenTrial:
+    """The trial of the lowest loss, of those that have one."""
     return min(trials, key=lambda trial: trial.value or 0.0)
 
 

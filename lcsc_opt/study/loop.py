@@ -179,7 +179,7 @@ class Loop:
             while len(self._in_flight) >= self._most_in_flight:
                 self._tell_next()
             is_spent = spent_on_asks >= self.budget.total
-            if self.budget.seconds is not None:
+            if self.budget.seconds is not None:  # asks are not what it counts
                 is_spent = self._time_is_over()
             if is_spent or self._driver.finished or self.is_out_of_patience:
                 break
@@ -210,7 +210,10 @@ class Loop:
         return self.budget.patience is not None and self._since_best >= self.budget.patience
 
     def _time_is_over(self) -> bool:
-        """Whether the time is over: not while stored trials remain, nor before one compares or a check can."""
+        """Whether the time is over, and the search has something to show for it: a loss that compares, or a step.
+
+        A step is checked after the end. Stored trials are replayed whatever the clock says.
+        """
         if self._to_replay or not (self._has_compared or self._driver.is_unchecked):
             return False
         return time.monotonic() - self._begin >= (self.budget.seconds or 0.0)
@@ -253,6 +256,7 @@ class Loop:
         return self._submit(asked)
 
     def _submit(self, asked: _Trial) -> _Trial:
+        """Start an evaluation of the trial, the first one or another attempt."""
         asked.future = self._evaluator.submit(asked.candidate)
         return asked
 
@@ -263,7 +267,7 @@ class Loop:
             StudyStoreError: it asks another one.
         """
         attributes = candidate_attributes(candidate)
-        requested = ("images", "noise", "unbiased")  # all that a trial stores of its request besides coefficients
+        requested = ("images", "noise", "unbiased")  # all that a trial stores of its candidate besides coefficients
         same_request = all(stored.user_attrs.get(key) == attributes.get(key) for key in requested)
         if same_request and coefficients_of(stored).tobytes() == candidate.coefficients.tobytes():
             return
