@@ -10,6 +10,7 @@ from lcsc_opt.base.study_spec import HeldOutSpec, StudySpec
 from lcsc_opt.database.names import is_ours, split_name
 from lcsc_opt.database.opened import Database
 from lcsc_opt.database.report import REPORT, Report, ReportPlan
+from lcsc_opt.database.states import Attributes
 from lcsc_opt.database.urls import masked
 from lcsc_opt.experiment.defaults import completed
 from lcsc_opt.experiment.experiment import Experiment
