@@ -13,6 +13,7 @@ import dash_ag_grid
 from dash import Input, Output, State, dcc, html, no_update
 from optuna.storages import RDBStorage
 
+from lcsc_opt.base.jackknife import LEVEL
 from lcsc_opt.base.study_spec import EMA_GRID
 from lcsc_opt.database.history import Standing, loss_name
 from lcsc_opt.database.reader import HistoryReader
@@ -22,7 +23,7 @@ from lcsc_opt.views.curves import AXES, default_axis
 from lcsc_opt.views.dashboard import parts
 from lcsc_opt.views.figures.comparison import comparison_figure
 from lcsc_opt.views.figures.theme import empty_figure, style
-from lcsc_opt.views.ranking import ANSWER, CONFIDENCE, Difference, Ranked, Spread, ranking, spread_text
+from lcsc_opt.views.ranking import ANSWER, Difference, Ranked, Spread, ranking, spread_text
 from lcsc_opt.views.study_status import duration
 from lcsc_opt.views.tables import comparison_tables
 
@@ -183,7 +184,7 @@ def _content() -> list[Any]:
         dcc.Download(id="download"),
         html.P(
             "Mean ± standard deviation over seeds; lower losses and higher scores are better. The difference is from "
-            f"the best held-out value, with a {CONFIDENCE:.0%} confidence interval over seeds.",
+            f"the best held-out value, with a {LEVEL:.0%} confidence interval over seeds.",
             className="note",
         ),
         html.Div(id="metrics"),
@@ -221,11 +222,13 @@ def _row(row: Ranked) -> dict[str, Any]:
 
 
 def _spread_cells(name: str, spread: Spread | None) -> dict[str, Any]:
+    """A mean over seeds in three fields of a row: the number, its standard deviation, and both as text."""
     mean, deviation = spread or (None, None)
     return {name: mean, f"{name}_sd": deviation, f"{name}_text": spread_text(spread)}
 
 
 def _difference_cells(difference: Difference | None) -> dict[str, Any]:
+    """The difference from the best in four fields of a row: the number, the ends of its interval, and all as text."""
     if difference is None:
         return {
             "difference": None,
@@ -279,6 +282,7 @@ def _studies(studies: Sequence[Standing]) -> Any:
 
 
 def _study(study: Standing) -> list[Any]:
+    """A row of the table of studies: the cells of :func:`_studies`' header."""
     return [
         parts.study_link(study),
         study.state,

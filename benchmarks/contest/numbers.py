@@ -19,11 +19,12 @@ from scipy.special import stdtrit
 
 from contest.answers import Measured
 from contest.entries import Cell, Contender
+from lcsc_opt.base.jackknife import LEVEL
 from lcsc_opt.database.history import Floats
-from lcsc_opt.views.ranking import CONFIDENCE, Difference
+from lcsc_opt.views.ranking import Difference
 
 RESAMPLES, RESAMPLING_SEED = 10_000, 0
-TAILS = ((1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2)
+TAILS = ((1 - LEVEL) / 2, (1 + LEVEL) / 2)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

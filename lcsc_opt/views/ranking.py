@@ -10,8 +10,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
-from scipy.special import stdtrit
 
+from lcsc_opt.base.jackknife import half_width
 from lcsc_opt.base.study_spec import GRIDS
 from lcsc_opt.database.history import Floats, Standing, as_known, best_searched
 from lcsc_opt.database.measurement import Measurement
@@ -19,7 +19,6 @@ from lcsc_opt.database.names import TRAINED, label
 from lcsc_opt.database.report import Report
 from lcsc_opt.views import UNKNOWN, number, signed
 
-CONFIDENCE = 0.95
 ANSWER = "answer"  # its row in tables
 
 
@@ -109,8 +108,8 @@ def _mean_interval(samples: Sequence[Floats]) -> tuple[float, float]:
     if not variance > 0:  # the degrees of freedom would be 0 / 0
         return mean, mean
     freedom = variance**2 / sum(v**2 / (len(sample) - 1) for v, sample in zip(variances, samples, strict=True))
-    half_width = float(stdtrit(freedom, (1 + CONFIDENCE) / 2)) * math.sqrt(variance)
-    return mean - half_width, mean + half_width
+    width = half_width(math.sqrt(variance), freedom)
+    return mean - width, mean + width
 
 
 @dataclasses.dataclass(frozen=True)
@@ -184,7 +183,7 @@ def _without_search(optimizer: str, title: str, measured: Measurement, report: R
         label=title,
         held_out=Spread.of([report.shown(measured)]),
         held_out_images=(measured.images,) if measured.images else (),
-        below_ema=as_known(_share_below([measured.loss], report.ema), report.sign),
+        below_ema=_below_ema([measured], report),
         verdict=verdict,
     )
 
@@ -200,18 +199,15 @@ def _ranked(group: Sequence[Standing], best: Sequence[Standing] | None) -> Ranke
     """The studies of one optimizer, compared with those of the best one, which is ``None`` without held-out losses."""
     sign = group[0].sign
     losses = _held_out_losses(group)
-    report = group[0].report
     measured_models = [study.found for study in group if study.found is not None]
     difference = None
     verdict = "no held-out value"
     if group is best:
         verdict = "best"
     elif losses and best is not None:
-        difference = Difference.of(_losses_beside(group, best), _losses_beside(best, group))
-        verdict = difference.verdict
-    below_ema = None
-    if report is not None:
-        below_ema = _share_below([measured.loss for measured in measured_models], report.ema)
+        of_losses = Difference.of(_losses_beside(group, best), _losses_beside(best, group))
+        difference = of_losses.shown(sign)
+        verdict = of_losses.verdict
     return Ranked(
         optimizer=group[0].optimizer,
         label=_common_label(group),
@@ -221,10 +217,10 @@ def _ranked(group: Sequence[Standing], best: Sequence[Standing] | None) -> Ranke
         images=statistics.fmean(study.images for study in group),
         seconds=statistics.fmean(study.seconds for study in group),
         searched=Spread.of(study.searched for study in group),
-        held_out=Spread.of(as_known(loss, sign) for loss in losses.values()),
+        held_out=Spread.of(sign * loss for loss in losses.values()),
         held_out_images=tuple(sorted({measured.images for measured in measured_models if measured.images})),
-        below_ema=as_known(below_ema, sign),
-        difference=None if difference is None else difference.shown(sign),
+        below_ema=_below_ema(measured_models, group[0].report),
+        difference=difference,
         verdict=verdict,
     )
 
@@ -250,17 +246,18 @@ def _losses_beside(studies: Sequence[Standing], others: Sequence[Standing]) -> d
     return losses
 
 
-def _share_below(losses: Sequence[float], ema: Measurement | None) -> float | None:
-    """The mean of the losses relative to EMA*'s, minus one.
+def _below_ema(models: Sequence[Measurement], report: Report | None) -> float | None:
+    """The mean loss of models relative to EMA*'s, minus one; of maximized scores the same.
 
-    ``None`` if one of them is not known, or if the signs differ: then a share means nothing.
+    ``None`` if there is no model or no EMA*, or if the signs of their losses differ: then a share means nothing.
     """
-    if not losses or ema is None:
+    if not models or report is None or report.ema is None:
         return None
-    loss = statistics.fmean(losses)
-    if ema.loss == 0 or loss * ema.loss < 0:
+    ema = report.ema.loss
+    loss = statistics.fmean(measured.loss for measured in models)
+    if ema == 0 or loss * ema < 0:
         return None
-    return (loss - ema.loss) / abs(ema.loss)
+    return report.sign * (loss - ema) / abs(ema)
 
 
 def headline(studies: Sequence[Standing]) -> str:

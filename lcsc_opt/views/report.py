@@ -19,6 +19,7 @@ from plotly.offline import get_plotlyjs
 from lcsc_opt.base import VERSION
 from lcsc_opt.base.errors import LcscError
 from lcsc_opt.base.files import write_atomically
+from lcsc_opt.base.jackknife import LEVEL
 from lcsc_opt.database.history import Standing, ema_grid, loss_name
 from lcsc_opt.database.names import short_metric
 from lcsc_opt.database.reader import HistoryReader
@@ -30,7 +31,7 @@ from lcsc_opt.views.curves import AXES, default_axis
 from lcsc_opt.views.figures.comparison import comparison_figure
 from lcsc_opt.views.figures.study import coefficients_figure
 from lcsc_opt.views.figures.theme import CONFIG, template
-from lcsc_opt.views.ranking import ANSWER, CONFIDENCE, Ranked, ranking, spread_text
+from lcsc_opt.views.ranking import ANSWER, Ranked, ranking, spread_text
 from lcsc_opt.views.study_status import studies_table
 from lcsc_opt.views.tables import TextTable, comparison_tables, report_table
 
@@ -72,7 +73,7 @@ def write_report(storage: RDBStorage, experiment: str, path: Path) -> Path:
         unfinished=[study.study for study in studies if not study.ended],
         ranking=_ranking_table(ranked),
         metrics=comparison_tables(held_out, metric),
-        confidence=f"{CONFIDENCE:.0%}",
+        confidence=f"{LEVEL:.0%}",
         axis=AXES[default_axis(studies)],
         curves=_drawn(comparison_figure(studies)),
         summaries=studies_table(studies),
@@ -93,18 +94,18 @@ def _opening(report: Report | None, images: Sequence[StoredImage]) -> list[_Show
 
     Real images stand beside them where there are some. Empty without both.
     """
-    unselected = {image.shows: image for image in images if not image.selected}
-    best = None
-    if report is not None:
-        best = report.best_had(report.headline_metric)
-    if report is None or best is None or not {"before", "answer"} <= unselected.keys():
+    samples = [image for image in images if not image.selected]
+    if report is None or not {"before", "answer"} <= {image.shows for image in samples}:
         return []
-
     metric = report.headline_metric
-    values = [f"held-out {metric} {number(value_of(report, model, metric))}" for model in (best, report.of_answer)]
-    shown = [(unselected["before"], values[0]), (unselected["answer"], values[1])]
-    if "real" in unselected:
-        shown.append((unselected["real"], ""))
+    models = {"before": report.best_had(metric), "answer": report.of_answer}
+    shown = []
+    for image in samples:
+        model = models.get(image.shows)  # real images have none
+        value = ""
+        if model is not None:
+            value = f"held-out {metric} {number(value_of(report, model, metric))}"
+        shown.append((image, value))
     return shown
 
 
