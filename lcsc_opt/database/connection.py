@@ -237,7 +237,7 @@ def in_database(storage: RDBStorage, work: Callable[[], T]) -> T:
     Raises:
         StudyStoreError: one line that says what to do. What ``work`` raises for another reason is raised as it is.
     """
-    attempt = 0
+    pauses = iter(RETRY_SECONDS)
     while True:
         try:
             return _when_unlocked(storage.url, work)
@@ -247,11 +247,10 @@ def in_database(storage: RDBStorage, work: Callable[[], T]) -> T:
             raise
         except (ConnectionError, sa.exc.SQLAlchemyError, StorageInternalError) as error:
             problem = f"{masked(storage.url)}: {_first_line(error, storage.url)}"
-            if attempt == len(RETRY_SECONDS) or not _is_transient(error):
+            pause = next(pauses, None)
+            if pause is None or not _is_transient(error):
                 advice = "what was committed is safe, run the same command to continue"
                 raise StudyStoreError(f"{problem}; {advice}") from error
-        pause = RETRY_SECONDS[attempt]
-        attempt += 1
         notice(f"{problem}; trying again in {pause:g} s", every_time=True)
         time.sleep(pause)
 

@@ -56,7 +56,6 @@ class Standing:
         sign: −1 where the loss is a score times −1, which is maximized; else 1.
         forgotten: the numbers of the trials that were forgotten, and asked again; they count nowhere.
         holds_out: whether the experiment's objective can report.
-        keeps: whether a setting keeps a metric at a bound, so that a loss may have a penalty.
         holder: the machine whose process runs it now; ``None`` if none does.
     """
 
@@ -79,7 +78,6 @@ class Standing:
     sign: int = 1
     forgotten: frozenset[int] = frozenset()
     holds_out: bool = True
-    keeps: bool = False
     holder: str | None = None
 
     @property

@@ -89,12 +89,8 @@ def metric_rows(
         reported: the metrics of reports.
         sign: −1 where the loss is a score times −1; then the first row is the score's, under its own name.
     """
-    difference = None
-    if baseline is not None:
-        difference = _difference(baseline, model)
-    rows = []
-    for metric, direction in directions(model, reported, sign).items():
-        row = MetricRow(
+    rows = [
+        MetricRow(
             metric=metric,
             sign=direction,
             value=_mean(model, metric),
@@ -102,9 +98,11 @@ def metric_rows(
             cross_check=metric == reported.cross_check,
             interval=_interval(model, metric),
         )
-        if baseline is not None and difference is not None and metric in difference.values:
-            row = _against(row, baseline, difference)
-        rows.append(row)
+        for metric, direction in directions(model, reported, sign).items()
+    ]
+    if baseline is not None:
+        difference = _difference(baseline, model)
+        rows = [_against(row, baseline, difference) for row in rows]
     return tuple(rows)
 
 
@@ -158,8 +156,13 @@ def _difference(baseline: Measurement, model: Measurement) -> Measurement:
 
 
 def _against(row: MetricRow, baseline: Measurement, difference: Measurement) -> MetricRow:
-    """The row with the baseline and the gain; :func:`_difference` gives the interval of the gain."""
+    """The row with the baseline and the gain, if the baseline has the metric.
+
+    The interval of the gain is that of ``difference``, which :func:`_difference` computes.
+    """
     metric = row.metric
+    if metric not in baseline.values:
+        return row
     value = _mean(baseline, metric)
     row = dataclasses.replace(
         row,

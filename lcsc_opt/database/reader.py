@@ -189,27 +189,28 @@ class HistoryReader:
         """
         study_id = in_database(self.storage, lambda: self.storage.get_study_id_from_name(name))
         study = _standing(study_id, name, attributes)
-        study = self._with_summary(study, Summary.stored(attributes) or Summary.of(self.trials(study)))
+        summary = Summary.stored(attributes) or Summary.of(self.trials(study))
+        study = dataclasses.replace(study, summary=summary, metric=_name_for_people(summary.metric, attributes))
+        study = self._with_average(study)
         holder = attributes.get(HOLDER)  # the last one, which may have ended
         if not is_running or holder is None:  # a first holder takes the lock before it writes its name
             return study
         return dataclasses.replace(study, holder=holder["host"])
 
-    def _with_summary(self, study: Standing, summary: Summary) -> Standing:
-        """The study with a new summary, and the names of its loss and of a baseline's answer."""
-        study = dataclasses.replace(study, summary=summary, metric=_name_for_people(study, summary.metric))
-        if study.optimizer in BASELINES:
-            coefficients = self.answer(study)
-            if coefficients is not None:  # other coefficients than those of averages have no name
-                study = dataclasses.replace(study, average=average_name(coefficients, study.steps))
-        return study
+    def _with_average(self, study: Standing) -> Standing:
+        """The study; of a baseline with the name of the average that is its answer."""
+        if study.optimizer not in BASELINES:
+            return study
+        coefficients = self.answer(study)
+        if coefficients is None:
+            return study
+        return dataclasses.replace(study, average=average_name(coefficients, study.steps))
 
 
 def _standing(study_id: int, name: str, attributes: Mapping[str, Any]) -> Standing:
     """A study with all that its user attributes say, without its trials' summary and who runs it."""
     specification = attributes.get("specification") or {}
     budget = attributes.get("budget") or {}
-    yardstick = search_yardstick(attributes)
     return Standing(
         study_id,
         name,
@@ -221,7 +222,6 @@ def _standing(study_id: int, name: str, attributes: Mapping[str, Any]) -> Standi
         sign=sign_of(attributes),
         forgotten=forgotten_trials(attributes),
         holds_out=attributes.get("holds_out", True),
-        keeps=yardstick is not None and yardstick.kept is not None,
         budget={unit: int(total) for unit, total in budget.items() if total is not None},
         ended=bool(attributes.get("search_ended")),
         report=attributes.get(REPORT),
@@ -239,10 +239,11 @@ def _worker_count(workers: Any) -> int:
     return 1
 
 
-def _name_for_people(study: Standing, name: str) -> str:
-    """What the loss of a study is called: with a penalty it is no metric; and a maximized one is a score."""
-    if study.keeps:
+def _name_for_people(name: str, attributes: Mapping[str, Any]) -> str:
+    """What the loss of a study is called, whose metric has this name: where one is maximized, ``score``."""
+    yardstick = search_yardstick(attributes)
+    if yardstick is not None and yardstick.kept is not None:  # a loss that may have a penalty is no metric
         return "loss"
-    if study.sign < 0 and name == "loss":
+    if sign_of(attributes) < 0 and name == "loss":
         return "score"
     return name

@@ -179,15 +179,6 @@ def _result_attributes(evaluation: Evaluation) -> dict[str, Any]:
     return attributes
 
 
-def _failure_attributes(attempts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """The attributes of a failed trial."""
-    return {
-        "attempts": list(attempts),
-        "reason": attempts[-1]["reason"],
-        "cost": {"seconds": sum(attempt["seconds"] for attempt in attempts)},
-    }
-
-
 class StoredStudy:
     """One study of the database, ``experiment/optimizer/seed``; ``key`` is the database's own key of it.
 
@@ -376,8 +367,13 @@ class StoredStudy:
         self._end(number, state, _result_attributes(evaluation), value=evaluation.loss)
 
     def fail(self, number: int, attempts: Sequence[Mapping[str, Any]]) -> None:
-        """Commit a failure with its attempts, each with ``reason`` and ``seconds``."""
-        self._end(number, TrialState.FAIL, _failure_attributes(attempts))
+        """Commit a failure with its attempts, one or more, each with ``reason`` and ``seconds``; the last is why."""
+        attributes = {
+            "attempts": list(attempts),
+            "reason": attempts[-1]["reason"],
+            "cost": {"seconds": sum(attempt["seconds"] for attempt in attempts)},
+        }
+        self._end(number, TrialState.FAIL, attributes)
 
     def note_attempts(self, number: int, attempts: Sequence[Mapping[str, Any]]) -> None:
         """Commit the failed attempts of a trial that is evaluated again."""
