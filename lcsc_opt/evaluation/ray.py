@@ -66,7 +66,7 @@ def ray_workers(
     with contextlib.ExitStack() as connection:
         with tempfile.TemporaryDirectory() as copies:  # Ray has them once it is connected
             load = NodeObjective.collect(spec, study, objective, Path(copies), files)
-            ray = connection.enter_context(_connected(settings.address, {"working_dir": copies}))
+            ray = connection.enter_context(_connected(settings.address, copies))
         cluster = _Cluster(ray, settings, spec)
         cluster.check()
         environment: dict[str, str] = {}
@@ -95,7 +95,7 @@ class _Cluster:
         self._settings = settings
         self.gpus = settings.gpus
         if settings.gpus is None:  # one, where there are some and the objective may use it
-            has_gpus = any(_amount(node, "GPU") for node in self._nodes().values())
+            has_gpus = any(_amount(node, "GPU") for node in self._nodes())
             self.gpus = float(has_gpus and spec.settings.get("device") != "cpu")
 
     def check(self) -> None:
@@ -107,7 +107,7 @@ class _Cluster:
             StudySpecError: no node is alive, or none has room for a worker.
         """
         workers = self._settings.ray
-        nodes = self._nodes().values()
+        nodes = self._nodes()
         if not nodes:
             raise StudySpecError("workers.ray: no node of the cluster is alive; start one with `ray start`")
         most_workers = sum(self._most_workers(node) for node in nodes)
@@ -142,9 +142,9 @@ class _Cluster:
         """The error of a worker that could not load the objective, with the name of its node."""
         return type(error)(f"node {link.machine}: {error}")
 
-    def _nodes(self) -> dict[str, dict[str, Any]]:
-        """The nodes that are alive, by id, as Ray describes them."""
-        return {node["NodeID"]: node for node in self._ray.nodes() if node["Alive"]}
+    def _nodes(self) -> list[dict[str, Any]]:
+        """The nodes that are alive, as Ray describes them."""
+        return [node for node in self._ray.nodes() if node["Alive"]]
 
     def _most_workers(self, node: Mapping[str, Any]) -> int:
         """How many workers fit on a node that has nothing else to do: for what others use now, workers wait.
@@ -207,18 +207,13 @@ class _RayLink:
         self._actor = actor
         self._answers: queue.SimpleQueue[Answer | None] = queue.SimpleQueue()  # None: the worker is gone
         self._error: BaseException | None = None
-        self._machine = ""
         self.node = ""
         self._expect(actor.ready.remote())
 
     @property
     def machine(self) -> str:
-        """The node's own name, else that of its machine."""
-        if not self._machine:
-            for node in self._ray.nodes():
-                if node["NodeID"] == self.node:
-                    self._machine = _name(node)
-        return self._machine
+        """The node's own name, else that of its machine; Ray still knows nodes that went away."""
+        return next((_name(node) for node in self._ray.nodes() if node["NodeID"] == self.node), "")
 
     def send(self, pickled_job: bytes) -> None:
         """Call the actor. Raises OSError if Ray refuses."""
@@ -307,8 +302,8 @@ def _first_line(error: BaseException) -> str:
 
 
 @contextlib.contextmanager
-def _connected(address: str, environment: Mapping[str, Any]) -> Iterator[Any]:
-    """Ray's module, connected with this runtime environment; a program that is connected already stays so.
+def _connected(address: str, copies: str) -> Iterator[Any]:
+    """Ray's module, connected so that jobs run in a copy of this folder; a program that is connected already stays so.
 
     Raises:
         StudySpecError: there is no Ray, or no cluster.
@@ -324,7 +319,7 @@ def _connected(address: str, environment: Mapping[str, Any]) -> Iterator[Any]:
         try:
             ray.init(
                 address=checked_address,
-                runtime_env=dict(environment),
+                runtime_env={"working_dir": copies},
                 log_to_driver=False,
                 logging_level=logging.CRITICAL,
             )

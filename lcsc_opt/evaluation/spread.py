@@ -73,11 +73,11 @@ class SpreadEvaluator:
             return scored
         evaluation, gradients_of_samples = scored
         if candidate.gradient:
-            futures = []
             # to the worker that sampled the part, which usually still has what the gradient needs
-            for worker, (first, last) in enumerate(ranges):
-                back = gradients_of_samples[worker]
-                futures.append(self._pool.submit("vjp", candidate, first, last, back, worker=worker, most_jobs=AT_ONCE))
+            futures = [
+                self._pool.submit("vjp", candidate, first, last, back, worker=worker, most_jobs=AT_ONCE)
+                for worker, ((first, last), back) in enumerate(zip(ranges, gradients_of_samples, strict=True))
+            ]
             products = _results(futures)
             if isinstance(products, Failure):
                 return products
