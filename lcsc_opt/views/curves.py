@@ -69,16 +69,10 @@ class Curve:
             return f"{name} ({len(self.seeds)} seeds)"
         return name
 
-    @property
-    def lowest_loss(self) -> float:
-        """The lowest value that is drawn."""
-        return float(self.lowest.min())
-
 
 def default_axis(studies: Sequence[Standing]) -> str:
     """Images, if any were sampled, else evaluations: optimizers may ask for different numbers of images."""
-    has_images = any(study.images for study in studies)
-    if has_images:
+    if any(study.images for study in studies):
         return "images"
     return "evaluations"
 

@@ -47,9 +47,7 @@ def site(storage: RDBStorage) -> Application:
     names = [name for name in _MENU_START if name in files]
     names += sorted(files.keys() - {*_MENU_START})
     menu = {name: f"{HOME}{quote(name)}" for name in names}
-    mounts: dict[str, Any] = {}
-    for name, path in menu.items():
-        mounts[path] = _page(storage, name, files[name], _header(storage, menu, name))
+    mounts = {path: _page(storage, name, files[name], _header(storage, menu, name)) for name, path in menu.items()}
     first_page = next(iter(menu.values()))
     static_files = {"/_static": str(Path(__file__).parent / "static")}
     # not cached: after an update of lcsc_opt, a browser would keep the old scripts for twelve hours

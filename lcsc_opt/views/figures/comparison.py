@@ -12,7 +12,6 @@ from lcsc_opt.views.curves import AXES, Curve, curves, default_axis
 from lcsc_opt.views.figures.panels import Axis, Level, Panel, draw
 from lcsc_opt.views.figures.theme import Theme, empty_figure, inert, style, with_alpha
 
-_HOVER = "%{y:.4g}"
 _FEW_EVALUATIONS = 10
 
 
@@ -33,7 +32,7 @@ def comparison_figure(
     if not lines:
         experiment = next((study.experiment for study in studies), "this experiment")
         return empty_figure(f"No result yet in {experiment}. Start a search: lcsc run STUDY_FILE", theme)
-    lowest = min(line.lowest_loss for line in lines)
+    lowest = min(float(line.lowest.min()) for line in lines)
     level = None
     ema = ema_grid(studies)
     if ema is not None and ema.searched is not None:
@@ -85,5 +84,5 @@ def _line_trace(curve: Curve) -> go.Scatter:
         name=inert(curve.label),
         legendgroup=inert(curve.optimizer),
         line={"color": look.colour, "dash": look.dash, "width": width, "shape": "hv"},
-        hovertemplate=_HOVER,
+        hovertemplate="%{y:.4g}",
     )
