@@ -239,12 +239,12 @@ class _LCSCQuadratic(Optimizer):  # type: ignore[misc]
             few_images = max(math.ceil(self._options["share"] * images_per_evaluation), _FEWEST_IMAGES)
         affordable = evaluations or 0
         if images is not None:
-            affordable = images // max(few_images, 1)
+            affordable = images // few_images
         # the first stage has two evaluations a wave
         directions = min(self._options["directions"], max(affordable // (2 * _FIRST_SHARE), 1))
 
         saves_images = few_images < images_per_evaluation
-        # the probes of one wave, and what all workers have under way when these are told and when the stage ends
+        # Workers ask two each before the probes are told. Something must be left then: only plain evaluations compare.
         if saves_images and affordable > _FEWEST_PROBES + 2 * self.num_workers:
             self._plain_images = images_per_evaluation
             self._begin(directions, few_images)
