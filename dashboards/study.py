@@ -166,12 +166,18 @@ def _progress(study: Standing, trials: Sequence[FrozenTrial], per_second: float 
 
 
 def _coordinator(study: Standing) -> str:
-    return f"run from {study.holder}" if study.holder else "not running"
+    """Which machine's process hands out the trials."""
+    if study.holder is None:
+        return "not running"
+    return f"run from {study.holder}"
 
 
 def _failed_trials(study: Standing) -> str:
+    """How many have failed for good, and how many succeeded after another attempt."""
     failed = f"{study.summary.failed:,}"
-    return f"{failed}, {study.summary.retried} tried again" if study.summary.retried else failed
+    if study.summary.retried:
+        return f"{failed}, {study.summary.retried} tried again"
+    return failed
 
 
 def _evaluating(study: Standing, trials: Sequence[FrozenTrial]) -> list[Any]:
