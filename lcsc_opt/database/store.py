@@ -287,7 +287,7 @@ class StoredStudy:
         return in_database(self.storage, attempt)
 
     def _write_trial(self, change: Callable[[], T]) -> T:
-        """:meth:`_write` a trial; first the summary, which is without it, is taken away."""
+        """:meth:`_write` a trial; first take away the summary, which does not count it: readers make another."""
         if self.attributes.get(SUMMARY) is not None:
             self.set_attribute(SUMMARY, None)
         return self._write(change)
@@ -518,7 +518,7 @@ def create(storage: RDBStorage, name: str, attributes: Mapping[str, Any]) -> Non
     """Create a study with these attributes and no trials, in one transaction, unless there is one of this name."""
 
     def write() -> None:
-        with contextlib.suppress(KeyError):
+        with contextlib.suppress(KeyError):  # there is none
             storage.get_study_id_from_name(name)
             return
         ours = {"created": time.time(), "schema": SCHEMA, "created_by": f"lcsc_opt {VERSION}"}

@@ -93,12 +93,14 @@ class Summary:
                 metric = name_of_loss(trial.user_attrs.get("metrics") or {}, lowest)
                 spent = (total.images, total.model_calls, total.seconds)
                 improvements.append(Improvement(trial.number, evaluations, *spent, lowest))
+        # what a failed trial has sampled is not known: it counts as what it asked for, else as the largest one
+        charged_images = total.images + sum(trial.user_attrs.get("images") or most_images for trial in failed)
         return cls(
             trials=len(trials),
             evaluations=len(ended),
             failed=len(failed),
             retried=sum(trial.state in SUCCEEDED and bool(trial.user_attrs.get("attempts")) for trial in ended),
-            charged_images=total.images + sum(trial.user_attrs.get("images") or most_images for trial in failed),
+            charged_images=charged_images,
             cost=total,
             metric=metric,
             improvements=tuple(improvements),

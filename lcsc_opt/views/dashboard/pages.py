@@ -97,7 +97,7 @@ def _mounted_at(name: str) -> Iterator[None]:
 
 def _with_menu(app: dash.Dash, name: str, header: str) -> Application:
     """Give a Dash app the menu, the styles and a content policy; a policy of its own stays."""
-    if app.title == "Dash":  # the author gave it none
+    if app.title == "Dash":  # the default: the author gave it none
         app.title = _title(name)
     app.title = f"{app.title} · lcsc"
     page = app.index_string.replace("<html>", '<html lang="en">', 1)
