@@ -215,15 +215,22 @@ class Merger:
     def _flat_gradient(self, segment: Segment, gradients: Mapping[str, Tensor]) -> Tensor:
         """The gradient in the order of the segment's columns, ``[n]``; zero for tensors without one.
 
-        It is as long as the columns that a source gives, which may have columns of zeros behind the segment's.
+        It is as long as the columns that a source gives, which may have columns of zeros behind the segment's. One
+        kernel joins its parts: to copy each tensor into its place would launch one for each.
         """
         device = self.source.device
         dtype = accumulator(segment.dtype, device)
-        flat = torch.zeros(aligned(segment.width), dtype=dtype, device=device)
-        for spec, first in segment.places():
-            if spec.name in gradients:
-                flat[first : first + spec.numel] = gradients[spec.name].detach().reshape(-1)
-        return flat
+        behind = aligned(segment.width) - segment.width
+        lacking = [spec.numel for spec in segment.tensors if spec.name not in gradients]
+        zeros = torch.zeros(max([behind, *lacking]), dtype=dtype, device=device)  # each part of zeros is a part of it
+        parts: list[Tensor] = []
+        for spec in segment.tensors:
+            gradient = gradients.get(spec.name)
+            if gradient is None:
+                parts.append(zeros[: spec.numel])
+            else:
+                parts.append(gradient.detach().reshape(-1).to(device, dtype))
+        return torch.cat([*parts, zeros[:behind]])
 
     def _copied(self, chosen: Iterable[tuple[TensorSpec, int]]) -> StateDict:
         """Copies of tensors, bit for bit: each with the index of the checkpoint that it is taken from.
