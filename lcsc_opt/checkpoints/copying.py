@@ -37,7 +37,8 @@ class PlainCopier:
             return value
         if id(value) in self._tensors:
             return self._tensors[id(value)]
-        if isinstance(value, Record) and value.name.endswith(".EasyDict") and not value.args:  # of NVlabs
+        # NVlabs' dict whose entries are attributes, too
+        if isinstance(value, Record) and value.name.endswith(".EasyDict") and not value.args:
             value = value.items or {}
         if not isinstance(value, (dict, list, tuple)) or depth > _MAX_DEPTH:
             return _NOT_PLAIN

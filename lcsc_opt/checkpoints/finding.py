@@ -140,7 +140,7 @@ def _expand(pattern: Path, key: str | None) -> list[Path]:
     if not re.search(r"[*?\[]", str(pattern)):
         raise TrajectoryError(f"{pattern} does not exist: check the path.")
     matches = [Path(path) for path in glob.glob(str(pattern), recursive=True)]  # noqa: PTH207 - takes all patterns
-    folders = [path for path in matches if not path.is_file() and not is_packed(path)]
+    folders = [path for path in matches if not path.is_file() and not is_packed(path)]  # and links to nothing
     checkpoints = [folder for folder in folders if _why_no_checkpoint(folder, key) is None]
     return [*checkpoints, *(path for path in matches if is_weights_file(path) or is_state_file(path))]
 

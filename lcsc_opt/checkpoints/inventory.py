@@ -428,14 +428,11 @@ def _whole(key: str, value: Any, entries: Mapping[Any, Any]) -> Container | None
     averages = entries.get(_SHADOW)
     if isinstance(averages, list) and averages and is_tensor(averages[0]):
         return Container(key, dict(enumerate(averages)), is_shadow=True)
-    tensors: Mapping[Any, Any] = {}
-    if all(map(is_any_tensor, entries.values())):
-        tensors = entries
-    elif word_of(key) is not None and _is_in_parts(entries):
-        tensors = _flattened(entries)
-    if not tensors:
-        return None
-    return Container(key, tensors)
+    if entries and all(map(is_any_tensor, entries.values())):
+        return Container(key, entries)
+    if word_of(key) is not None and _is_in_parts(entries):
+        return Container(key, _flattened(entries))
+    return None
 
 
 def _is_in_parts(entries: Mapping[Any, Any]) -> bool:

@@ -125,7 +125,7 @@ def possible_renamings(name: str, others: Sequence[str]) -> Iterator[Renaming]:
     parts = name.split(".")
     for count in range(1, len(parts)):
         if ".".join(parts[count:]) in others:
-            yield Renaming(removed=".".join([*parts[:count], ""]))
+            yield Renaming(removed=".".join([*parts[:count], ""]))  # with the dot behind it
 
 
 def renaming(names: Mapping[str, Any], network: Mapping[str, Tensor]) -> Renaming | None:

@@ -107,9 +107,8 @@ class Trainer:
         if isinstance(teacher, nn.Module):
             teacher.to(self.device)
         trainable = [parameter for parameter in self.network.parameters() if parameter.requires_grad]
-        self.optimizer: torch.optim.Optimizer = getattr(torch.optim, recipe.optimizer)(
-            trainable, lr=recipe.learning_rate
-        )
+        optimizer_class = getattr(torch.optim, recipe.optimizer)
+        self.optimizer: torch.optim.Optimizer = optimizer_class(trainable, lr=recipe.learning_rate)
         self.generator = torch.Generator(self.device)
         self.saver = TrajectorySaver(training.out, every=training.checkpoint_every, metadata={"recipe": recipe.name})
         self.state_file = sibling_path(training.out, ".state")
