@@ -43,7 +43,6 @@ from lcsc_opt.sampling import (
     DecoderSettings,
     DiffusersFolder,
     DiffusersSampler,
-    ImageNoise,
     Labels,
     SchedulerSettings,
     build_scheduler,
@@ -88,7 +87,7 @@ def build(settings: dict[str, Any], context: BuildContext) -> MergeSampleScore:
 def _samplers(
     checked: Settings, folder: DiffusersFolder, context: BuildContext
 ) -> Callable[[SchedulerSettings], DiffusersSampler]:
-    """What makes samplers of one network: settings → sampler."""
+    """What makes samplers of one network, that of a search and a second one for reports: settings → sampler."""
     settings = checked.sampler
     if folder.scheduler is None and not settings.scheduler:
         notice(
@@ -99,7 +98,11 @@ def _samplers(
     decoder = None
     if checked.decoder is not None:
         decoder = checked.decoder.build(image_shape[0], context)
+    guidance = None
+    if checked.guidance is not None:
+        guidance = (checked.guidance.scale, checked.guidance.null_label)
     noise = checked.noise()
+    labels = ClassLabels.choose(checked.labels, classes=folder.classes, noise=noise, guidance=guidance)
     network = folder.network()
 
     def sampler_of(settings: SchedulerSettings) -> DiffusersSampler:
@@ -110,7 +113,7 @@ def _samplers(
             timesteps=settings.timesteps,
             image_shape=image_shape,
             noise=noise,
-            labels=_labels(checked, folder, noise),
+            labels=labels,
             decoder=decoder,
             timestep_scale=folder.timestep_scale,
             step_options=settings.step,
@@ -118,11 +121,3 @@ def _samplers(
         )
 
     return sampler_of
-
-
-def _labels(checked: Settings, folder: DiffusersFolder, noise: ImageNoise) -> ClassLabels | None:
-    """The class of each image; ``None`` if the model has no classes."""
-    guidance = None
-    if checked.guidance is not None:
-        guidance = (checked.guidance.scale, checked.guidance.null_label)
-    return ClassLabels.choose(checked.labels, classes=folder.classes, noise=noise, guidance=guidance)

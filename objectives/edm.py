@@ -77,7 +77,9 @@ class GuideSettings(FrozenModel):
     Attributes:
         scale: 1 is no guidance.
         checkpoint: of another network.
-        key, network, arguments: of that checkpoint; missing arguments are those of its snapshot.
+        key: which state dict of it; in a snapshot ``ema``.
+        network: the class of that network; by default the one that is merged.
+        arguments: of that network; missing ones are those of its snapshot.
     """
 
     checkpoint: str
@@ -103,12 +105,15 @@ def build(settings: dict[str, Any], context: BuildContext) -> MergeSampleScore:
     """Build the network from the user's class; every candidate's weights come from the checkpoints."""
     checked = parse_settings(Settings, settings, source="objective.settings")
     checked.check(context)
-    import_dotted(checked.network, setting="network")
+    import_dotted(checked.network, setting="network")  # so that a wrong name fails before checkpoints are packed
     trajectory = checked.trajectory(context)
     denoiser = _denoiser(checked, context)
     noise = checked.noise()
     labels = ClassLabels.choose(checked.labels, classes=denoiser.label_dim or None, noise=noise)
-    decoder = _decoder(checked, denoiser.network, context)
+    decoder = None
+    if checked.decoder is not None:
+        channels, _, _ = _image_shape(denoiser.network)  # of the latents
+        decoder = checked.decoder.build(channels, context)
     sampler = _sampler(checked, checked.sampler, denoiser, labels, decoder)
     second = second_of(checked.sampler)
     also = None if second is None else _sampler(checked, second, denoiser, labels, decoder)
@@ -122,6 +127,7 @@ def _sampler(
     labels: ClassLabels | None,
     decoder: LatentDecoder | None,
 ) -> Sampler:
+    """Heun's method with these ``settings``, those of ``checked`` or of its second sampler."""
     network = denoiser.network
     schedule = HeunSchedule(  # the network may be limited to fewer noise levels
         settings.steps,
@@ -149,6 +155,7 @@ def _denoiser(checked: Settings, context: BuildContext) -> EdmDenoiser:
     network = _network(checked.network, arguments, checked.arguments)
     _use_fp16(network, checked.dtype)
     label_dim = int(getattr(network, "label_dim", 0))
+    # what decides images beside the weights, for the fingerprint of a study
     config: dict[str, object] = {"made_with": [arguments, checked.arguments], "dtype": checked.dtype}
     settings = checked.guide
     if settings is None:
@@ -160,18 +167,26 @@ def _denoiser(checked: Settings, context: BuildContext) -> EdmDenoiser:
 
 
 def _first_snapshot(checked: Settings, context: BuildContext) -> Path | None:
-    """The snapshot with the network's arguments; ``None`` if the checkpoints are packed, or no snapshots."""
+    """A snapshot of NVlabs' code, which has the network's arguments; ``None`` if the checkpoints have none."""
     if checked.arguments_from is not None:
         return context.path(checked.arguments_from)
     paths = checked.checkpoint_paths(context)
     if any(is_packed(path) for path in paths):
         return None
     first = find_checkpoints(paths, key=checked.key)[0]
-    return first if first.suffix == ".pkl" else None
+    if first.suffix != ".pkl":
+        return None
+    return first
 
 
 def _network(name: str, stored: Mapping[str, Any], changes: Arguments) -> nn.Module:
-    """A network of the user's class, with the arguments of the snapshot and the study file's changes."""
+    """A network of the user's class, with the arguments of the snapshot and the study file's changes.
+
+    Args:
+        name: ``module:class``.
+        stored: ``class_name``, ``init_args`` and ``init_kwargs`` of a snapshot; empty without one.
+        changes: keyword arguments.
+    """
     factory = import_dotted(name, setting="network")
     class_name = stored.get("class_name", factory.__name__)
     if class_name != factory.__name__:
@@ -218,6 +233,7 @@ def _use_fp16(network: nn.Module, dtype: str) -> None:
 
 
 def _image_shape(network: nn.Module) -> tuple[int, int, int]:
+    """``(C, H, W)`` of the images, or latents, of a network of EDM's."""
     channels = getattr(network, "img_channels", None)
     size = getattr(network, "img_resolution", None)
     if not isinstance(channels, int) or not isinstance(size, int):
@@ -225,11 +241,3 @@ def _image_shape(network: nn.Module) -> tuple[int, int, int]:
             f"network: {type(network).__name__} has no img_channels and img_resolution, as EDM's networks have"
         )
     return channels, size, size
-
-
-def _decoder(checked: Settings, network: nn.Module, context: BuildContext) -> LatentDecoder | None:
-    """The decoder of the settings. EDM2's latents have mean 0 and spread ``final_std``; its images lie in [0, 1]."""
-    if checked.decoder is None:
-        return None
-    channels, _, _ = _image_shape(network)
-    return checked.decoder.build(channels, context)

@@ -86,7 +86,7 @@ def build(settings: dict[str, Any], context: BuildContext) -> MergeSampleScore:
     trajectory = checked.trajectory(context)
     alphas = _alphas(checked, trajectory)
     pipeline = _pipeline(checked, context)
-    trained_with = pipeline.scheduler
+    trained_with = pipeline.scheduler  # whose betas and prediction type any other scheduler takes over
     pipeline.scheduler = _scheduler(trained_with, checked.sampler)
     sampler = LatentDiffusionSampler(
         pipeline,
@@ -125,13 +125,13 @@ def _alphas(checked: Settings, trajectory: Trajectory) -> LoraAlphas | None:
 
 
 def _pipeline(checked: Settings, context: BuildContext) -> Any:
-    """The pipeline, from a folder or the hub."""
+    """The pipeline, from a folder, or from the hub if there is no folder of that name."""
     path = context.path(checked.pipeline)
     name = str(path) if path.exists() else checked.pipeline
     return load_pipeline(name, checked, lora=checked.component == "lora")
 
 
 def _scheduler(trained_with: Any, sampler: SchedulerSettings) -> Any:
-    """The scheduler of the settings, from the pipeline's own."""
+    """The scheduler that the settings name, with what it needs to know of the training from the pipeline's own."""
     config = {**trained_with.config, "_class_name": type(trained_with).__name__}
     return build_scheduler(sampler.name, config, sampler.scheduler)

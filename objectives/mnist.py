@@ -25,7 +25,8 @@ from lcsc_opt.trajectory import Trajectory
 CHECKPOINTS = BUNDLED_WEIGHTS / "mnist.trajectory"
 IMAGE_SHAPE = (1, 16, 16)
 RECIPE = Ddpm(batch_size=64, learning_rate=2e-3)
-SEARCHED, HELD_OUT = slice(2_500, 3_750), slice(3_750, 5_000)
+SEARCHED = slice(2_500, 3_750)
+HELD_OUT = slice(3_750, 5_000)
 
 
 class Settings(SmallSettings):
@@ -37,10 +38,6 @@ class Settings(SmallSettings):
 
     nfe: Annotated[int, Field(ge=2, le=100)] = 8
 
-    def check(self) -> None:
-        """Refuse metrics that cannot be computed. Raises MetricError."""
-        self.check_metrics()
-
 
 def network() -> nn.Module:
     """The network, whose weights are the checkpoints'."""
@@ -48,9 +45,9 @@ def network() -> nn.Module:
 
 
 def build(settings: dict[str, Any]) -> MergeSampleScore:
-    """Build the objective."""
+    """Build the objective. Raises MetricError for metrics that cannot be computed."""
     checked = parse_settings(Settings, settings, source="objective.settings")
-    checked.check()
+    checked.check_metrics()
     module = network()
 
     def sampler(settings: Settings) -> DiffusersSampler:

@@ -72,32 +72,26 @@ class Settings(CheckpointSettings):
         Raises:
             ObjectiveError: functions, folder or device are missing, or are not what they should be.
         """
-        score = self._function("score", context)
-        assert score is not None  # a setting that must be given
+        score = import_dotted(self.score, setting="score", functions=context.functions)
         model_files = None
-        names = [self.score, self.batch_norm]
+        names = [self.score]
         if _is_function(self.model, context):
             names.insert(0, self.model)
         else:  # wherever the folder is, its files count
             model_files = digests(network_files(_folder(self.model, context)))
+        if self.batch_norm is not None:
+            names.append(self.batch_norm)
         return NetworkScorer(
             _network(self.model, context),
             score,
             self,
-            held_out=self._function("held_out", context),
-            batch_norm=self._function("batch_norm", context),
-            name=", ".join(name for name in names if name),
+            held_out=_optional(self.held_out, "held_out", context),
+            batch_norm=_optional(self.batch_norm, "batch_norm", context),
+            name=", ".join(names),
             held_out_name=self.held_out,
             model_files=model_files,
             repeats=self.repeats,
         )
-
-    def _function(self, setting: str, context: BuildContext) -> Callable[..., Any] | None:
-        """The function that a setting names; ``None`` where it names none."""
-        name = getattr(self, setting)
-        if name is None:
-            return None
-        return import_dotted(name, setting=setting, functions=context.functions)
 
 
 def build(settings: dict[str, Any], context: BuildContext) -> WeightScore:
@@ -117,17 +111,20 @@ def build(settings: dict[str, Any], context: BuildContext) -> WeightScore:
     return WeightScore(trajectory, scorer, maximize=checked.maximize, size=checked.size)
 
 
+def _optional(name: str | None, setting: str, context: BuildContext) -> Callable[..., Any] | None:
+    """The function of that name, ``module:function``; ``None`` without a name."""
+    if name is None:
+        return None
+    return import_dotted(name, setting=setting, functions=context.functions)
+
+
 def _is_function(model: str, context: BuildContext) -> bool:
     """Whether a model is ``module:function``, and no folder with a colon in its path."""
     return ":" in model and not context.path(model).exists()
 
 
 def _folder(model: str, context: BuildContext) -> Path:
-    """A model's folder.
-
-    Raises:
-        ObjectiveError: it does not exist.
-    """
+    """A model's folder. Raises ObjectiveError if it does not exist."""
     path = context.path(model)
     if not path.is_dir():
         raise ObjectiveError(
@@ -137,27 +134,33 @@ def _folder(model: str, context: BuildContext) -> Path:
     return path
 
 
-def _network_factory(model: str, context: BuildContext) -> Callable[[], Any]:
-    """The function that makes the network: the user's; or one for a folder's class, with random weights.
+def _made(model: str, context: BuildContext) -> Any:
+    """What the user's function returns, or a network of a folder's class with random weights.
 
     Raises:
         ObjectiveError: the model does not exist, or the installed transformers or diffusers lacks its class.
     """
     if _is_function(model, context):
-        return import_dotted(model, setting="model", functions=context.functions)
+        return import_dotted(model, setting="model", functions=context.functions)()
     folder = _folder(model, context)
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError):  # DiffusersFolder says what is missing
         config = {}
-    if config.get("model_type"):
+    if config.get("model_type"):  # as transformers writes, and diffusers does not
         architectures = config.get("architectures") or [None]
-        return _transformers_factory(folder, architectures[0], model)
-    return DiffusersFolder.read(folder).network
+        return _made_by_transformers(folder, architectures[0], model)
+    return DiffusersFolder.read(folder).network()
 
 
-def _transformers_factory(folder: Path, architecture: str | None, model: str) -> Callable[[], Any]:
-    """The function that makes a network of transformers, without running any code in its folder."""
+def _made_by_transformers(folder: Path, architecture: str | None, model: str) -> Any:
+    """A network of transformers with random weights; no code in its folder is run.
+
+    Args:
+        folder: with its ``config.json``.
+        architecture: the first one that this names; ``None`` if it names none.
+        model: the setting, for messages.
+    """
     transformers = import_extra("transformers")
     network_class: Any = getattr(transformers, str(architecture), None)
     if not (isinstance(network_class, type) and issubclass(network_class, transformers.PreTrainedModel)):
@@ -165,22 +168,18 @@ def _transformers_factory(folder: Path, architecture: str | None, model: str) ->
         raise ObjectiveError(
             f"model: {model}: expected architectures that transformers {version} has, got {architecture!r}"
         )
-
-    def make() -> Any:
-        with quiet_libraries():
-            config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-            return network_class(config)
-
-    return make
+    with quiet_libraries():
+        config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        return network_class(config)
 
 
 def _network(model: str, context: BuildContext) -> nn.Module:
-    make = _network_factory(model, context)
+    """The network of the setting ``model``, with weights that each candidate replaces."""
     try:
-        network = make()
+        network = _made(model, context)
     except LcscError:
         raise
-    except Exception as error:
+    except Exception as error:  # of the user's code, or of transformers
         raise ObjectiveError(f"model: {model}: {type(error).__name__}: {' '.join(str(error).split())}") from error
     if not isinstance(network, nn.Module):
         raise ObjectiveError(f"model: {model} returned a {type(network).__name__}; expected a torch.nn.Module")

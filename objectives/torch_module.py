@@ -65,7 +65,7 @@ class Settings(ImageObjectiveSettings, AlsoSettings):
         noise = self.noise()
         if network is None:
             network = _network(self, context)
-        names = f"{self.model}, {self.sampler}"
+        names = f"{self.model}, {self.sampler}"  # for the fingerprint, which has sampler_settings by themselves
         if self.model_settings:
             names = f"{self.model} {self.model_settings}, {self.sampler}"
         return FunctionSampler(
@@ -92,6 +92,7 @@ def build(settings: dict[str, Any], context: BuildContext) -> MergeSampleScore:
 
 
 def _network(checked: Settings, context: BuildContext) -> nn.Module:
+    """What the function ``model`` makes. Raises ObjectiveError if it refuses its arguments, or makes no network."""
     factory = import_dotted(checked.model, setting="model", functions=context.functions)
     try:
         network = factory(**checked.model_settings)

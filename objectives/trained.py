@@ -61,20 +61,6 @@ class Settings(SmallSettings):
     dataset: Bundled | None = None
     nfe: Annotated[int, Field(ge=1, le=100)] | None = None
 
-    def check(self, context: BuildContext) -> None:
-        """Refuse metrics that cannot be computed, and a trajectory that does not exist or leaves too few checkpoints.
-
-        Raises:
-            MetricError: a metric is unknown, needs another network, or cannot be kept.
-            ObjectiveError: the trajectory or the model's folder is missing, or the training is of other images.
-            TrajectoryError: fewer than two checkpoints are selected.
-        """
-        self.check_metrics()
-        path = self.path(context)
-        DiffusersFolder.read(path)
-        self.images_and_steps(path)
-        self.select.chosen(Trajectory.open(path).steps)
-
     def path(self, context: BuildContext) -> Path:
         """Where the trajectory is. Raises ObjectiveError, with the command that trains it, if it does not exist."""
         path = context.path(self.checkpoints)
@@ -109,12 +95,20 @@ class Settings(SmallSettings):
 
 
 def build(settings: dict[str, Any], context: BuildContext) -> MergeSampleScore:
-    """Build the objective of a trajectory that exists."""
+    """Build the objective of a trajectory that exists.
+
+    Raises:
+        MetricError: a metric is unknown, needs another network, or cannot be kept.
+        ObjectiveError: the trajectory or the model's folder is missing, or the training is of other images.
+        TrajectoryError: fewer than two checkpoints are selected.
+    """
     checked = parse_settings(Settings, settings, source="objective.settings")
-    checked.check(context)
+    checked.check_metrics()
     path = checked.path(context)
-    dataset, nfe = checked.images_and_steps(path)
     folder = DiffusersFolder.read(path)
+    dataset, nfe = checked.images_and_steps(path)
+    trajectory = Trajectory.open(path)
+    checked.select.chosen(trajectory.steps)  # raises, before the network is built
     module = folder.network()
 
     def sampler(steps: int) -> DiffusersSampler:
@@ -132,11 +126,11 @@ def build(settings: dict[str, Any], context: BuildContext) -> MergeSampleScore:
     if second is not None:
         _, more_steps = second.images_and_steps(path)
         also = sampler(more_steps)
-    return checked.objective(dataset, Trajectory.open(path), sampler(nfe), also=also)
+    return checked.objective(dataset, trajectory, sampler(nfe), also=also)
 
 
 def _training_record(path: Path) -> dict[str, Any]:
-    """What ``lcsc train`` wrote beside the trajectory; empty if it is not there."""
+    """What ``lcsc train`` wrote beside the trajectory, ``data`` and ``recipe`` among it; empty if it is not there."""
     try:
         return dict(json.loads((path.with_suffix(".model") / "training.json").read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError):

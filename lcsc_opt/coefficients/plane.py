@@ -42,13 +42,7 @@ class Plane:
         if corners is None:
             rates = window_ema_rates(steps)
             corners = [f"ema:{rate!r}" for rate in (rates[0], rates[len(rates) // 2], rates[-1])]
-        models: list[tuple[Coefficients, str]] = []
-        for corner in corners:
-            model = _named_model(corner, steps)
-            if model is None:
-                raise StudySpecError(f"corners: expected the step of a checkpoint or ema:RATE, got {str(corner)!r}")
-            models.append(model)
-        rows, labels = zip(*models, strict=True)
+        rows, labels = zip(*(_named_model(corner, steps) for corner in corners), strict=True)
         return cls(np.stack(rows), labels)
 
     @property
@@ -67,10 +61,11 @@ class Plane:
         return np.asarray(points.T)
 
 
-def _named_model(name: int | str, steps: tuple[int, ...]) -> tuple[Coefficients, str] | None:
+def _named_model(name: int | str, steps: tuple[int, ...]) -> tuple[Coefficients, str]:
     """``[K]`` of a training step or ``ema:RATE``, and its label.
 
-    ``None`` for anything else, for a step without a checkpoint, and for a rate that is none.
+    Raises:
+        StudySpecError: anything else, a step without a checkpoint, or a rate that is none.
     """
     kind, _, rate = str(name).strip().partition(":")
     try:
@@ -78,8 +73,8 @@ def _named_model(name: int | str, steps: tuple[int, ...]) -> tuple[Coefficients,
             return ema_coefficients(steps, float(rate)), f"EMA {float(rate):.6g}"
         one_hot = np.eye(len(steps))[steps.index(int(name))]
         return one_hot, f"step {int(name):,}"
-    except ValueError:  # of int, float and index; StudySpecError is one, too
-        return None
+    except ValueError as error:  # of int, float and index; StudySpecError is one, too
+        raise StudySpecError(f"corners: expected the step of a checkpoint or ema:RATE, got {str(name)!r}") from error
 
 
 def plane_grid(size: int) -> tuple[Floats, list[tuple[float, float]]]:

@@ -51,6 +51,7 @@ def bundled_images(name: Bundled) -> tuple[Tensor, Tensor]:
 
 
 def _photographs() -> tuple[Tensor, Tensor]:
+    """The crops of photographs and their classes, as of :func:`bundled_images`."""
     # crops and classes of the regions of either colour of the chequerboard
     crops: tuple[list[Tensor], list[Tensor]] = ([], [])
     classes: tuple[list[Tensor], list[Tensor]] = ([], [])

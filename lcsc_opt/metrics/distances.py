@@ -10,15 +10,13 @@ samples. Both are differentiable in the samples, and their gradients come from a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-
-from lcsc_opt.metrics.names import Formula
 
 if TYPE_CHECKING:
     from lcsc_opt.metrics.reference.reference import Reference
@@ -135,12 +133,9 @@ def rows_at_once(columns: int) -> int:
 
 SMALLEST_RADIUS = 1e-9  # in place of zero, as for four copies of one real image
 
-Distance = Callable[[Tensor, "Reference"], Tensor]
-"""Samples ``[N, D]`` and the reference → ``[N]``, with a graph back to the samples."""
-
 
 def _near(samples: Tensor, reference: Reference) -> Tensor:
-    """``[N]``: the distance of each sample to its nearest real image."""
+    """``[N]``: the distance of each sample ``[N, D]`` to its nearest real image, with a graph back to the samples."""
     real = real_features(samples, reference)
     distances: Tensor = torch.linalg.vector_norm(samples - real[_nearest(samples, real)], dim=1)
     return distances
@@ -159,8 +154,8 @@ def _hinge(samples: Tensor, reference: Reference) -> Tensor:
     return F.relu(ratios - 1)
 
 
-EACH: Mapping[Formula, Distance] = {"near": _near, "hinge": _hinge}
-"""The metrics of single samples; each is reported as the mean over samples."""
+EACH = {"near": _near, "hinge": _hinge}
+"""The metrics of single samples, differentiable in them; each is reported as the mean over samples."""
 
 
 def real_features(samples: Tensor, reference: Reference) -> Tensor:

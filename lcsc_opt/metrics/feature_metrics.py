@@ -48,7 +48,7 @@ class FeatureMetrics:
 
     Args:
         reference: the real images.
-        formulas: what will be computed; all by default.
+        formulas: what will be computed; by default all that needs features.
         total: how many images there will be in all parts; 0 if that is not known, and features are kept.
         gradient: whether a gradient will be computed.
         unbiased: whether distances whose expected value depends on the number of images are extrapolated to infinitely
@@ -114,8 +114,8 @@ class FeatureMetrics:
             return self._values[formula]
         if formula in ("precision", "recall"):  # both come from one matrix of distances
             precise, covered = precise_and_covered(self._samples(self._all_rows(), NEIGHBOURHOOD + 1), self.reference)
-            self._values["precision"] = _share(precise)
-            self._values["recall"] = _share(covered)
+            self._values["precision"] = float(precise.double().mean())
+            self._values["recall"] = float(covered.double().mean())
         else:
             self._values[formula] = self._computed(formula)
         return self._values[formula]
@@ -273,11 +273,6 @@ def scores_of_splits(logits: Features) -> Array:
         information = (part * (log_probabilities[start:stop] - marginal.log())).sum(dim=1).mean()
         scores.append(float(information.exp()))
     return np.array(scores)
-
-
-def _share(answers: Tensor) -> float:
-    """The share of ``[N]`` that is true."""
-    return int(answers.sum()) / len(answers)
 
 
 def _joined(arrays: list[Features]) -> Features | None:

@@ -256,7 +256,7 @@ class ScoreSources:
             settings,
             name,
             extractor,
-            # where they are not many, also for the errors, which count the real images
+            # the errors of distances count the real images, and need their features, unless they are too many
             features=need_real_features(formulas) or settings.is_set_of_images(MOST_IMAGES, self._sets),
             held_out=FID_HELD_OUT in formulas or compared_unseen,
         )
@@ -264,9 +264,9 @@ class ScoreSources:
     def _built(
         self, settings: ReferenceSettings, name: str, extractor: FeatureExtractor, *, features: bool, held_out: bool
     ) -> Reference:
-        """The reference in the features of ``extractor``, with these parts if it has them.
+        """The reference in the features of ``extractor``; the options are those of :meth:`ReferenceSettings.build`.
 
-        ``pixels`` are components of the real images, which only now are known: their extractor is made here.
+        For ``pixels``, another extractor takes the place of the given one: the principal components of the real images.
         """
         build = functools.partial(
             settings.build, features=features, held_out=held_out, batch_size=self._batch_size, sets=self._sets
@@ -341,6 +341,7 @@ class ScoreSources:
 
 
 def _notice_too_many(name: str, count: int) -> None:
+    """Say that reports lack metrics in the features of this extractor, and why."""
     notice(
         f"{name}: held-out reports have no {', '.join(REPORTED)}, since the reference has {count:,} images and more "
         f"than {MOST_IMAGES:,} take long; to compute them all the same, name them in held_out_metrics"

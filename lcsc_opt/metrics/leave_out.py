@@ -24,8 +24,7 @@ from lcsc_opt.metrics.frechet import Array, FrechetReference, Moments
 from lcsc_opt.metrics.names import TO_HELD_OUT, Formula
 from lcsc_opt.metrics.reference.reference import Reference
 
-DISTANCES_WITH_ERROR = {"fid": "fid", "fid_held_out": "fid", "tones": "tones", "tones_held_out": "tones"}
-"""The distances whose error of the real images is known → the same distance to the real images that a search sees."""
+_TO_SEEN = {to_held_out: to_seen for to_seen, to_held_out in TO_HELD_OUT.items()}
 MANY_FEATURES = 512  # with more, a Fréchet distance takes a second, and ten of them ten
 FEWEST_REAL = 2 * GROUPS  # real images, of which two are in each group
 
@@ -46,14 +45,16 @@ def without_each_group(formula: Formula, samples: Tensor, reference: Reference) 
         samples: ``[N, D]`` features, on the device where distances are computed; enough of each group for the metric.
         reference: the real images.
     """
-    if formula in TO_HELD_OUT.values():
+    if formula in _TO_SEEN:  # the same distance, to other real images
+        formula = _TO_SEEN[formula]
         reference = reference.unseen
-    distance = DISTANCES_WITH_ERROR.get(formula, formula)  # ``reference`` says to which images
-    of_samples = _without_samples(distance, samples, reference)
+    of_samples = _without_samples(formula, samples, reference)
     of_real = np.full(GROUPS, of_samples.mean())  # ten equal numbers have no error
-    if formula in DISTANCES_WITH_ERROR and reference.features is not None and len(reference.features) >= FEWEST_REAL:
-        without_real = _real_fid if distance == "fid" else _real_tones
-        of_real = without_real(samples, reference)
+    if reference.features is not None and len(reference.features) >= FEWEST_REAL:
+        if formula == "fid":
+            of_real = _real_fid(samples, reference)
+        elif formula == "tones":
+            of_real = _real_tones(samples, reference)
     return np.concatenate([of_samples, of_real])
 
 
@@ -153,6 +154,7 @@ def _members(samples: Tensor, labels: Labels) -> Tensor:
 
 
 def _tones(samples: Tensor, labels: Labels, reference: Reference) -> Array:
+    """``[G]``: tones of the samples that are not in a group, to first order."""
     quantiles = reference.once("quantiles", samples.device, tones.quantiles_of)
     return tones.tones_without_each_group(samples, quantiles, torch.from_numpy(labels)).cpu().numpy()
 

@@ -33,15 +33,14 @@ HIGHER_IS_BETTER: frozenset[Formula] = frozenset({"is", "precision", "recall", "
 PIXELS = "pixels"
 THUMBNAILS = "thumbnails"
 TONES = "tones"
-OWN_FEATURES: Mapping[Formula, str] = {
-    "reward": "reward",
-    "held_out_reward": "held_out_reward",
-    "outside": "outside",
-    TONES: TONES,
-}
+OUTSIDE = "outside"
+REWARD: Final = "reward"
+HELD_OUT_REWARD: Final = "held_out_reward"
+OWN_FEATURES: frozenset[Formula] = frozenset({REWARD, HELD_OUT_REWARD, OUTSIDE, TONES})
+"""Metrics with features of their own; the extractor has the metric's name. That of a reward is the user's function."""
 WITHOUT_NETWORK: Mapping[str, Formula] = {PIXELS: "fid", TONES: TONES}
 """In place of an extractor: representations of images without a network → the distance that compares them."""
-WITHOUT_REFERENCE: frozenset[Formula] = frozenset({"is", "reward", "held_out_reward", "outside"})
+WITHOUT_REFERENCE: frozenset[Formula] = frozenset({"is", REWARD, HELD_OUT_REWARD, OUTSIDE})
 FID_HELD_OUT: Final = "fid_held_out"  # to real images that no search saw: never in a loss
 OF_REFERENCE_FEATURES: frozenset[Formula] = frozenset(FORMULAS) - {"fid", FID_HELD_OUT, *WITHOUT_REFERENCE}
 """Those for which mean and covariance of the real images are not enough."""
@@ -74,10 +73,7 @@ for _name in TRAINED:
 
 CROSS_CHECK = "cross_check"  # our own extractor for the cross-check; no study file can name it
 FDR = "fdr"  # a loss: distances in several representations, each relative to that of one average of the checkpoints
-OUTSIDE = "outside"
 DISTANCES: tuple[Formula, ...] = ("fid", "kid")  # lower is better; they see quality and diversity
-REWARD: Final = "reward"
-HELD_OUT_REWARD: Final = "held_out_reward"  # in place of an extractor: a function that scores single images
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,7 +97,7 @@ class MetricName:
                 "optionally with @extractor"
             )
         if not at:
-            return cls(formula, OWN_FEATURES.get(formula, INCEPTION))
+            return cls(formula, _usual_extractor(formula))
         if formula in (TONES, OUTSIDE):
             raise MetricError(f"{text!r}: {formula} has features of its own; leave out what follows @")
         if formula in (REWARD, HELD_OUT_REWARD):
@@ -124,7 +120,7 @@ class MetricName:
         return self
 
     def __str__(self) -> str:
-        if self.extractor == OWN_FEATURES.get(self.formula, INCEPTION):
+        if self.extractor == _usual_extractor(self.formula):
             return self.formula
         return f"{self.formula}@{self.extractor}"
 
@@ -144,6 +140,13 @@ class MetricName:
     def needs_reference(self) -> bool:
         """Whether it compares with real images; the Inception Score and rewards do not."""
         return self.formula not in WITHOUT_REFERENCE
+
+
+def _usual_extractor(formula: Formula) -> str:
+    """The extractor of a metric that is written without one."""
+    if formula in OWN_FEATURES:
+        return formula
+    return INCEPTION
 
 
 def need_real_features(formulas: Iterable[Formula]) -> bool:

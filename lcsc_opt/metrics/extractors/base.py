@@ -86,7 +86,9 @@ def extract(extractor: FeatureExtractor, images: Tensor | Iterable[Tensor], *, b
 
 
 def features_in_parts(extractor: FeatureExtractor, images: Tensor) -> Tensor:
-    """Features ``[B, D]`` without a graph; half of the images follow the others where memory runs out.
+    """Features ``[B, D]`` of images that the extractor sees as they are, without a graph.
+
+    Where memory runs out, one half of the images follows the other.
 
     Raises:
         MetricError: as of :func:`checked_features`.
@@ -105,7 +107,7 @@ def features_in_parts(extractor: FeatureExtractor, images: Tensor) -> Tensor:
 
 
 def checked_features(extractor: FeatureExtractor, features: Tensor, count: int) -> Tensor:
-    """``features`` as float32, or as float64 if they are that.
+    """``features`` of ``count`` images as float32, or as float64 if they are that.
 
     Raises:
         MetricError: they are not ``[count, D]`` or not finite.
@@ -125,11 +127,11 @@ def checked_features(extractor: FeatureExtractor, features: Tensor, count: int) 
 
 
 def _images_with_graph(extractor: FeatureExtractor, images: Tensor) -> int:
-    """How many of these images may have a graph at once."""
+    """How many of these images may have a graph at once, at least one; all where no graph is large."""
     graph_bytes = getattr(extractor, "graph_bytes", None)
     if graph_bytes is None:
         return len(images)
-    room: float = GRAPHS_ON_CPU
+    room: float = GRAPHS_ON_CPU  # bytes
     if accelerator.measures_memory(images.device):
         room = accelerator.free_bytes(images.device) / 2
     return max(int(room / graph_bytes), 1)

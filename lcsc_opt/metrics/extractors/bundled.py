@@ -63,7 +63,8 @@ SETTINGS: dict[Bundled, ClassifierSettings] = {
 class Classifier(nn.Module):
     """A classifier of three convolutions and a hidden layer of features, differentiable in the images.
 
-    SiLU is smooth and does not saturate. No layer mixes images of a batch. It is made without weights.
+    SiLU is smooth and does not saturate. No layer mixes images of a batch. It is made without weights. Its call ends at
+    the features: ``head``, which tells classes apart, is for the training alone.
     """
 
     def __init__(self, settings: ClassifierSettings) -> None:
@@ -88,7 +89,7 @@ class Classifier(nn.Module):
 
     @property
     def file(self) -> Path:
-        """Where the weights ship; named by all settings, which decide them."""
+        """Where the weights ship; its name has a hash of all settings, so that weights of others are not found."""
         settings = self.settings
         text = json.dumps({"format": FORMATS[settings.name], **dataclasses.asdict(settings)}, sort_keys=True)
         digest = hashlib.sha256(text.encode()).hexdigest()[:16]

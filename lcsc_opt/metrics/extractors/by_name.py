@@ -24,7 +24,7 @@ PUBLISHED = {"inception": InceptionExtractor, "clip": ClipExtractor, "dinov2": D
 
 
 def find_extractor(name: str, *, weights: Path | None) -> Callable[[torch.device | str], FeatureExtractor]:
-    """What makes the extractor ``inception``, ``clip``, ``dinov2``, one of :data:`MADE`, or a user's own, on a device.
+    """What makes the extractor of this name on a device: a published network, one of :data:`MADE`, or a user's own.
 
     Published weights that are missing are downloaded, so that this fails before checkpoints are packed. A user's
     factory gets the device if it has an argument ``device``.
@@ -56,7 +56,7 @@ def find_extractor(name: str, *, weights: Path | None) -> Callable[[torch.device
                 f"extractor {name}: made {type(extractor).__name__}, which lacks name, dimension or the call images → "
                 "features"
             )
-        file = module_file(module)
+        file = module_file(module)  # None for a module without a file
         sources = {} if file is None else {module: file}
         return _FactoryExtractor(extractor, sources)
 
@@ -67,7 +67,7 @@ def _factory(name: str) -> tuple[Callable[..., Any], str]:
     """What makes an extractor that is not published, and the name of its module."""
     dotted = MADE.get(name, name)
     factory = import_dotted(dotted, setting="extractor", error=MetricError)
-    if name.removesuffix("2") in TRAINED:
+    if name.removesuffix("2") in TRAINED:  # digits2 is the second network of digits
         factory = functools.partial(factory, name.removesuffix("2"), second=name.endswith("2"))
     return factory, dotted.partition(":")[0]
 
@@ -77,7 +77,7 @@ class _FactoryExtractor:
 
     Args:
         extractor: the factory's result.
-        sources: name → file of the factory's module.
+        sources: name → file of the factory's module; the local modules that it imports count, too.
 
     Attributes:
         name: that of ``extractor``, with a hash of its weights and its code.
@@ -121,8 +121,8 @@ def _weights_of(extractor: FeatureExtractor) -> list[Mapping[str, Tensor]]:
 
 def _held_by(extractor: FeatureExtractor) -> dict[str, object]:
     """Name → what an extractor is, or has as an attribute, or in a list or a mapping there."""
-    values: dict[str, object] = {"": extractor}
-    for name, attribute in getattr(extractor, "__dict__", {}).items():
+    values: dict[str, object] = {"": extractor}  # which may be a module itself
+    for name, attribute in getattr(extractor, "__dict__", {}).items():  # one with __slots__ has none
         members: Iterable[object] = (attribute,)
         if isinstance(attribute, Mapping):
             members = attribute.values()

@@ -52,8 +52,8 @@ class PixelComponents:
 
         ascending, vectors = eigh(cov, subset_by_index=(max(0, len(cov) - MOST_COMPONENTS), len(cov) - 1))
         values = np.maximum(ascending[::-1], 0.0)
-        shares = np.cumsum(values) / max(float(np.trace(cov)), float(np.finfo(np.float64).tiny))
-        enough = int(np.searchsorted(shares, VARIANCE)) + 1
+        total = max(float(np.trace(cov)), float(np.finfo(np.float64).tiny))  # zero for copies of one image
+        enough = int(np.searchsorted(np.cumsum(values) / total, VARIANCE)) + 1
         self.dimension = min(enough, len(values))
         leading = vectors[:, ::-1][:, : self.dimension]
         # An eigenvector's sign is arbitrary; machines that share the images of one evaluation have to choose the same.

@@ -23,7 +23,7 @@ from lcsc_opt.base.progress import notice
 from lcsc_opt.checkpoints.reading import read_checkpoint
 from lcsc_opt.checkpoints.weights import weights_sha256
 
-_ANSWER_SECONDS = 15.0
+_ANSWER_SECONDS = 15.0  # after which a host that does not answer is given up
 
 
 class _PublishedNetwork(ABC):
@@ -48,7 +48,7 @@ class _PublishedNetwork(ABC):
     """
 
     graph_bytes: ClassVar[float]
-    label: ClassVar[str]  # in the extractor's name
+    label: ClassVar[str]  # begins the extractor's name
     published: ClassVar[str]  # describes the weights in messages
 
     def __init__(self, weights: Path | None = None, *, device: torch.device | str = "cpu") -> None:
@@ -88,7 +88,7 @@ class _PublishedNetwork(ABC):
     def _read(self, path: Path) -> dict[str, Tensor]:
         """The state dict in a file of any checkpoint format. No code in it is run."""
         try:
-            tensors = read_checkpoint(path, key="").tensors
+            tensors = read_checkpoint(path, key="").tensors  # "": it is the state dict itself, not one under a key
         except TrajectoryError as error:
             raise MetricError(f"{str(error).rstrip('.')}; give the weights of {self.published}") from error
         return {name: tensor.clone() for name, tensor in tensors.items()}  # not mapped: the file may be replaced
@@ -104,28 +104,6 @@ class InceptionExtractor(_PublishedNetwork):
     label = "inception-v3"
     published = "torch-fidelity's Inception"
 
-    layers = (
-        "Conv2d_1a_3x3",
-        "Conv2d_2a_3x3",
-        "Conv2d_2b_3x3",
-        "MaxPool_1",
-        "Conv2d_3b_1x1",
-        "Conv2d_4a_3x3",
-        "MaxPool_2",
-        "Mixed_5b",
-        "Mixed_5c",
-        "Mixed_5d",
-        "Mixed_6a",
-        "Mixed_6b",
-        "Mixed_6c",
-        "Mixed_6d",
-        "Mixed_6e",
-        "Mixed_7a",
-        "Mixed_7b",
-        "Mixed_7c",
-        "AvgPool",
-    )
-
     def __init__(self, weights: Path | None = None, *, device: torch.device | str = "cpu") -> None:
         super().__init__(weights, device=device)
         self._fold_normalization()
@@ -139,12 +117,20 @@ class InceptionExtractor(_PublishedNetwork):
     def fetch(cls) -> Path:
         """The file, in torch's hub folder."""
         url = import_extra("torch_fidelity.feature_extractor_inceptionv3").URL_INCEPTION_V3
-        name = url.rpartition("/")[2]  # ends with its SHA-256's start
-        return _downloaded(url, name, "inception", Path(name).stem.rpartition("-")[2])
+        name = url.rpartition("/")[2]  # weights-inception-2015-12-05-<begin of its SHA-256>.pth
+        digest = Path(name).stem.rpartition("-")[2]
+        return _downloaded(url, name, "inception", digest)
 
     def _features(self, levels: Tensor) -> Tensor:
-        """The features that torch-fidelity computes from bytes, from the same levels in floating point."""
-        return self._through_layers((_resized(levels, self.network.INPUT_IMAGE_SIZE) - 128) / 128)
+        """The features that torch-fidelity computes from bytes, from the same levels in floating point.
+
+        The network's own call takes bytes only, and has no gradient.
+        """
+        x = (_resized(levels, self.network.INPUT_IMAGE_SIZE) - 128) / 128
+        *layers, _ = self.network.children()  # one after the other, the classifier last
+        for layer in layers:
+            x = layer(x)
+        return x.flatten(1)
 
     def _fold_normalization(self) -> None:
         """Make batch normalization, which is linear in evaluation, a part of the convolutions: the same features."""
@@ -155,11 +141,6 @@ class InceptionExtractor(_PublishedNetwork):
                 block.bn = nn.Identity()
         if self._device.type == "cpu":  # where this layout takes .6 to .8 of the time
             self.network.to(memory_format=torch.channels_last)
-
-    def _through_layers(self, x: Tensor) -> Tensor:
-        for name in self.layers:
-            x = getattr(self.network, name)(x)
-        return x.flatten(1)
 
     def _build(self, weights: Path | None) -> tuple[Any, int, Mapping[str, Tensor]]:
         module = import_extra("torch_fidelity.feature_extractor_inceptionv3")
@@ -242,7 +223,8 @@ class DinoV2Extractor(_PublishedNetwork):
 
     def _build(self, weights: Path | None) -> tuple[Any, int, Mapping[str, Tensor]]:
         kind = import_extra("transformers").Dinov2Model
-        network = pretrained(kind, weights or self.fetch(), "dinov2", self.published)
+        network = self._pretrained(kind, weights or self.fetch())
+        # the extractor is named after the weights of the file, before positions are scaled
         original_weights = {name: tensor.clone() for name, tensor in network.state_dict().items()}
         embeddings = network.embeddings
         patches = self.size // int(embeddings.patch_embeddings.patch_size[0])
@@ -250,34 +232,38 @@ class DinoV2Extractor(_PublishedNetwork):
         embeddings.position_embeddings = nn.Parameter(scaled)
         return network, int(network.config.hidden_size), original_weights
 
+    def _pretrained(self, kind: Any, folder: Path) -> Any:
+        """A network of transformers of the class ``kind`` in float32, with all weights from a folder of safetensors.
 
-def pretrained(kind: Any, folder: Path, setting: str, published: str) -> Any:
-    """A network of transformers of the class ``kind`` in float32, with all weights from a folder of safetensors.
-
-    ``setting`` is its name in the setting ``weights``, and ``published`` says what belongs there.
-
-    Raises:
-        MetricError: it cannot be read.
-        ValueError: transformers would draw some of its weights at random.
-    """
-    options: dict[str, Any] = {"use_safetensors": True, "output_loading_info": True}
-    try:
-        with quiet_libraries():
-            network, loading = kind.from_pretrained(str(folder), dtype=torch.float32, **options)
-    except Exception as error:  # torn weights and wrong configurations have exceptions of their own libraries
-        reason = str(error).partition("\n")[0]
-        raise MetricError(
-            f"{folder}: cannot be read ({reason}); give the folder in weights: {{{setting}: PATH}}, {published}"
-        ) from error
-    if any(loading[keys] for keys in ("missing_keys", "unexpected_keys", "mismatched_keys")):
-        raise ValueError("transformers would draw the rest at random")
-    return network
+        Raises:
+            MetricError: it cannot be read.
+            ValueError: transformers would draw some of its weights at random.
+        """
+        options: dict[str, Any] = {"use_safetensors": True, "output_loading_info": True}
+        try:
+            with quiet_libraries():
+                network, loading = kind.from_pretrained(str(folder), dtype=torch.float32, **options)
+        except Exception as error:  # torn weights and wrong configurations have exceptions of their own libraries
+            reason = str(error).partition("\n")[0]
+            raise MetricError(
+                f"{folder}: cannot be read ({reason}); give the folder in weights: {{dinov2: PATH}}, {self.published}"
+            ) from error
+        if any(loading[keys] for keys in ("missing_keys", "unexpected_keys", "mismatched_keys")):
+            raise ValueError("transformers would draw the rest at random")
+        return network
 
 
 def _downloaded(url: str, name: str, setting: str, digest: str) -> Path:
-    """The file at ``url``, whose SHA-256 begins with ``digest``, kept as ``name`` in torch's hub folder.
+    """The file at ``url``, downloaded once, and kept as ``name`` in torch's hub folder.
 
-    ``setting`` is the extractor's name in the setting ``weights``.
+    Args:
+        url: of the published weights.
+        name: of the file.
+        setting: the extractor's name in the setting ``weights``, for messages.
+        digest: the begin of the file's SHA-256, in hexadecimal.
+
+    Raises:
+        MetricError: it cannot be downloaded, or has another SHA-256.
     """
     path = Path(torch.hub.get_dir()) / "checkpoints" / name
     if not path.exists():
@@ -337,7 +323,7 @@ def rgb_levels(images: Tensor, device: torch.device) -> Tensor:
     levels = (images.detach() * 127.5 + 128).clamp(0, 255).floor()
     if images.requires_grad:
         exact = 127.5 * torch.where(images.abs() <= 1, images, images.detach())
-        levels = levels + (exact - exact.detach())  # adds zero: the levels stay what they are, bit for bit
+        levels = levels + (exact - exact.detach())  # adds zero with a graph: levels stay the same, bit for bit
     return levels.expand(-1, 3, -1, -1).contiguous()
 
 

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from lcsc_opt.base.errors import MetricError
 from lcsc_opt.base.imports import has_parameter, import_dotted
+from lcsc_opt.base.settings import excerpt
 
 
 class Reward:
@@ -51,12 +52,12 @@ class Reward:
         return scores[:, None].to(torch.promote_types(scores.dtype, torch.float32))
 
     def _checked(self, result: Any, count: int) -> Tensor:
-        """The result of the function as finite scores ``[count]``."""
+        """The result of the function, a tensor, an array or a list, as finite scores ``[count]``."""
         try:
             scores = torch.as_tensor(result)
         except (TypeError, ValueError, RuntimeError) as error:
             raise MetricError(
-                f"reward {self.name}: returned {repr(result)[:40]}, expected {count} scores, [{count}]"
+                f"reward {self.name}: returned {excerpt(result)}, expected {count} scores, [{count}]"
             ) from error
         if scores.shape != (count,):
             raise MetricError(

@@ -64,7 +64,7 @@ class SecondFeatures:
 
     @functools.cached_property
     def _kernels(self) -> list[Tensor]:
-        """The weights of the random convolutions, He normal."""
+        """The weights ``[out, in, 3, 3]`` of the random convolutions, He normal, the same in every process."""
         generator = torch.Generator().manual_seed(derive_seed(0, "second-features", "weights"))
         kernels = []
         for channels, width in itertools.pairwise((3, *WIDTHS)):

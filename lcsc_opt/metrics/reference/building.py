@@ -134,7 +134,7 @@ class ReferenceSettings(FrozenModel):
         return path.suffix.lower() == ".npz" and has_images(path)
 
     def is_set_of_images(self, most: int, sets: ImageSets) -> bool:
-        """Whether ``train`` is a set of at most so many images, and no ``.npz``."""
+        """Whether ``train`` is at most so many images, and no ``.npz``."""
         images = sets.of(self.train)
         return images is not None and images.count <= most
 

@@ -52,8 +52,8 @@ class ImageSet:
         size: height and width.
         content: a SHA-256 of all images in their order.
         hash_prefixes: ``[M]``, four bytes of the hash of each image: of its file, or of its pixels in an array.
-        pixels: reads the images at some indices, ``[B, H, W, C]`` in uint8; C is 1 if all are grey, else 3.
-        chosen: the indices of the images of a part; ``None`` for all.
+        pixels: reads the images at some indices among all, ``[B, H, W, C]`` in uint8; C is 1 if all are grey, else 3.
+        chosen: ``[M]``, the indices among all of the images of a part; ``None`` for all.
     """
 
     size: tuple[int, int]
@@ -93,7 +93,7 @@ class ImageSet:
         entries = sorted((file for file in files if _is_image(file.name)), key=lambda entry: entry.name)
         if not entries:
             raise MetricError(f"{path}: holds no images ({', '.join(IMAGE_SUFFIXES)})")
-        listing = hashlib.sha256(os.fsencode(path.resolve()))
+        listing = hashlib.sha256(os.fsencode(path.resolve()))  # of what shows that a file changed
         for entry in entries:
             listing.update(os.fsencode(f"\n{entry.name}\t{entry.stamp}"))
         kept_file = folder / f"images-{listing.hexdigest()[:32]}.json"
@@ -110,7 +110,8 @@ class ImageSet:
         hash_prefixes = _as_prefixes(bytes.fromhex(prefixes))
         if len(entries) * height * width * len(mode) > MOST_DECODED_BYTES:
             return cls((height, width), content, hash_prefixes, pixels)
-        decoded = functools.cache(lambda: pixels(np.arange(len(entries))))  # every extractor sees them
+        # small enough to stay in memory: every extractor sees them
+        decoded = functools.cache(lambda: pixels(np.arange(len(entries))))
         return cls((height, width), content, hash_prefixes, lambda rows: decoded()[rows])
 
     @classmethod
@@ -143,8 +144,8 @@ class ImageSet:
     def part(self, fraction: float, *, held_out: bool) -> ImageSet:
         """The held-out images, about this fraction of all, or the rest.
 
-        The hash of an image decides which part it belongs to, so copies of an image are never in both. Hashes are
-        mixed then, so that a part can be divided again.
+        The hash of an image decides which part it belongs to, so copies of an image are never in both. All hashes of
+        held-out images are small, so those of a part are mixed: it can be divided again.
         """
         [chosen] = np.nonzero((self.hash_prefixes < fraction * 2**32) == held_out)
         side = "held out" if held_out else "train"
@@ -165,16 +166,19 @@ class ImageSet:
         return self._read(self._rows()[chosen])
 
     def _rows(self) -> npt.NDArray[np.intp]:
+        """``[M]``: the index of each image among all."""
         if self.chosen is None:
             return np.arange(self.count)
         return self.chosen
 
     def _read(self, rows: npt.NDArray[np.intp]) -> Tensor:
+        """The images at these indices among all: ``[B, C, H, W]`` float32 in [−1, 1]."""
         pixels = self.pixels(rows)
         return torch.from_numpy(np.ascontiguousarray(pixels.transpose(0, 3, 1, 2))).float() / 127.5 - 1
 
 
 def _as_prefixes(content: bytes) -> npt.NDArray[np.uint32]:
+    """Four bytes for each image → ``[M]``, the same numbers on machines of either byte order."""
     return np.frombuffer(content, dtype=">u4").astype(np.uint32)
 
 
@@ -198,7 +202,7 @@ def _in_folder(folder: Path) -> Iterator[_Entry]:
 
 
 def _in_zip(path: Path) -> Iterator[_Entry]:
-    """All files of an archive."""
+    """All files of an archive, which stays open while they are used."""
     try:
         archive = zipfile.ZipFile(path)
     except Exception as error:  # a parser of foreign bytes may raise anything
@@ -222,7 +226,7 @@ def _scan(path: Path, entries: Sequence[_Entry]) -> tuple[tuple[int, int], str, 
     """
     digest = hashlib.sha256()
     prefixes = bytearray()
-    mode = "L"
+    mode = "L"  # of all, if all are grey
     first_size, _, _ = _header(entries[0])
     with progress(f"reading {path.name}", len(entries)) as advance, ThreadPoolExecutor(THREADS) as threads:
         for entry, (size, is_grey, sha256) in zip(entries, threads.map(_header, entries), strict=True):

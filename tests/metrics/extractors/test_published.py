@@ -156,9 +156,6 @@ class Levels(InceptionExtractor):
     def _build(self, weights):
         return torch.nn.Identity(), 12, {}
 
-    def _through_layers(self, x):
-        return x
-
     def _features(self, levels):
         return levels.flatten(1)
 
