@@ -6,7 +6,6 @@ are handed over as objects. Nobody can compare these with what they were, so the
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -242,10 +241,21 @@ class _Call:
     ) -> None:
         if (score is None) == (sample is None):
             raise StudySpecError("lcsc_opt.search: give either score, or sample and a reference of real images")
-        if score is not None and "reference" in named:
-            raise StudySpecError("reference: is only for sample=; leave it out with score=")
-        arguments = _of_images(sample, held_out) if score is None else _of_score(score, held_out)
-        functions_of = {"build": ("model", _builder(build)), **arguments.functions}
+        functions_of: dict[str, tuple[str, Any]] = {"build": ("model", _builder(build))}  # argument → setting, function
+        if score is None:
+            named_after = sample
+            self.file = "torch_module.py"
+            self.held_out = _report_of_images(held_out)
+            functions_of["sample"] = ("sampler", sample)
+        else:
+            if "reference" in named:
+                raise StudySpecError("reference: is only for sample=; leave it out with score=")
+            named_after = score
+            self.file = "score.py"
+            self.held_out = {"top": 5}  # are compared on what no search saw, where score or held_out has that
+            functions_of["score"] = ("score", score)
+            if held_out is not None:
+                functions_of["held_out"] = ("held_out", held_out)
         names, self.functions, self.not_importable = _named(functions_of, jobs)
         given_settings = {**named, **names}
         argument_of = {setting: argument for argument, (setting, _) in functions_of.items()}
@@ -256,12 +266,10 @@ class _Call:
                     f"settings.{setting}: already given by the argument {argument}; leave one of them out"
                 )
         self.settings: dict[str, Any] = {**settings, **given_settings}
-        self.file = arguments.file
-        self.held_out = arguments.held_out
         _check_not_hidden(self.file)
         settings_class = load_file(find("objectives", self.file)).Settings
         parse_settings(settings_class, {**self.settings, CHECKPOINTS: "not placed yet"}, source="lcsc_opt.search")
-        function_name = getattr(sample if score is None else score, "__name__", "search")
+        function_name = getattr(named_after, "__name__", "search")
         self.default_name = experiment_name(function_name.replace("<lambda>", "search")) or "search"
         self.in_memory = by_step(checkpoints)
         if self.in_memory is None:
@@ -305,45 +313,20 @@ class _Call:
         return content
 
 
-@dataclasses.dataclass(frozen=True)
-class _ObjectiveArguments:
-    """What the objective of a score, or of images, is given.
+def _report_of_images(held_out: Any) -> dict[str, int]:
+    """``held_out`` of a study file about images, where the argument is how many the report samples.
 
-    Attributes:
-        file: the objective's, in the catalog.
-        functions: argument → the setting that it gives, and the function or its name.
-        held_out: what the study file has under this key.
-    """
-
-    file: str
-    functions: Mapping[str, tuple[str, Any]]
-    held_out: dict[str, Any]
-
-
-def _of_score(score: Function | str, held_out: Any) -> _ObjectiveArguments:
-    """Of a score, whose ``held_out`` is a function like it, if one is given."""
-    functions = {"score": ("score", score)}
-    if held_out is not None:
-        functions["held_out"] = ("held_out", held_out)
-    # the best five are compared on what no search saw, where score or held_out has that
-    return _ObjectiveArguments("score.py", functions, {"top": 5})
-
-
-def _of_images(sample: Function | str | None, held_out: Any) -> _ObjectiveArguments:
-    """Of images, whose ``held_out`` is how many the report samples; ``None`` leaves that to the objective.
+    ``None`` leaves that to the objective.
 
     Raises:
-        StudySpecError: ``held_out`` is no whole number.
+        StudySpecError: it is no whole number.
     """
-    report = {}
-    if held_out is not None:
-        images = plain(held_out)
-        if not isinstance(images, int) or isinstance(images, bool):
-            raise StudySpecError(
-                f"held_out: with sample=, expected the report's number of images, got {excerpt(held_out)}"
-            )
-        report["images"] = images
-    return _ObjectiveArguments("torch_module.py", {"sample": ("sampler", sample)}, report)
+    if held_out is None:
+        return {}
+    images = plain(held_out)
+    if not isinstance(images, int) or isinstance(images, bool):
+        raise StudySpecError(f"held_out: with sample=, expected the report's number of images, got {excerpt(held_out)}")
+    return {"images": images}
 
 
 def _named(

@@ -37,7 +37,8 @@ def completed(
 
     @functools.cache
     def specifications() -> dict[str, Mapping[str, Any]]:
-        first_of: dict[str, Mapping[str, Any]] = {}  # optimizer → specification of the first search with it
+        """Optimizer → specification of the experiment's first search with it."""
+        first_of: dict[str, Mapping[str, Any]] = {}
         for name, attributes in stored().items():
             experiment, optimizer, _ = split_name(name)
             if experiment == study_file.name:
@@ -54,13 +55,14 @@ def completed(
         return [study_file.model_copy(update={"optimizers": tuple(chosen)})]
 
     def rows_of(optimizer: OptimizerSpec) -> Any:
+        """Those of its stored searches; of a new one a row for each layer, where that pays, else ``None``."""
         if not configure(optimizer).needs_gradient:
             return None
         if optimizer.name in specifications():
             return specifications()[optimizer.name]["space"]["rows"]
         if objective().sampler is None or objective().trajectory is None:
             return None
-        return LAYERS  # a row for each layer of a network that samples images
+        return LAYERS
 
     return [
         study_file.model_copy(

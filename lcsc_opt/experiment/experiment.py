@@ -207,6 +207,7 @@ class Experiment:
 
     @functools.cached_property
     def _checkpoints(self) -> KnownCheckpoints | None:
+        """Those that the experiment began with; ``None`` for a new one, or if the study file chooses others now."""
         directory = self._objectives.context.directory
         return known_checkpoints(self._specs[0].objective, directory, self._before)
 
@@ -287,15 +288,18 @@ class Experiment:
             return self._checkpoints
         return KnownCheckpoints(trajectory.sha256, trajectory.steps)
 
-    def _evaluate(self, candidate: Candidate, rule: Rule | None) -> Outcome:
-        """Evaluate one candidate, by all workers together if the objective allows it; one that fails is tried again.
-
-        ``rule`` is that of its rows; a candidate with one row can be evaluated in any.
-        """
-        newest = self._specs[-1]  # of a stored experiment, its workers were chosen last
+    def _use_rows(self, rule: Rule | None) -> None:
+        """Have workers for coefficients in these rows, whosever are open; one row can be evaluated in any."""
         if self._workers_of is None or rule not in (None, self._workers_of[1]):
-            self._use(newest, rule)
-        return persistently(self._evaluator, newest.failures.retries)(candidate)
+            self._use(self._specs[-1], rule)  # of a stored experiment, those of its newest search
+
+    def _evaluate(self, candidate: Candidate, rule: Rule | None) -> Outcome:
+        """Evaluate a candidate in these rows, by all workers together if the objective allows it.
+
+        One that fails is tried again.
+        """
+        self._use_rows(rule)
+        return persistently(self._evaluator, self._specs[-1].failures.retries)(candidate)
 
     # searches
 
@@ -548,8 +552,7 @@ class Experiment:
             if self.rehearsal is not None:
                 report = dataclasses.replace(report, warnings=(*report.warnings, *self.rehearsal.warnings))
             if keep:
-                if rows is not None:
-                    self._use(self._specs[-1], rows)
+                self._use_rows(rows)
                 attach_images(stored, self.objective, report)
             searches = self._searches(stored.storage)
             if {search.study: search.evaluations for search in searches} == dict(report.evaluations):

@@ -235,6 +235,7 @@ def check_environment(name: str, before: Mapping[str, Any], now: Mapping[str, An
 
 
 def _of_search(specification: Mapping[str, Any]) -> dict[str, Any]:
+    """What of a specification decides candidates; budget, workers and the like do not."""
     return {key: specification[key] for key in _SEARCH}
 
 
@@ -277,6 +278,7 @@ def differences(before: Any, now: Any, path: str = "") -> Iterator[str]:
 
 
 def _shortened(value: Any) -> str:
+    """A JSON value as a message shows it."""
     text = json.dumps(value, ensure_ascii=False)
     if len(text) <= _MOST_CHARACTERS:
         return text

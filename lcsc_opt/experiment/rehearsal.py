@@ -95,7 +95,7 @@ def rehearse(
     """
     first = dataclasses.replace(first, rehearsal=True)
     plain = dataclasses.replace(first, gradient=False)
-    outcomes: dict[str, Evaluation] = {}
+    outcomes: dict[str, Evaluation] = {}  # kind, as Pace calls it → the first evaluation
     candidates = _candidates(first, plain, objective, report=report)
     checks = 1 + first.gradient  # of the score, and of the gradient
     with progress(f"{name}: rehearsal", len(candidates) + checks, after=_SILENT_SECONDS) as advance:
@@ -124,6 +124,7 @@ def rehearse(
             _check_gradient(name, outcomes["gradient"], plain, evaluate_once_more)
             advance()
     pace = Pace(**timing.paces)
+    # what was not timed is false
     trial_seconds = (pace.gradient or pace.search).of(objective.samples.per_evaluation)
     if trial_seconds >= NOTICED_SECONDS:
         what_is_timed = "a trial with its gradient" if first.gradient else "a trial"

@@ -37,6 +37,7 @@ def studies_of(study_file: StudyFile, database: Database, objectives: ObjectiveL
     """
 
     def load_objective() -> Objective:
+        """With the checkpoints that the experiment began with, and one row of coefficients."""
         stored = database.contents.experiments.get(study_file.name)
         checkpoints = known_checkpoints(study_file.objective, objectives.context.directory, stored)
         return objectives.load(study_file.objective, None, checkpoints)

@@ -60,6 +60,7 @@ class Seconds:
         return self.fixed + self.of_image * images
 
     def __bool__(self) -> bool:
+        """Whether it was timed."""
         return bool(self.fixed or self.of_image)
 
 

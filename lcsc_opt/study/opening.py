@@ -232,6 +232,7 @@ class Search:
         with progress(loop.name, loop.budget.total, done=shown) as advance:
 
             def on_progress(loop: Loop) -> None:
+                """Advance to what the loop has spent, in the unit of its budget."""
                 nonlocal shown
                 # a last check may be one more than the budget
                 spent = loop.seconds_spent if is_timed else min(loop.spent, loop.budget.total)
@@ -243,6 +244,7 @@ class Search:
             yield
 
     def _progress_note(self, loop: Loop, pool: WorkerPool | None) -> str:
+        """``best 12.3, 2 failed``; on Ray, whose workers come and go, also how many there are."""
         notes = []
         if loop.best is not None:
             loss, _ = loop.best

@@ -149,6 +149,7 @@ def new_driver(
     optimizer_spec = spec.optimizer.with_defaults(defaults)
 
     def build() -> Optimizer:
+        """Called by the driver, which seeds the global generators of random numbers meanwhile."""
         space = space_of(spec, objective, origin)
         optimizer = build_optimizer(optimizer_spec, space, budget=evaluations, workers=workers, seed=spec.seed)
         # some of ours plan by images, too; Nevergrad's know only a number of evaluations
