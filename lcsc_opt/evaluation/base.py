@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 import time
 import traceback
@@ -25,10 +26,13 @@ _TRACEBACK_CHARACTERS = 8000  # the last ones are stored, since the error stands
 
 @dataclasses.dataclass(frozen=True)
 class Failure:
-    """An evaluation without a finite loss: the reason, and how many seconds it took.
+    """An evaluation without a finite loss.
 
-    ``retry`` is false for what another attempt would meet again, such as errors of this library. ``traceback`` is
-    Python's text of the exception; it is empty where the candidate failed and not the code.
+    Attributes:
+        reason: one line for people.
+        seconds: how long it took, wall-clock.
+        retry: whether another attempt may succeed; not after errors of this library, which it would meet again.
+        traceback: Python's text of the exception; empty where the candidate failed and not the code.
     """
 
     reason: str
@@ -38,15 +42,17 @@ class Failure:
 
     @property
     def raised_at(self) -> str:
-        """The lines of the traceback about where it was raised, without the last one, which is the reason."""
-        lines = self.traceback.rstrip().splitlines()
+        """The last frame of the traceback: its file and line, and the code there; empty without a traceback."""
+        lines = self.traceback.splitlines()
         frames = [index for index, line in enumerate(lines) if line.startswith("  File ")]
-        if frames:
-            lines = lines[frames[-1] : -1]
-        return "\n".join(lines)
+        if not frames:
+            return ""
+        place, *rest = lines[frames[-1] :]
+        code = itertools.takewhile(lambda line: line.startswith("    "), rest)  # then comes the reason
+        return "\n".join([place, *code])
 
     def as_attempt(self) -> dict[str, Any]:
-        """The attempt as the database stores it."""
+        """The failed attempt as the database stores it with its trial."""
         attempt: dict[str, Any] = {"reason": self.reason, "seconds": round(self.seconds, 3)}
         if self.traceback:
             attempt["traceback"] = self.traceback
@@ -70,7 +76,7 @@ class Evaluator(Protocol):
 
 
 def persistently(evaluator: Evaluator, retries: int) -> Callable[[Candidate], Outcome]:
-    """Evaluates one candidate at a time; one that fails is tried again, so many times."""
+    """A function that evaluates one candidate at a time, and one that fails up to ``retries`` times more."""
 
     def evaluate(candidate: Candidate) -> Outcome:
         for _ in range(retries + 1):
@@ -114,7 +120,8 @@ def _failure_of(error: BaseException) -> Failure:
 def checked(outcome: Outcome, candidate: Candidate) -> Outcome:
     """The evaluation in Python's own numbers, or a failure.
 
-    It is a failure where a number is not finite, or a gradient that was asked for is missing.
+    It is a failure where something is no number, the loss or the gradient is not finite, or a gradient that was asked
+    for is missing or has another shape. Metrics may be NaN.
     """
     if isinstance(outcome, Failure):
         return outcome
@@ -139,7 +146,7 @@ def checked(outcome: Outcome, candidate: Candidate) -> Outcome:
 
 
 def _plain(answer: object) -> Evaluation:
-    """An objective's answer in Python's own numbers: those of numpy and torch cannot be stored as JSON.
+    """An objective's answer in Python's own numbers, and a float64 gradient: JSON has no numbers of numpy and torch.
 
     Raises:
         ObjectiveError: it is no evaluation.
@@ -150,13 +157,14 @@ def _plain(answer: object) -> Evaluation:
     gradient = answer.gradient
     if gradient is not None:
         gradient = np.asarray(gradient, dtype=np.float64)
-    optional = {name: getattr(answer, name) for name in ("violation", "unseen") if getattr(answer, name) is not None}
+    optional = {"violation": answer.violation, "unseen": answer.unseen}
     cost = dataclasses.asdict(answer.cost)
     return dataclasses.replace(
         answer,
         loss=float(answer.loss),
-        **{name: float(value) for name, value in optional.items()},
+        **{name: float(value) for name, value in optional.items() if value is not None},
         metrics={name: float(value) for name, value in answer.metrics.items()},
+        # counts stay integers
         cost=Cost(**{name: value.item() if hasattr(value, "item") else value for name, value in cost.items()}),
         gradient=gradient,
         without_groups={name: tuple(map(float, values)) for name, values in answer.without_groups.items()},
@@ -164,7 +172,7 @@ def _plain(answer: object) -> Evaluation:
 
 
 def evaluate_safely(objective: Objective, candidate: Candidate) -> Outcome:
-    """Evaluate; an exception or a number that is not finite becomes a :class:`Failure` with its reason."""
+    """Evaluate; an exception, or what :func:`checked` refuses, becomes a :class:`Failure` with its reason."""
 
     def evaluate() -> Evaluation:
         start = time.perf_counter()

@@ -67,7 +67,9 @@ class ImageStages:
         noise: Noise,
         first: int,
     ) -> None:
-        """Add the images ``first``, ``first + 1``, … of a group of noise to ``metrics``.
+        """Add the images ``first``, ``first + 1``, … of a group of noise, ``[n, C, H, W]``, to ``metrics``.
+
+        Group and index tell the prompts, if the sampler has some.
 
         Raises:
             MetricError: their features are not finite.

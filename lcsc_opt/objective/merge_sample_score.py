@@ -397,7 +397,7 @@ def _real_images_per_dimension(scores: MetricSuite) -> float | None:
     for metric in scores.loss.metrics:
         reference = scores.references[metric.extractor]
         if metric.has_own_features or reference.count is None or reference.gaussian is None:
-            continue
+            continue  # no distance to real images in features of a network
         dimension = effective_dimension(reference.gaussian.cov)
         if dimension:  # zero where all real images are the same
             ratios.append(reference.count / dimension)

@@ -107,7 +107,7 @@ class ImageObjectiveSettings(CheckpointSettings, ReferenceScoreSettings):
 
     @property
     def merges_statistics(self) -> bool:
-        """Whether the user says so."""
+        """Whether the setting ``batch_norm`` says so."""
         return self.batch_norm == "merged"
 
     def check(self, context: BuildContext) -> None:
@@ -121,6 +121,7 @@ class ImageObjectiveSettings(CheckpointSettings, ReferenceScoreSettings):
 
     @property
     def _images_at_once(self) -> Size:
+        """``batch_size``, or its default on this device."""
         return images_at_once(self.batch_size, self.torch_device(), on_cpu=self.images_on_cpu)
 
     def noise(self) -> ImageNoise:
@@ -174,7 +175,10 @@ class ImageObjectiveSettings(CheckpointSettings, ReferenceScoreSettings):
         )
 
     def _estimated_statistics(self, sampler: Sampler, trajectory: Trajectory) -> BatchNormStatistics | None:
-        """Estimates statistics that differ between checkpoints: the merged network sees others."""
+        """What estimates the statistics of batch normalization for each merge, as a notice says.
+
+        ``None`` where they are merged, are the same in all checkpoints, or belong to a network that the sampler hides.
+        """
         if self.merges_statistics or not isinstance(sampler, DifferentiableSampler):
             return None
         statistics = BatchNormStatistics.of_samples(sampler)

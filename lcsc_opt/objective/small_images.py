@@ -59,6 +59,7 @@ class SmallSettings(ScoreSettings, AlsoSettings):
 
     @property
     def _suite_metrics(self) -> SuiteMetrics:
+        """The loss and all metrics that these settings name."""
         return self.suite_metrics(self.parsed_loss())
 
     def objective(
@@ -81,7 +82,8 @@ class SmallSettings(ScoreSettings, AlsoSettings):
             held_out: those for reports only; ``None`` if there are none.
             also: samples from the same model in another way, for reports.
         """
-        shown = bundled_images(dataset)[0][searched if held_out is None else held_out]
+        images, _labels = bundled_images(dataset)
+        shown = images[searched if held_out is None else held_out]  # beside samples, in a report
         device = accelerator.find("auto")  # where the sampler is, too
         if self.select.given:
             trajectory = Trajectory.open(trajectory.path, steps=self.select.chosen(trajectory.steps))
@@ -99,8 +101,11 @@ class SmallSettings(ScoreSettings, AlsoSettings):
     def _metric_suite(
         self, dataset: Bundled, device: torch.device, searched: slice, held_out: slice | None
     ) -> MetricSuite:
-        """The metrics, by the networks of ``dataset`` and the user's rewards."""
-        images, _ = bundled_images(dataset)
+        """The metrics, by the networks of ``dataset`` and the user's rewards.
+
+        What only reports need is made when the first report asks for it.
+        """
+        images, _labels = bundled_images(dataset)
 
         def reference(extractor: FeatureExtractor) -> Reference:
             built = Reference.of_images(extractor, images[searched])

@@ -34,7 +34,7 @@ class _Moments:
         self._square: Tensor | float = 0.0
 
     def add(self, _module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        """What one call sees, ``[N, C, ...]``."""
+        """Add what one call sees, ``inputs[0]`` ``[N, C, ...]``; a forward pre-hook, as torch calls it."""
         by_channel = inputs[0].transpose(0, 1).flatten(1)
         wide = by_channel.to(torch.promote_types(by_channel.dtype, torch.float32))
         moments = torch.stack(torch.var_mean(wide, dim=1, correction=0))
@@ -42,7 +42,7 @@ class _Moments:
             moments = moments.cpu()
         variance, mean = moments.double()
         count = by_channel.shape[1]
-        share = count / (self._count + count)
+        share = count / (self._count + count)  # of this call in the new averages
         self._mean = self._mean + share * (mean - self._mean)
         self._square = self._square + share * (variance + mean**2 - self._square)
         self._count += count
@@ -50,12 +50,12 @@ class _Moments:
 
     def write(self, module: _BatchNorm) -> None:
         """Make them the statistics of the normalization, unless it was not called."""
-        if not isinstance(self._mean, Tensor):
+        if not isinstance(self._mean, Tensor):  # not called: it keeps what was merged
             return
         # unbiased, as the running variance of torch is
         variance = (self._square - self._mean**2) * self._count / max(self._count - 1, 1)
         for buffer, value in ((module.running_mean, self._mean), (module.running_var, variance)):
-            assert buffer is not None  # of one that tracks them
+            assert buffer is not None  # since only modules that track statistics are here
             buffer.copy_(value)
         if module.num_batches_tracked is not None:
             module.num_batches_tracked.fill_(self._calls)
@@ -72,11 +72,11 @@ class BatchNormStatistics:
     def __init__(self, network: nn.Module, passes: Callable[[], object]) -> None:
         self._network = network
         self._passes = passes
-        self._modules: dict[str, _BatchNorm] = {}
+        self._modules: list[_BatchNorm] = []
         self._names: list[str] = []
         for path, module in network.named_modules():
             if isinstance(module, _BatchNorm) and module.track_running_stats:
-                self._modules[path] = module
+                self._modules.append(module)
                 for name, _ in module.named_buffers(recurse=False):
                     self._names.append(f"{path}.{name}".lstrip("."))
 
@@ -98,16 +98,16 @@ class BatchNormStatistics:
     @torch.no_grad()
     def estimate(self) -> None:
         """Send the data through the network, whose normalizations use the statistics of each batch meanwhile."""
-        moments = {module: _Moments() for module in self._modules.values()}
+        moments = {module: _Moments() for module in self._modules}
         hooks = [module.register_forward_pre_hook(seen.add) for module, seen in moments.items()]
         try:
-            for module in moments:  # and not the whole network, whose dropout stays off
+            for module in self._modules:  # and not the whole network, whose dropout stays off
                 module.train()
             self._passes()
         finally:
             for hook in hooks:
                 hook.remove()
-            for module in moments:
+            for module in self._modules:
                 module.eval()
         for module, seen in moments.items():
             seen.write(module)

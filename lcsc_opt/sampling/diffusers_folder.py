@@ -114,15 +114,15 @@ class DiffusersFolder:
 
 
 def find_diffusers_class(name: str, base: str) -> Any:
-    """The class of this name in diffusers, if it is derived from ``base`` there and made of a configuration.
+    """The class of this name in diffusers, if it is derived from its class ``base`` and made of a configuration.
 
-    ``None`` if there is none.
+    Otherwise ``None``: a configuration must not choose what else of diffusers is called.
 
     Raises:
         MissingPackageError: diffusers cannot be imported.
     """
     diffusers = import_extra("diffusers")
-    with collector_resting():  # diffusers imports what has these names now
+    with collector_resting():  # diffusers imports lazily: only now what has these names
         candidate = getattr(diffusers, name, None)
         bases = (getattr(diffusers, base), diffusers.ConfigMixin)
     # a bare ModelMixin, and models of several models, are made in other ways
@@ -159,6 +159,7 @@ def _beside_trajectory(path: Path) -> Path:
 
 
 def _read_json(path: Path) -> Config:
+    """The mapping in a file of JSON. Raises ObjectiveError if it cannot be read, or is something else."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:

@@ -51,7 +51,7 @@ SCHEDULERS: Schedulers = {
     "consistency": ("CMStochasticIterativeScheduler", {}),  # Song et al. 2023, Algorithm 1
     "lcm": ("LCMScheduler", {}),  # Luo et al. 2023, latent consistency models
 }
-"""Those for a network of which nothing is known but its name in the study file."""
+"""All that a study file may name, as a model without a scheduler of its own has them."""
 
 _DPM_SOLVER = "DPMSolverMultistepScheduler"
 _FLOW_SIGMAS = {"use_flow_sigmas": True, "prediction_type": "flow_prediction"}
@@ -135,13 +135,11 @@ def build_scheduler(
         ObjectiveError: no name and no configuration, an unknown option, or values that the scheduler refuses.
     """
     pipeline_config = dict(config or {})
+    class_name = str(pipeline_config.get("_class_name", ""))
     changes: dict[str, Any] = {}
-    if name is None:
-        class_name = str(pipeline_config.get("_class_name", ""))
-    else:
-        class_name, defaults = _in_family(name, pipeline_config)
-        changes |= defaults
-    changes |= options or {}
+    if name is not None:
+        class_name, changes = _in_family(name, pipeline_config)
+    changes = {**changes, **(options or {})}  # what a user says replaces what the name stands for
     scheduler_class = _scheduler_class(class_name)
     parameters = list(inspect.signature(scheduler_class).parameters)
     for option in changes:

@@ -59,7 +59,7 @@ class EncodedPrompts:
             del pipeline.encode_prompt
 
     def _batch(self, encode: _Encode, arguments: Mapping[str, Any]) -> _Embeddings:
-        """The embeddings of a batch of prompts, on the device of the arguments."""
+        """The embeddings of a batch of prompts, on the device of the arguments; ``None`` where a pipeline has none."""
         count = len(arguments["prompt"])
         rows = [self._row(encode, _of_one_prompt(arguments, index, count)) for index in range(count)]
         batch: list[Tensor | None] = []
@@ -70,7 +70,7 @@ class EncodedPrompts:
 
     def _row(self, encode: _Encode, arguments: Mapping[str, Any]) -> _Embeddings:
         """The embeddings of one prompt, ``[1, …]`` each, on the host."""
-        key = tuple(str(value) for value in arguments.values())
+        key = tuple(str(value) for value in arguments.values())  # as text, since lists cannot be keys
         if key in self._embeddings:
             return self._embeddings[key]
         with torch.no_grad():
@@ -96,7 +96,10 @@ class EncodedPrompts:
 
 
 def _of_one_prompt(arguments: Mapping[str, Any], index: int, count: int) -> dict[str, Any]:
-    """The arguments of ``encode_prompt`` for one of ``count`` prompts: lists of one text each."""
+    """The arguments of ``encode_prompt`` for one of ``count`` prompts.
+
+    A list of ``count`` texts, such as negative prompts, has one for each prompt. All other arguments stay as they are.
+    """
     chosen: dict[str, Any] = {}
     for name, value in arguments.items():
         if isinstance(value, list) and len(value) == count:

@@ -82,7 +82,7 @@ class FunctionSampler(NetworkSampler):
 
     @property
     def recomputed(self) -> int:  # type: ignore[override]
-        """With one call, recomputing saves no memory."""
+        """How many of these calls a backward pass makes again: all, or none of one, where that saves no memory."""
         return self.nfe if self.nfe > 1 else 0
 
     def sample(self, noise: Noise, start: int, stop: int) -> Tensor:
@@ -141,7 +141,10 @@ class FunctionSampler(NetworkSampler):
 
     @torch.no_grad()
     def _counted_calls(self) -> int:
-        """The calls of the largest part of the network that one image calls: a wrapper itself may never be called."""
+        """How often one image calls the network: the calls of its largest part that is called.
+
+        A wrapper around the network may never be called itself. Where no part is, it counts as one call.
+        """
         calls = dict.fromkeys(self._network.module.modules(), 0)
 
         def count(module: nn.Module, _: Any) -> None:
@@ -155,7 +158,7 @@ class FunctionSampler(NetworkSampler):
             with eager:
                 self._returned(SEARCH, 0, 1)
         except RAISED_BY_USERS as error:
-            place = traceback.extract_tb(error.__traceback__)[-1]
+            place = traceback.extract_tb(error.__traceback__)[-1]  # where it was raised
             raise ObjectiveError(
                 f"the sampler {self.name} raised {one_line(error)} ({place.filename}, line {place.lineno})"
             ) from error

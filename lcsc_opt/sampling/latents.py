@@ -71,15 +71,15 @@ class LatentDecoder(nn.Module):
         scale = [std / settings.final_std for std in settings.raw_std]
         self.register_buffer("scale", torch.tensor(scale)[:, None, None])
         self.low = settings.low
-        self._given = settings.batch_size
-        self._fixed = Batches(self._given or _LATENTS)
-        self._growing: Batches | None = None  # without a graph, on a device
+        self._size_is_given = settings.batch_size is not None
+        self._fixed = Batches(settings.batch_size or _LATENTS)
+        self._growing: Batches | None = None  # used without a graph, on a device that measures its memory
 
     def forward(self, latents: Tensor) -> Tensor:
         """``[N, C, H, W]`` latents → ``[N, C', H', W']`` images, black at −1 and white at 1."""
         raw = latents * self.scale + self.mean
         batches = self._batches(raw.device)
-        if len(raw) <= batches.size:  # one batch: the backward pass needs its activations at once, so they are kept
+        if len(raw) <= batches.size:  # recomputing one batch saves no memory: the way back begins with it
             images = self._decode(raw)
         else:
             ranges = batches.ranges(0, len(raw))
@@ -91,11 +91,11 @@ class LatentDecoder(nn.Module):
 
         With a graph the memory's peak comes in the backward pass, where it cannot be measured here.
         """
-        is_fixed = self._given is not None or torch.is_grad_enabled()
+        is_fixed = self._size_is_given or torch.is_grad_enabled()
         if is_fixed or not accelerator.measures_memory(device):
             return self._fixed
         if self._growing is None:
-            self._growing = Batches(_LATENTS, grows_on=device, inside=True)
+            self._growing = Batches(_LATENTS, grows_on=device, inside=True)  # of a sampler's batch
         return self._growing
 
     def _decode(self, latents: Tensor) -> Tensor:

@@ -24,7 +24,7 @@ from lcsc_opt.sampling.base import DifferentiableSampler, Sampler, network_outpu
 
 _FORMATS = {CONTIGUOUS: torch.contiguous_format, CHANNELS_LAST: torch.channels_last}
 SECONDS_TO_SHORTEN = 0.3  # of a trial: another layout of a shorter one is worth no measurement
-_SECONDS_OF_A_TURN = 0.1  # a turn calls the networks in one layout; longer ones would tell no more
+_SECONDS_OF_A_TURN = 0.1  # a turn calls the networks in one layout, for as many images as take about so long
 _MOST_IMAGES = 32  # of a turn
 _ROUNDS = 10  # of a turn in each layout, after a first round that does not count
 _MOST_SECONDS = 1.5  # no new round begins after that
@@ -93,7 +93,7 @@ def fastest_layout(sampler: Sampler, *, trial_images: int, gradient: bool) -> tu
                 outputs[layout], seconds = _turn(sampler, calls, gradient)
                 if number > 0:  # the first turn in a layout takes longer
                     shortest[layout] = min(shortest[layout], seconds)
-            layouts.reverse()  # so that none always comes right after the other
+            layouts.reverse()  # so that none is always the first
     finally:
         lay_out([sampler], CONTIGUOUS)
     fastest = min(shortest, key=shortest.__getitem__)

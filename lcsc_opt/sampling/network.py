@@ -55,7 +55,8 @@ def unshared(network: nn.Module) -> nn.Module:
     Its weights and its mode will change, and whoever holds it would find it changed. One that cannot be copied is
     returned itself.
     """
-    holders = [one for one in gc.get_referrers(network) if not isinstance(one, types.FrameType)]
+    # what runs now refers to it, too: the frames of this function and its callers
+    holders = [referrer for referrer in gc.get_referrers(network) if not isinstance(referrer, types.FrameType)]
     if holders:
         with contextlib.suppress(Exception):  # whatever copying a user's network runs into
             return copy.deepcopy(network)
@@ -127,10 +128,9 @@ class PreparedNetwork:
 
     def _restore(self, weights: Mapping[str, Tensor]) -> None:
         """Undo what the user's code did to tensors, such as ``model.half()``; ``weights`` are about to be loaded."""
-        state = self.trained.state_dict(keep_vars=True) if self._adapter is None else self._adapter
-        replaced = {id(tensor) for name, tensor in state.items() if name in weights}
+        replaced = {id(tensor) for name, tensor in self.weights.state.items() if name in weights}
         for name, tensor in list(_tensors(self.module)):
-            kind = self._as_prepared.get(name, _kind(tensor))
+            kind = self._as_prepared.get(name, _kind(tensor))  # the user's code may have added it
             if _kind(tensor) == kind:
                 continue
             device, dtype, requires_grad = kind
@@ -169,6 +169,7 @@ class PreparedNetwork:
 
 
 def _tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Name and tensor of all parameters and buffers, also those that a state dict leaves out."""
     yield from module.named_parameters()
     yield from module.named_buffers()
 
@@ -280,11 +281,12 @@ def load_weights(network: nn.Module, weights: Mapping[str, Tensor]) -> None:
 
 
 def _is_replaced(loaded: Tensor, present: Tensor | None) -> bool:
-    """Whether a network has other values in a tensor than those that were just loaded into it."""
+    """Whether a network has other values in a tensor than those that were just loaded; ``None``: it has no such one."""
     return present is not None and not torch.equal(loaded.to(present.device, present.dtype), present)
 
 
 def _check_fit(weights: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
+    """Raise ObjectiveError if names or shapes of merged weights are not those that the network expects."""
     misfit = difference(weights, expected)
     if misfit is not None:
         raise ObjectiveError(
@@ -303,7 +305,7 @@ def _adapter_in(network: nn.Module) -> Mapping[str, Tensor] | None:
         return None
     state = network.state_dict(keep_vars=True)
     peft = import_extra("peft")
-    name = next(iter(network.peft_config))  # type: ignore[arg-type]  # its adapters by name
+    name = next(iter(network.peft_config))  # type: ignore[arg-type]  # the first of its adapters
     # save_embedding_layers="auto", the default, asks the Hugging Face hub for the base model's configuration
     adapter: Mapping[str, Tensor] = peft.get_peft_model_state_dict(network, state, name, save_embedding_layers=False)
     parameters = {id(tensor) for tensor in state.values()}

@@ -26,7 +26,8 @@ Labels = Literal["balanced", "random"] | int
 class ImageNoise:
     """Standard normal noise below one seed.
 
-    A search samples every candidate from the same noise, so the batches drawn are kept, up to ``cache_bytes``.
+    A search samples every candidate from the same noise, so the batches drawn are kept, up to ``cache_bytes``. What is
+    drawn depends on the seed, the group of noise, the image's index and, of several draws for one image, which it is.
     """
 
     def __init__(self, seed: int, *, cache_bytes: int = CACHE_BYTES) -> None:
@@ -55,8 +56,8 @@ class ImageNoise:
 
         def drawn() -> Tensor:
             numbers = np.empty((stop - start, *shape), dtype=np.float32)
-            for i, stream in enumerate(self._streams(noise, start, stop, "noise", draw)):
-                numbers[i] = stream.standard_normal(shape, dtype=np.float32)
+            for row, stream in enumerate(self._streams(noise, start, stop, "noise", draw)):
+                numbers[row] = stream.standard_normal(shape, dtype=np.float32)
             return torch.from_numpy(numbers)
 
         return self._cached((noise, start, stop, tuple(shape), draw), drawn)
@@ -71,7 +72,7 @@ class ImageNoise:
         return self._cached((noise, start, stop, below), drawn)
 
     def generators(self, noise: Noise, start: int, stop: int) -> list[torch.Generator]:
-        """A fresh generator for each of the images, for schedulers that draw noise in every step.
+        """A fresh generator for each of the images, for schedulers and pipelines that draw noise in every step.
 
         They are CPU generators: diffusers then draws on the CPU, and the numbers do not depend on the device.
         """
@@ -83,14 +84,19 @@ class ImageNoise:
         noise: Noise,
         start: int,
         stop: int,
-        name: str,
+        purpose: str,
         draw: int,
     ) -> Iterator[np.random.Generator]:
-        key = derive_seed(self.seed, name, noise.group, noise.seed, draw, bits=128)
-        for image in range(start, stop):  # the next image's blocks begin 2^192 later
+        """A generator for each of these images. Generators of two purposes or draws share no number."""
+        key = derive_seed(self.seed, purpose, noise.group, noise.seed, draw, bits=128)
+        for image in range(start, stop):  # the next image's part of the stream begins 2^192 blocks later
             yield np.random.Generator(np.random.Philox(key=key, counter=image << 192))
 
     def _cached(self, key: tuple[object, ...], draw: Callable[[], Tensor]) -> Tensor:
+        """The tensor that was drawn for this key before, or that ``draw`` gives now.
+
+        Where there is no room all others go: steps on fresh noise leave batches that nobody asks for again.
+        """
         if key in self._cache:
             return self._cache[key]
         with torch.inference_mode(mode=False):  # a cached tensor may be used in a graph later

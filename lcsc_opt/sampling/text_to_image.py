@@ -174,9 +174,7 @@ class LatentDiffusionSampler:
         self.component = component
         self.noise = noise
         self.prompts = tuple(prompts)
-        self.held_out_prompts = self.prompts
-        if held_out_prompts is not None:
-            self.held_out_prompts = tuple(held_out_prompts)
+        self.held_out_prompts = tuple(held_out_prompts or prompts)
         if component != "lora" and getattr(pipeline, component, None) is None:
             raise ObjectiveError(f"component: {type(pipeline).__name__} has no {component}")
         self.denoiser = _denoiser(pipeline)

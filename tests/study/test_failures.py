@@ -17,7 +17,7 @@ from lcsc_opt.database.arrays import coefficients_of
 from lcsc_opt.database.connection import open_storage
 from lcsc_opt.database.reader import HistoryReader
 from lcsc_opt.database.store import StoredStudy
-from lcsc_opt.evaluation.base import InProcessEvaluator
+from lcsc_opt.evaluation.base import Failure, InProcessEvaluator
 from lcsc_opt.objective.contract import CoefficientFunction
 from lcsc_opt.optimizers import build_optimizer
 from lcsc_opt.optimizers.driver import Driver
@@ -89,6 +89,19 @@ def undisturbed(study: StoredStudy, evaluations: int) -> list[tuple[int, str, fl
 
 def states(study: StoredStudy) -> list[str]:
     return [trial.state.name for trial in study.trials()]
+
+
+def test_where_it_was_raised_repeats_no_line_of_a_reason_of_several_lines() -> None:
+    def refuse(_: Any) -> float:
+        raise ValueError("Error(s) in loading:\n\tMissing key\nUnexpected key")
+
+    function = CoefficientFunction(refuse, STEPS, name="function")
+    outcome = InProcessEvaluator(function).submit(Candidate(np.full(4, 0.25))).result()
+    assert isinstance(outcome, Failure)
+    place, *code = outcome.raised_at.splitlines()
+    assert place.startswith(f'  File "{__file__}", line')
+    assert code[0].strip().startswith("raise ValueError(")
+    assert not [line for line in code if line.startswith(("ValueError", "\t"))]
 
 
 def test_the_database_keeps_tracebacks_and_the_terminal_says_once_for_each_reason_where_it_was(
