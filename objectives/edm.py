@@ -40,7 +40,7 @@ from lcsc_opt.base.errors import ObjectiveError
 from lcsc_opt.base.imports import import_dotted
 from lcsc_opt.base.paths import BuildContext
 from lcsc_opt.base.progress import notice
-from lcsc_opt.base.settings import AlsoSettings, FrozenModel, parse_settings, second_of
+from lcsc_opt.base.settings import AlsoSettings, Count, FrozenModel, parse_settings, second_of
 from lcsc_opt.checkpoints.finding import find_checkpoints, is_packed
 from lcsc_opt.checkpoints.reading import read_checkpoint, read_init_arguments
 from lcsc_opt.checkpoints.weights import difference, weights_sha256
@@ -65,7 +65,7 @@ NonNegative = Annotated[float, Field(ge=0)]
 class SamplerSettings(AlsoSettings):
     """Noise levels of Karras et al. 2022, Eq. 5."""
 
-    steps: Annotated[int, Field(ge=1)] = 18
+    steps: Count = 18
     sigma_min: NonNegative = 0.002
     sigma_max: NonNegative = 80.0
     rho: float = 7.0

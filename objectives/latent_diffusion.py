@@ -22,7 +22,7 @@ from pydantic import Field, model_validator
 
 from lcsc_opt.base.errors import ObjectiveError
 from lcsc_opt.base.paths import BuildContext
-from lcsc_opt.base.settings import parse_settings, second_of
+from lcsc_opt.base.settings import Positive, parse_settings, second_of
 from lcsc_opt.checkpoints.lora import LoraAlphas, lora_flavour
 from lcsc_opt.objective.merge_sample_score import MergeSampleScore
 from lcsc_opt.objective.settings import ImageObjectiveSettings
@@ -53,7 +53,7 @@ class Settings(ImageObjectiveSettings):
 
     pipeline: str
     component: Literal["unet", "transformer", "lora"] = "unet"
-    lora_alpha: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
+    lora_alpha: Positive | None = None
     sampler: SchedulerSettings
     guidance_scale: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 1.0
     negative_prompt: str | None = None

@@ -27,7 +27,7 @@ from lcsc_opt.base.imports import import_dotted, import_extra
 from lcsc_opt.base.libraries import quiet_libraries
 from lcsc_opt.base.paths import BuildContext
 from lcsc_opt.base.progress import notice
-from lcsc_opt.base.settings import parse_settings
+from lcsc_opt.base.settings import Count, parse_settings
 from lcsc_opt.coefficients.profiles import last_alone
 from lcsc_opt.objective.model_files import digests, network_files
 from lcsc_opt.objective.network_scorer import NetworkScorer
@@ -59,7 +59,7 @@ class Settings(CheckpointSettings):
     size: Annotated[int, Field(ge=2)] | None = None
     held_out: str | None = None
     batch_norm: str | None = None
-    repeats: Annotated[int, Field(ge=1)] = 1
+    repeats: Count = 1
 
     @property
     def merges_statistics(self) -> bool:

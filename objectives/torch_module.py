@@ -35,13 +35,11 @@ from torch import nn
 from lcsc_opt.base.errors import ObjectiveError
 from lcsc_opt.base.imports import import_dotted
 from lcsc_opt.base.paths import BuildContext
-from lcsc_opt.base.settings import AlsoSettings, parse_settings, second_of
+from lcsc_opt.base.settings import AlsoSettings, Count, parse_settings, second_of
 from lcsc_opt.objective.merge_sample_score import MergeSampleScore
 from lcsc_opt.objective.settings import ImageObjectiveSettings
 from lcsc_opt.sampling import ClassLabels, FunctionSampler, Labels
 from lcsc_opt.sampling.network import unshared
-
-Positive = Annotated[int, Field(ge=1)]
 
 
 class Settings(ImageObjectiveSettings, AlsoSettings):
@@ -51,9 +49,9 @@ class Settings(ImageObjectiveSettings, AlsoSettings):
     model_settings: dict[str, JsonValue] = Field(default={})
     sampler: str
     sampler_settings: dict[str, JsonValue] = Field(default={})
-    image_shape: Annotated[list[Positive], Field(min_length=1)]
-    nfe: Positive | None = None
-    classes: Positive | None = None
+    image_shape: Annotated[list[Count], Field(min_length=1)]
+    nfe: Count | None = None
+    classes: Count | None = None
     labels: Labels | None = None
 
     def function_sampler(self, context: BuildContext, network: nn.Module | None = None) -> FunctionSampler:

@@ -7,8 +7,8 @@ from typing import Any
 import nevergrad as ng
 from nevergrad.optimization.base import ConfiguredOptimizer, Optimizer
 
+from lcsc_opt.base.settings import Positive
 from lcsc_opt.coefficients.profiles import normalize
-from lcsc_opt.optimizers.parametrization import Positive
 
 
 class _Perturb(Optimizer):  # type: ignore[misc]

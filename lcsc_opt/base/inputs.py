@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import pydantic
 
-from lcsc_opt.base.settings import FrozenModel, parse_settings, plain
+from lcsc_opt.base.settings import Count, FrozenModel, parse_settings, plain
 from lcsc_opt.base.study_spec import AUTO, Experiment, Rows, Seed
 
 
@@ -17,7 +17,7 @@ class Arguments(FrozenModel):
     name: Experiment | None = None
     rows: Rows = AUTO
     seed: Seed = 0
-    jobs: Annotated[int, pydantic.Field(ge=1)] = 1
+    jobs: Count = 1
     resume: bool = False
     accept_changes: bool = False
     # a list is fine, too: strict models take nothing but a tuple

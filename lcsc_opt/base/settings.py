@@ -9,7 +9,7 @@ import io
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import pydantic
 from ruamel.yaml import YAML
@@ -17,6 +17,11 @@ from ruamel.yaml.constructor import DuplicateKeyError
 from ruamel.yaml.error import YAMLError
 
 from lcsc_opt.base.errors import LcscError, StudySpecError, text_of
+
+Count = Annotated[int, pydantic.Field(ge=1)]
+Finite = Annotated[float, pydantic.Field(allow_inf_nan=False)]
+Positive = Annotated[Finite, pydantic.Field(gt=0)]
+"""Types of settings."""
 
 Model = TypeVar("Model", bound=pydantic.BaseModel)
 

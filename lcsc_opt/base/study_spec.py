@@ -15,7 +15,7 @@ from typing import Annotated, Any, Final, Literal
 import pydantic
 
 from lcsc_opt.base.errors import StudySpecError
-from lcsc_opt.base.settings import FrozenModel, excerpt, parse_settings, plain
+from lcsc_opt.base.settings import Count, FrozenModel, Positive, excerpt, parse_settings, plain
 
 ModelKind = Literal["diffusers", "edm", "lora", "module", "score"]
 """What checkpoints are: each kind has a template of a study file."""
@@ -59,9 +59,6 @@ def experiment_name(text: str) -> str:
 
 Experiment = Annotated[str, pydantic.AfterValidator(check_experiment)]
 """The name of an experiment."""
-
-
-Finite = Annotated[float, pydantic.Field(allow_inf_nan=False)]
 
 
 class ObjectiveSpec(FrozenModel):
@@ -166,10 +163,10 @@ class BudgetSpec(FrozenModel):
             ``LCSCGradient``, whose losses do not compare, ends by itself.
     """
 
-    evaluations: Annotated[int, pydantic.Field(ge=1)] | None = None
-    images: Annotated[int, pydantic.Field(ge=1)] | None = None
-    seconds: Annotated[Finite, pydantic.Field(gt=0)] | None = None
-    patience: Annotated[int, pydantic.Field(ge=1)] | None = None
+    evaluations: Count | None = None
+    images: Count | None = None
+    seconds: Positive | None = None
+    patience: Count | None = None
 
     @pydantic.model_validator(mode="wrap")
     @classmethod
@@ -255,7 +252,7 @@ class HeldOutSpec(FrozenModel):
     """
 
     images: Annotated[int, pydantic.Field(ge=2)] | None = None
-    top: Annotated[int, pydantic.Field(ge=1)] = 5
+    top: Count = 5
 
     def images_with(self, objective_images: int | None) -> int:
         """How many images to sample.
@@ -276,7 +273,7 @@ class FailureSpec(FrozenModel):
     """
 
     retries: Annotated[int, pydantic.Field(ge=0)] = 2
-    in_a_row: Annotated[int, pydantic.Field(ge=1)] | None = 5
+    in_a_row: Count | None = 5
 
 
 class RayWorkers(FrozenModel):
@@ -290,9 +287,9 @@ class RayWorkers(FrozenModel):
         address: the address of the cluster's head, ``host:port``; ``auto`` is the cluster that this machine belongs to.
     """
 
-    ray: Annotated[int, pydantic.Field(ge=1)]
+    ray: Count
     gpus: Annotated[float, pydantic.Field(ge=0, allow_inf_nan=False)] | None = None
-    cpus: Annotated[float, pydantic.Field(gt=0, allow_inf_nan=False)] = 1
+    cpus: Positive = 1
     address: Annotated[str, pydantic.StringConstraints(min_length=1)] = "auto"
 
 

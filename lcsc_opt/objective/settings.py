@@ -9,6 +9,7 @@ from pydantic import Field
 
 from lcsc_opt.base.paths import BuildContext
 from lcsc_opt.base.progress import notice
+from lcsc_opt.base.settings import Count
 from lcsc_opt.checkpoints.finding import Selection, as_patterns
 from lcsc_opt.coefficients.profiles import last_alone
 from lcsc_opt.metrics import MetricSuite
@@ -22,8 +23,7 @@ from lcsc_opt.trajectory import Trajectory
 from lcsc_opt.trajectory.packing import open_request
 from lcsc_opt.trajectory.sources import PackRequest
 
-Positive = Annotated[int, Field(ge=1)]
-BatchSize = Positive | Literal["auto"]
+BatchSize = Count | Literal["auto"]
 REFERENCE_BATCH_SIZE = 250  # with batch_size: auto; reference images go through the extractor only once
 
 
@@ -102,7 +102,7 @@ class ImageObjectiveSettings(CheckpointSettings, ReferenceScoreSettings):
     noise_seed: Annotated[int, Field(ge=0)] = 0
     images_on_cpu: ClassVar[int] = DEFAULT_BATCH  # at once, by default
     batch_size: BatchSize | None = None
-    gradient_batch_size: Positive | None = None
+    gradient_batch_size: Count | None = None
     batch_norm: Literal["estimated", "merged"] = "estimated"
 
     @property

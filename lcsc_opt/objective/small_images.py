@@ -12,7 +12,7 @@ from pydantic import Field
 
 from lcsc_opt.base import accelerator
 from lcsc_opt.base.errors import MetricError
-from lcsc_opt.base.settings import AlsoSettings
+from lcsc_opt.base.settings import AlsoSettings, Count
 from lcsc_opt.checkpoints.finding import Selection
 from lcsc_opt.metrics import FeatureExtractor, MetricSuite, Reference, SuiteMetrics
 from lcsc_opt.metrics.bundled_images import Bundled, bundled_images
@@ -23,7 +23,6 @@ from lcsc_opt.metrics.from_settings import ScoreSettings
 from lcsc_opt.metrics.names import CROSS_CHECK, INCEPTION, OUTSIDE, PIXELS, THUMBNAILS, TONES
 from lcsc_opt.metrics.tones import Tones
 from lcsc_opt.objective.merge_sample_score import MergeSampleScore
-from lcsc_opt.objective.settings import Positive
 from lcsc_opt.sampling import Sampler
 from lcsc_opt.trajectory import Trajectory
 
@@ -43,7 +42,7 @@ class SmallSettings(ScoreSettings, AlsoSettings):
     select: Selection = Selection()
     noise_seed: Annotated[int, Field(ge=0)] = 0
     images: Annotated[int, Field(ge=65)] = 1000
-    batch_size: Positive | None = None
+    batch_size: Count | None = None
 
     def check_metrics(self) -> None:
         """Refuse metrics that cannot be computed.

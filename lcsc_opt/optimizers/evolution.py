@@ -17,8 +17,9 @@ from nevergrad.optimization.base import ConfiguredOptimizer, Optimizer
 from pydantic import Field
 
 from lcsc_opt.base.records import Coefficients
+from lcsc_opt.base.settings import Count, Positive
 from lcsc_opt.coefficients.profiles import ema_coefficients, normalize, window_ema_rates
-from lcsc_opt.optimizers.parametrization import Count, Numbers, Positive, steps_of
+from lcsc_opt.optimizers.parametrization import Numbers, steps_of
 
 _SMALLEST_SUM = 0.1  # a child with a smaller sum is drawn again: the division would enlarge it more than tenfold
 

@@ -22,9 +22,9 @@ from pydantic import Field
 from lcsc_opt.base.errors import StudySpecError
 from lcsc_opt.base.jackknife import standard_error
 from lcsc_opt.base.records import Candidate, Coefficients, Evaluation, Noise
+from lcsc_opt.base.settings import Positive
 from lcsc_opt.coefficients.spaces import AffineSpace, CoefficientSpace
 from lcsc_opt.optimizers.parametrization import (
-    Positive,
     ask_with,
     candidate_of,
     evaluation_of,

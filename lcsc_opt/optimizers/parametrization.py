@@ -17,17 +17,15 @@ from nevergrad.parametrization._datalayers import ForwardableOperation
 
 from lcsc_opt.base.errors import StudySpecError
 from lcsc_opt.base.records import SEARCH, Candidate, Coefficients, Evaluation, Noise
+from lcsc_opt.base.settings import Finite
 from lcsc_opt.coefficients.profiles import close_sum, default_origin, exact_sum
 from lcsc_opt.coefficients.spaces import CoefficientSpace
 
 DEFAULT_STEP_SIZE = 0.02
 """First spread of a coefficient. Nevergrad's own default, 1, leaves the region in which merged models can sample."""
 
-Count = Annotated[int, pydantic.Field(ge=1)]
-Finite = Annotated[float, pydantic.Field(allow_inf_nan=False)]
-Positive = Annotated[Finite, pydantic.Field(gt=0)]
 Numbers = Annotated[Sequence[Finite], pydantic.Field(min_length=1)]
-"""Types of options. :func:`lcsc_opt.optimizers.registry.configure` checks the options of study files against them."""
+"""The type of an option that lists numbers."""
 
 # Keys of a candidate's metadata, where Nevergrad's optimizers also store theirs.
 _ASKED_WITH = "lcsc_asked_with"

@@ -21,10 +21,9 @@ from nevergrad.optimization.base import ConfiguredOptimizer, Optimizer
 from pydantic import Field
 
 from lcsc_opt.base.records import Coefficients, Noise
+from lcsc_opt.base.settings import Count, Positive
 from lcsc_opt.optimizers.gradient import cosine_directions
 from lcsc_opt.optimizers.parametrization import (
-    Count,
-    Positive,
     ask_with,
     candidate_of,
     failed,

@@ -17,13 +17,13 @@ from nevergrad.optimization.base import ConfiguredOptimizer, Optimizer
 
 from lcsc_opt.base.errors import StudySpecError, one_line
 from lcsc_opt.base.reproducibility import derive_seed
-from lcsc_opt.base.settings import FrozenModel, check_options, excerpt, near_miss, parse_settings
+from lcsc_opt.base.settings import FrozenModel, Positive, check_options, excerpt, near_miss, parse_settings
 from lcsc_opt.base.study_spec import OptimizerSpec
 from lcsc_opt.coefficients.spaces import CoefficientSpace
 from lcsc_opt.optimizers.evolution import LCSC
 from lcsc_opt.optimizers.gradient import LCSCGradient
 from lcsc_opt.optimizers.grids import PlaneGrid, ProfileGrid
-from lcsc_opt.optimizers.parametrization import DEFAULT_STEP_SIZE, Positive, coefficient_array
+from lcsc_opt.optimizers.parametrization import DEFAULT_STEP_SIZE, coefficient_array
 from lcsc_opt.optimizers.quadratic import LCSCQuadratic
 
 OURS: dict[str, Callable[..., ConfiguredOptimizer]] = {

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from lcsc_opt.base.errors import ObjectiveError, text_of
 from lcsc_opt.base.imports import has_parameter, import_extra
 from lcsc_opt.base.records import Noise
-from lcsc_opt.base.settings import AlsoSettings, near_miss
+from lcsc_opt.base.settings import AlsoSettings, Count, near_miss
 from lcsc_opt.sampling.diffusers_folder import find_diffusers_class
 from lcsc_opt.sampling.latents import LatentDecoder
 from lcsc_opt.sampling.network import NetworkSampler, NetworkSettings
@@ -109,7 +109,7 @@ class SchedulerSettings(AlsoSettings):
     """
 
     name: SchedulerName | None = None
-    steps: Annotated[int, Field(ge=1)] | None = None
+    steps: Count | None = None
     timesteps: Annotated[list[int], Field(min_length=1)] | None = None
     scheduler: dict[str, JsonValue] = Field(default={})
     step: dict[str, JsonValue] = Field(default={})

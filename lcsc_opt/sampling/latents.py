@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated, Any, cast
+from typing import Any, cast
 
 import torch
 from pydantic import Field
@@ -15,7 +15,7 @@ from lcsc_opt.base.batches import Batches
 from lcsc_opt.base.errors import ObjectiveError, text_of
 from lcsc_opt.base.imports import import_extra
 from lcsc_opt.base.paths import BuildContext
-from lcsc_opt.base.settings import FrozenModel
+from lcsc_opt.base.settings import Count, FrozenModel
 from lcsc_opt.checkpoints.weights import weights_sha256
 from lcsc_opt.sampling.base import recomputed
 
@@ -40,7 +40,7 @@ class DecoderSettings(FrozenModel):
     raw_std: list[float] = Field(default=[4.17, 4.62, 3.71, 3.28])
     final_std: float = 0.5
     low: float = 0.0
-    batch_size: Annotated[int, Field(ge=1)] | None = None
+    batch_size: Count | None = None
 
     def build(self, channels: int, context: BuildContext) -> LatentDecoder:
         """The decoder of latents with ``channels`` channels; ``context`` finds the autoencoder's folder.

@@ -4,19 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
-from pydantic import Field
 from torch import Tensor, nn
 
-from lcsc_opt.base.settings import FrozenModel
+from lcsc_opt.base.settings import Count, FrozenModel, Positive
 from lcsc_opt.sampling.consistency import EDM_NOISE, SONG_NOISE, ConsistencyFunction
 
 Kind = Literal["ddpm", "edm", "flow", "consistency"]
-Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-Finite = Annotated[float, Field(allow_inf_nan=False)]
-Count = Annotated[int, Field(ge=1)]
 Denoiser = Callable[[Tensor, Tensor], Tensor]
 """``(x [N, C, H, W], sigma [N]) -> D(x; sigma)``, the mean of the images that may have become the noisy x."""
 

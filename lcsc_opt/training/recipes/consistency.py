@@ -9,8 +9,9 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
+from lcsc_opt.base.settings import Count, Finite, Positive
 from lcsc_opt.sampling.consistency import ConsistencyFunction, noise_levels
-from lcsc_opt.training.recipes.base import Batch, Count, Finite, Positive, TrainingRecipe, column
+from lcsc_opt.training.recipes.base import Batch, TrainingRecipe, column
 
 _HUBER = 0.00054  # c / sqrt(CHW) of Song & Dhariwal 2023, Sec. 3.3
 

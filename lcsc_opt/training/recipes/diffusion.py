@@ -10,9 +10,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lcsc_opt.base.imports import import_extra
+from lcsc_opt.base.settings import Count, Finite, Positive
 from lcsc_opt.sampling.base import network_output
 from lcsc_opt.sampling.consistency import EDM_NOISE
-from lcsc_opt.training.recipes.base import Batch, Count, Finite, Positive, TrainingRecipe, column
+from lcsc_opt.training.recipes.base import Batch, TrainingRecipe, column
 
 _FLOW_TIMESTEPS = 1000  # the timestep of a network of diffusers is 1000 times the share of noise
 
