@@ -154,7 +154,10 @@ def _hinge(samples: Tensor, reference: Reference) -> Tensor:
     return F.relu(ratios - 1)
 
 
-EACH = {"near": _near, "hinge": _hinge}
+EACH = {
+    "near": _near,
+    "hinge": _hinge,
+}
 """The metrics of single samples, differentiable in them; each is reported as the mean over samples."""
 
 
