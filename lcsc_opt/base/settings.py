@@ -52,7 +52,9 @@ class AlsoSettings(FrozenModel):
 
 
 def second_of(settings: Second) -> Second | None:
-    """The settings with those of ``also``; ``None`` if there is no second version.
+    """The settings of the second way of sampling, which only reports use: these, but for those of ``also``.
+
+    ``None`` if there is no ``also``.
 
     Raises:
         StudySpecError: they are not valid.

@@ -81,13 +81,12 @@ def _pattern(name: str) -> str:
     return re.sub("[0-9]+", "*", name)
 
 
-def _like(used: Collection[Path]) -> list[Path]:
-    """The folders beside these checkpoints whose names differ from theirs only in numbers."""
-    patterns = {path.parent / _pattern(path.name) for path in used}
+def _like(checkpoint_folders: Collection[Path]) -> list[Path]:
+    """The folders beside folders of checkpoints whose names differ from theirs only in numbers."""
+    patterns = {path.parent / _pattern(path.name) for path in checkpoint_folders}
     beside = [path for place in {pattern.parent for pattern in patterns} for path in place.iterdir()]
-    return sorted(
-        path for path in beside if path not in used and path.parent / _pattern(path.name) in patterns and path.is_dir()
-    )
+    alike = [path for path in beside if path.parent / _pattern(path.name) in patterns and path.is_dir()]
+    return sorted(set(alike) - set(checkpoint_folders))
 
 
 def _listed(texts: Sequence[str]) -> str:

@@ -207,9 +207,12 @@ class Experiment:
 
     @functools.cached_property
     def _checkpoints(self) -> KnownCheckpoints | None:
-        """Those that the experiment began with; ``None`` for a new one, or if the study file chooses others now."""
-        directory = self._objectives.context.directory
-        return known_checkpoints(self._specs[0].objective, directory, self._before)
+        """Those that the experiment began with, also if they have another path now.
+
+        ``None`` for a new experiment, for one without checkpoints, or if the study file chooses others now.
+        """
+        study_folder = self._objectives.context.directory
+        return known_checkpoints(self._specs[0].objective, study_folder, self._before)
 
     def begun(self) -> StoredExperiment:
         """What is stored of the experiment, which begins or continues in the database with the first call.

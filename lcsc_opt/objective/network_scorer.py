@@ -104,7 +104,10 @@ class NetworkScorer:
             self.batch_norm.estimate()
 
     def merged_statistics(self, varying: Collection[str]) -> list[str]:
-        """The running statistics of batch normalization among ``varying`` that are merged, not estimated again."""
+        """Those of ``varying``, tensors that differ between checkpoints, that are statistics of batch normalization.
+
+        Empty if these are estimated again, and not merged.
+        """
         if self.batch_norm is not None:
             return []
         return BatchNormStatistics(self._network.module, lambda: None).merged(varying)
@@ -307,7 +310,7 @@ def _scores_in(returned: Any) -> Iterator[Any]:
 
 
 def _joined(batches: list[Floats]) -> Floats:
-    """All outcomes that a generator yielded, ``[n]``. Raises ObjectiveError if there are none."""
+    """All outcomes of a score, ``[n]``, from batches of one or more. Raises ObjectiveError if there are no batches."""
     if not batches:
         raise ObjectiveError("score: the generator yielded nothing; expected outcomes, batch by batch")
     return np.concatenate(batches)

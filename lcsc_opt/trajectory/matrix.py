@@ -333,7 +333,7 @@ def _check_mergeable(spec: TensorSpec) -> None:
 
 
 def _hash_in(pool: ThreadPoolExecutor, update: Callable[[memoryview], None], content: memoryview) -> None:
-    """Hash the content with ``update`` of a digest, which is complete when the pool is left.
+    """Hash all that a digest gets, with its ``update``; the digest is complete when the pool is left.
 
     It is hashed at once if that is sooner, or if the interpreter is ending and starts no threads.
     """

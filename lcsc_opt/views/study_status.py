@@ -168,7 +168,8 @@ def seconds_per_trial(study: Standing) -> dict[str, float]:
 def shares_of_time(study: Standing) -> str:
     """Where the time of evaluations with a loss went, the largest share first: ``sampling 61 %, features 30 %``.
 
-    Shares below one percent are left out.
+    Shares below one percent are left out. It is ``evaluation 100 %`` where an objective tells no parts, and empty where
+    no time is known.
     """
     seconds = seconds_per_trial(study)
     total = sum(seconds.values())
