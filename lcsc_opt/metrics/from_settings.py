@@ -278,7 +278,8 @@ class ScoreSources:
     def _loss_references_with_features(self, references: Mapping[str, Reference]) -> dict[str, Reference]:
         """The references of the loss with all features and the held-out images, for the default metrics of a report.
 
-        One without images, or with too many, is left out; features that the search has already are read again.
+        One without images, or with too many, is left out, unless others are held out; features that the search has
+        already are read again.
         """
         complete: dict[str, Reference] = {}
         for name in self.metrics.loss.extractors:
@@ -287,6 +288,8 @@ class ScoreSources:
                 continue
             settings = self._references[name]
             if reference.features is None:
+                if reference.held_out is not None:  # FID to these needs no features of the others
+                    complete[name] = reference
                 if not settings.holds_images:
                     continue
                 count = reference.count or 0

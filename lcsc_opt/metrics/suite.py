@@ -203,9 +203,10 @@ class MetricSuite:
             metrics.append(self.cross_check_metric)
         for name in self._compared_extractors():
             reference = self._report_references.get(name)
-            if reference is None or reference.features is None or len(reference.features) <= NEIGHBOURHOOD:
+            if reference is None:
                 continue
-            metrics += [MetricName(formula, name) for formula in REPORTED]
+            if reference.features is not None and len(reference.features) > NEIGHBOURHOOD:
+                metrics += [MetricName(formula, name) for formula in REPORTED]
             if reference.held_out is not None:
                 metrics.append(MetricName(FID_HELD_OUT, name))
         if len(self.loss.weights) > 1:

@@ -168,10 +168,11 @@ def test_clip_sees_the_reference_images(settings: dict[str, Any], archive: str, 
     np.testing.assert_allclose(scores.references["clip"].frechet.cov, np.cov(features.T), atol=1e-5)
 
 
-def test_real_images_may_be_held_out_from_statistics(settings: dict[str, Any]) -> None:
+@pytest.mark.parametrize("named", [{"held_out_metrics": ["fid_held_out"]}, {}], ids=["named", "by default"])
+def test_real_images_may_be_held_out_from_statistics(settings: dict[str, Any], named: dict[str, Any]) -> None:
     """Distances to held-out images need no features of those that the loss sees."""
     reference = {"train": "fid.npz", "held_out": "real"}
-    scores = build_scores(**{**settings, "reference": reference, "loss": "fid", "held_out_metrics": ["fid_held_out"]})
+    scores = build_scores(**{**settings, "reference": reference, "loss": "fid", **named})
     samples = torch.rand(20, 3, 8, 8, generator=torch.Generator().manual_seed(0))
     _, values = score(scores, samples, held_out=True)
     unseen = scores.references["inception"].unseen.known_features
