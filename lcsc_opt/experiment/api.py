@@ -235,7 +235,7 @@ def run(
         study_file: a path, the name of a file in ``studies/``, or the contents of a study file.
         optimizers: only these: a name, several, or mappings from a name to its options. A name alone has the options
             that the file lists for it, else the default ones.
-        seeds: only these, or only this one; the file need not list them. A grid is evaluated for the first of them alone.
+        seeds: only these, or only this one; the file need not list them. A grid takes the first alone.
         budget: another total for each study, in the unit of the file's budget; or a time, as for :func:`search`.
         storage: the file of the database, or its URL; ``None`` uses ``LCSC_STORAGE``, ``OPTUNA_STORAGE``, the study
             file's or ``sqlite:///studies.db``, whichever comes first.
