@@ -82,10 +82,10 @@ def _pattern(name: str) -> str:
 
 
 def _like(checkpoint_folders: Collection[Path]) -> list[Path]:
-    """The folders beside folders of checkpoints whose names differ from theirs only in numbers."""
+    """The folders next to folders of checkpoints whose names differ from theirs only in numbers."""
     patterns = {path.parent / _pattern(path.name) for path in checkpoint_folders}
-    beside = [path for place in {pattern.parent for pattern in patterns} for path in place.iterdir()]
-    alike = [path for path in beside if path.parent / _pattern(path.name) in patterns and path.is_dir()]
+    siblings = [path for place in {pattern.parent for pattern in patterns} for path in place.iterdir()]
+    alike = [path for path in siblings if path.parent / _pattern(path.name) in patterns and path.is_dir()]
     return sorted(set(alike) - set(checkpoint_folders))
 
 
