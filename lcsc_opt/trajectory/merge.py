@@ -163,7 +163,10 @@ class Merger:
     def _multiply_into(
         self, flat: Mapping[Segment, Tensor], coefficients: npt.NDArray[np.float64], groups: LayerGroups | None
     ) -> bool:
-        """Write the products of ``[S, K]`` coefficients with all columns that vary into ``flat``, ``[n]`` a segment.
+        """Write the products of ``[S, K]`` coefficients with all columns that are combined into ``flat``.
+
+        It has ``[n]`` for each segment, with room behind its last column for the zeros that a source may give.
+        ``groups`` is ``None`` where S is 1.
 
         Returns:
             Whether they are finite: each tile is looked at while it is in the cache. On an accelerator nobody looks,

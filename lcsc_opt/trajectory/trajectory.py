@@ -219,7 +219,8 @@ class Trajectory:
         """Further names of tensors that a checkpoint has under several names, each → the first of them.
 
         These are floating-point tensors of one shape and dtype that vary, and that are equal bit for bit in all
-        checkpoints. A file does not always tell more: safetensors writes a shared tensor twice, or once.
+        checkpoints. Constants and counters are left out, which often are equal without being one tensor. A file does
+        not always tell more: safetensors writes a shared tensor twice, or once.
 
         Raises:
             TrajectoryError: a checkpoint was overwritten since opening.
