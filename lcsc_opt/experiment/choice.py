@@ -85,8 +85,9 @@ class Race:
         self._found: dict[str, list[Measurement]] = {}  # study → what is still in the race
         self._ways: list[Measurement] = []
         self._path: list[str] = []  # the names of the models on paths, in the order of time
-        # part of a way → share; a way begins at EMA*, which only a grid finds
-        self._way = dict(WAY) if any(search.is_ema_grid for search in searches) else {}
+        self._way: dict[str, float] = {}  # part of a way → share
+        if len({search.is_ema_grid for search in searches}) == 2:  # a way leads from EMA* to what another search found
+            self._way = dict(WAY)
         self._searched = 0  # images
         self._spent = 0  # images of the choice
         self._losses: dict[str, float] = {}

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import dataclasses
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -111,6 +112,24 @@ def test_each_seed_of_a_search_has_a_best_model_of_its_own_and_ema_star_is_one_m
     assert choice.found[PATH].name.startswith("LCSCGradient, ")
     assert choice.found[seed_1.study].name.startswith("LCSCGradient (seed 1), ")
     assert [model.name for model in choice.models].count("EMA*") == 1
+
+
+@pytest.mark.parametrize("searches", [[GRID_SEARCH], [path([0.5, 0.9])], [GRID_SEARCH, path([0.5, 0.9])]])
+def test_as_many_models_are_announced_as_are_measured(
+    searches: list[Searched], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measuring = Measuring()
+    measuring.per_evaluation = 100_000  # no model is left out of the first round because images are few
+    totals = []
+
+    @contextlib.contextmanager
+    def progress(_: str, total: int) -> Iterator[None]:
+        totals.append(total)
+        yield
+
+    monkeypatch.setattr("lcsc_opt.experiment.choice.progress", progress)
+    race(measuring, *searches)
+    assert totals[0] == len([name for name, _, noise in measuring.asked if noise.seed == 0])
 
 
 def test_where_one_model_is_left_nothing_more_is_measured() -> None:
