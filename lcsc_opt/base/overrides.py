@@ -15,7 +15,7 @@ def with_overrides(content: Any, overrides: Sequence[str]) -> Any:
     Args:
         content: the content; it is left as it is.
         overrides: such as ``objective.settings.images=500``: keys of the file joined by dots, and a value in YAML.
-            ``~held_out`` removes a key.
+            ``~held_out`` removes a key, ``~optimizers.LCSC`` an entry of a list.
 
     Raises:
         StudySpecError: an override has another form, or no place in the content.
@@ -69,17 +69,21 @@ def _replaced_in_list(
     entries: list[Any], path: tuple[str, ...], keys: Sequence[str], value: Any, where: str
 ) -> list[Any]:
     """As :func:`_replaced`, of a list of names, each as ``LCSC`` or ``LCSC: {…}``; the first key is one of them."""
-    has_name = [entry == keys[0] or (isinstance(entry, Mapping) and list(entry) == [keys[0]]) for entry in entries]
-    if not any(has_name):
+    if not any(_is_named(entry, keys[0]) for entry in entries):
         raise StudySpecError(f"{where}: {excerpt(entries)} has no {keys[0]!r}")
     result = []
-    for entry, is_meant in zip(entries, has_name, strict=True):
-        if is_meant:
+    for entry in entries:
+        if _is_named(entry, keys[0]):
             options = entry if isinstance(entry, Mapping) else {}
             result.append(_replaced(options, path, keys, value, where))
         else:
             result.append(entry)
     return result
+
+
+def _is_named(entry: Any, name: str) -> bool:
+    """Whether an entry of a list, as ``LCSC`` or ``LCSC: {…}``, has this name."""
+    return entry == name or (isinstance(entry, Mapping) and list(entry) == [name])
 
 
 def _removed(content: Any, keys: Sequence[str], where: str) -> Any:
@@ -89,6 +93,14 @@ def _removed(content: Any, keys: Sequence[str], where: str) -> Any:
         StudySpecError: there is no such key.
     """
     first = keys[0]
+    if isinstance(content, list) and any(_is_named(entry, first) for entry in content):
+        kept = []
+        for entry in content:
+            if not _is_named(entry, first):
+                kept.append(entry)
+            elif len(keys) > 1:  # one of its options is meant
+                kept.append(_removed(entry, keys, where))
+        return kept
     if not isinstance(content, Mapping) or first not in content:
         names = [str(key) for key in content] if isinstance(content, Mapping) else []
         raise StudySpecError(f"{where}: there is no key {first!r}{near_miss(first, names)}")

@@ -57,3 +57,15 @@ def test_an_option_of_an_optimizer_is_reached_by_its_name(entry: Any) -> None:
     assert content == {"optimizers": ["CMA", entry]}, "the content is left as it is"
     with pytest.raises(StudySpecError, match=r"^optimizers\.DE\.x=1: \['CMA'.* has no 'DE'$"):
         with_overrides(content, ["optimizers.DE.x=1"])
+
+
+@pytest.mark.parametrize("entry", ["LCSC", {"LCSC": {"max_parents": 3, "mutation": 0.1}}])
+def test_an_optimizer_of_a_list_and_its_option_are_removed_by_name(entry: Any) -> None:
+    content = {"optimizers": [entry, "CMA"]}
+    assert with_overrides(content, ["~optimizers.LCSC"]) == {"optimizers": ["CMA"]}
+    if isinstance(entry, dict):
+        changed = with_overrides(content, ["~optimizers.LCSC.mutation"])
+        assert changed == {"optimizers": [{"LCSC": {"max_parents": 3}}, "CMA"]}
+    with pytest.raises(StudySpecError, match="no key 'DE'"):
+        with_overrides(content, ["~optimizers.DE"])
+    assert content == {"optimizers": [entry, "CMA"]}, "the content is left as it is"
