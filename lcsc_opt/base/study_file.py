@@ -18,7 +18,6 @@ from lcsc_opt.base.overrides import with_overrides
 from lcsc_opt.base.settings import FrozenModel, parse_settings, parse_yaml, plain
 from lcsc_opt.base.study_spec import (
     AUTO,
-    GRIDS,
     Budget,
     BudgetSpec,
     Experiment,
@@ -112,24 +111,23 @@ class StudyFile(FrozenModel):
         return self.model_copy(update=changes)
 
     def studies(self) -> list[StudySpec]:
-        """A study for each seed and optimizer. A grid has one, of the first seed: its candidates depend on none.
+        """A study for each seed and optimizer.
+
+        A grid has one, of the first seed, and no ``start``: its candidates depend on neither.
 
         Raises:
             StudySpecError: the workers, or Ray, choose the devices, and the objective's settings name one.
         """
         shared_keys = StudySpec.model_fields.keys() & StudyFile.model_fields.keys() - {"budget"}
         shared = {key: getattr(self, key) for key in shared_keys}
-        studies = [
-            StudySpec(
-                experiment=self.name,
-                optimizer=optimizer,
-                seed=seed,
-                budget=self.budget or BudgetSpec.default(optimizer.name),
-                **shared,
-            )
-            for seed, optimizer in itertools.product(self.seeds, self.optimizers)
-            if seed == self.seeds[0] or optimizer.name not in GRIDS
-        ]
+        studies = []
+        for seed, optimizer in itertools.product(self.seeds, self.optimizers):
+            budget = self.budget or BudgetSpec.default(optimizer.name)
+            spec = StudySpec(experiment=self.name, optimizer=optimizer, seed=seed, budget=budget, **shared)
+            if not spec.is_grid:
+                studies.append(spec)
+            elif seed == self.seeds[0]:
+                studies.append(spec.model_copy(update={"start": None}))
         for spec in studies[:1]:  # there may be none; all have the same workers and devices
             _check_devices(spec)
         return studies

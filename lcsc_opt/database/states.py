@@ -9,6 +9,7 @@ from typing import Any
 from optuna.trial import FrozenTrial, TrialState
 
 from lcsc_opt.base.study_spec import StudySpec
+from lcsc_opt.database.names import split_name
 
 Attributes = Mapping[str, Any]
 """User attributes of a stored study."""
@@ -56,6 +57,14 @@ def _with_loss(trial: FrozenTrial) -> FrozenTrial:
 def compared_trials(trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
     """The trials whose losses compare, in their order."""
     return [trial for trial in trials if trial.state == TrialState.COMPLETE and trial.value is not None]
+
+
+def ended_search(studies: Mapping[str, Attributes], optimizer: str) -> str | None:
+    """The name of the first search of an optimizer that has ended; ``None`` if none of these studies is one."""
+    for name, attributes in studies.items():
+        if split_name(name)[1] == optimizer and attributes.get("search_ended") is not None:
+            return name
+    return None
 
 
 def is_searched(spec: StudySpec, stored: Attributes) -> bool:

@@ -17,7 +17,7 @@ from lcsc_opt.database.lock import locked
 from lcsc_opt.database.names import split_name
 from lcsc_opt.database.opened import Database
 from lcsc_opt.database.reader import HistoryReader
-from lcsc_opt.database.states import Attributes
+from lcsc_opt.database.states import Attributes, ended_search
 from lcsc_opt.database.store import StoredStudy, read_contents
 from lcsc_opt.objective.contract import Objective
 from lcsc_opt.trajectory import Trajectory
@@ -73,9 +73,9 @@ def _ended_grid(spec: StudySpec, specs: Sequence[StudySpec], storage: RDBStorage
         StudyStoreError: none has, and another process runs a grid of these searches.
     """
     studies = read_contents(storage).of(spec.experiment)  # of now: another process may have run the grid
-    for name, attributes in studies.items():
-        if split_name(name)[1] == EMA_GRID and attributes.get("search_ended") is not None:
-            return name
+    ended = ended_search(studies, EMA_GRID)
+    if ended is not None:
+        return ended
     running = locked(storage, [grid.name for grid in specs if grid.optimizer.name == EMA_GRID])
     if running:
         raise StudyStoreError(f"{spec.name}: begins at the best of {min(running)}, which is being run; wait for it")

@@ -10,7 +10,7 @@ from lcsc_opt.base.study_spec import HeldOutSpec, StudySpec
 from lcsc_opt.database.names import is_ours, split_name
 from lcsc_opt.database.opened import Database
 from lcsc_opt.database.report import REPORT, Report, ReportPlan
-from lcsc_opt.database.states import Attributes
+from lcsc_opt.database.states import Attributes, ended_search
 from lcsc_opt.database.urls import masked
 from lcsc_opt.experiment.defaults import completed
 from lcsc_opt.experiment.experiment import Experiment
@@ -50,10 +50,9 @@ def studies_of(study_file: StudyFile, database: Database, objectives: ObjectiveL
 def _or_ended_grid(spec: StudySpec, stored: Mapping[str, Attributes]) -> StudySpec:
     """The search; in place of a new grid, one that ended with another seed, since its candidates are the same."""
     if spec.is_grid and spec.name not in stored:
-        for name, attributes in stored.items():
-            _, optimizer, seed = split_name(name)
-            if optimizer == spec.optimizer.name and attributes.get("search_ended") is not None:
-                return spec.model_copy(update={"seed": seed})
+        ended = ended_search(stored, spec.optimizer.name)
+        if ended is not None:
+            return spec.model_copy(update={"seed": split_name(ended)[2]})
     return spec
 
 
@@ -70,11 +69,7 @@ def searches_of(study_files: Sequence[StudyFile]) -> list[StudySpec]:
     for study_file in study_files:
         for optimizer in study_file.optimizers:
             configure(optimizer)  # raises if an option is wrong
-        for spec in study_file.studies():
-            if spec.is_grid:  # its list is the same wherever searches begin
-                specs.append(spec.model_copy(update={"start": None}))
-            else:
-                specs.append(spec)
+        specs += study_file.studies()
     return specs
 
 
