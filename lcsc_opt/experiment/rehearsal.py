@@ -221,7 +221,7 @@ class _Timing:
             images *= _MORE_IMAGES
         while not has_told:
             images = min(images, most)
-            again = self._measured(candidate, images)
+            again = self._measure(candidate, images)
             if again is None:
                 return measured
             measured.append(again)
@@ -229,7 +229,7 @@ class _Timing:
             images *= _MORE_IMAGES
         last = measured[-1]
         if len(measured) <= 2 and last.cost.images < most and self._calls_take_the_time(candidate, last):
-            more = self._measured(candidate, min(last.cost.images * _MORE_IMAGES, most))
+            more = self._measure(candidate, min(last.cost.images * _MORE_IMAGES, most))
             if more is not None:
                 measured.append(more)
         return measured
@@ -239,11 +239,10 @@ class _Timing:
 
         So it is with a small network whose threads wait for a core that others use.
         """
-        images = last.cost.images // _MORE_IMAGES
-        few = self._measured(candidate, images) if images else None
+        few = self._measure(candidate, max(last.cost.images // _MORE_IMAGES, 1))
         return few is not None and few.of_images > last.of_images / 2
 
-    def _measured(self, candidate: Candidate, images: int) -> _Measured | None:
+    def _measure(self, candidate: Candidate, images: int) -> _Measured | None:
         """One more evaluation, of so many images; ``None`` if it failed."""
         start = time.perf_counter()
         outcome = self._evaluate(dataclasses.replace(candidate, images=images))
