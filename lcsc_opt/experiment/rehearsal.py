@@ -27,6 +27,7 @@ _TIMED_SECONDS = 1.0  # of an evaluation, which say enough
 _SLOW_SECONDS = 10.0  # what takes as long is timed again with as many images, since it may have loaded something
 _LEAST_SLOPE = 0.2  # of the mean: times are noisy
 _MORE_IMAGES = 4  # times the images of the evaluation before
+_MOSTLY_CALLS = 0.8  # of the time that a quarter of the images takes: nearly all of it is the calls'
 _SAME_SCORE = 1e-3  # relative: kernels of a GPU may add in another order
 _DISTANCES = (0.02, 0.005)  # of coefficients, for differences of scores; the second where a loss is curved
 _SAME_SLOPE = 0.25  # relative: the loss is curved, and few images are rough
@@ -200,8 +201,8 @@ class _Timing:
             timed = self._timed(candidate, first)
             if kind == "search":
                 self._of_search = timed[-1]
-            if not self.paces and len(timed) > 1:
-                timed = timed[1:]  # the first call of all takes longer
+            if not self.paces and timed[0] is first:
+                timed = timed[1:] or timed  # the first call of all takes longer
             self.paces[kind] = _pace(timed)
 
     def _timed(self, candidate: Candidate, first: _Measured) -> list[_Measured]:
@@ -228,19 +229,19 @@ class _Timing:
             has_told = images == most or again.seconds >= _TIMED_SECONDS
             images *= _MORE_IMAGES
         last = measured[-1]
-        if len(measured) <= 2 and last.cost.images < most and self._calls_take_the_time(candidate, last):
+        if len(measured) > 2 or last.cost.images == most:
+            return measured
+        # what further images cost is known from two numbers of them, neither of which paid for what was loaded
+        few = self._measure(candidate, max(last.cost.images // _MORE_IMAGES, 1))
+        if few is None:
+            return measured
+        measured.insert(-1, few)
+        # the threads of a small network wait for a core that others use: of calls alone, no slope can be seen
+        if few.of_images > _MOSTLY_CALLS * last.of_images:
             more = self._measure(candidate, min(last.cost.images * _MORE_IMAGES, most))
             if more is not None:
                 measured.append(more)
         return measured
-
-    def _calls_take_the_time(self, candidate: Candidate, last: _Measured) -> bool:
-        """Whether a quarter of the images takes more than half of the time, so that more images may take little more.
-
-        So it is with a small network whose threads wait for a core that others use.
-        """
-        few = self._measure(candidate, max(last.cost.images // _MORE_IMAGES, 1))
-        return few is not None and few.of_images > last.of_images / 2
 
     def _measure(self, candidate: Candidate, images: int) -> _Measured | None:
         """One more evaluation, of so many images; ``None`` if it failed."""

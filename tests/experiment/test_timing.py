@@ -125,6 +125,27 @@ def test_where_calls_take_the_time_a_trial_does_not_take_as_many_times_longer(mo
     assert 24 <= pace.search.of(1000) < 72
 
 
+def test_a_gradient_is_not_timed_with_more_images_than_tell(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A U-Net of a few layers and fifty steps: two numbers of images say what further ones cost."""
+    sampled = []
+
+    def cost(candidate: Candidate, images: int) -> Cost:
+        sampled.append((candidate.gradient, images))
+        warm_up = 0.5 if len(sampled) == 1 else 0.0
+        return Cost(images=images, sample_seconds=warm_up + 1.6 + 0.02 * images)
+
+    pace = rehearsed(monkeypatch, cost, 0.0, gradient=True)
+    assert pace.gradient.of(1000) == pytest.approx(21.6)
+    assert max(images for gradient, images in sampled if gradient) == 64
+
+
+def test_a_slow_first_evaluation_is_compared_with_fewer_images(monkeypatch: pytest.MonkeyPatch) -> None:
+    def cost(candidate: Candidate, images: int) -> Cost:
+        return Cost(images=images, sample_seconds=3.2 + 0.2 * images)
+
+    assert rehearsed(monkeypatch, cost, 0.0).search.of(1000) == pytest.approx(203.2)
+
+
 def test_other_noise_takes_as_long_and_its_further_features_are_added(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of two numbers of images, the further ones cost less each than the first, which pay for the calls."""
     sampled = []
