@@ -49,7 +49,13 @@ _Ray = Annotated[str | None, typer.Option("--ray", metavar="ADDRESS", help="A Ra
 
 
 def init(
-    kind: Annotated[ModelKind, typer.Argument(help="What the checkpoints are.")],
+    kind: Annotated[
+        ModelKind,
+        typer.Argument(
+            help="What the checkpoints are of: diffusers, EDM, LoRAs of a text-to-image model, any network with a "
+            "sampler (module), or any with a function that scores it (score)."
+        ),
+    ],
     checkpoints: Annotated[Path, typer.Argument(help="A folder of checkpoints, a glob, or a packed trajectory.")],
     more: Annotated[
         list[str] | None,
