@@ -223,11 +223,26 @@ class NetworkScorer:
         except LcscError:
             raise
         except RAISED_BY_USERS as error:
-            raise ObjectiveError(f"score: {self._name}: raised {one_line(error)}") from error
+            self._check_without_graph(draw)
+            return f"with an autograd graph, {self._name} raised {one_line(error)}"
         if _has_graph(score):
             return None
         outcomes(self._metric, score)
         return f"{self._metric} returned {_no_graph(score)}"
+
+    def _check_without_graph(self, draw: Draw) -> None:
+        """Call a function that failed with a graph, as where it calls numpy(), without one.
+
+        Raises:
+            ObjectiveError: it fails all the same.
+        """
+        try:
+            with same_working_folder():
+                self._metrics(draw)
+        except LcscError:
+            raise
+        except RAISED_BY_USERS as error:
+            raise ObjectiveError(f"score: {self._name}: raised {one_line(error)}") from error
 
     def statistics(self, weights: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         """Statistics of batch normalization, if they are estimated again."""

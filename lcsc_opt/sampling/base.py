@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import hashlib
+import inspect
 import json
 from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any, ParamSpec, Protocol, TypeVar, cast, runtime_checkable
@@ -136,6 +137,9 @@ def recomputed_calls(module: nn.Module) -> Iterator[None]:
     def recomputed_forward(*arguments: Any, **keywords: Any) -> Any:
         return recomputed(forward, *arguments, **keywords)
 
+    # some solvers of differential equations call a network by the names of its parameters (inspect.getfullargspec,
+    # which does not look behind a decorator)
+    vars(recomputed_forward)["__signature__"] = inspect.signature(forward)
     module.forward = recomputed_forward
     try:
         yield

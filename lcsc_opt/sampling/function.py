@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from lcsc_opt.base import accelerator
-from lcsc_opt.base.errors import RAISED_BY_USERS, ObjectiveError, one_line
+from lcsc_opt.base.errors import RAISED_BY_USERS, LcscError, ObjectiveError, one_line
 from lcsc_opt.base.imports import has_parameter
 from lcsc_opt.base.progress import notice
 from lcsc_opt.base.records import SEARCH, Noise
@@ -129,8 +129,13 @@ class FunctionSampler(NetworkSampler):
         state = self.weights.trained.state_dict()
         # torch has no gradient in the statistics of batch normalization
         names = {name for name in state if not name.endswith(("running_mean", "running_var"))}
-        with torch.enable_grad(), self.weights.differentiable(names):
-            images = self.sample(SEARCH, 0, 2)
+        try:
+            with torch.enable_grad(), self.weights.differentiable(names):
+                images = self.sample(SEARCH, 0, 2)
+        except LcscError:
+            raise
+        except RAISED_BY_USERS as error:  # such as of numpy(), which refuses tensors with a graph
+            return f"with an autograd graph, {self.name} raised {one_line(error)}"
         if images.requires_grad:
             return None
         return f"the images of {self.name} have no autograd graph; let it sample without no_grad and inference_mode"

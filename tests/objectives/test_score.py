@@ -77,6 +77,11 @@ def in_a_list(model: nn.Module, draw: Draw) -> list[Tensor]:
     return list(losses(model, draw))
 
 
+def in_numpy(model: nn.Module) -> float:
+    inputs, labels = items(0, 40)
+    return float((model(inputs).numpy().argmax(1) == labels.numpy()).mean())
+
+
 def passes(model: nn.Module) -> None:
     model(items(3, 64)[0])
 
@@ -123,6 +128,13 @@ def test_a_list_of_tensors_is_outcomes_without_a_gradient(place: Path) -> None:
     objective = build(place, "in_a_list")
     assert "let it return a tensor" in (objective.why_no_gradient() or "")
     assert objective.evaluate(Candidate(MIX)).loss == pytest.approx(build(place).evaluate(Candidate(MIX)).loss)
+
+
+def test_a_score_that_cannot_have_a_graph_is_searched_without_a_gradient(place: Path) -> None:
+    """Numpy refuses tensors with one, and a user's own script calls the score under no_grad."""
+    objective = build(place, "in_numpy")
+    assert "raised RuntimeError: Can't call numpy()" in (objective.why_no_gradient() or "")
+    assert 0 < objective.evaluate(Candidate(MIX)).loss < 1
 
 
 def test_the_function_of_the_report_is_described_apart_from_what_decides_the_score(place: Path) -> None:

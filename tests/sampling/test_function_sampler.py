@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -125,6 +126,38 @@ def test_calls_are_counted_if_nobody_says() -> None:
         sampler = FunctionSampler(network, function, image_shape=(1, 4, 4), noise=ImageNoise(0))
         found.append((sampler.nfe, sampler.recomputed))
     assert found == [(4, 4), (1, 0), (1, 0)]
+
+
+class Velocity(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.network = nn.Conv2d(1, 1, 1)
+
+    def forward(self, t: float, x: Tensor) -> Tensor:
+        return t * self.network(x)
+
+
+def test_a_solver_may_look_at_the_parameters_of_the_network_s_forward() -> None:
+    """As torchdyn's ``NeuralODE`` does, which calls a network without a time if it sees none."""
+
+    def solve(model: nn.Module, noise: Tensor) -> Tensor:
+        arguments = (0.5, noise) if "t" in inspect.getfullargspec(model.forward).args else (noise,)
+        return model(*arguments)
+
+    sampler = FunctionSampler(Velocity(), solve, image_shape=(1, 4, 4), noise=ImageNoise(0), nfe=2)
+    assert sampler.why_no_graph() is None
+
+
+def test_a_function_that_cannot_have_a_graph_says_so() -> None:
+    """Numpy refuses tensors with one, and a user's own script calls the function under no_grad."""
+
+    def sample(model: nn.Module, noise: Tensor) -> Tensor:
+        return torch.from_numpy(model(noise).numpy())
+
+    sampler = make(sample)
+    assert "with an autograd graph" in (sampler.why_no_graph() or "")
+    with torch.no_grad():
+        assert sampler.sample(SEARCH, 0, 3).shape == (3, *SHAPE)
 
 
 def test_calls_of_a_compiled_network_are_counted() -> None:
