@@ -45,7 +45,7 @@ def runs(
 ) -> None:
     """``lcsc run`` chooses its optimizers, finishes both searches, and reports."""
     capsys.readouterr()
-    shorter = ["--budget", "13", "held_out.images=12", "held_out.top=1"]
+    shorter = ["--budget", "6", "held_out.images=8", "held_out.top=1"]
     status = lcsc(["run", "study.yaml", *shorter, *overrides])
     said = capsys.readouterr().err
     assert status == 0, said
@@ -54,11 +54,11 @@ def runs(
     assert (f"\n{study['name']}: The answer is " in said) == has_report
 
 
-def real_images(folder: str, count: int = 12, side: int = 8) -> None:
+def real_images(folder: str, count: int = 8, side: int = 8) -> None:
     write_folder(Path(folder), pixels(count, side, side)[..., 0])
 
 
-SMALL = (f"loss={PIXELS}", "images=12", "device=cpu")  # Inception would be downloaded
+SMALL = (f"loss={PIXELS}", "images=8", "device=cpu")  # Inception would be downloaded
 
 
 def test_images(capsys: pytest.CaptureFixture[str]) -> None:
@@ -70,7 +70,7 @@ def test_images(capsys: pytest.CaptureFixture[str]) -> None:
     real_images("real")
     study = init("diffusers", "out", "reference=real", *SMALL)
     assert study["objective"]["settings"]["sampler"] == {"steps": 50}
-    runs(capsys, study, "objective.settings.sampler={steps: 2, also: {steps: 3}}")
+    runs(capsys, study, "objective.settings.sampler={steps: 1, also: {steps: 2}}")
 
 
 def test_a_snapshot_of_edm(capsys: pytest.CaptureFixture[str]) -> None:
@@ -79,7 +79,7 @@ def test_a_snapshot_of_edm(capsys: pytest.CaptureFixture[str]) -> None:
         write_snapshot(Path("edm") / f"network-snapshot-{step:06d}.pkl", tiny(step, label_dim=3))
     real_images("real")
     study = init("edm", "edm", "network=tests.objectives.edm_networks:TinyPrecond", "reference=real", *SMALL)
-    runs(capsys, study, "objective.settings.sampler.steps=2")
+    runs(capsys, study, "objective.settings.sampler.steps=1")
 
 
 @pytest.mark.slow

@@ -24,17 +24,20 @@ allow_mismatched_torchvision()
 
 FILES = Path(__file__).parents[2] / "studies" / "lora"
 SHORT = (
-    "objective.settings.images=12",
-    "objective.settings.batch_size=12",
-    "objective.settings.sampler.steps=2",
-    "budget={evaluations: 3}",
-    "held_out={images: 12, top: 1}",
+    "objective.settings.images=10",
+    "objective.settings.batch_size=10",
+    "objective.settings.sampler.steps=1",
+    "budget={evaluations: 2}",
+    "held_out={images: 10, top: 1}",
 )
 CLASSIFIER = "def classifier(number: int, steps: int = 200)"
 SMALL = {
     CLASSIFIER: CLASSIFIER.replace("200", "2"),  # it only has to be one
-    "images[number::2]": "images[number::16]",
-    "digits[number::2]": "digits[number::16]",
+    "images[number::2]": "images[number::32]",
+    "digits[number::2]": "digits[number::32]",
+    "batch: int = 32": "batch: int = 4",
+    "batch: int = 24": "batch: int = 4",
+    "block_out_channels=(32, 64)": "block_out_channels=(8, 16)",
 }
 
 
@@ -63,15 +66,15 @@ def test_the_study_goes_from_training_which_continues_to_a_lora_that_its_pipelin
     place: Path, typed: Typed
 ) -> None:
     digits_lora = study_in(place, SMALL)
-    sizes = {"autoencoder_steps": 2, "steps": 2, "every": 2}
+    sizes = {"autoencoder_steps": 2, "steps": 2, "every": 1}
     folder = Path("runs/lora")
-    digits_lora.train(folder, **sizes, lora_steps=2, seeds=(0, 1))
-    assert [path.name for path in Path(folder / "lora-1").iterdir()] == ["checkpoint-2"]
+    digits_lora.train(folder, **sizes, lora_steps=1, seeds=(0, 1))
+    assert [path.name for path in Path(folder / "lora-1").iterdir()] == ["checkpoint-1"]
     written = (folder / "pipeline/unet/diffusion_pytorch_model.safetensors").stat().st_mtime_ns
-    digits_lora.train(folder, **sizes, lora_steps=6)  # what is missing
+    digits_lora.train(folder, **sizes, lora_steps=3)  # what is missing
     assert (folder / "pipeline/unet/diffusion_pytorch_model.safetensors").stat().st_mtime_ns == written
     checkpoints = sorted(path.name for path in Path("runs/lora/lora-0").iterdir())
-    assert checkpoints == ["checkpoint-2", "checkpoint-4", "checkpoint-6"]
+    assert checkpoints == ["checkpoint-1", "checkpoint-2", "checkpoint-3"]
     typed("run", "lora.yaml", "--optimizer", "LCSCGradient", *SHORT)
     study = lcsc_opt.load_study("lora/LCSCGradient/0")
     objective: Any = study.objective
@@ -91,7 +94,7 @@ def test_the_study_goes_from_training_which_continues_to_a_lora_that_its_pipelin
         prompt=[f"a handwritten {digit}" for digit in ("zero", "one", "two")],
         latents=noise.batch(SEARCH, 0, 3, (4, 8, 8)),
         generator=noise.generators(SEARCH, 0, 3),
-        num_inference_steps=2,
+        num_inference_steps=1,
         guidance_scale=1.0,
         output_type="pt",
     ).images

@@ -13,7 +13,7 @@ import yaml
 from optuna.trial import TrialState
 
 from lcsc_opt.cli import run as lcsc
-from tests.processes import Ended, Lcsc, lcsc_process
+from tests.processes import Lcsc, lcsc_process
 
 MODULE = """
 import os, signal
@@ -55,74 +55,62 @@ SIGNALS = (
     "SIGINT before_cursor_execute 60",
     "SIGKILL after_cursor_execute 61",
     "SIGINT commit 21",
-    "SIGINT commit 28",
     "SIGKILL commit 31",
     "SIGINT evaluation 8",
 )
 Trials = dict[str, list[tuple[int, list[float], float | None, TrialState]]]
 
 
-def place(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(folder)
-    (folder / "interrupted_losses.py").write_text(MODULE)
-    (folder / "long.yaml").write_text(yaml.safe_dump(STUDY))
+@pytest.fixture(autouse=True)
+def place(workplace: Path) -> None:
+    (workplace / "interrupted_losses.py").write_text(MODULE)
+    (workplace / "long.yaml").write_text(yaml.safe_dump(STUDY))
 
 
-def run(signal_at: str, *changes: str) -> Ended:
-    """A search to which a signal comes at the n-th event of a kind."""
-    return lcsc_process("run", "long.yaml", *changes, environment={"LCSC_TEST_SIGNAL": signal_at})
+def trials() -> Trials:
+    storage = optuna.storages.RDBStorage("sqlite:///studies.db")
+    return {
+        study.study_name: [(t.number, t.user_attrs["coefficients"], t.value, t.state) for t in study.trials]
+        for study in (
+            optuna.load_study(study_name=name, storage=storage) for name in optuna.get_all_study_names(storage)
+        )
+        if study.trials
+    }
 
 
-def trials(*optimizers: str) -> Trials:
-    found = {}
-    for optimizer in optimizers or ("LCSC", "CMA"):
-        study = optuna.load_study(study_name=f"long/{optimizer}/0", storage="sqlite:///studies.db")
-        found[optimizer] = [(t.number, t.user_attrs["coefficients"], t.value, t.state) for t in study.trials]
+def undisturbed(*changes: str) -> Trials:
+    """The trials of a search in this process, whose database is removed."""
+    assert lcsc(["run", "long.yaml", *changes]) == 0
+    found = trials()
+    Path("studies.db").unlink()
     return found
 
 
 @pytest.mark.slow
-def test_a_search_interrupted_again_and_again_ends_as_the_undisturbed_one(
-    workplace: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    place(workplace, monkeypatch)
-    assert lcsc(["run", "long.yaml"]) == 0
-    undisturbed = trials()
-    Path("studies.db").unlink()
+def test_a_search_interrupted_again_and_again_and_continued_by_two_commands_at_once_ends_as_the_undisturbed_one() -> (
+    None
+):
+    clean = undisturbed()
     for at in SIGNALS:
-        ended, killed = run(at), at.startswith("SIGKILL")
+        ended = lcsc_process("run", "long.yaml", environment={"LCSC_TEST_SIGNAL": at})
+        killed = at.startswith("SIGKILL")
         assert ended.status == (-signal.SIGKILL if killed else 130), at
         assert ("run the same command to continue" in ended.err) is not killed
         assert "Traceback" not in ended.err
-    assert run("SIGKILL evaluation 0").status == 0
-    assert trials() == undisturbed
-    assert {len(study) for study in undisturbed.values()} == {EVALUATIONS}
+    both = [Lcsc("run", "long.yaml") for _ in range(2)]
+    assert [running.wait().status for running in both] == [0, 0]
+    assert trials() == clean
+    assert [len(study) for study in clean.values()] == [EVALUATIONS, EVALUATIONS]
     with contextlib.closing(sqlite3.connect("studies.db")) as connection:
         assert connection.execute("PRAGMA integrity_check").fetchone() == ("ok",)
 
 
 @pytest.mark.slow
-def test_two_commands_at_once_after_a_kill_end_as_one(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    place(workplace, monkeypatch)
-    assert lcsc(["run", "long.yaml"]) == 0
-    undisturbed = trials()
-    Path("studies.db").unlink()
-    assert run("SIGKILL evaluation 9").status == -signal.SIGKILL
-    both = [Lcsc("run", "long.yaml") for _ in range(2)]
-    assert [running.wait().status for running in both] == [0, 0]
-    assert trials() == undisturbed
-
-
-@pytest.mark.slow
-def test_a_worker_that_is_killed_costs_an_attempt_and_nothing_else(
-    workplace: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    place(workplace, monkeypatch)
-    changes = ("workers=2", "optimizers=[CMA]")
-    assert lcsc(["run", "long.yaml", *changes]) == 0
-    undisturbed = trials("CMA")
-    Path("studies.db").unlink()
-    ended = run("SIGKILL worker 0", *changes)
+def test_a_worker_that_is_killed_costs_an_attempt_and_nothing_else() -> None:
+    clean = undisturbed("workers=2", "optimizers=[CMA]")
+    ended = lcsc_process(
+        "run", "long.yaml", "workers=2", "optimizers=[CMA]", environment={"LCSC_TEST_SIGNAL": "SIGKILL worker 0"}
+    )
     assert ended.status == 0, ended.err
     assert Path("killed").exists()
-    assert trials("CMA") == undisturbed
+    assert trials() == clean
