@@ -79,11 +79,16 @@ def commands(block: Block) -> list[list[str]]:
     return found
 
 
+def runs(block: Block) -> bool:
+    """Whether it is more than a fragment, or a part of a study file, which has no name."""
+    return block.reason is None and (block.kind != "yaml" or "name" in parse_yaml(block.text))
+
+
 def shortened(content: Any) -> Any:
     """A study file whose searches are short, in features that need no download."""
     if "reference" in content["objective"]["settings"]:
         content["objective"]["settings"] |= SHORT
-    content["budget"] = {"evaluations": 13}
+    content["budget"] = {"evaluations": 4}
     if "images" in content["held_out"]:
         content["held_out"] = {"images": 40, "top": 1}
     return content
@@ -156,18 +161,18 @@ def test_every_key_of_a_study_file_exists(page: str) -> None:
         parse_settings(module.Settings, settings, source=page)
 
 
-@pytest.mark.parametrize("page", [page for page in PAGES if page not in RUN_BY])
+@pytest.mark.parametrize("page", [page for page in PAGES if page not in RUN_BY and any(map(runs, blocks(page)))])
 def test_every_block_runs(checkpoints: Path, page: str, capsys: pytest.CaptureFixture[str]) -> None:
     if page == "docs/score.md":
         write_classifiers(checkpoints)
     names: dict[str, Any] = {"network": unet()}
-    for kind, text, reason, file in blocks(page):
-        if reason is not None or (page, kind) == ("README.md", "python"):  # which another test runs
+    for block in filter(runs, blocks(page)):
+        kind, text, _, file = block
+        if (page, kind) == ("README.md", "python"):  # which another test runs
             continue
         if kind == "yaml":
             content = parse_yaml(text)
-            if "name" in content:
-                (checkpoints / f"{content['name']}.yaml").write_text(yaml.safe_dump(shortened(content)))
+            (checkpoints / f"{content['name']}.yaml").write_text(yaml.safe_dump(shortened(content)))
         elif kind == "python":
             if file is not None:  # which the commands after it import
                 (checkpoints / file).write_text(text)
@@ -178,7 +183,7 @@ def test_every_block_runs(checkpoints: Path, page: str, capsys: pytest.CaptureFi
                 exec(compile(text, page, "exec"), names)
         else:
             assert kind == "console"
-            found = commands(Block(kind, text, None, None))
+            found = commands(block)
             assert found
             for words in found:
                 status = lcsc(words)
@@ -190,15 +195,15 @@ def test_every_block_runs(checkpoints: Path, page: str, capsys: pytest.CaptureFi
 
 
 def test_readme_begins_with_a_search_that_runs_as_a_script(
-    checkpoints: Path, typed: Typed, capsys: pytest.CaptureFixture[str]
+    workplace: Path, few_pairs: None, typed: Typed, capsys: pytest.CaptureFixture[str]
 ) -> None:
     code = "\n".join(block.text for block in blocks("README.md") if block.kind == "python")
     for setting, shorter in README_SHORTER.items():
         assert setting in code
         code = code.replace(setting, shorter)
-    (checkpoints / "objectives").symlink_to(ROOT / "objectives")
-    (checkpoints / "first.py").write_text(code)
-    run_script(checkpoints / "first.py")
+    (workplace / "objectives").symlink_to(ROOT / "objectives")
+    (workplace / "first.py").write_text(code)
+    run_script(workplace / "first.py")
     said = capsys.readouterr().out
     for row in ("EMA\\* ", "last checkpoint ", "trainer's EMA "):
         assert re.search(f"^{row}", said, re.M), said

@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import itertools
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -245,12 +245,19 @@ def _read_value(path: Path) -> Any:
         return _read_shards(path)
     if path.suffix == ".safetensors":
         with safe_open(path, framework="pt", device="cpu") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no dict
+            names = file.keys()
+            _check_count(names)
+            return {name: file.get_tensor(name) for name in names}
     if path.name == METADATA:
         return read_distributed(path)
     if path.name.endswith(TORCH_SUFFIXES):
         return read_content(path)
     raise TrajectoryError(f"is not a checkpoint: expected {', '.join(CHECKPOINT_SUFFIXES)}.")
+
+
+def _check_count(names: Collection[Any]) -> None:
+    if len(names) > _MAX_TENSORS:
+        raise TrajectoryError(f"holds more than {_MAX_TENSORS:,} tensors: leave it out.")
 
 
 def _tensors(path: Path, state: Mapping[Any, Any], key: str) -> dict[str, Tensor]:
@@ -262,8 +269,7 @@ def _tensors(path: Path, state: Mapping[Any, Any], key: str) -> dict[str, Tensor
     if not state:
         place = f" under {shown(key)!r}" if key else ""
         raise TrajectoryError(f"holds no tensor{place}: leave it out.")
-    if len(state) > _MAX_TENSORS:
-        raise TrajectoryError(f"holds more than {_MAX_TENSORS:,} tensors: leave it out.")
+    _check_count(state)
     refs: dict[str, Any] = {}
     for name, value in state.items():
         _check_entry(name, value, key)
