@@ -162,8 +162,9 @@ def test_the_study_file_of_any_name_can_be_run(folder: Path, typed: Typed) -> No
     said = typed("train", "flow", *SHORT, *options("flow"), "-o", "my run (2).trajectory").err
     assert "next: lcsc run 'my run (2).yaml'\n" in said
     assert yaml.safe_load(Path("my run (2).yaml").read_text())["name"] == "my-run-2"
-    few = ("objective.settings.images=6", "objective.settings.batch_size=6", "held_out.images=6")
-    assert lcsc(["run", "my run (2).yaml", f"objective.settings.loss={PIXELS}", *few, "--dry-run"]) == 0
+    few = [f"objective.settings.{key}=6" for key in ("images", "batch_size")]
+    few += [f"objective.settings.loss={PIXELS}", "objective.settings.held_out_metrics=[]"]
+    assert lcsc(["run", "my run (2).yaml", *few, "held_out.images=6", "--budget", "4", "--dry-run"]) == 0
 
 
 @pytest.fixture(scope="module")

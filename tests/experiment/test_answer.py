@@ -262,6 +262,7 @@ def test_a_search_begins_at_ema_star_where_that_is_known(workplace: Path) -> Non
     assert found.searched <= ema.searched
 
 
+@pytest.mark.usefixtures("impatient")
 def test_a_search_waits_for_the_grid_that_another_process_runs(workplace: Path) -> None:
     def score(net: nn.Module) -> float:
         if (workplace / "studies.db").exists() and not (workplace / "whole").exists():
@@ -269,14 +270,20 @@ def test_a_search_waits_for_the_grid_that_another_process_runs(workplace: Path) 
         return float((net.weight - 2).square().sum().detach())
 
     states = {step: {"weight": torch.full((1, 4), step / 5)} for step in range(1, 11)}
-    models: dict[str, Any] = {"build": lambda: nn.Linear(4, 1, bias=False), "score": score, "name": "shared"}
+    models: dict[str, Any] = {
+        "build": lambda: nn.Linear(4, 1, bias=False),
+        "score": score,
+        "name": "shared",
+        "budget": 4,
+        "resume": True,
+    }
     with pytest.raises(KeyboardInterrupt):
-        lcsc_opt.search(states, **models, budget=10, resume=True)
+        lcsc_opt.search(states, **models)
     (workplace / "whole").touch()
     grid = StoredStudy.open(open_storage("sqlite:///studies.db", write=True), "shared/EMAGrid/0")
     with grid.hold(), pytest.raises(SearchFailedError, match="LCSCQuadratic/0: begins at the best of shared/EMAGrid/0"):
-        lcsc_opt.search(states, **models, budget=10, resume=True)
-    ema, found = lcsc_opt.search(states, **models, budget=10, resume=True).studies
+        lcsc_opt.search(states, **models)
+    ema, found = lcsc_opt.search(states, **models).studies
     np.testing.assert_allclose(found.trials[0]["coefficients"], ema.coefficients, atol=1e-12)
 
 

@@ -21,7 +21,7 @@ from lcsc_opt.cli import run as lcsc
 from tests.commands import Typed
 from tests.metrics.examples import pixels, write_folder
 from tests.objectives.image_objectives import PIXELS
-from tests.processes import script_process
+from tests.processes import run_script
 
 TARGET = torch.linspace(-1, 1, 4)
 MODULE = """
@@ -105,7 +105,7 @@ def test_the_answer_is_better_than_ema_and_can_be_shown(search: Any, workplace: 
 
 def test_the_answer_may_be_of_an_earlier_call(search: Any) -> None:
     functions = {"score": lambda net: distance(net), "held_out": lambda net: 2 * distance(net)}
-    first = search(states(), **functions, rows="layers", budget=12)
+    first = search(states(), **functions, optimizers="LCSCGradient", rows="layers", budget=12)
     later = search(states(), **functions, optimizers="CMA", resume=True)
     assert [study.name for study in later.studies] == ["tried/CMA/0"]
     assert later.study == first.study
@@ -162,7 +162,9 @@ def on_a_line() -> dict[int, dict[str, torch.Tensor]]:
 
 
 def test_other_data_inside_an_object_are_another_search(workplace: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    search = functools.partial(lcsc_opt.search, on_a_line(), build=nn.Linear(2, 1, bias=False), budget=8)
+    search = functools.partial(
+        lcsc_opt.search, on_a_line(), build=nn.Linear(2, 1, bias=False), optimizers="LCSCGradient", budget=8
+    )
     near, far = Loader(1.5), Loader(50.0)
     first = search(score=lambda net: near.distance(net))
     second = search(score=lambda net: far.distance(net))
@@ -186,7 +188,9 @@ def test_a_number_in_a_name_that_the_user_gave_is_no_number_of_a_search(search: 
     assert digits(score=lambda net: distance(net), resume=True).name == "digits-2"
 
 
-def test_functions_of_a_script_are_compared_like_those_of_a_module(workplace: Path) -> None:
+def test_functions_of_a_script_are_compared_like_those_of_a_module(
+    workplace: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     script = workplace / "01_search.py"
     text = """
 import sys, torch, lcsc_opt
@@ -202,30 +206,33 @@ for jobs in (1, 2):
     result = lcsc_opt.search(states, build=build, score=score, budget=int(sys.argv[1]), jobs=jobs)
     print(result.name, len(result.studies[1].trials))
 """
-    script.write_text(text)
 
-    assert script_process(script, "4").out == "score 4\n"
-    continued = script_process(script, "6")
-    assert continued.out == "score 6\n"
-    assert "other processes cannot import build (build) and score (score)" in continued.err
-    script.write_text(text.replace("- 5", "- 50"))
-    ended = script_process(script, "6")
-    assert "finished before this changed: 01_search changed. Give the new search another name" in ended.err
-    assert ended.out == "", "no answer of the old function"
-    script.write_text(script.read_text().replace("budget=", "accept_changes=True, budget="))
-    assert script_process(script, "6").out == "score 6\n"
+    def printed(text: str, budget: str, refused: str) -> str:
+        script.write_text(text)
+        monkeypatch.setattr("sys.argv", [str(script), budget])
+        with pytest.raises(lcsc_opt.LcscError, match=refused):
+            run_script(script)
+        return capsys.readouterr().out
+
+    in_processes = r"other processes cannot import build \(build\) and score \(score\)"
+    assert printed(text, "4", in_processes) == "score 4\n"
+    assert printed(text, "6", in_processes) == "score 6\n"
+    text = text.replace("- 5", "- 50")
+    changed = "finished before this changed: 01_search changed. Give the new search another name"
+    assert printed(text, "6", changed) == "", "no answer of the old function"
+    assert printed(text.replace("budget=", "accept_changes=True, budget="), "6", in_processes) == "score 6\n"
 
 
 def test_functions_of_a_module_make_a_study_file_that_continues(search: Any, module: Any, typed: Typed) -> None:
     save_states()
-    result = search("*.pt", build=module.build, score=module.score, held_out=module.held_out)
+    search = functools.partial(search, "*.pt", build=module.build, score=module.score, optimizers="CMA")
+    result = search(held_out=module.held_out)
     text = result.to_study_file("study.yaml")
     assert "score: called_from_module:score" in text
     assert "finished already" in typed("run", "study.yaml").err
     assert lcsc(["run", "study.yaml", "--budget", "6"]) == 0
-    assert len(result.studies[1].trials) == 6
-    in_processes = search("*.pt", build=module.build, score=module.score, jobs=2, name="jobs", optimizers="CMA")
-    assert len(in_processes.studies[0].trials) == 4
+    assert len(result.studies[0].trials) == 6
+    assert len(search(jobs=2, name="jobs").studies[0].trials) == 4
 
 
 def test_a_study_file_of_a_temporary_database_needs_checkpoints_that_stay(search: Any, module: Any) -> None:

@@ -20,7 +20,7 @@ from tests.experiment.stored_parts import Network, sample
 
 HERE = "tests.experiment.stored_parts"
 MEANS = f"{HERE}:Means"
-ALL = ("EMAGrid", "LCSC", "CMA")
+ALL = ("EMAGrid", "CMA")
 Run = Callable[..., Report]
 
 
@@ -57,7 +57,7 @@ def run(workplace: Path) -> Run:
             "name": "one",
             "objective": {"file": "torch_module.py", "settings": settings},
             "optimizers": list(optimizers or ALL),
-            "budget": {"evaluations": 5},
+            "budget": {"evaluations": 3},
             "held_out": held_out or {"images": 120, "top": 4},
         }
         lcsc_opt.run(content, storage="sqlite:///studies.db")

@@ -121,7 +121,7 @@ def test_real_images_whose_folder_is_renamed_are_the_same_and_others_are_not(tas
             images=20,
             held_out=20,
             loss="fid@pixels",
-            optimizers=["EMAGrid"],
+            optimizers={"Grid": {"profile": "single"}},
             storage=tmp_path / "all.db",
             name=f"of_{type(reference).__name__}",
         )

@@ -23,7 +23,6 @@ from lcsc_opt.database.store import StoredStudy
 from lcsc_opt.experiment import experiment as experiment_room
 from lcsc_opt.views.answer import first_line
 from tests.commands import Typed
-from tests.processes import lcsc_process
 
 TARGET = """
 def norm(c):
@@ -95,19 +94,21 @@ def test_the_smallest_budget_gives_an_answer(write: Write, typed: Typed) -> None
     assert "The answer is" in typed("run", path, "--budget", "1").err
 
 
-def test_an_experiment_moves_with_its_folder(write: Write, workplace: Path) -> None:
+def test_an_experiment_moves_with_its_folder(write: Write, workplace: Path, typed: Typed) -> None:
     write("before")
     database = ["--storage", "sqlite:///states.db"]
-    assert "The answer is" in lcsc_process("run", "before/states.yaml", *database).err
+    assert "The answer is" in typed("run", "before/states.yaml", *database).err
     (workplace / "before").rename("after")
-    assert "continuing after trial 5" in lcsc_process("run", "after/states.yaml", "--budget", "8", *database).err
-    assert "continuing after trial 7" in lcsc_process("run", "states/LCSC/0", "--budget", "10", *database).err
+    sys.modules.pop("states_target")  # as in another process
+    assert "continuing after trial 5" in typed("run", "after/states.yaml", "--budget", "8", *database).err
+    sys.modules.pop("states_target")
+    assert "continuing after trial 7" in typed("run", "states/LCSC/0", "--budget", "10", *database).err
 
 
-def test_a_report_that_was_forgotten_is_not_printed(write: Write) -> None:
-    assert "The answer is" in lcsc_process("run", str(write())).err
+def test_a_report_that_was_forgotten_is_not_printed(write: Write, typed: Typed) -> None:
+    assert "The answer is" in typed("run", str(write())).err
     write(of_search=" + 1")
-    changed = lcsc_process("run", "states.yaml", "~held_out", "--accept-changes", "--budget", "7").err
+    changed = typed("run", "states.yaml", "~held_out", "--accept-changes", "--budget", "7").err
     assert "the stored report is forgotten" in changed
     assert "The answer is" not in changed
 
