@@ -58,7 +58,7 @@ calls = 0
 def loss(coefficients):
     global calls
     calls += 1
-    if calls == 25 and "FILL" in os.environ:
+    if calls == 10 and "FILL" in os.environ:
         with open(os.environ["FILL"], "wb", buffering=0) as filler:
             try:
                 while True:
@@ -72,10 +72,10 @@ STUDY = {
     "name": "full",
     "objective": {
         "file": "function.py",
-        "settings": {"callable": "losses_that_fill:loss", "steps": list(range(10, 310, 10))},
+        "settings": {"callable": "losses_that_fill:loss", "steps": list(range(10, 160, 10))},
     },
     "optimizers": ["LCSC"],
-    "budget": {"evaluations": 60},
+    "budget": {"evaluations": 20},
 }
 
 
@@ -97,7 +97,7 @@ def test_a_full_disk_ends_the_run_cleanly_and_it_continues_when_there_is_room(
     found, expected = (
         trials_of(StoredStudy.open(open_storage(f"sqlite:///{place}", write=False), "full/LCSC/0")) for place in places
     )
-    assert len(found) == 60
+    assert len(found) == 20
     assert found == expected
     with contextlib.closing(sqlite3.connect(file)) as connection:
         assert connection.execute("PRAGMA integrity_check").fetchone() == ("ok",)

@@ -162,12 +162,16 @@ def test_a_reference_in_components_is_that_of_the_images_whatever_sign_an_eigenv
     torch.testing.assert_close(pixel_reference(thumbnails).extractor(other), found.extractor(other))
 
 
-def test_an_answer_is_chosen_by_distances_to_real_images_that_a_search_sees_and_to_others():
+@pytest.mark.parametrize("loss", ["fid", "tones"])
+def test_an_answer_is_chosen_by_distances_to_real_images_that_a_search_sees_and_to_others(loss):
     real, unseen = images(300, 9), images(300, 5) * 0.5
-    reference = dataclasses.replace(
-        Reference.of_images(Pixels(), real), selection=Reference.of_images(Pixels(), unseen)
-    )
-    scores = suite({"inception": reference}, loss="fid", metrics=["precision"])
+    references = {
+        name: dataclasses.replace(
+            Reference.of_images(extractor, real), selection=Reference.of_images(extractor, unseen)
+        )
+        for name, extractor in (("inception", Pixels()), ("tones", Tones()))
+    }
+    scores = suite(references, loss=loss, metrics=["precision"])
     samples = images(200, 1) * 0.5
     searched = fill(scores.image_metrics(200), samples)
     chosen = fill(scores.image_metrics(200, group="selection", error=True), samples)

@@ -8,10 +8,9 @@ from torch.nn import functional as F
 from lcsc_opt.base.errors import MetricError
 from lcsc_opt.metrics import Reference
 from lcsc_opt.metrics.extractors.base import image_gradient
-from lcsc_opt.metrics.extractors.pixels import Thumbnails, pixel_reference
 from lcsc_opt.metrics.leave_out import group_of_each, without_each_group
 from lcsc_opt.metrics.tones import Tones, tones
-from tests.metrics.examples import build_scores, fill, pixels, suite, write_folder
+from tests.metrics.examples import build_scores, pixels, write_folder
 
 
 def photographs(count, channels=1, side=8, seed=0):
@@ -79,26 +78,6 @@ def test_values_are_seen_as_the_sampler_gives_them():
     assert distance(overshot, real) > 3 * distance(overshot.clamp(-1, 1), real)
     gradient = image_gradient(Tones(), overshot, torch.ones(100, Tones.dimension))
     assert (gradient[overshot.abs() > 1] != 0).any()
-
-
-def tones_suite(loss, held_out=None):
-    extractor = Tones()
-    real = photographs(300, seed=9)
-    reference = Reference.of_images(extractor, real)
-    if held_out is not None:
-        reference = reference.with_unseen(Reference.of_images(extractor, held_out))
-    references = {"tones": reference, "pixels": pixel_reference(Reference.of_images(Thumbnails(), real))}
-    return suite(references, loss=loss)
-
-
-def test_held_out_real_images_are_what_a_search_that_stops_by_them_sees():
-    scores = tones_suite("tones", held_out=photographs(100, seed=4) * 0.5)
-    metrics = fill(scores.image_metrics(80), photographs(80) * 0.5)
-    loss, _ = metrics.compute()
-    unseen = metrics.unseen()
-    assert unseen < loss / 5
-    choosing = fill(scores.image_metrics(80, group="selection"), photographs(80) * 0.5)
-    assert (choosing.compute()[0], choosing.unseen()) == (loss, unseen)
 
 
 def test_in_a_study_file_it_has_real_images_of_its_own_which_pixels_share(tmp_path):

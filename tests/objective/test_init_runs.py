@@ -18,9 +18,9 @@ from lcsc_opt.cli import run as lcsc
 from tests import tiny_pipelines
 from tests.checkpoints.nvlabs_examples import write_snapshot
 from tests.metrics.examples import pixels, write_folder
+from tests.objective.test_starting import diffusers_run
 from tests.objectives.edm_networks import tiny
 from tests.objectives.image_objectives import PIXELS
-from tests.unet_examples import unet
 
 OWN = "tests.objective.test_init_runs"
 
@@ -62,11 +62,7 @@ SMALL = (f"loss={PIXELS}", "images=8", "device=cpu")  # Inception would be downl
 
 
 def test_images(capsys: pytest.CaptureFixture[str]) -> None:
-    for step in (100, 200, 300):
-        unet(step).save_pretrained(Path("out") / f"checkpoint-{step}" / "unet")
-    unet().save_config(Path("out/unet"))
-    Path("out/scheduler").mkdir()
-    Path("out/scheduler/scheduler_config.json").write_text('{"_class_name": "DDPMScheduler"}')
+    diffusers_run()
     real_images("real")
     study = init("diffusers", "out", "reference=real", *SMALL)
     assert study["objective"]["settings"]["sampler"] == {"steps": 50}
