@@ -81,7 +81,7 @@ def model_of_transformers() -> None:
         save_file({"lm_head.weight": torch.ones(5, 5)}, folder / "model.safetensors")
 
 
-NAMED_BY_PEFT = {"base_model_name_or_path": "me/pipeline", "auto_mapping": "none"}
+NAMED_BY_PEFT: dict[str, object] = {"base_model_name_or_path": "me/pipeline", "auto_mapping": "none"}
 CLASSES_OR_NOT = "if 4 means no class, add guidance: {scale: 1, null_label: 4}"
 YOUR_COPY = "training.networks:TinyPrecond: your copy of this class"
 KINDS: dict[str, tuple[Callable[[], object], str, str, dict[str, Any], str]] = {
