@@ -150,11 +150,11 @@ def test_the_error_of_a_difference_holds_what_other_real_images_would_have_given
 @pytest.mark.parametrize("formula", ["fid", "kid", "precision", "recall"])
 def test_intervals_hold_the_mean_of_repeated_sampling(formula):
     """Of 95 %, at least 88 % of 100 repetitions: by chance, less happens once in 300 times. Ten groups widen them."""
-    real = reference_of(drawn(300, 4, seed=10_000))
+    real = reference_of(drawn(150, 4, seed=10_000))
     values = []
     halves = []
     for seed in range(100):
-        metrics = metrics_of(drawn(300, 4, seed=seed, shift=0.8).float(), real)
+        metrics = metrics_of(drawn(150, 4, seed=seed, shift=0.8).float(), real)
         values.append(metrics.compute(formula))
         halves.append(half_width(standard_error(without(metrics, formula)), GROUPS - 1))
     is_inside = np.abs(np.array(values) - np.mean(values)) <= halves
