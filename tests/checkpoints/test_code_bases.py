@@ -73,14 +73,16 @@ def test_accelerate_folder_by_key(tmp_path):
             read_checkpoint(folder, key=key)
 
 
-@pytest.mark.parametrize("suffix", ["safetensors", "bin"])
-def test_weights_in_several_files(tmp_path, suffix):
+@pytest.mark.parametrize(
+    ("suffix", "wrapper"), [("safetensors", ""), ("bin", ""), ("safetensors", "_orig_mod."), ("safetensors", "module.")]
+)
+def test_weights_in_several_files(tmp_path, suffix, wrapper):
     stem = "pytorch_model" if suffix == "bin" else "model"
     names = list(MODEL)
     parts = {f"{stem}-00001-of-00002.{suffix}": names[:3], f"{stem}-00002-of-00002.{suffix}": names[3:]}
     for file, part in parts.items():
-        saved(tmp_path / "checkpoint-3" / file, {name: MODEL[name] for name in part})
-    where = {name: file for file, part in parts.items() for name in part}
+        saved(tmp_path / "checkpoint-3" / file, {wrapper + name: MODEL[name] for name in part})
+    where = {wrapper + name: file for file, part in parts.items() for name in part}
     path = tmp_path / "checkpoint-3" / f"{stem}.{suffix}.index.json"
     path.write_text(json.dumps({"metadata": {}, "weight_map": where}))
     for source in (tmp_path / "checkpoint-3", path):
@@ -88,14 +90,3 @@ def test_weights_in_several_files(tmp_path, suffix):
     path.write_text(json.dumps({"weight_map": {**where, "more": f"{stem}-00001-of-00002.{suffix}"}}))
     with pytest.raises(TrajectoryError, match="'more', which is not in"):
         read_checkpoint(path)
-
-
-@pytest.mark.parametrize("wrapper", ["_orig_mod.", "module."])
-def test_a_wrapped_model_in_several_files_is_read_without_the_wrapper(tmp_path, wrapper):
-    file_of_name = {}
-    for number, names in enumerate((list(MODEL)[:3], list(MODEL)[3:]), start=1):
-        file = f"model-0000{number}-of-00002.safetensors"
-        saved(tmp_path / file, {wrapper + name: MODEL[name] for name in names})
-        file_of_name |= {wrapper + name: file for name in names}
-    (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": file_of_name}))
-    assert same_bits(read_checkpoint(tmp_path).tensors, MODEL)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import socket
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -76,12 +75,6 @@ def connected(cluster: Cluster) -> Iterator[None]:
 def study_file(folder: Path, **changes: Any) -> str:
     own = {"objective": {"file": "stages_on_ray.py"}, "workers": {"ray": 3}}
     return staged_examples.study_file(folder, **{**own, **changes})
-
-
-def free_port() -> int:
-    with socket.socket() as listening:
-        listening.bind(("127.0.0.1", 0))
-        return int(listening.getsockname()[1])
 
 
 def refused(folder: Path, typed: Typed, *arguments: str, **changes: Any) -> str:

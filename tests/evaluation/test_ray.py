@@ -31,6 +31,7 @@ from lcsc_opt.experiment.stored import spec_of
 from lcsc_opt.objective.loading import load_objective
 from lcsc_opt.trajectory import TrajectoryWriter
 from tests.commands import Typed
+from tests.database_servers import free_port
 from tests.evaluation.staged_examples import SLOW_SECONDS, candidate, evaluated, expect_no_lost_node
 from tests.processes import Lcsc, lcsc_process, wait_until
 
@@ -41,7 +42,6 @@ from tests.evaluation.ray_clusters import (  # noqa: E402
     OBJECTIVE,
     SPEC,
     connected,
-    free_port,
     refused,
     study_file,
     trials,

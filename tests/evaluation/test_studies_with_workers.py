@@ -113,15 +113,6 @@ def test_images_spread_over_workers_change_no_candidate_and_no_loss(folder: Path
     assert set(found.metrics.values()) == set(next(iter(workers)))  # the same three have reported
 
 
-def test_a_search_with_overlapping_stages_continues_as_if_nothing_had_happened(folder: Path) -> None:
-    assert lcsc(["run", study_file(folder, name="whole", budget={"evaluations": 14})]) == 0
-    file = study_file(folder, budget={"evaluations": 5})
-    assert lcsc(["run", file]) == 0
-    assert begun_with() == (2, False)
-    assert lcsc(["run", "e/CMA/0", "--budget", "14", "--storage", "sqlite:///e.db"]) == 0
-    assert asked() == asked("whole/CMA/0")
-
-
 @pytest.mark.parametrize(
     ("optimizer", "objective", "begun_on", "continued_on"),
     [

@@ -27,17 +27,18 @@ def test_quantized_weights_that_change_are_refused(tmp_path, dtype):
         packed(tmp_path, *states)
 
 
-def test_integers_that_stay_are_copied(tmp_path):
-    states = [{"w": torch.full((2,), step), "position": torch.ones(2, 2, dtype=torch.int32)} for step in (1.0, 2.0)]
-    assert packed(tmp_path, *states).merge([0.5, 0.5])["position"].equal(states[0]["position"])
-
-
-@pytest.mark.parametrize("infinity", [float("-inf"), float("inf")])
-def test_a_constant_mask_of_infinity_is_copied(tmp_path, infinity):
-    mask = torch.full((3, 3), infinity).triu(1)
-    trajectory = packed(tmp_path, *({"w": torch.full((2,), step), "mask": mask} for step in (1.0, 2.0, 3.0)))
+@pytest.mark.parametrize(
+    "constant",
+    [
+        *(torch.full((3, 3), infinity).triu(1) for infinity in (float("-inf"), float("inf"))),
+        torch.ones(2, 2, dtype=torch.int32),
+    ],
+    ids=["a mask", "a mask of plus infinity", "positions"],
+)
+def test_infinity_and_integers_that_stay_are_copied(tmp_path, constant):
+    trajectory = packed(tmp_path, *({"w": torch.full((2,), step), "kept": constant} for step in (1.0, 2.0, 3.0)))
     merged = trajectory.merge([0.5, 0.25, 0.25])
-    assert merged["mask"].equal(mask)
+    assert merged["kept"].equal(constant)
     assert merged["w"].tolist() == [1.75, 1.75]
 
 

@@ -249,7 +249,10 @@ def again_from_step_2(path):
 
 def seed_of(trajectory, row):
     """Of which :func:`state_dict` a row is."""
-    return next(seed for seed in (1, 2, 3, 4, 13, 14) if same_bits(trajectory.checkpoint(row), state_dict(seed)))
+    checkpoint = trajectory.checkpoint(row)
+    seed = int(checkpoint["batches"])
+    assert same_bits(checkpoint, state_dict(seed))
+    return seed
 
 
 @pytest.mark.parametrize("name", CALLS)
