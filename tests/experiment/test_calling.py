@@ -351,18 +351,6 @@ def test_wrong_arguments_are_refused_in_one_line(search: Any, checkpoints: Any, 
     assert not Path("studies.db").exists()
 
 
-@pytest.mark.parametrize(
-    "changed", [{"budget": "soon"}, {"rows": "layer"}, {"seed": "a"}, {"name": "a/b"}, {"optimizers": "CMAA"}]
-)
-def test_arguments_are_refused_before_the_score_is_called(search: Any, changed: dict[str, Any]) -> None:
-    """It may take minutes."""
-    called: list[nn.Module] = []
-    with pytest.raises(lcsc_opt.LcscError):
-        search(states(), score=called.append, **changed)
-    assert called == []
-    assert not Path("studies.files").exists()
-
-
 def test_state_dicts_of_two_models_leave_nothing_packed(search: Any) -> None:
     with pytest.raises(lcsc_opt.LcscError, match=r"the state dict of step 2.* does not fit the first one"):
         search({**states(3), 2: states(1, 5)[1]}, score=distance)
@@ -469,21 +457,6 @@ def test_a_search_that_follows_gradients_has_an_answer_however_little_time_there
     result = search(states(), score=distance, optimizers="LCSCGradient", budget="0.001 s")
     assert result.studies[0].searched is not None
     assert len(result.studies[0].trials) in (1, 2), "the second where the first is no check"
-
-
-def test_an_interrupted_search_goes_on(search: Any) -> None:
-    calls = []
-
-    def interrupted(net: nn.Module) -> float:
-        calls.append(net)
-        if len(calls) == 4:
-            raise KeyboardInterrupt
-        return without_graph(net)
-
-    with pytest.raises(KeyboardInterrupt):
-        search(states(), score=interrupted, optimizers="CMA")
-    result = search(states(), score=interrupted, optimizers="CMA", resume=True)
-    assert [trial["state"] for trial in result.studies[0].trials] == ["COMPLETE"] * 4
 
 
 def test_only_failures_that_ended_a_search_are_evaluated_again(search: Any) -> None:

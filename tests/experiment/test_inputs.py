@@ -197,8 +197,12 @@ def test_run_refuses_in_one_line(workplace: Path, argument: str) -> None:
 
 @pytest.mark.parametrize("argument", SEARCH)
 def test_search_refuses_in_one_line(search: Any, argument: str) -> None:
-    call = functools.partial(lcsc_opt.search, **search.keywords)
+    """And before the score is called, which may take minutes."""
+    called: list[nn.Module] = []
+    call = functools.partial(lcsc_opt.search, **{**search.keywords, "score": called.append, "storage": "studies.db"})
     refused(lambda **given: call(**{"checkpoints": STATES, **given}), argument)
+    assert called == []
+    assert argument in ("build", "score", "held_out") or not Path("studies.files").exists(), "nothing was packed"
 
 
 def test_what_reads_refuses_in_one_line(workplace: Path) -> None:

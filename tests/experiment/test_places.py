@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import os
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -46,21 +45,17 @@ def write_project(folder: Path, offset: float = 0.0) -> Path:
 
 
 @pytest.fixture
-def task(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Any]]:
+def task(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
     """Writes a module with a network and a score, and imports it."""
-    monkeypatch.delenv("LCSC_STORAGE", raising=False)
-    monkeypatch.delenv("OPTUNA_STORAGE", raising=False)
-    monkeypatch.syspath_prepend(str(tmp_path))
-    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(workplace))
 
     def written(change: str = "pass") -> Any:
-        (tmp_path / "placed_task.py").write_text(TASK.replace("{change}", change))
+        (workplace / "placed_task.py").write_text(TASK.replace("{change}", change))
         import placed_task  # type: ignore[import-not-found]  # it was just written
 
         return placed_task
 
-    yield written
-    sys.modules.pop("placed_task", None)
+    return written
 
 
 def search(task: Any, checkpoints: Any = "ck", **options: Any) -> Any:
@@ -72,44 +67,44 @@ def mean(result: Any) -> float:
     return float(result.merge()["weight"].mean())
 
 
-def test_results_of_two_folders_stay_what_they_are(task: Any, tmp_path: Path) -> None:
+def test_results_of_two_folders_stay_what_they_are(task: Any, workplace: Path) -> None:
     results = []
     for name, offset in (("a", 0.0), ("b", 50.0)):
-        os.chdir(write_project(tmp_path / name, offset))
+        os.chdir(write_project(workplace / name, offset))
         results.append(search(task()))
     assert mean(results[0]) < 25 < mean(results[1])
-    os.chdir(tmp_path)
+    os.chdir(workplace)
     assert mean(results[0]) < 25
     assert results[0].studies[0].state == "finished"
 
 
-def test_one_database_does_not_answer_for_another_project(task: Any, tmp_path: Path) -> None:
-    storage = tmp_path / "all.db"
-    os.chdir(write_project(tmp_path / "a"))
+def test_one_database_does_not_answer_for_another_project(task: Any, workplace: Path) -> None:
+    storage = workplace / "all.db"
+    os.chdir(write_project(workplace / "a"))
     search(task(), storage=storage)
-    os.chdir(write_project(tmp_path / "b", 50.0))
+    os.chdir(write_project(workplace / "b", 50.0))
     with pytest.raises(TrajectoryError, match="does not hold the 3 checkpoints that the study was begun with"):
         search(task(), storage=storage)
     assert mean(search(task(), storage=storage, name="of_b")) > 25
 
 
-def test_a_project_that_moved_goes_on(task: Any, tmp_path: Path) -> None:
-    os.chdir(write_project(tmp_path / "a"))
-    first = search(task(), storage=tmp_path / "all.db")
-    os.chdir(tmp_path)
-    (tmp_path / "a").rename(tmp_path / "moved")
-    os.chdir(tmp_path / "moved")
-    assert mean(search(task(), storage=tmp_path / "all.db")) == mean(first)
+def test_a_project_that_moved_goes_on(task: Any, workplace: Path) -> None:
+    os.chdir(write_project(workplace / "a"))
+    first = search(task(), storage=workplace / "all.db")
+    os.chdir(workplace)
+    (workplace / "a").rename(workplace / "moved")
+    os.chdir(workplace / "moved")
+    assert mean(search(task(), storage=workplace / "all.db")) == mean(first)
 
 
-def test_real_images_whose_folder_is_renamed_are_the_same_and_others_are_not(task: Any, tmp_path: Path) -> None:
+def test_real_images_whose_folder_is_renamed_are_the_same_and_others_are_not(task: Any, workplace: Path) -> None:
     module = task()
-    write_project(tmp_path)
+    write_project(workplace)
     for name in ("photos", "others"):
-        (tmp_path / name).mkdir()
+        (workplace / name).mkdir()
         for index in range(20):
             pixels = np.full((8, 8), 10 * index + (name == "others"), dtype=np.uint8)
-            Image.fromarray(pixels).save(tmp_path / name / f"{index}.png")
+            Image.fromarray(pixels).save(workplace / name / f"{index}.png")
 
     def of_reference(reference: Any) -> Any:
         return lcsc_opt.search(
@@ -122,13 +117,13 @@ def test_real_images_whose_folder_is_renamed_are_the_same_and_others_are_not(tas
             held_out=20,
             loss="fid@pixels",
             optimizers={"Grid": {"profile": "single"}},
-            storage=tmp_path / "all.db",
+            storage=workplace / "all.db",
             name=f"of_{type(reference).__name__}",
         )
 
     halves = {"held_out_fraction": 0.5}
     first = [of_reference("photos"), of_reference({"train": "photos", **halves})]
-    (tmp_path / "photos").rename(tmp_path / "pictures")
+    (workplace / "photos").rename(workplace / "pictures")
     again = [of_reference("pictures"), of_reference({"train": "pictures", **halves})]
     assert [mean(result) for result in again] == [mean(result) for result in first]
     for other in ("others", {"train": "others", **halves}, {"train": "pictures", "held_out_fraction": 0.25}):
@@ -141,29 +136,28 @@ def test_real_images_whose_folder_is_renamed_are_the_same_and_others_are_not(tas
     ["os.makedirs('out', exist_ok=True); os.chdir('out')", "os.makedirs('x'); os.chdir('x'); os.rmdir('../x')"],
 )
 def test_a_score_that_goes_to_another_folder_leaves_everything_where_it_was(
-    task: Any, tmp_path: Path, change: str
+    task: Any, workplace: Path, change: str
 ) -> None:
-    write_project(tmp_path)
+    write_project(workplace)
     result = search(task(change))
-    assert Path.cwd() == tmp_path
+    assert Path.cwd() == workplace
     assert result.studies[0].state == "finished"
-    assert [path.name for path in tmp_path.rglob("*.db")] == ["studies.db"]
+    assert [path.name for path in workplace.rglob("*.db")] == ["studies.db"]
 
 
-def test_a_database_is_named_by_its_whole_path_and_shown_from_here(tmp_path: Path, monkeypatch: Any) -> None:
-    monkeypatch.chdir(tmp_path)
+def test_a_database_is_named_by_its_whole_path_and_shown_from_here(workplace: Path) -> None:
     url = storage_url("sqlite:///studies.db")
-    assert url == f"sqlite:///{tmp_path / 'studies.db'}"
+    assert url == f"sqlite:///{workplace / 'studies.db'}"
     assert masked(url) == "sqlite:///studies.db"
-    assert storage_url("sqlite:///d.db?timeout=5").startswith(f"sqlite:///{tmp_path}/d.db?")
+    assert storage_url("sqlite:///d.db?timeout=5").startswith(f"sqlite:///{workplace}/d.db?")
     assert storage_url("postgresql://server/d") == "postgresql://server/d"
     with_driver = make_url(storage_url("sqlite+pysqlcipher://:word@/d.db"))
     assert (with_driver.drivername, with_driver.password) == ("sqlite+pysqlcipher", "word")
-    assert with_driver.database == f"{tmp_path}/d.db"
+    assert with_driver.database == f"{workplace}/d.db"
 
 
-def test_what_a_score_leaves_behind_in_the_network_is_put_back(task: Any, tmp_path: Path) -> None:
-    write_project(tmp_path)
+def test_what_a_score_leaves_behind_in_the_network_is_put_back(task: Any, workplace: Path) -> None:
+    write_project(workplace)
     seen = []
 
     def build() -> torch.nn.Module:
@@ -202,9 +196,9 @@ def test_digits_that_cannot_come_back_are_refused() -> None:
 
 
 @pytest.fixture
-def small(task: Any, tmp_path: Path) -> Any:
-    write_project(tmp_path)
-    return search(task(), name="n", storage=tmp_path / "studies.db")
+def small(task: Any, workplace: Path) -> Any:
+    write_project(workplace)
+    return search(task(), name="n", storage=workplace / "studies.db")
 
 
 def test_a_study_that_was_renamed_is_foreign(small: Any, typed: Typed) -> None:
@@ -225,7 +219,7 @@ def test_a_trial_that_plain_optuna_added_is_foreign(small: Any, typed: Typed, ta
     assert [trial["number"] for trial in again.studies[0].trials] == [*range(8), *range(9, 13)]
 
 
-def test_a_search_cannot_start_where_its_space_does_not_reach(task: Any, tmp_path: Path, typed: Typed) -> None:
+def test_a_search_cannot_start_where_its_space_does_not_reach(task: Any, workplace: Path, typed: Typed) -> None:
     states = {step: {"weight": torch.full((1, 3), float(step))} for step in (1, 2, 3)}  # the best is 0: beyond them
     result = search(task(), states, name="first", optimizers=["LCSCQuadratic"], budget=12, storage="studies.db")
     assert (result.studies[0].coefficients < 0).any()
@@ -234,8 +228,8 @@ def test_a_search_cannot_start_where_its_space_does_not_reach(task: Any, tmp_pat
     assert f"start: the answer of {first} has negative coefficients" in refused.err
 
 
-def test_a_score_of_another_model_is_told(task: Any, tmp_path: Path, capfd: Any) -> None:
-    write_project(tmp_path)
+def test_a_score_of_another_model_is_told(task: Any, workplace: Path, capfd: Any) -> None:
+    write_project(workplace)
     other = task().build()
 
     def score(net: Any) -> float:

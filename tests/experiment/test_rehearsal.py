@@ -346,6 +346,7 @@ class Plain(Net):
 def value(model, draw):
     return float(model())
 """
+VALUE = "score=scored_parts:value"
 
 
 @pytest.mark.parametrize(("model", "is_warned"), [("Cached", True), ("Plain", False)])
@@ -353,28 +354,23 @@ def test_a_network_that_keeps_what_its_first_weights_gave_is_found_when_the_answ
     scored: Path, typed: Typed, model: str, is_warned: bool
 ) -> None:
     (scored / "scored_parts.py").write_text(PARTS + KEEPS_FIRST)
-    changes = [f"objective.settings.model=scored_parts:{model}", "objective.settings.score=scored_parts:value"]
-    said = typed("run", "scored.yaml", *changes).err
+    changes = (f"model=scored_parts:{model}", VALUE)
+    said = typed("run", "scored.yaml", *(f"objective.settings.{change}" for change in changes)).err
     assert ("in a new network" in said) == is_warned
     assert "depends on what was scored before" not in said
     assert ("in a new network" in " ".join(typed("compare", "scored").err.split())) == is_warned
 
 
-def test_a_report_does_not_depend_on_a_second_network(scored: Path, typed: Typed) -> None:
-    (scored / "scored_parts.py").write_text(
-        PARTS + KEEPS_FIRST + "made = []\n\ndef once():\n    assert not made\n    made.append(1)\n    return Plain()\n"
-    )
-    changes = ["objective.settings.model=scored_parts:once", "objective.settings.score=scored_parts:value"]
-    assert "The answer is" in typed("run", "scored.yaml", *changes).err
-
-
-def test_a_process_that_ends_where_a_second_network_is_loaded_has_stored_its_report(scored: Path, typed: Typed) -> None:
-    ends = "made = []\n\ndef once():\n    if made:\n        raise KeyboardInterrupt\n"
-    (scored / "scored_parts.py").write_text(PARTS + KEEPS_FIRST + ends + "    made.append(1)\n    return Plain()\n")
-    changes = ["objective.settings.model=scored_parts:once", "objective.settings.score=scored_parts:value"]
-    typed("run", "scored.yaml", *changes, status=130)
+@pytest.mark.parametrize(("error", "status"), [("ValueError", 0), ("KeyboardInterrupt", 130)])
+def test_a_report_is_stored_also_where_a_second_network_cannot_be_loaded(
+    scored: Path, typed: Typed, error: str, status: int
+) -> None:
+    once = f"made = []\n\ndef once():\n    if made:\n        raise {error}\n    made.append(1)\n    return Plain()\n"
+    (scored / "scored_parts.py").write_text(PARTS + KEEPS_FIRST + once)
+    run = ("run", "scored.yaml", *(f"objective.settings.{key}" for key in ("model=scored_parts:once", VALUE)))
+    typed(*run, status=status)
     assert "The answer is" in typed("compare", "scored").err
-    assert "finished" in typed("run", "scored.yaml", *changes).err
+    assert "finished" in typed(*run).err
 
 
 DRIFTS = """

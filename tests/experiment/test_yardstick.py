@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import shutil
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,13 +24,15 @@ from lcsc_opt.database.report import Report
 from lcsc_opt.database.store import StoredStudy, our_studies
 from lcsc_opt.objective.merge_sample_score import REHEARSED
 from tests.commands import Typed
+from tests.experiment import stored_parts
 
 HERE = Path(__file__).parent
 URL = "sqlite:///studies.db"
 IMAGES = 60
 TRIALS = 6
-# few images of one model twice and of another, and all of one; twice where the first metric of so many took long
-REHEARSALS = (3 * REHEARSED + IMAGES, 3 * REHEARSED + 2 * IMAGES)
+# few images of one model twice and of another, and all of one; twice where the first metric of so many took long,
+# and few once more where the first evaluation did
+REHEARSALS = (3 * REHEARSED + IMAGES, 3 * REHEARSED + 2 * IMAGES, 4 * REHEARSED + IMAGES)
 AFTER = REHEARSED  # of that model once more, after each search
 LAST = IMAGES  # of the last checkpoint, once an experiment
 AVERAGE = IMAGES  # of the yardstick, once an experiment
@@ -54,19 +56,14 @@ def sample(model, noise):
 
 
 @pytest.fixture(autouse=True)
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+def folder(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Checkpoints, real images, and a sampler that counts."""
-    shutil.copy(HERE / "stored_parts.py", tmp_path)
-    write_parts(tmp_path, "KeyboardInterrupt")
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.syspath_prepend(str(tmp_path))
-    import stored_parts  # type: ignore[import-not-found]  # it was copied to the temporary folder
-
-    stored_parts.write_checkpoints(tmp_path / "checkpoints")
-    stored_parts.write_images(tmp_path / "reference")
-    yield tmp_path
-    for module in ("stored_parts", "counting_parts"):
-        sys.modules.pop(module, None)
+    shutil.copy(HERE / "stored_parts.py", workplace)
+    write_parts(workplace, "KeyboardInterrupt")
+    monkeypatch.syspath_prepend(str(workplace))
+    stored_parts.write_checkpoints(workplace / "checkpoints")
+    stored_parts.write_images(workplace / "reference")
+    return workplace
 
 
 def write_parts(folder: Path, kind: str) -> None:
