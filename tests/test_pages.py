@@ -47,7 +47,9 @@ BLOCK = re.compile(
     re.M | re.S,
 )
 README_SHORTER = {
-    "images=500, held_out=2000, budget=40": "images=65, held_out=65, budget=2, settings={'select': {'last': 3}}",
+    "images=500, held_out=2000, budget=40": (
+        "images=65, held_out=65, budget=2, settings={'select': {'last': 3}, 'held_out_metrics': []}"
+    ),
     "set_timesteps(8)": "set_timesteps(1)",
 }
 SHORT: dict[str, Any] = {"loss": PIXELS, "images": 40, "sampler": {"name": "dpm-solver++", "steps": 1}, "device": "cpu"}

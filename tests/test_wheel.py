@@ -16,9 +16,10 @@ ROOT = Path(__file__).parents[1]
 SHIPPED = ("objectives", "studies", "dashboards")
 OURS = ("LCSC_", "OPTUNA_", "PYTHON", "COV_")  # variables that would let this session leak into the new environment
 SHORTER = {  # of the notebook's study
-    '"images": 500': '"images": 65, "nfe": 2, "select": {"last": 3}',  # one more image than features
+    # one more image than features
+    '"images": 500': '"images": 65, "nfe": 2, "select": {"last": 3}, "held_out_metrics": []',
     '"evaluations": 40': '"evaluations": 3',
-    '"images": 2000': '"images": 65',
+    '"images": 2000, "top": 2': '"images": 65, "top": 1',
 }
 FIRST = """
 import lcsc_opt.exports.images

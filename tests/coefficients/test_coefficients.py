@@ -33,7 +33,7 @@ from lcsc_opt.coefficients.spaces import AffineSpace, CoefficientSpace, ConvexSp
 
 seeds = st.integers(0, 2**32 - 1)
 magnitudes = st.sampled_from([1e-12, 1e-3, 1.0, 30.0, 1e3, 1e6, 1e10, 1e15])
-intervals = st.lists(st.integers(1, 500), min_size=1, max_size=30)
+intervals = st.lists(st.integers(1, 200), min_size=1, max_size=20)
 all_steps = st.builds(
     lambda first, gaps: tuple(first + int(gap) for gap in np.cumsum([0, *gaps])), st.integers(1, 5000), intervals
 )
