@@ -147,6 +147,13 @@ def trainers_ema() -> Measurement:
     return measured
 
 
+def test_other_weights_without_a_packed_copy_are_refused(begun: None, typed: Typed) -> None:
+    write_others()
+    shutil.rmtree("studies.files")
+    said = typed("run", NAME, "--budget", "6", status=2).err
+    assert "does not hold the 3 checkpoints that the study was begun with (steps 10 to 30)" in said
+
+
 def test_a_finished_study_is_told_where_its_checkpoints_are_now(begun: None, typed: Typed) -> None:
     save(*STEPS, folder="others", shift=1)
     Path("runs").rename("elsewhere")

@@ -55,6 +55,14 @@ def test_it_is_the_searchs_own_merge_rounded_to_the_dtype(trajectory: Trajectory
     torch.testing.assert_close(merged["weight"], torch.as_tensor(total).to(merged["weight"].dtype))
 
 
+def test_a_recipe_of_rows_is_merged_with_the_row_of_each_tensor(trajectory: Trajectory) -> None:
+    grouped = trajectory.in_rows("layers")
+    assert grouped.layer_groups is not None
+    rows = np.stack([np.roll(COEFFICIENTS, row) for row in range(len(grouped.layer_groups))])
+    merged = merge(trajectory, recipe(grouped, rows))
+    torch.testing.assert_close(merged, grouped.merge(rows))
+
+
 def test_checkpoints_with_coefficient_zero_are_not_needed_and_further_ones_do_no_harm(
     trajectory: Trajectory, tmp_path: Path
 ) -> None:
@@ -63,6 +71,10 @@ def test_checkpoints_with_coefficient_zero_are_not_needed_and_further_ones_do_no
     torch.testing.assert_close(merge(trajectory, recipe(few, np.array([0.5, 0.5]))), few.merge([0.5, 0.5]))
     with pytest.raises(TrajectoryError, match="3 of the 5 checkpoints that are combined are missing: 100, 300, 400"):
         merge(few, recipe(trajectory))
+
+
+def test_a_single_checkpoint_comes_back_bit_for_bit(trajectory: Trajectory) -> None:
+    assert same_bits(merge(trajectory, recipe(trajectory, np.eye(5)[2])), state_dict(STEPS[2]))
 
 
 def test_swapped_names_are_refused(tmp_path: Path) -> None:

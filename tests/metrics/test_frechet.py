@@ -1,7 +1,8 @@
-"""The Fréchet distance: properties, and agreement with scipy."""
+"""The Fréchet distance: properties, and agreement with scipy and torch-fidelity."""
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -21,6 +22,13 @@ def correlated_features(count, dimension, seed):
 
 def random_moments(dimension, seed):
     return moments(correlated_features(4 * dimension + 2, dimension, seed))
+
+
+def torch_fidelity_distance(features_1, features_2):
+    from torch_fidelity import metric_fid
+
+    statistics = [metric_fid.fid_features_to_statistics(torch.from_numpy(x)) for x in (features_1, features_2)]
+    return metric_fid.fid_statistics_to_metric(*statistics, verbose=False)[metric_fid.KEY_METRIC_FID]
 
 
 def scipy_distance(features_1, features_2):
@@ -66,10 +74,12 @@ def test_distance_does_not_change_when_both_sets_are_rotated(dimension, seed):
 
 
 @pytest.mark.parametrize("dimension", [1, 3, 64, 200])
-def test_full_rank_agrees_with_scipy(dimension):
+def test_full_rank_agrees_with_scipy_and_torch_fidelity(dimension):
     ours, theirs = correlated_features(700, dimension, 1), correlated_features(900, dimension, 2)
     distance = FrechetReference(*moments(theirs)).distance_from_features(ours)
     assert distance == pytest.approx(scipy_distance(ours, theirs), rel=1e-6)
+    if dimension > 1:  # torch-fidelity's np.cov of one feature is no matrix
+        assert distance == pytest.approx(torch_fidelity_distance(ours, theirs), rel=1e-6)
 
 
 @pytest.mark.parametrize(

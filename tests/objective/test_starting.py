@@ -6,8 +6,6 @@ import json
 import re
 import subprocess
 import sys
-from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -58,10 +56,58 @@ def init(*arguments: str) -> tuple[dict[str, Any], set[str]]:
     return parse_yaml(text)["objective"]["settings"], missing
 
 
-def snapshots_of_edm(classes: int) -> None:
+def test_of_a_diffusers_run_only_the_real_images_are_missing(typed: Typed) -> None:
+    diffusers_run()
+    settings, missing = init("diffusers", "out")
+    assert missing == {"reference"}
+    assert settings["model"] == "out"
+    assert settings["sampler"] == {"steps": 50}  # the scheduler of the run, with its betas and its clipping
+    assert "labels" not in settings
+
+
+def test_without_the_runs_scheduler_the_sampler_is_a_question(typed: Typed) -> None:
+    diffusers_run(scheduler=False)
+    settings, missing = init("diffusers", "out")
+    assert missing == {"reference", "sampler"}
+    assert settings["model"] == "out/checkpoint-300"
+
+
+def test_a_model_that_is_named_says_what_the_folder_of_the_checkpoints_does_not() -> None:
+    diffusers_run()
+    plain()
+    settings, missing = init("diffusers", "runs", "model=out")
+    assert (settings["model"], missing) == ("out", {"reference"})
+
+
+def test_shapes_classes_and_latents_are_read_from_the_configuration() -> None:
+    diffusers_run(sample_size=None, num_class_embeds=5, in_channels=4)
+    settings, missing = init("diffusers", "out")
+    assert missing == {"reference", "image_shape", "decoder"}
+    assert settings["labels"] == "balanced"
+    assert "if 4 means no class, add guidance: {scale: 1, null_label: 4}" in Path("study.yaml").read_text()
+
+
+def test_a_network_that_reads_text_needs_its_pipeline_and_prompts() -> None:
+    diffusers_run(cross_attention_dim=8)
+    settings, missing = init("diffusers", "out")
+    assert missing == {"pipeline", "prompts", "guidance_scale", "reference"}
+    assert settings["component"] == "unet"
+
+
+@pytest.mark.parametrize("classes", [0, 3])
+def test_a_snapshot_of_edm_tells_its_class_and_its_labels(classes: int) -> None:
     Path("edm").mkdir()
     for step in (100, 200):
         write_snapshot(Path("edm") / f"network-snapshot-{step:06d}.pkl", tiny(step, label_dim=classes))
+    settings, missing = init("edm", "edm")
+    assert missing == {"network", "reference"}
+    assert ("labels" in settings) == bool(classes)
+    assert "training.networks:TinyPrecond: your copy of this class" in Path("study.yaml").read_text()
+
+
+def test_checkpoints_without_the_interface_of_edm_ask_for_a_snapshot() -> None:
+    plain()
+    assert init("edm", "runs")[1] == {"network", "arguments_from", "reference"}
 
 
 def adapters(config: dict[str, object]) -> None:
@@ -73,64 +119,11 @@ def adapters(config: dict[str, object]) -> None:
         save_file(tensors, folder / "adapter_model.safetensors")
 
 
-def model_of_transformers() -> None:
-    for step in (100, 200):
-        folder = Path("out") / f"checkpoint-{step}"
-        folder.mkdir(parents=True)
-        (folder / "config.json").write_text(json.dumps({"model_type": "llama"}))
-        save_file({"lm_head.weight": torch.ones(5, 5)}, folder / "model.safetensors")
-
-
-NAMED_BY_PEFT: dict[str, object] = {"base_model_name_or_path": "me/pipeline", "auto_mapping": "none"}
-CLASSES_OR_NOT = "if 4 means no class, add guidance: {scale: 1, null_label: 4}"
-YOUR_COPY = "training.networks:TinyPrecond: your copy of this class"
-KINDS: dict[str, tuple[Callable[[], object], str, str, dict[str, Any], str]] = {
-    "a run of diffusers, whose scheduler has its betas and its clipping": (
-        diffusers_run, "diffusers out", "reference", {"model": "out", "sampler": {"steps": 50}, "labels": None}, "",
-    ),
-    "without the run's scheduler the sampler is a question": (
-        partial(diffusers_run, scheduler=False), "diffusers out", "reference sampler",
-        {"model": "out/checkpoint-300"}, "",
-    ),
-    "a model that is named says what the folder of the checkpoints does not": (
-        lambda: (diffusers_run(), plain()), "diffusers runs model=out", "reference", {"model": "out"}, "",
-    ),
-    "shapes, classes and latents are read from the configuration": (
-        partial(diffusers_run, sample_size=None, num_class_embeds=5, in_channels=4), "diffusers out",
-        "reference image_shape decoder", {"labels": "balanced"}, CLASSES_OR_NOT,
-    ),
-    "a network that reads text needs its pipeline and prompts": (
-        partial(diffusers_run, cross_attention_dim=8), "diffusers out", "pipeline prompts guidance_scale reference",
-        {"component": "unet"}, "",
-    ),
-    "a snapshot of EDM tells its class": (
-        partial(snapshots_of_edm, 0), "edm edm", "network reference", {"labels": None}, YOUR_COPY,
-    ),
-    "and its labels": (
-        partial(snapshots_of_edm, 3), "edm edm", "network reference", {"labels": "balanced"}, YOUR_COPY,
-    ),
-    "checkpoints without the interface of EDM ask for a snapshot": (
-        plain, "edm runs", "network arguments_from reference", {}, "",
-    ),
-    "a LoRA asks for its pipeline unless PEFT names it": (
-        partial(adapters, NAMED_BY_PEFT), "lora out", "prompts guidance_scale reference",
-        {"component": "lora", "pipeline": "me/pipeline"}, "",
-    ),
-    "a model of transformers is its own configuration": (
-        model_of_transformers, "score out", "score maximize size", {"model": "out/checkpoint-200"}, "",
-    ),
-}  # fmt: skip
-
-
-@pytest.mark.parametrize(("lies_there", "arguments", "missing", "known", "said"), KINDS.values(), ids=KINDS)
-def test_what_lies_in_the_folder_is_known_and_the_rest_is_to_be_filled_in(
-    lies_there: Callable[[], object], arguments: str, missing: str, known: dict[str, Any], said: str
-) -> None:
-    lies_there()
-    settings, to_fill_in = init(*arguments.split())
-    assert to_fill_in == set(missing.split())
-    assert {name: settings.get(name) for name in known} == known
-    assert said in Path("study.yaml").read_text()
+def test_a_lora_asks_for_its_pipeline_unless_peft_names_it() -> None:
+    adapters({"base_model_name_or_path": "me/pipeline", "auto_mapping": "none"})
+    settings, missing = init("lora", "out")
+    assert missing == {"prompts", "guidance_scale", "reference"}
+    assert (settings["component"], settings["pipeline"]) == ("lora", "me/pipeline")
 
 
 @pytest.mark.parametrize(
@@ -145,6 +138,17 @@ def test_an_adapter_of_a_language_model_has_a_score(config: dict[str, object], t
     assert "lcsc init score" in typed.refused("init", "lora", "out")
     assert "model" in init("score", "out")[1]
     assert "which returns me/base with this adapter" in Path("study.yaml").read_text()
+
+
+def test_a_model_of_transformers_is_its_own_configuration() -> None:
+    for step in (100, 200):
+        folder = Path("out") / f"checkpoint-{step}"
+        folder.mkdir(parents=True)
+        (folder / "config.json").write_text(json.dumps({"model_type": "llama"}))
+        save_file({"lm_head.weight": torch.ones(5, 5)}, folder / "model.safetensors")
+    settings, missing = init("score", "out")
+    assert settings["model"] == "out/checkpoint-200"
+    assert missing == {"score", "maximize", "size"}
 
 
 def test_init_and_run_list_the_same_lines(typed: Typed) -> None:
