@@ -114,6 +114,8 @@ def nothing_depends_on_time(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("lcsc_opt.base.progress.SLOW_SECONDS", threading.TIMEOUT_MAX)
     if "lcsc_opt.sampling.layout" in sys.modules:
         monkeypatch.setattr("lcsc_opt.sampling.layout.SECONDS_TO_SHORTEN", math.inf)
+    if "lcsc_opt.experiment.rehearsal" in sys.modules:
+        monkeypatch.setattr("lcsc_opt.experiment.rehearsal.TIMED_SECONDS", math.inf)
 
 
 @pytest.fixture(autouse=True)

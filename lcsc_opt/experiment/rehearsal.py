@@ -23,7 +23,7 @@ from lcsc_opt.experiment.timing import Pace, Seconds
 from lcsc_opt.objective.contract import Objective
 
 NOTICED_SECONDS = 1.0  # the first evaluation in a process takes longer than others
-_TIMED_SECONDS = 1.0  # of an evaluation, which say enough
+TIMED_SECONDS = 1.0  # of an evaluation, which say enough
 _SLOW_SECONDS = 10.0  # what takes as long is timed again with as many images, since it may have loaded something
 _LEAST_SLOPE = 0.2  # of the mean: times are noisy
 _MORE_IMAGES = 4  # times the images of the evaluation before
@@ -214,7 +214,7 @@ class _Timing:
         """
         measured = [first]
         # a first pass back takes longer; and one that took much longer than its images has loaded something, too
-        is_telling = _TIMED_SECONDS <= first.seconds <= first.cost.sample_seconds + _TIMED_SECONDS
+        is_telling = TIMED_SECONDS <= first.seconds <= first.cost.sample_seconds + TIMED_SECONDS
         has_told = is_telling and not candidate.gradient
         most = max(first.cost.images, self._trial_images)
         images = first.cost.images
@@ -226,7 +226,7 @@ class _Timing:
             if again is None:
                 return measured
             measured.append(again)
-            has_told = images == most or again.seconds >= _TIMED_SECONDS
+            has_told = images == most or again.seconds >= TIMED_SECONDS
             images *= _MORE_IMAGES
         last = measured[-1]
         if len(measured) > 2 or last.cost.images == most:

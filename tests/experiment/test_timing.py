@@ -91,6 +91,7 @@ def rehearsed(
         loaded.add(candidate.noise.group)
         return Evaluation(1.0, cost=cost)
 
+    monkeypatch.setattr("lcsc_opt.experiment.rehearsal.TIMED_SECONDS", 1.0)
     monkeypatch.setattr("lcsc_opt.experiment.rehearsal.time", SimpleNamespace(perf_counter=lambda: clock["now"]))
     return rehearse("s", Images(), evaluate, Candidate(np.full(4, 0.25), gradient=gradient), report=True).pace
 
