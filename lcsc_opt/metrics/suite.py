@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lcsc_opt.base.errors import MetricError
+from lcsc_opt.base.errors import RAISED_BY_USERS, MetricError, one_line
 from lcsc_opt.base.records import HELD_OUT, SEARCH, SELECTION, Yardstick
 from lcsc_opt.metrics.distances import NEIGHBOURHOOD
 from lcsc_opt.metrics.extractors.base import FeatureExtractor, image_gradient
@@ -90,6 +90,25 @@ class MetricSuite:
         """D of the largest D × D matrices that a metric of a search needs."""
         with_matrices = [metric for metric in self._metrics.searched if not metric.has_own_features]
         return max((self.references[metric.extractor].extractor.dimension for metric in with_matrices), default=1)
+
+    def why_no_graph(self, sample: Callable[[], Tensor]) -> str | None:
+        """Why features in the loss have no graph back to the images, as the end of a sentence; ``None`` if they have.
+
+        Only a user's own extractors are tried, on the few images that ``sample`` gives.
+        """
+        own = [name for name in self.loss.extractors if ":" in name]
+        if not own:
+            return None
+        images = sample()
+        for name in own:
+            extractor = self.references[name].extractor
+            try:
+                image_gradient(extractor, images, torch.ones(len(images), extractor.dimension))
+            except MetricError as error:
+                return str(error)
+            except RAISED_BY_USERS as error:  # such as of numpy(), which refuses tensors with a graph
+                return f"with an autograd graph, extractor {extractor.name} raised {one_line(error)}"
+        return None
 
     def image_metrics(
         self,

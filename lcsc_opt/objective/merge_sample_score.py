@@ -15,6 +15,7 @@ from torch import Tensor
 from lcsc_opt.base.progress import notice
 from lcsc_opt.base.records import (
     CONTIGUOUS,
+    SEARCH,
     Candidate,
     Coefficients,
     Cost,
@@ -177,7 +178,16 @@ class MergeSampleScore(StagedObjective):
             return reason
         if not isinstance(self.sampler, DifferentiableSampler):
             return f"{type(self.sampler).__name__} samples without a graph"
-        return self.sampler.weights.why_no_gradient(self.trajectory.varying) or why_no_graph(self.sampler)
+        return (
+            self.sampler.weights.why_no_gradient(self.trajectory.varying)
+            or why_no_graph(self.sampler)
+            or self.scores.why_no_graph(self._few_images)
+        )
+
+    @torch.no_grad()
+    def _few_images(self) -> Tensor:
+        """Of the weights that are in the network."""
+        return self.sampler.sample(SEARCH, 0, 2)
 
     def describe(self) -> dict[str, Any]:
         """The trajectory's hash, the sampler, the loss with extractors and references, and the number of images."""

@@ -1,5 +1,6 @@
 """Images → loss and metrics, with an extractor whose features are pixels."""
 
+import re
 import sys
 import types
 
@@ -144,6 +145,27 @@ def test_settings_that_make_no_sense_are_refused(own, tmp_path, statistics, sett
         settings = {**settings, "reference": statistics}
     with pytest.raises(MetricError, match=message):
         build_scores(loss="fid@own_extractors:plain", cache=tmp_path, **settings)
+
+
+class InNumpy(Pixels):
+    def __call__(self, images):
+        return torch.from_numpy(super().__call__(images).numpy())
+
+
+class WithoutGrad(Pixels):
+    @torch.no_grad()
+    def __call__(self, images):
+        return 2 * super().__call__(images)
+
+
+@pytest.mark.parametrize(
+    ("extractor", "reason"),
+    [(Pixels, None), (InNumpy, "with an autograd graph, .*raised.*numpy"), (WithoutGrad, "no graph back to the image")],
+)
+def test_own_extractors_without_a_graph_say_so_before_a_gradient_is_wanted(extractor, reason):
+    scores = suite({"m:f": reference(extractor())}, loss="fid@m:f")
+    found = scores.why_no_graph(lambda: images(2))
+    assert found is None if reason is None else re.search(reason, found)
 
 
 def test_metrics_of_single_images_are_in_the_features_of_the_loss():
