@@ -28,6 +28,7 @@ from lcsc_opt.metrics.image_metrics import ImageMetrics, extractor_for
 from lcsc_opt.metrics.names import (
     FID_HELD_OUT,
     OUTSIDE,
+    REWARD,
     TO_HELD_OUT,
     WITHOUT_NETWORK,
     Formula,
@@ -91,23 +92,23 @@ class MetricSuite:
         with_matrices = [metric for metric in self._metrics.searched if not metric.has_own_features]
         return max((self.references[metric.extractor].extractor.dimension for metric in with_matrices), default=1)
 
-    def why_no_graph(self, sample: Callable[[], Tensor]) -> str | None:
+    def why_no_graph(self, sample: Callable[[], tuple[Tensor, Sequence[str] | None]]) -> str | None:
         """Why features in the loss have no graph back to the images, as the end of a sentence; ``None`` if they have.
 
-        Only a user's own extractors are tried, on the few images that ``sample`` gives.
+        Only a user's own extractors and rewards are tried, on the few images that ``sample`` gives, with their prompts.
         """
-        own = [name for name in self.loss.extractors if ":" in name]
+        own = [name for name in self.loss.extractors if ":" in name or name == REWARD]
         if not own:
             return None
-        images = sample()
+        images, prompts = sample()
         for name in own:
-            extractor = self.references[name].extractor
+            extractor = extractor_for(self.references[name], prompts)
             try:
                 image_gradient(extractor, images, torch.ones(len(images), extractor.dimension))
             except MetricError as error:
                 return str(error)
             except RAISED_BY_USERS as error:  # such as of numpy(), which refuses tensors with a graph
-                return f"with an autograd graph, extractor {extractor.name} raised {one_line(error)}"
+                return f"with an autograd graph, {name} raised {one_line(error)}"
         return None
 
     def image_metrics(

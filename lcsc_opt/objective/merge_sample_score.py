@@ -36,7 +36,7 @@ from lcsc_opt.objective.gradient_pass import GradientPass
 from lcsc_opt.objective.image_stages import FeatureGradients, ImageStages
 from lcsc_opt.objective.stopwatch import Stopwatch
 from lcsc_opt.sampling import DifferentiableSampler, Sampler
-from lcsc_opt.sampling.base import fewest_report_images, title_of, why_no_graph
+from lcsc_opt.sampling.base import fewest_report_images, prompts_of, title_of, why_no_graph
 from lcsc_opt.sampling.batch_norm import BATCH, IMAGES, BatchNormStatistics
 from lcsc_opt.sampling.layout import fastest_layout, lay_out
 from lcsc_opt.trajectory import Trajectory
@@ -185,9 +185,9 @@ class MergeSampleScore(StagedObjective):
         )
 
     @torch.no_grad()
-    def _few_images(self) -> Tensor:
-        """Of the weights that are in the network."""
-        return self.sampler.sample(SEARCH, 0, 2)
+    def _few_images(self) -> tuple[Tensor, list[str] | None]:
+        """Two images of the weights that are in the network, and their prompts."""
+        return self.sampler.sample(SEARCH, 0, 2), prompts_of(self.sampler, SEARCH, 0, 2)
 
     def describe(self) -> dict[str, Any]:
         """The trajectory's hash, the sampler, the loss with extractors and references, and the number of images."""

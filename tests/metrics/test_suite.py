@@ -164,7 +164,7 @@ class WithoutGrad(Pixels):
 )
 def test_own_extractors_without_a_graph_say_so_before_a_gradient_is_wanted(extractor, reason):
     scores = suite({"m:f": reference(extractor())}, loss="fid@m:f")
-    found = scores.why_no_graph(lambda: images(2))
+    found = scores.why_no_graph(lambda: (images(2), None))
     assert found is None if reason is None else re.search(reason, found)
 
 
