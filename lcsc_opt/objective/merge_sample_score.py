@@ -178,11 +178,12 @@ class MergeSampleScore(StagedObjective):
             return reason
         if not isinstance(self.sampler, DifferentiableSampler):
             return f"{type(self.sampler).__name__} samples without a graph"
-        return (
-            self.sampler.weights.why_no_gradient(self.trajectory.varying)
-            or why_no_graph(self.sampler)
-            or self.scores.why_no_graph(self._few_images)
-        )
+        return self.sampler.weights.why_no_gradient(self.trajectory.varying) or self._why_no_graph
+
+    @functools.cached_property
+    def _why_no_graph(self) -> str | None:
+        """What the user's own sampler and features say. They sample for it, and every gradient asks."""
+        return why_no_graph(self.sampler) or self.scores.why_no_graph(self._few_images)
 
     @torch.no_grad()
     def _few_images(self) -> tuple[Tensor, list[str] | None]:
