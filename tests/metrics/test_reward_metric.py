@@ -56,21 +56,6 @@ def test_a_reward_is_raised_whether_its_weight_has_a_minus_or_not(weight: float)
     assert list(score(made())[1]) == ["fid", "reward"], "it is reported where the loss has none"
 
 
-def of_prompts(images: Tensor, prompts: list[str]) -> Tensor:
-    assert prompts == ["a cat", "a dog"]
-    return bright(images)
-
-
-@pytest.mark.parametrize(
-    ("reward", "reason"), [(of_prompts, None), (torch.no_grad()(of_prompts), "have no graph back to the images")]
-)
-def test_one_without_a_graph_says_so_before_a_gradient_is_wanted(reward: Any, reason: str | None) -> None:
-    scores = suite({"inception": reference(), **rewards(reward=reward)}, loss={"reward": -1, "fid": 1})
-    found = scores.why_no_graph(lambda: (images(2), ["a cat", "a dog"]))
-    assert (found is None) == (reason is None)
-    assert (reason or "") in (found or "")
-
-
 def test_gradient_in_the_images_is_that_of_central_differences() -> None:
     scores, batch = made(loss={"reward": -3, "fid": 1}), images(8).double()
     metrics = fill(scores.image_metrics(len(batch), gradient=True), batch, 3)

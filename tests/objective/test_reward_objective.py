@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from lcsc_opt.base.errors import MetricError
+from lcsc_opt.base.errors import ObjectiveError
 from lcsc_opt.base.records import HELD_OUT, SEARCH, Candidate, Noise
 from lcsc_opt.metrics import Reference
 from lcsc_opt.metrics.extractors.rewards import Reward
@@ -32,7 +32,9 @@ def corner(images: Tensor) -> Tensor:
 def test_a_reward_without_a_graph_is_searched_without_a_gradient(tmp_path: Path) -> None:
     made = objective(tmp_path, lambda images: corner(images).detach().numpy())
     assert made(EMA) == pytest.approx(objective(tmp_path, corner)(EMA), rel=1e-6)
-    with pytest.raises(MetricError, match="extractor my:f: its features have no graph"):
+    with pytest.raises(
+        ObjectiveError, match="asked for, and extractor my:f: its features have no graph"
+    ):
         made.evaluate(Candidate(EMA, gradient=True))
 
 
