@@ -32,9 +32,7 @@ def corner(images: Tensor) -> Tensor:
 def test_a_reward_without_a_graph_is_searched_without_a_gradient(tmp_path: Path) -> None:
     made = objective(tmp_path, lambda images: corner(images).detach().numpy())
     assert made(EMA) == pytest.approx(objective(tmp_path, corner)(EMA), rel=1e-6)
-    with pytest.raises(
-        ObjectiveError, match="asked for, and extractor my:f: its features have no graph"
-    ):
+    with pytest.raises(ObjectiveError, match="asked for, and extractor my:f: its features have no graph"):
         made.evaluate(Candidate(EMA, gradient=True))
 
 
