@@ -129,7 +129,13 @@ def network_output(network: nn.Module, *inputs: Any, **keywords: Any) -> Tensor:
 
 @contextlib.contextmanager
 def recomputed_calls(module: nn.Module) -> Iterator[None]:
-    """While this is open, every call of ``module`` is :func:`recomputed`, also calls from other code."""
+    """While this is open, every call of ``module`` is :func:`recomputed`, also calls from other code.
+
+    Not of one that was compiled to TorchScript, whose method nothing can replace.
+    """
+    if isinstance(module, torch.jit.ScriptModule):
+        yield
+        return
     forward = module.forward
     replaced_by_user = "forward" in vars(module)  # on the instance, not by its class
 

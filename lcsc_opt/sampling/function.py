@@ -150,7 +150,9 @@ class FunctionSampler(NetworkSampler):
 
         A wrapper around the network may never be called itself. Where no part is, it counts as one call.
         """
-        calls = dict.fromkeys(self._network.module.modules(), 0)
+        modules = self._network.module.modules()
+        # one that was compiled to TorchScript takes no hooks
+        calls = dict.fromkeys((module for module in modules if not isinstance(module, torch.jit.ScriptModule)), 0)
 
         def count(module: nn.Module, _: Any) -> None:
             calls[module] += 1

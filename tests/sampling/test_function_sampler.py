@@ -148,6 +148,20 @@ def test_a_solver_may_look_at_the_parameters_of_the_network_s_forward() -> None:
     assert sampler.why_no_graph() is None
 
 
+@pytest.mark.parametrize("is_part", [False, True])
+@pytest.mark.parametrize("nfe", [None, 2])
+def test_a_network_or_a_part_of_it_may_be_torchscript(is_part: bool, nfe: int | None) -> None:
+    def two(model: nn.Module, noise: Tensor) -> Tensor:
+        return model(model(noise))
+
+    network: Any = torch.jit.script(nn.Conv2d(1, 1, 1))
+    if is_part:
+        network = nn.Sequential(network)
+    sampler = FunctionSampler(network, two, image_shape=(1, 4, 4), noise=ImageNoise(0), nfe=nfe)
+    assert sampler.why_no_graph() is None
+    assert sampler.sample(SEARCH, 0, 3).shape == (3, 1, 4, 4)
+
+
 def test_a_function_that_cannot_have_a_graph_says_so() -> None:
     """Numpy refuses tensors with one, and a user's own script calls the function under no_grad."""
 
