@@ -148,7 +148,8 @@ def _expand(pattern: Path, key: str | None) -> list[Path]:
 def _in_folder(folder: Path, key: str | None) -> list[Path]:
     """The numbered folders in a folder; else the folder itself; else the files in it, or in its ``checkpoints/``.
 
-    Numbered folders come first, since the root of a run often holds its last model, too.
+    Numbered folders come first, since the root of a run often holds its last model, too. Files without a number are
+    given with those of ``checkpoints/``: one may be the end of the run, which is decided with the steps of all.
     """
     if is_packed(folder):
         raise TrajectoryError(f"{folder} is packed already: give it alone, without checkpoints.")

@@ -133,7 +133,8 @@ class LoraAdapter:
 
 
 _NOT_OF_DIFFUSERS = re.compile(r"(diffusion_model|double_blocks|single_blocks)\.|blocks\.\d+\.(self|cross)_attn")
-"""How modules are called in the first code of FLUX, Qwen-Image and Wan: ``load_lora_weights`` translates such files."""
+"""How modules are called in the first code of FLUX, Qwen-Image and Wan. They have no names here: where q, k and v are
+one matrix, a factor is several of diffusers'. ``load_lora_weights`` translates such files as a whole."""
 _TRANSFORMER_BLOCKS = ("transformer_blocks.", "single_transformer_blocks.", "blocks.")  # no U-Net begins with these
 _UNET_BLOCKS = (
     "down_blocks_",

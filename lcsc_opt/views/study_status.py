@@ -152,7 +152,10 @@ _ACTIVITIES = {"merge": "merging", "sample": "sampling", "metric": "metrics"}
 
 
 def seconds_per_trial(study: Standing) -> dict[str, float]:
-    """Mean seconds of a trial with a loss, by part; without parts, there is the mean ``evaluation`` of all trials."""
+    """Mean seconds of a trial with a loss, by part; without parts, there is the mean ``evaluation`` of all trials.
+
+    One that failed has seconds as a whole, and none of its parts.
+    """
     summary = study.summary
     with_loss = summary.evaluations - summary.failed
     if not with_loss:
