@@ -1,4 +1,4 @@
-"""Fifteen trainers that nobody here wrote: from their folders to a model that they load again.
+"""Trainers that nobody here wrote: from their folders to a model that they load again.
 
     python benchmarks/trainers.py --work FOLDER [--only NAME]
 
@@ -68,7 +68,7 @@ class StoppedError(Exception):
 
 @dataclasses.dataclass(frozen=True)
 class Trainer:
-    """One of the fifteen.
+    """One of them.
 
     Attributes:
         name: of its package.
@@ -221,6 +221,15 @@ TRAINERS = (
         export="best.pth",
         answers=images("flow_matching_digits"),
         run=SMALL_IMAGES,
+    ),
+    Trainer(
+        "torchcfm",
+        "torchcfm_digits",
+        kind="module",
+        last="runs/otcfm_cifar10_weights_step_960.pt",
+        export="best.pt",
+        answers=images("torchcfm_digits"),
+        run=(*SMALL_IMAGES, key("ema_model")),
     ),
     Trainer(
         "imagen-pytorch",
