@@ -72,6 +72,14 @@ def test_without_the_runs_scheduler_the_sampler_is_a_question(typed: Typed) -> N
     assert settings["model"] == "out/checkpoint-300"
 
 
+def test_a_checkpoint_with_its_scheduler_is_preferred_to_a_configuration_without(typed: Typed) -> None:
+    """As pipelines that were saved below a root with the network's configuration alone."""
+    diffusers_run()
+    Path("out/scheduler").rename("out/checkpoint-300/scheduler")
+    settings, missing = init("diffusers", "out")
+    assert (settings["model"], missing) == ("out/checkpoint-300", {"reference"})
+
+
 def test_a_model_that_is_named_says_what_the_folder_of_the_checkpoints_does_not() -> None:
     diffusers_run()
     plain()
