@@ -47,7 +47,7 @@ writes, are against the last checkpoint and EMA\\*, held out, by ours; the train
 better, above zero for a score that is maximized. A warning is what `lcsc` said of what was found."""
 HEADER = (
     "trainer",
-    "version",
+    "version, day",
     "first try",
     "`init` asks for",
     "its number of the last checkpoint",
@@ -309,7 +309,7 @@ class Place:
         done = subprocess.run(
             [self.environment / "bin" / program, *arguments],
             cwd=self.folder,
-            env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": ""},
+            env={**os.environ, "PYTHONPATH": ""},
             capture_output=True,
             text=True,
             check=False,
@@ -389,7 +389,8 @@ def row_of(trainer: Trainer, work: Path) -> list[str]:
     for left in ("study.yaml", "studies.db", "studies.files", trainer.export):
         path = place.folder / left
         shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
-    row = [trainer.name, place.version()]
+    day = datetime.datetime.now(datetime.timezone.utc).date().isoformat()
+    row = [trainer.name, f"{place.version()}, {day}"]
     asked: list[str] = []
     try:
         place.run("lcsc", "init", trainer.kind, trainer.checkpoints)
@@ -445,8 +446,7 @@ def write(rows: Sequence[Sequence[str]]) -> None:
     known = {cells[0]: cells for cells in (line.strip("| ").split(" | ") for line in lines if line.startswith("| "))}
     known |= {row[0]: list(row) for row in rows}
     table = markdown([HEADER, *(known[one.name] for one in TRAINERS if one.name in known)])
-    day = datetime.datetime.now(datetime.timezone.utc).date().isoformat()
-    head = ["# Other people's trainers", "", f"`make trainers`, {day}. {EXPLANATION}", "", machine(), ""]
+    head = ["# Other people's trainers", "", f"`make trainers`. {EXPLANATION}", "", machine(), ""]
     path.write_text("\n".join([*head, *table, ""]))
 
 
@@ -455,6 +455,7 @@ def main() -> None:
     only = {"default": "", "help": "only the trainers whose name contains this"}
     work = {"type": Path, "required": True, "help": "a folder for environments and trained models"}
     arguments = parse(__doc__, work=work, only=only)
+    os.environ["OMP_NUM_THREADS"] = "1"  # of all commands
     for trainer in TRAINERS:
         if arguments.only in trainer.name:
             row = row_of(trainer, arguments.work.resolve())

@@ -145,7 +145,8 @@ def recomputed_calls(module: nn.Module) -> Iterator[None]:
 
     # some solvers of differential equations call a network by the names of its parameters (inspect.getfullargspec,
     # which does not look behind a decorator)
-    vars(recomputed_forward)["__signature__"] = inspect.signature(forward)
+    with contextlib.suppress(ValueError):  # of a method in another language, which has none
+        vars(recomputed_forward)["__signature__"] = inspect.signature(forward)
     module.forward = recomputed_forward
     try:
         yield
