@@ -107,6 +107,8 @@ class MetricSuite:
                 image_gradient(extractor, images, torch.ones(len(images), extractor.dimension))
             except MetricError as error:
                 return str(error)
+            except torch.OutOfMemoryError:  # which says nothing about the extractor
+                raise
             except RAISED_BY_USERS as error:  # such as of numpy(), which refuses tensors with a graph
                 return f"with an autograd graph, {name} raised {one_line(error)}"
         return None

@@ -220,7 +220,7 @@ class NetworkScorer:
         try:
             with same_working_folder(), self._network.weights.differentiable(varying), self._network.arithmetic():
                 score = next(_scores_in(self._call(draw)), None)
-        except LcscError:
+        except (LcscError, torch.OutOfMemoryError):  # the second says nothing about the function
             raise
         except RAISED_BY_USERS as error:
             self._check_without_graph(draw)

@@ -132,7 +132,7 @@ class FunctionSampler(NetworkSampler):
         try:
             with torch.enable_grad(), self.weights.differentiable(names):
                 images = self.sample(SEARCH, 0, 2)
-        except LcscError:
+        except (LcscError, torch.OutOfMemoryError):  # the second says nothing about the function
             raise
         except RAISED_BY_USERS as error:  # such as of numpy(), which refuses tensors with a graph
             return f"with an autograd graph, {self.name} raised {one_line(error)}"

@@ -168,6 +168,19 @@ def test_own_extractors_without_a_graph_say_so_before_a_gradient_is_wanted(extra
     assert found is None if reason is None else re.search(reason, found)
 
 
+def test_a_device_without_memory_does_not_mean_that_own_features_have_no_graph():
+    class Full(Pixels):
+        def __call__(self, images):
+            if torch.is_grad_enabled():
+                raise torch.OutOfMemoryError("full")
+            return super().__call__(images)
+
+    with torch.no_grad():
+        scores = suite({"m:f": reference(Full())}, loss="fid@m:f")
+    with pytest.raises(torch.OutOfMemoryError, match="full"):
+        scores.why_no_graph(lambda: (images(2), None))
+
+
 def test_metrics_of_single_images_are_in_the_features_of_the_loss():
     scores = both(loss="fid@m:f", metrics=["recall"], held_out_metrics=["precision", "kid"])
     assert list(score(scores)[1]) == ["fid@m:f", "recall@m:f"]

@@ -82,6 +82,10 @@ def in_numpy(model: nn.Module) -> float:
     return float((model(inputs).numpy().argmax(1) == labels.numpy()).mean())
 
 
+def without_memory(model: nn.Module) -> Tensor:
+    raise torch.OutOfMemoryError("full")
+
+
 def passes(model: nn.Module) -> None:
     model(items(3, 64)[0])
 
@@ -135,6 +139,11 @@ def test_a_score_that_cannot_have_a_graph_is_searched_without_a_gradient(place: 
     objective = build(place, "in_numpy")
     assert "raised RuntimeError: Can't call numpy()" in (objective.why_no_gradient() or "")
     assert 0 < objective.evaluate(Candidate(MIX)).loss < 1
+
+
+def test_a_device_without_memory_does_not_mean_that_a_score_has_no_graph(place: Path) -> None:
+    with pytest.raises(torch.OutOfMemoryError, match="full"):
+        build(place, "without_memory").why_no_gradient()
 
 
 def test_the_function_of_the_report_is_described_apart_from_what_decides_the_score(place: Path) -> None:

@@ -162,6 +162,14 @@ def test_a_network_or_a_part_of_it_may_be_torchscript(is_part: bool, nfe: int | 
     assert sampler.sample(SEARCH, 0, 3).shape == (3, 1, 4, 4)
 
 
+def test_a_device_without_memory_does_not_mean_that_there_is_no_graph() -> None:
+    def sample(model: nn.Module, noise: Tensor) -> Tensor:
+        raise torch.OutOfMemoryError("full")
+
+    with pytest.raises(torch.OutOfMemoryError, match="full"):
+        make(sample).why_no_graph()
+
+
 def test_a_function_that_cannot_have_a_graph_says_so() -> None:
     """Numpy refuses tensors with one, and a user's own script calls the function under no_grad."""
 
