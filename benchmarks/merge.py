@@ -36,6 +36,7 @@ import numpy as np
 import torch
 from common import machine, parse, trained, write_json
 
+from lcsc_opt.base.paths import BuildContext
 from lcsc_opt.base.records import HELD_OUT, Candidate, Noise
 from lcsc_opt.base.study_spec import ObjectiveSpec
 from lcsc_opt.objective.loading import load_objective
@@ -243,7 +244,7 @@ INSTEAD = {"sum": add, "stack": stack, "in place": add_in_place}
 def digits() -> dict[str, dict[str, float]]:
     """The effect of storing fewer bits on the FID of a found combination."""
     settings: dict[str, Any] = {"checkpoints": str(trained("digits")), "images": 10_000}
-    objective: Any = load_objective(ObjectiveSpec(file="trained.py", settings=settings))
+    objective: Any = load_objective(ObjectiveSpec(file="trained.py", settings=settings), BuildContext())
     exact = objective.trajectory
     coefficients = follow_gradient(objective)
     print(f"digits: K = {len(exact)}, sum of |a| {np.abs(coefficients).sum():.2f}")

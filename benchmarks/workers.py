@@ -22,6 +22,7 @@ from typing import Any
 
 from common import machine, parse, trained, write_json
 
+from lcsc_opt.base.paths import BuildContext
 from lcsc_opt.base.records import Candidate
 from lcsc_opt.base.study_spec import BudgetSpec, ObjectiveSpec, OptimizerSpec
 from lcsc_opt.coefficients.profiles import default_origin
@@ -57,7 +58,8 @@ def main() -> None:
 def trials_per_second(evaluations: int, rounds: int) -> dict[str, list[float]]:
     """Those of each way, in each round."""
     settings: dict[str, Any] = {"checkpoints": str(trained("digits")), "images": IMAGES, "loss": "fid"}
-    load = functools.partial(load_objective, ObjectiveSpec(file="trained.py", settings=settings))
+    spec = ObjectiveSpec(file="trained.py", settings=settings)
+    load = functools.partial(load_objective, spec, BuildContext())
     steps = load().steps
     with contextlib.closing(WorkerPool(load, 2)) as pool:
         _warm_up(pool, Candidate(default_origin(steps)))

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from lcsc_opt.base.errors import StudySpecError, TrajectoryError
-from lcsc_opt.base.paths import DEFAULT_FILES, KnownCheckpoints
+from lcsc_opt.base.paths import BuildContext, KnownCheckpoints
 from lcsc_opt.base.reproducibility import environment
 from lcsc_opt.base.study_spec import ObjectiveSpec
 from lcsc_opt.coefficients.layer_groups import Rule
@@ -27,34 +27,23 @@ class NodeObjective:
 
     Attributes:
         spec: the specification of the objective.
-        study_directory: the study file's folder on the coordinator.
+        context: where its files are on the coordinator, and the checkpoints of its trajectory, with their path there.
         working_directory: the working directory of the coordinator.
         objective_file: on the coordinator; ``None`` if it belongs to the library.
         software: the software of the coordinator.
-        checkpoints: those of the objective's trajectory, with its path on the coordinator; ``None`` without one.
         rows: how layers are divided into groups with coefficients of their own.
-        files: the folder beside the database.
     """
 
     spec: ObjectiveSpec
-    study_directory: Path | None
+    context: BuildContext
     working_directory: Path
     objective_file: Path | None
     software: dict[str, Any]
-    checkpoints: KnownCheckpoints | None
     rows: Rule | None
-    files: Path
 
     @classmethod
-    def collect(
-        cls,
-        spec: ObjectiveSpec,
-        study: Path | None,
-        objective: Objective,
-        copies: Path,
-        files: Path = DEFAULT_FILES,
-    ) -> NodeObjective:
-        """Copy the user's own code into the empty folder ``copies``; ``study`` is the study's folder."""
+    def collect(cls, spec: ObjectiveSpec, context: BuildContext, objective: Objective, copies: Path) -> NodeObjective:
+        """Copy the user's own code into the empty folder ``copies``; ``context`` is that of the study."""
         from lcsc_opt.trajectory import Trajectory
 
         objective_file = None
@@ -68,16 +57,15 @@ class NodeObjective:
         trajectory = objective.trajectory
         if isinstance(trajectory, Trajectory):
             checkpoints = KnownCheckpoints(trajectory.sha256, trajectory.steps, packed=trajectory.path.resolve())
+        directory = None if context.directory is None else context.directory.resolve()
         groups = objective.layer_groups
         return cls(
             spec=spec,
-            study_directory=None if study is None else study.resolve(),
+            context=BuildContext(directory, checkpoints, files=context.files.absolute()),
             working_directory=Path.cwd(),
             objective_file=objective_file,
             software=_software(),
-            checkpoints=checkpoints,
             rows=None if groups is None else groups.rule,
-            files=files.absolute(),
         )
 
     def __call__(self) -> Objective:
@@ -100,24 +88,19 @@ class NodeObjective:
         if self.working_directory.is_dir():  # on a shared file system, paths in settings mean the same files
             os.chdir(self.working_directory)
         try:
-            return load_objective(
-                spec,
-                study_folder=self.study_directory,
-                checkpoints=self.checkpoints,
-                rows=self.rows,
-                files=self.files,
-            )
+            return load_objective(spec, self.context, rows=self.rows)
         finally:
             os.chdir(copies)
 
     def _check_trajectory(self) -> None:
-        if self.checkpoints is None or self.checkpoints.packed is None:
+        checkpoints = self.context.checkpoints
+        if checkpoints is None or checkpoints.packed is None:
             return
         from lcsc_opt.trajectory import Trajectory  # with torch, whose import would take most of a worker's start
 
-        if Trajectory.holding(self.checkpoints.packed, self.checkpoints) is None:
+        if Trajectory.holding(checkpoints.packed, checkpoints) is None:
             raise TrajectoryError(
-                f"has no {self.checkpoints.packed} with the checkpoints of the search; "
+                f"has no {checkpoints.packed} with the checkpoints of the search; "
                 "put it, or the study's database, on a file system that all nodes share"
             )
 

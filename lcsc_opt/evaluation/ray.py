@@ -20,7 +20,7 @@ from typing import Any
 
 from lcsc_opt.base.errors import LcscError, StudySpecError, text_of
 from lcsc_opt.base.imports import import_extra
-from lcsc_opt.base.paths import DEFAULT_FILES
+from lcsc_opt.base.paths import BuildContext
 from lcsc_opt.base.progress import hand_notices_to, notice
 from lcsc_opt.base.study_spec import ObjectiveSpec, RayWorkers
 from lcsc_opt.evaluation.node_objective import NodeObjective
@@ -45,8 +45,7 @@ def ray_workers(
     objective: Objective,
     *,
     expected: dict[str, Any],
-    study: Path | None = None,
-    files: Path = DEFAULT_FILES,
+    context: BuildContext,
 ) -> Iterator[WorkerPool]:
     """Workers on a cluster, which has the study's own files while this is open; they begin as nodes have room.
 
@@ -57,15 +56,14 @@ def ray_workers(
         spec: of the objective.
         objective: as this process has loaded it.
         expected: the fingerprint that each worker's objective must have.
-        study: the study file's folder.
-        files: the folder beside the database, which all nodes see.
+        context: where its files are; all nodes see the folder beside the database.
 
     Raises:
         StudySpecError: there is no Ray, no cluster, or no node with room for a worker.
     """
     with contextlib.ExitStack() as connection:
         with tempfile.TemporaryDirectory() as copies:  # Ray has them once it is connected
-            load = NodeObjective.collect(spec, study, objective, Path(copies), files)
+            load = NodeObjective.collect(spec, context, objective, Path(copies))
             ray = connection.enter_context(_connected(settings.address, copies))
         cluster = _Cluster(ray, settings, spec)
         cluster.check()

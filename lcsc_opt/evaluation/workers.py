@@ -54,9 +54,7 @@ def open_workers(
     if spec.ray is not None:
         from lcsc_opt.evaluation.ray import ray_workers
 
-        with ray_workers(
-            spec.ray, spec.objective, objective, expected=expected, study=context.directory, files=context.files
-        ) as pool:
+        with ray_workers(spec.ray, spec.objective, objective, expected=expected, context=context) as pool:
             yield pool
     elif spec.worker_count == 1 and not spec.devices:
         yield None

@@ -311,7 +311,7 @@ def load_objective(study_file: str | Path | Mapping[str, Any]) -> Objective:
     """
     read, directory = _read(study_file)
     files = files_directory(storage_url(None, read.storage))
-    return loading.load_objective(read.objective, study_folder=directory, files=files)
+    return loading.load_objective(read.objective, BuildContext(directory, files=files))
 
 
 def compare(experiment: str, storage: str | Path | None = None) -> list[dict[str, Any]]:

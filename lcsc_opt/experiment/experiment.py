@@ -14,7 +14,7 @@ import contextlib
 import dataclasses
 import functools
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from optuna.storages import RDBStorage
@@ -54,8 +54,8 @@ from lcsc_opt.experiment.timing import evaluations_in, report_seconds, searches_
 from lcsc_opt.exports.images import attach_images
 from lcsc_opt.objective.checkpoints_alone import checkpoints_written_again
 from lcsc_opt.objective.contract import Objective
-from lcsc_opt.objective.loading import verify_weights
-from lcsc_opt.objective.of_study import ObjectiveLoader, code_now, known_checkpoints, loader_of, moved
+from lcsc_opt.objective.loading import load_objective, verify_weights
+from lcsc_opt.objective.of_study import ObjectiveLoader, code_now, known_checkpoints, moved
 from lcsc_opt.optimizers.registry import configure
 from lcsc_opt.study.loop import TrialCallback
 from lcsc_opt.study.opening import Search, evaluator_of
@@ -270,26 +270,27 @@ class Experiment:
     def _use(self, spec: StudySpec, rows: Rule | None) -> None:
         """Merge in these rows from now on, in this process and in the workers of a search, which are opened for it."""
         objective = self.objective
-        context = self._objectives.context
         self._objectives.load(spec.objective, rows, self._checkpoints)  # the same object, whose rows this changes
         if self._workers_of == (spec.workers, rows):
             return
         self._workers.close()
         self._workers_of = None
-        loader = loader_of(spec.objective, rows, context, self._known_now, layout=objective.layout)
-        self._pool = self._workers.enter_context(open_workers(spec, objective, loader=loader, context=context))
+        workers = open_workers(spec, objective, loader=self._loader(rows), context=self._objectives.context)
+        self._pool = self._workers.enter_context(workers)
         # the rehearsal and the report evaluate one candidate at a time, which all workers share
         self._evaluator = evaluator_of(objective, self._pool, in_flight=1)
         self._workers.callback(self._evaluator.close)
         self._workers_of = (spec.workers, rows)  # only now: another search must not go on without its workers
 
-    @property
-    def _known_now(self) -> KnownCheckpoints | None:
-        """The checkpoints for workers, which must have those of this process."""
+    def _loader(self, rows: Rule | None) -> Callable[[], Objective]:
+        """What loads the objective once more, in these rows and with the checkpoints of this process; picklable."""
+        checkpoints = self._checkpoints
         trajectory = self.objective.trajectory
-        if not isinstance(trajectory, Trajectory):
-            return self._checkpoints
-        return KnownCheckpoints(trajectory.sha256, trajectory.steps)
+        if isinstance(trajectory, Trajectory):
+            checkpoints = KnownCheckpoints(trajectory.sha256, trajectory.steps)
+        context = dataclasses.replace(self._objectives.context, checkpoints=checkpoints)
+        spec = self._specs[0].objective
+        return functools.partial(load_objective, spec, context, rows=rows, layout=self.objective.layout)
 
     def _use_rows(self, rule: Rule | None) -> None:
         """Have workers for coefficients in these rows, whosever are open; one row can be evaluated in any."""
@@ -577,9 +578,7 @@ class Experiment:
         """What is wrong if the answer, which has these rows, has another loss in a network of its own."""
         coefficients = report.of_answer.model.coefficients
         answer = Candidate(coefficients, rehearsal=True, yardstick=self._search_yardstick())
-        spec = self._specs[0].objective
-        load = loader_of(spec, rows, self._objectives.context, self._known_now, layout=self.objective.layout)
-        return warning_of_kept_state(answer, lambda candidate: self._evaluate(candidate, rows), load)
+        return warning_of_kept_state(answer, lambda candidate: self._evaluate(candidate, rows), self._loader(rows))
 
     def _searches(self, storage: RDBStorage) -> list[Searched]:
         """All stored searches, as they are now, but for those that another process runs."""

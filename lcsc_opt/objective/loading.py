@@ -6,8 +6,9 @@ checkpoints it was begun with; the function may leave that parameter out.
 
 from __future__ import annotations
 
+import dataclasses
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,25 +17,16 @@ from lcsc_opt.base.code import code_of_settings
 from lcsc_opt.base.errors import RAISED_BY_USERS, LcscError, StudySpecError, one_line
 from lcsc_opt.base.files import same_working_folder
 from lcsc_opt.base.imports import has_parameter
-from lcsc_opt.base.paths import DEFAULT_FILES, BuildContext, KnownCheckpoints
+from lcsc_opt.base.paths import BuildContext
 from lcsc_opt.base.records import CONTIGUOUS
 from lcsc_opt.base.settings import naming_setting
 from lcsc_opt.base.study_spec import ObjectiveSpec
 from lcsc_opt.coefficients.layer_groups import Rule
 from lcsc_opt.objective.contract import Objective
 
-_NO_FUNCTIONS: Mapping[str, Callable[..., Any]] = {}
-
 
 def load_objective(
-    spec: ObjectiveSpec,
-    *,
-    study_folder: Path | None = None,
-    checkpoints: KnownCheckpoints | None = None,
-    rows: Rule | None = None,
-    functions: Mapping[str, Callable[..., Any]] = _NO_FUNCTIONS,
-    files: Path = DEFAULT_FILES,
-    layout: str = CONTIGUOUS,
+    spec: ObjectiveSpec, context: BuildContext, *, rows: Rule | None = None, layout: str = CONTIGUOUS
 ) -> Objective:
     """Load the objective's file and build the objective.
 
@@ -43,22 +35,19 @@ def load_objective(
 
     Args:
         spec: the file and its settings.
-        study_folder: the study file's folder.
-        checkpoints: the ones that the study began with, to find them again; ``None`` for a new study.
+        context: where its files are, and what it needs to know of its study; the objective gets a copy.
         rows: how layers are divided into groups with coefficients of their own; ``None`` for one row of all layers.
-        functions: those that the caller handed over, by their names in the settings.
-        files: the folder beside the database.
         layout: of the network's weights.
 
     Raises:
         StudySpecError: the file cannot be loaded, its ``build`` does not return an objective, or ``rows`` do not fit
             it.
     """
-    make_importable(study_folder)
-    path = find("objectives", spec.file, study_folder=study_folder)
+    context = dataclasses.replace(context, found={})  # of this objective alone
+    make_importable(context.directory)
+    path = find("objectives", spec.file, study_folder=context.directory)
     module = load_file(path)
     code = code_of_settings(path, spec.settings)  # before build, which may take long: files may be edited meanwhile
-    context = BuildContext(study_folder, checkpoints, functions, files)
     with naming_setting(spec.settings), same_working_folder():
         objective = _built(path, module.build, dict(spec.settings), context)
     if not isinstance(objective, Objective):

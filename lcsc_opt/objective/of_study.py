@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import functools
+import dataclasses
 import glob
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,6 @@ from lcsc_opt.base.errors import LcscError
 from lcsc_opt.base.files import shown_size
 from lcsc_opt.base.paths import BuildContext, KnownCheckpoints, from_here
 from lcsc_opt.base.progress import notice, said_if_slow
-from lcsc_opt.base.records import CONTIGUOUS
 from lcsc_opt.base.study_spec import ObjectiveSpec
 from lcsc_opt.checkpoints.finding import find_checkpoints
 from lcsc_opt.checkpoints.watched import size_and_time
@@ -57,7 +56,8 @@ class ObjectiveLoader:
         """
         if self._objective is None:
             with said_if_slow(f"loading {spec.file}"):
-                self._objective = loader_of(spec, rows, self.context, checkpoints)()
+                context = dataclasses.replace(self.context, checkpoints=checkpoints)
+                self._objective = load_objective(spec, context, rows=rows)
         elif self._rows != rows:
             self._objective.merge_in_rows(rows)
         self._rows = rows
@@ -101,30 +101,6 @@ def code_now(spec: ObjectiveSpec, directory: Path | None) -> Mapping[str, str]:
         return {name: file.sha256 for name, file in code_of_settings(path, spec.settings).items()}
     except LcscError:
         return {}
-
-
-def loader_of(
-    spec: ObjectiveSpec,
-    rows: Rule | None,
-    context: BuildContext,
-    checkpoints: KnownCheckpoints | None,
-    *,
-    layout: str = CONTIGUOUS,
-) -> Callable[[], Objective]:
-    """What loads an objective, here and in workers; picklable.
-
-    Arguments are those of :meth:`ObjectiveLoader.load`, and the ``layout`` of the network's weights.
-    """
-    return functools.partial(
-        load_objective,
-        spec,
-        study_folder=context.directory,
-        checkpoints=checkpoints,
-        rows=rows,
-        functions=context.functions,
-        files=context.files,
-        layout=layout,
-    )
 
 
 def known_checkpoints(

@@ -16,6 +16,7 @@ import torch
 
 from lcsc_opt.base import accelerator
 from lcsc_opt.base.errors import ObjectiveError, TrajectoryError
+from lcsc_opt.base.paths import BuildContext
 from lcsc_opt.base.records import Candidate, Yardstick
 from lcsc_opt.base.study_spec import ObjectiveSpec
 from lcsc_opt.coefficients.layer_groups import LayerGroups
@@ -248,7 +249,7 @@ def scored(device: str, folder: Path) -> Objective:
         name: f"tests.accelerators.small_objective:{word}" for name, word in (("model", "Network"), ("score", "score"))
     }
     settings: dict[str, Any] = {"checkpoints": "model*.pt", **own, "device": device}
-    return load_objective(ObjectiveSpec(file="score.py", settings=settings), study_folder=folder)
+    return load_objective(ObjectiveSpec(file="score.py", settings=settings), BuildContext(folder))
 
 
 @pytest.mark.parametrize("made", [small, edm, latents, scored])
@@ -266,7 +267,7 @@ def test_a_model_that_was_trained_here_is_searched_on_the_device(folder: Path) -
     preparing.run(Training(preparing.parse_recipe("ddpm", {}), "digits", out, steps=2, checkpoint_every=1))
     loss = {"fdr": ["inception", "pixels"]}  # few features, so that images would be the larger part
     settings: dict[str, Any] = {"checkpoints": str(out), "images": 65, "batch_size": 65, "nfe": 2, "loss": loss}
-    objective = load_objective(ObjectiveSpec(file="trained.py", settings=settings))
+    objective = load_objective(ObjectiveSpec(file="trained.py", settings=settings), BuildContext())
     first, second = (ema_coefficients(objective.steps, rate) for rate in (0.5, 0.7))
     objective.evaluate(Candidate(first))
     COUNTS.clear()

@@ -78,7 +78,7 @@ def test_a_folder_is_no_study_file(workplace: Path, folder: str) -> None:
 def test_a_broken_objective_file_is_a_typed_error(text: str, message: str, workplace: Path) -> None:
     write(workplace, "broken.py", text)
     with pytest.raises(StudySpecError, match=message):
-        load_objective(ObjectiveSpec(file="broken.py"))
+        load_objective(ObjectiveSpec(file="broken.py"), BuildContext())
 
 
 @pytest.mark.parametrize("name", ["own.py", "own.v2 (best).py"])

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from lcsc_opt.base.code import local_code, module_file
+from lcsc_opt.base.paths import BuildContext
 from lcsc_opt.base.study_spec import ObjectiveSpec
 from lcsc_opt.objective.loading import load_objective
 
@@ -90,7 +91,7 @@ def test_what_is_installed_or_cannot_be_read_is_left_out(folder: Path) -> None:
 def test_an_objective_knows_its_file_and_what_its_settings_name(folder: Path) -> None:
     (folder / "code_loss.py").write_text("import code_late\n\ndef lose(a):\n    return float(a[0])\n")
     settings = {"callable": "code_loss:lose", "steps": [1, 2]}
-    objective = load_objective(ObjectiveSpec(file="function.py", settings=settings), study_folder=folder)  # type: ignore[arg-type]
+    objective = load_objective(ObjectiveSpec(file="function.py", settings=settings), BuildContext(folder))  # type: ignore[arg-type]
     assert objective([0.5, 0.5]) == 0.5, "modules next to the study file can be imported"
     assert list(objective.code) == ["code_late", "code_loss"], "the shipped file is the library's own"
     (folder / "code_objective.py").write_text(
@@ -99,7 +100,7 @@ def test_an_objective_knows_its_file_and_what_its_settings_name(folder: Path) ->
         "    steps = (1, 2)\n    def describe(self):\n        return {}\n\n"
         "def build(settings):\n    return Frozen()\n"
     )
-    objective = load_objective(ObjectiveSpec(file="code_objective.py", settings={}), study_folder=folder)
+    objective = load_objective(ObjectiveSpec(file="code_objective.py", settings={}), BuildContext(folder))
     assert list(objective.code) == ["code_helpers", "code_objective.py"]
     digests = {name: file.sha256 for name, file in objective.code.items()}
     assert objective.fingerprint() == {"objective": objective.describe(), "code": digests}
@@ -136,7 +137,7 @@ def loss(file: str) -> float:
     settings: dict[str, Any] = {}
     if file == "function.py":
         settings = {"callable": "reloaded_loss:lose", "steps": [1, 2]}
-    return load_objective(ObjectiveSpec(file=file, settings=settings), study_folder=Path.cwd())([0.5, 0.5])
+    return load_objective(ObjectiveSpec(file=file, settings=settings), BuildContext(Path.cwd()))([0.5, 0.5])
 
 
 EDITS = [

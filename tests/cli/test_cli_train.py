@@ -14,6 +14,7 @@ import yaml
 from PIL import Image
 
 from lcsc_opt.base.files import only_process
+from lcsc_opt.base.paths import BuildContext
 from lcsc_opt.base.records import SEARCH
 from lcsc_opt.base.study_spec import ObjectiveSpec
 from lcsc_opt.cli import run as lcsc
@@ -59,7 +60,7 @@ def study_objective() -> Any:
     file = yaml.safe_load(Path("run.yaml").read_text())["objective"]["file"]
     few = {"loss": PIXELS, "held_out_metrics": [], "images": 6, "batch_size": 6, "device": "cpu"}
     given = {**study_settings(), **few}
-    return load_objective(ObjectiveSpec(file=file, settings=given), study_folder=Path.cwd())
+    return load_objective(ObjectiveSpec(file=file, settings=given), BuildContext(Path.cwd()))
 
 
 @pytest.mark.parametrize("recipe", RECIPES)

@@ -19,6 +19,7 @@ import pytest
 import torch
 
 from lcsc_opt.base.errors import StudySpecError, TrajectoryError
+from lcsc_opt.base.paths import BuildContext
 from lcsc_opt.base.reproducibility import environment
 from lcsc_opt.base.study_spec import RayWorkers
 from lcsc_opt.cli import run as lcsc
@@ -106,10 +107,10 @@ def test_a_worker_without_gpus_sees_none_and_an_interrupt_gives_everything_back(
 def test_the_study_s_own_code_travels_with_the_job_to_a_worker_with_a_gpu(own_files: Path, cluster: Any) -> None:
     packed = (own_files / "run.trajectory").rename(own_files.with_name("run.trajectory"))  # nodes see it
     spec = SPEC.model_copy(update={"settings": {**SPEC.settings, "checkpoints": str(packed)}})
-    objective = load_objective(spec, study_folder=own_files)
+    objective = load_objective(spec, BuildContext(own_files))
     wanted = RayWorkers(ray=1, cpus=2, address=cluster.address)
     expected = objective.fingerprint()
-    with ray_workers(wanted, spec, objective, expected=expected, study=own_files) as pool:
+    with ray_workers(wanted, spec, objective, expected=expected, context=BuildContext(own_files)) as pool:
         own_files.rename(own_files.with_name("hidden"))  # nodes have no such folder, but have what travelled
         found = evaluated(ProcessEvaluator(pool).submit(candidate(1.0, 0.0, 0.0)))
     assert found.loss == 4.25
@@ -119,7 +120,7 @@ def test_the_study_s_own_code_travels_with_the_job_to_a_worker_with_a_gpu(own_fi
 @pytest.mark.parametrize("has_others", [False, True])
 def test_a_node_without_the_checkpoints_at_the_place_is_one_line(own_files: Path, has_others: bool) -> None:
     copies = own_files.with_name("copies")
-    load = NodeObjective.collect(SPEC, own_files, load_objective(SPEC, study_folder=own_files), copies)
+    load = NodeObjective.collect(SPEC, BuildContext(own_files), load_objective(SPEC, BuildContext(own_files)), copies)
     assert load().trajectory is not None
     shutil.rmtree(own_files / "run.trajectory")
     if has_others:
@@ -190,7 +191,7 @@ def test_addresses_where_no_cluster_is_are_one_line(
 )
 def test_other_software_is_what_changes_results(own_files: Path, coordinator: dict[str, Any], said: str | None) -> None:
     copies = own_files.with_name("copies")
-    load = NodeObjective.collect(SPEC, own_files, load_objective(SPEC, study_folder=own_files), copies)
+    load = NodeObjective.collect(SPEC, BuildContext(own_files), load_objective(SPEC, BuildContext(own_files)), copies)
     load = dataclasses.replace(load, software={**load.software, **coordinator})
     with contextlib.nullcontext() if said is None else pytest.raises(StudySpecError, match=said):
         load()

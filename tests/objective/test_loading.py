@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from lcsc_opt.base.errors import LcscError, StudySpecError
-from lcsc_opt.base.paths import KnownCheckpoints
+from lcsc_opt.base.paths import BuildContext, KnownCheckpoints
 from lcsc_opt.base.study_spec import ObjectiveSpec
 from lcsc_opt.objective.loading import load_objective
 
@@ -44,14 +44,14 @@ def study(workplace: Path) -> Path:
 
 def test_functions_of_an_objectives_file_get_the_context(study: Path) -> None:
     spec = ObjectiveSpec(file="with_context.py", settings={"data": "data.txt"})
-    objective = load_objective(spec, study_folder=study, checkpoints=CHECKPOINTS)
+    objective = load_objective(spec, BuildContext(study, CHECKPOINTS))
     assert objective.steps == (10, 20)
     assert "the data" in str(objective.describe())
 
 
 def test_functions_of_an_objectives_file_may_leave_the_context_out(study: Path) -> None:
     spec = ObjectiveSpec(file="without_context.py", settings={"name": "sum"})
-    objective = load_objective(spec, study_folder=study, checkpoints=CHECKPOINTS)
+    objective = load_objective(spec, BuildContext(study, CHECKPOINTS))
     assert "sum False" in str(objective.describe()), "another parameter keeps its default"
 
 
@@ -63,7 +63,7 @@ def test_what_build_raises_is_one_line(study: Path, name: str, said: str, partia
         (study / "without_context.py").write_text(content)
     spec = ObjectiveSpec(file="without_context.py", settings={"name": name})
     with pytest.raises(StudySpecError, match=rf"without_context\.py: build raised {said}$"):
-        load_objective(spec, study_folder=study)
+        load_objective(spec, BuildContext(study))
 
 
 @pytest.mark.parametrize(
@@ -81,7 +81,7 @@ def test_what_a_users_module_raises_is_one_line_in_which_the_setting_is_named(
     (study / "own.py").write_text(content)
     spec = ObjectiveSpec(file="function.py", settings={"callable": "own:broken", "steps": [1, 2]})
     with pytest.raises(LcscError, match=rf"^objective\.settings\.callable: {said}"):
-        load_objective(spec, study_folder=study)
+        load_objective(spec, BuildContext(study))
 
 
 @pytest.mark.parametrize(
@@ -94,4 +94,4 @@ def test_what_a_users_module_raises_is_one_line_in_which_the_setting_is_named(
 def test_an_error_about_a_setting_says_where_the_setting_is(settings: dict[str, Any], said: str) -> None:
     spec = ObjectiveSpec(file="function.py", settings=settings)
     with pytest.raises(LcscError, match=said):
-        load_objective(spec)
+        load_objective(spec, BuildContext())

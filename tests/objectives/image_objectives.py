@@ -13,6 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from lcsc_opt.base.paths import BuildContext
 from lcsc_opt.base.records import HELD_OUT, SEARCH, Candidate
 from lcsc_opt.base.study_spec import ObjectiveSpec
 from lcsc_opt.coefficients.profiles import ema_coefficients
@@ -50,7 +51,7 @@ def settings(folder: Path, **changes: Any) -> dict[str, Any]:
 
 def build(file: str, folder: Path, **changes: Any) -> MergeSampleScore:
     """The shipped objective, as a study file in ``folder`` gets it."""
-    objective = load_objective(ObjectiveSpec(file=file, settings=settings(folder, **changes)), study_folder=folder)
+    objective = load_objective(ObjectiveSpec(file=file, settings=settings(folder, **changes)), BuildContext(folder))
     assert isinstance(objective, MergeSampleScore)
     return objective
 

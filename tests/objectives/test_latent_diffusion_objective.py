@@ -13,6 +13,7 @@ from torch import Tensor
 
 import lcsc_opt
 from lcsc_opt.base.errors import LcscError, StudySpecError, TrajectoryError
+from lcsc_opt.base.paths import BuildContext
 from lcsc_opt.base.records import HELD_OUT, SEARCH, Candidate
 from lcsc_opt.base.study_spec import ObjectiveSpec
 from lcsc_opt.checkpoints.lora import lora_modules
@@ -65,7 +66,7 @@ def objective(place: Path, *, rows: str | None = None, **changes: Any) -> MergeS
         **{"images": 8, "batch_size": 4, "device": "cpu"},
     }
     kept = {name: value for name, value in {**settings, **changes}.items() if value is not None}
-    built = load_objective(ObjectiveSpec(file="latent_diffusion", settings=kept), study_folder=place, rows=rows)
+    built = load_objective(ObjectiveSpec(file="latent_diffusion", settings=kept), BuildContext(place), rows=rows)
     assert isinstance(built, MergeSampleScore)
     return built
 

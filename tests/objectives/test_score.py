@@ -17,6 +17,7 @@ from torch.nn import functional as F
 import lcsc_opt
 from lcsc_opt.base.errors import LcscError, MetricError, ObjectiveError, StudySpecError
 from lcsc_opt.base.jackknife import GROUPS, group_of_each
+from lcsc_opt.base.paths import BuildContext
 from lcsc_opt.base.records import HELD_OUT, Candidate, Noise
 from lcsc_opt.base.study_spec import ObjectiveSpec
 from lcsc_opt.cli import run as lcsc
@@ -108,7 +109,7 @@ def place(folder: Path) -> Path:
 def build(folder: Path, score: str | None = "loss", **changes: Any) -> WeightScore:
     settings = {"checkpoints": "model*.pt", "model": f"{OWN}:network", "device": "cpu", **changes}
     settings |= {} if score is None else {"score": f"{OWN}:{score}"}
-    made = load_objective(ObjectiveSpec(file="score.py", settings=settings), study_folder=folder)
+    made = load_objective(ObjectiveSpec(file="score.py", settings=settings), BuildContext(folder))
     assert isinstance(made, WeightScore)
     return made
 
@@ -414,7 +415,7 @@ def test_a_gradient_in_half_precision_is_not_rounded_to_zero(place: Path, dtype:
     def gradient(dtype: str) -> Any:
         settings: dict[str, Any] = {"checkpoints": "small*.pt", "model": f"{OWN}:small", "dtype": dtype}
         settings["score"] = f"{OWN}:mean_of_many"
-        objective = load_objective(ObjectiveSpec(file="score.py", settings=settings))
+        objective = load_objective(ObjectiveSpec(file="score.py", settings=settings), BuildContext())
         return objective.evaluate(Candidate(MIX, gradient=True)).gradient
 
     exact = gradient("fp32")

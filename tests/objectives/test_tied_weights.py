@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import lcsc_opt
+from lcsc_opt.base.paths import BuildContext
 from lcsc_opt.base.records import Candidate
 from lcsc_opt.base.study_spec import ObjectiveSpec
 from lcsc_opt.objective.loading import load_objective
@@ -118,7 +119,7 @@ def test_the_gradient_reaches_the_row_of_both_names(folder: Path, network: type[
     write(folder, network, "safetensors")
     settings = {"checkpoints": "*.safetensors", "model": f"{OWN}:{network.__name__}", "score": f"{OWN}:loss"}
     spec = ObjectiveSpec(file="score.py", settings={**settings, "device": "cpu"})
-    objective: Any = load_objective(spec, study_folder=folder)
+    objective: Any = load_objective(spec, BuildContext(folder))
     objective.merge_in_rows("layers")
     groups = objective.layer_groups
     first, second = TIED[network]

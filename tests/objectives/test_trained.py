@@ -14,6 +14,7 @@ from accelerate.state import AcceleratorState
 
 from lcsc_opt.base.catalog import load_file
 from lcsc_opt.base.errors import LcscError, MetricError, ObjectiveError, StudySpecError, TrajectoryError
+from lcsc_opt.base.paths import BuildContext
 from lcsc_opt.base.records import HELD_OUT, SEARCH, Candidate, Noise
 from lcsc_opt.base.study_spec import ObjectiveSpec
 from lcsc_opt.coefficients.profiles import ema_coefficients, power_ema_coefficients
@@ -70,7 +71,7 @@ def few_images(monkeypatch: pytest.MonkeyPatch) -> None:
 def build(models: Path) -> Any:
     def built(name: str, /, **changes: Any) -> MergeSampleScore:
         settings = {"checkpoints": f"{name}.trajectory", **TINY, **changes}
-        objective = load_objective(ObjectiveSpec(file="trained.py", settings=settings), study_folder=models)
+        objective = load_objective(ObjectiveSpec(file="trained.py", settings=settings), BuildContext(models))
         assert isinstance(objective, MergeSampleScore)
         return objective
 
@@ -199,7 +200,7 @@ def test_settings_replace_the_record_of_the_training(build: Any, models: Path) -
 def test_a_missing_trajectory_is_refused_with_the_command_that_trains_it(name: str, tmp_path: Path) -> None:
     spec = ObjectiveSpec(file="trained.py", settings={"checkpoints": f"models/{name}.trajectory"})
     with pytest.raises(ObjectiveError) as refused:
-        load_objective(spec, study_folder=tmp_path)
+        load_objective(spec, BuildContext(tmp_path))
     assert str(refused.value).endswith(f"does not exist; train it first: {MODULE.COMMANDS[name]}")
 
 
