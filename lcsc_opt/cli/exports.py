@@ -115,12 +115,15 @@ def apply(
     from lcsc_opt.exports.merging import average, rebuild
     from lcsc_opt.exports.recipe import Recipe
     from lcsc_opt.exports.writing import Destination
+    from lcsc_opt.trajectory.sources import PackRequest
 
     if steps is not None:
         checkpoints = in_order_of(steps, checkpoints)
+    # packed beside the model: a system's temporary folder may be too small for checkpoints
+    request = PackRequest(checkpoints, out.absolute().parent, key=key, steps=steps)
     if is_average(recipe):
         destination = Destination.of(out, form=form, dtype=dtype, config=config, overwrite=overwrite)
-        merged = average(checkpoints, recipe, destination, key=key, steps=steps)
+        merged = average(request, recipe, destination)
     else:
         stored_recipe = Recipe.read(Path(recipe))
         if form is None and stored_recipe.lora is not None and out.suffix == ".safetensors":
@@ -128,5 +131,5 @@ def apply(
         if config is None and Path(recipe).is_dir():  # a folder that was exported has its configuration
             config = Path(recipe)
         destination = Destination.of(out, form=form, dtype=dtype, config=config, overwrite=overwrite)
-        merged = rebuild(stored_recipe, checkpoints, destination, key=key, steps=steps)
+        merged = rebuild(stored_recipe, request, destination)
     say(f"{out}: {merged.title}, from {len(merged.steps)} checkpoints")

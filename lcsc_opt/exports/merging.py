@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -33,9 +34,10 @@ from lcsc_opt.exports.writing import Content, Destination
 from lcsc_opt.objective.contract import Objective
 from lcsc_opt.sampling.base import Sampler
 from lcsc_opt.sampling.diffusers_folder import find_model_config
-from lcsc_opt.trajectory import Trajectory, open_or_pack
+from lcsc_opt.trajectory import Trajectory
 from lcsc_opt.trajectory.layout import DTYPES, EXACT
 from lcsc_opt.trajectory.manifest import HEADER, PREFIX
+from lcsc_opt.trajectory.packing import open_request
 from lcsc_opt.trajectory.sources import PackRequest
 
 _MOST_NAMED = 8  # of what is left out, in a message
@@ -135,36 +137,21 @@ def _named_folders(chosen: Chosen) -> list[Path]:
     return [context.path(name) for name in names if isinstance(name, str)]
 
 
-def rebuild(
-    recipe: Recipe,
-    patterns: Sequence[str | Path],
-    to: Destination,
-    *,
-    key: str | None = None,
-    steps: Sequence[int] | None = None,
-) -> Recipe:
-    """Combine the checkpoints of a recipe again, and write the model; files are packed beside it meanwhile.
+def rebuild(recipe: Recipe, request: PackRequest, to: Destination) -> Recipe:
+    """Combine the checkpoints of a recipe again, and write the model; files are packed meanwhile.
 
-    The recipe's key and dtype hold where no other is given. ``patterns``, ``key`` and ``steps`` are those of
-    :class:`~lcsc_opt.trajectory.sources.PackRequest`. Gives the recipe that is inside the new model.
+    The recipe's key and dtype hold where no other is given. Gives the recipe that is inside the new model.
 
     Raises:
         ObjectiveError: the recipe cannot be followed, or the weights do not fit the configuration.
         TrajectoryError: a checkpoint is missing, or is not the one that the recipe names.
         StudyStoreError: the disk refuses.
     """
-    with _packed(patterns, to, key=key, steps=steps, recipe=recipe) as trajectory:
+    with _packed(request, recipe) as trajectory:
         return _write_alone(trajectory, recipe.model_copy(update={"dtype": to.dtype or recipe.dtype}), to)
 
 
-def average(
-    patterns: Sequence[str | Path],
-    name: str,
-    to: Destination,
-    *,
-    key: str | None = None,
-    steps: Sequence[int] | None = None,
-) -> Recipe:
+def average(request: PackRequest, name: str, to: Destination) -> Recipe:
     """Combine checkpoints once, and write the model with its recipe inside.
 
     ``name`` is the average's, as for :func:`~lcsc_opt.exports.coefficients.average_coefficients`; the rest is as for
@@ -173,7 +160,7 @@ def average(
     Raises:
         StudySpecError: there is no such step, or there are not so many.
     """
-    with _packed(patterns, to, key=key, steps=steps) as trajectory:
+    with _packed(request) as trajectory:
         recipe = Recipe.of(trajectory, average_coefficients(name, trajectory.steps), study=name, dtype=to.dtype)
         return _write_alone(trajectory, recipe, to)
 
@@ -190,30 +177,23 @@ def _write_alone(trajectory: Trajectory, recipe: Recipe, to: Destination) -> Rec
 
 
 @contextlib.contextmanager
-def _packed(
-    patterns: Sequence[str | Path],
-    to: Destination,
-    *,
-    key: str | None,
-    steps: Sequence[int] | None,
-    recipe: Recipe | None = None,
-) -> Iterator[Trajectory]:
-    """The checkpoints of these patterns; files are packed beside the model that is written, while this is open.
+def _packed(request: PackRequest, recipe: Recipe | None = None) -> Iterator[Trajectory]:
+    """The checkpoints of a request; files are packed in a folder inside of its own, which is deleted at the end.
 
     They are packed with the key and the dtype of ``recipe``, if one is given, unless the user gives a key.
 
     Raises:
-        TrajectoryError: as :func:`~lcsc_opt.trajectory.packing.open_or_pack`, also where one packed trajectory is named
+        TrajectoryError: as :func:`~lcsc_opt.trajectory.packing.open_request`, also where one packed trajectory is named
             with options that it does not have.
     """
-    beside = to.path.absolute().parent  # a system's temporary folder may be too small for checkpoints
-    beside.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".lcsc-", dir=beside) as folder:
-        dtype: str | None = None
-        if recipe is not None and PackRequest(patterns, Path(folder)).packed_path is None:
-            key = (recipe.key if key is None else key) or None  # an empty text is that of a file of weights alone
-            dtype = recipe.stored
-        yield open_or_pack(patterns, folder=Path(folder), key=key, steps=steps, dtype=dtype)
+    request.folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".lcsc-", dir=request.folder) as folder:
+        request = dataclasses.replace(request, folder=Path(folder))
+        if recipe is not None and request.packed_path is None:
+            # an empty text is that of a file of weights alone
+            key = (recipe.key if request.key is None else request.key) or None
+            request = dataclasses.replace(request, key=key, dtype=recipe.stored)
+        yield open_request(request)
 
 
 def _write(

@@ -21,12 +21,11 @@ from lcsc_opt.base.paths import SHIPPED
 from lcsc_opt.base.settings import check_keys, dump_yaml, parse_yaml
 from lcsc_opt.base.study_file import FILL_IN
 from lcsc_opt.base.study_spec import ModelKind, experiment_name
-from lcsc_opt.checkpoints.finding import find_checkpoints, is_packed
 from lcsc_opt.checkpoints.lora import ADAPTER_CONFIG
 from lcsc_opt.checkpoints.reading import read_checkpoint, read_init_arguments, searched_key
 from lcsc_opt.sampling.diffusers_folder import DiffusersFolder
 from lcsc_opt.trajectory import Trajectory
-from lcsc_opt.trajectory.sources import find_sources
+from lcsc_opt.trajectory.sources import PackRequest
 
 Facts = dict[str, "str | None"]
 """Key of a template → its value in YAML, perhaps with a comment; ``None`` for a line that does not apply."""
@@ -109,9 +108,10 @@ def _find_run(checkpoints: Sequence[Path], key: str | None, steps: Sequence[int]
     """Find the checkpoints; the last one is read, so that what cannot be read is refused now."""
     first = checkpoints[0]
     folder = next(place for place in (first, *first.parents) if place.is_dir())
-    if len(checkpoints) == 1 and is_packed(first):
+    request = PackRequest(checkpoints, folder, key=key, steps=steps)
+    if request.packed_path is not None:
         return _Run(Trajectory.open(first).steps, first, [folder])
-    sources = find_sources(find_checkpoints(checkpoints, key=key, has_steps=steps is not None), steps)
+    sources = request.sources()
     last = [*sources.values()][-1]
     read_checkpoint(last, key=key or searched_key(last))
     return _Run(tuple(sources), last, [place for place in (folder, last, last.parent) if place.is_dir()])

@@ -27,6 +27,7 @@ from lcsc_opt.exports.merging import export, merge, rebuild
 from lcsc_opt.exports.writing import Destination
 from lcsc_opt.objective.contract import CoefficientFunction, Objective
 from lcsc_opt.trajectory import Trajectory, TrajectoryWriter
+from lcsc_opt.trajectory.sources import PackRequest
 from tests.history_examples import reported
 from tests.study_examples import write_experiment, write_report
 from tests.trajectory.trajectory_examples import same_bits
@@ -115,7 +116,7 @@ def test_a_folder_is_replaced_whole_and_rebuilt_from_its_recipe(
     (tmp_path / "best" / "stale").write_text("of an earlier export")
     network.save_pretrained(tmp_path / "original")
     to = Destination.of(tmp_path / "best", config=tmp_path / "original", overwrite=True)
-    rebuild(Recipe.read(tmp_path / "best"), [tmp_path / "run.trajectory"], to)
+    rebuild(Recipe.read(tmp_path / "best"), PackRequest([tmp_path / "run.trajectory"], tmp_path), to)
     assert {path.name for path in (tmp_path / "best").iterdir()} == {"config.json", weights, "lcsc_recipe.json"}
     assert_same_weights(tmp_path / "best" / weights, first)
     assert not list(tmp_path.glob(".*"))
@@ -195,7 +196,7 @@ def test_a_language_model_is_exported_with_its_tokenizer(chosen: Chosen, tmp_pat
     assert names >= {"generation_config.json", "tokenizer_config.json", "model.safetensors", "lcsc_recipe.json"}
     assert not names & {"optimizer.pt", "trainer_state.json"}
     again = Destination.of(tmp_path / "again", config=tmp_path / "best")  # as lcsc apply names an exported folder
-    rebuild(Recipe.read(tmp_path / "best"), [tmp_path / "run.trajectory"], again)
+    rebuild(Recipe.read(tmp_path / "best"), PackRequest([tmp_path / "run.trajectory"], tmp_path), again)
     assert {path.name for path in again.path.iterdir()} == names
 
 
@@ -253,8 +254,8 @@ def test_kohyas_lora_for_sdxl_is_rebuilt_as_it_was_exported(chosen: Chosen, tmp_
     recipe = export(chosen, objective, best)
     expected = "unet.down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_q"
     assert set(load_file(best.path)) == {f"{expected}.lora_A.weight", f"{expected}.lora_B.weight"}
-    rebuild(Recipe.read(best.path), [trajectory.path], again)
+    rebuild(Recipe.read(best.path), PackRequest([trajectory.path], tmp_path), again)
     assert_same_weights(again.path, best.path)
     with pytest.raises(TrajectoryError, match="export the LoRA from its study"):
-        rebuild(recipe.model_copy(update={"lora": None}), [trajectory.path], other)
+        rebuild(recipe.model_copy(update={"lora": None}), PackRequest([trajectory.path], tmp_path), other)
     assert not other.path.exists()

@@ -21,6 +21,7 @@ from lcsc_opt.exports.merging import average
 from lcsc_opt.exports.writing import Destination
 from lcsc_opt.sampling.lora import to_diffusers
 from lcsc_opt.trajectory import Trajectory, TrajectoryWriter, pack
+from lcsc_opt.trajectory.sources import PackRequest
 from tests import tiny_pipelines
 from tests.lora_files import SAVERS, deltas, save_peft
 
@@ -243,8 +244,12 @@ def test_an_export_has_what_the_headers_of_all_checkpoints_say(tmp_path: Path, p
     for step in (100, 200):
         folder = _with_alpha(tmp_path / "runs", step, 4.0, "header")
         shutil.copy(folder / "adapter_model.safetensors", tmp_path / f"hat-{step}.safetensors")
-    average([tmp_path / pattern], "uniform", Destination.of(tmp_path / "best.safetensors"))
+    average(PackRequest([tmp_path / pattern], tmp_path), "uniform", Destination.of(tmp_path / "best.safetensors"))
     header = dict(read_metadata(tmp_path / "best.safetensors"))
     assert header.keys() == {"format", "lcsc_recipe", "ss_base_model_version", "lora_adapter_metadata"}
-    average([tmp_path / pattern], "uniform", Destination.of(tmp_path / "lora.safetensors", form="lora"))
+    average(
+        PackRequest([tmp_path / pattern], tmp_path),
+        "uniform",
+        Destination.of(tmp_path / "lora.safetensors", form="lora"),
+    )
     assert "lora_adapter_metadata" not in read_metadata(tmp_path / "lora.safetensors")
