@@ -34,7 +34,7 @@ from lcsc_opt.metrics.extractors.published import InceptionExtractor
 from lcsc_opt.objective.merge_sample_score import MergeSampleScore
 from lcsc_opt.optimizers import build_optimizer
 from lcsc_opt.optimizers.driver import Driver
-from lcsc_opt.sampling import DiffusersSampler, ImageNoise, NetworkSettings, build_scheduler
+from lcsc_opt.sampling import DiffusersSampler, ImageNoise, NetworkSettings, SchedulerSettings, build_scheduler
 from lcsc_opt.study.loop import Loop
 from lcsc_opt.study.planning import most_in_flight
 from lcsc_opt.trajectory import Trajectory, TrajectoryWriter
@@ -52,7 +52,7 @@ def build(arguments: argparse.Namespace, folder: Path, device: torch.device) -> 
     sampler = DiffusersSampler(
         model,
         build_scheduler("consistency", None),
-        steps=1,
+        SchedulerSettings(steps=1),
         image_shape=IMAGE_SHAPE,
         noise=ImageNoise(0),
         settings=settings,

@@ -109,14 +109,12 @@ def _samplers(
         return DiffusersSampler(
             network,
             build_scheduler(settings.name, folder.scheduler, settings.scheduler),
-            steps=settings.steps,
-            timesteps=settings.timesteps,
+            settings,
             image_shape=image_shape,
             noise=noise,
             labels=labels,
             decoder=decoder,
             timestep_scale=folder.timestep_scale,
-            step_options=settings.step,
             settings=checked,
         )
 

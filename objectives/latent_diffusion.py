@@ -90,28 +90,21 @@ def build(settings: dict[str, Any], context: BuildContext) -> MergeSampleScore:
     pipeline.scheduler = _scheduler(trained_with, checked.sampler)
     sampler = LatentDiffusionSampler(
         pipeline,
+        checked.sampler,
         component=checked.component,
         prompts=prompts,
         held_out_prompts=held_out_prompts,
         noise=checked.noise(),
-        steps=checked.sampler.steps,
-        timesteps=checked.sampler.timesteps,
         guidance_scale=checked.guidance_scale,
         negative_prompt=checked.negative_prompt,
         height=checked.height,
         width=checked.width,
-        options=checked.sampler.step,
         alphas=alphas,
     )
     second = second_of(checked.sampler)
     also = None
     if second is not None:
-        also = sampler.with_scheduler(
-            _scheduler(trained_with, second),
-            steps=second.steps,
-            timesteps=second.timesteps,
-            options=second.step,
-        )
+        also = sampler.with_scheduler(_scheduler(trained_with, second), second)
     return checked.objective(sampler, trajectory, context, also=also)
 
 

@@ -17,7 +17,7 @@ from lcsc_opt.base.paths import BUNDLED_WEIGHTS
 from lcsc_opt.base.settings import parse_settings, second_of
 from lcsc_opt.objective.merge_sample_score import MergeSampleScore
 from lcsc_opt.objective.small_images import SmallSettings
-from lcsc_opt.sampling import DiffusersSampler, ImageNoise, build_scheduler
+from lcsc_opt.sampling import DiffusersSampler, ImageNoise, SchedulerSettings, build_scheduler
 from lcsc_opt.training.networks import PatchedUNet
 from lcsc_opt.training.recipes.diffusion import Ddpm
 from lcsc_opt.trajectory import Trajectory
@@ -54,7 +54,7 @@ def build(settings: dict[str, Any]) -> MergeSampleScore:
         return DiffusersSampler(
             module,
             build_scheduler(None, RECIPE.scheduler()),
-            steps=settings.nfe,
+            SchedulerSettings(steps=settings.nfe),
             image_shape=IMAGE_SHAPE,
             noise=ImageNoise(checked.noise_seed),
         )

@@ -26,7 +26,7 @@ from lcsc_opt.base.settings import parse_settings, second_of
 from lcsc_opt.metrics.bundled_images import Bundled
 from lcsc_opt.objective.merge_sample_score import MergeSampleScore
 from lcsc_opt.objective.small_images import SmallSettings
-from lcsc_opt.sampling import DiffusersFolder, DiffusersSampler, ImageNoise, build_scheduler
+from lcsc_opt.sampling import DiffusersFolder, DiffusersSampler, ImageNoise, SchedulerSettings, build_scheduler
 from lcsc_opt.training.recipes import RECIPES
 from lcsc_opt.trajectory import Trajectory
 
@@ -115,7 +115,7 @@ def build(settings: dict[str, Any], context: BuildContext) -> MergeSampleScore:
         return DiffusersSampler(
             module,
             build_scheduler(None, folder.scheduler),
-            steps=steps,
+            SchedulerSettings(steps=steps),
             image_shape=folder.image_shape(),
             noise=ImageNoise(checked.noise_seed),
             timestep_scale=folder.timestep_scale,

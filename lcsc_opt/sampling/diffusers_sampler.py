@@ -120,6 +120,13 @@ class SchedulerSettings(AlsoSettings):
             raise ValueError("expected either steps or timesteps")
         return self
 
+    @property
+    def times(self) -> dict[str, Any]:
+        """The arguments of a scheduler's ``set_timesteps``, and of a pipeline's call: the timesteps, or how many."""
+        if self.timesteps is not None:
+            return {"timesteps": self.timesteps}
+        return {"num_inference_steps": self.steps}
+
 
 def build_scheduler(
     name: SchedulerName | None, config: Mapping[str, Any] | None, options: Mapping[str, Any] | None = None
@@ -192,17 +199,17 @@ def _scheduler_class(class_name: str) -> Any:
     return scheduler_class
 
 
-def set_timesteps(scheduler: Any, schedule: Mapping[str, Any]) -> Tensor:
+def set_timesteps(scheduler: Any, schedule: SchedulerSettings) -> Tensor:
     """``[T]`` timesteps, on the CPU like all numbers of a scheduler, which is then before its first step.
 
     Raises:
         ObjectiveError: the scheduler does not accept them.
     """
     try:
-        scheduler.set_timesteps(**schedule)
+        scheduler.set_timesteps(**schedule.times)
     except Exception as error:  # schedulers raise all kinds of errors for wrong timesteps
         name = type(scheduler).__name__
-        raise ObjectiveError(f"sampler: {name} refuses {schedule}: {text_of(error)}") from error
+        raise ObjectiveError(f"sampler: {name} refuses {schedule.times}: {text_of(error)}") from error
     timesteps: Tensor = scheduler.timesteps
     return timesteps
 
@@ -213,9 +220,7 @@ class DiffusersSampler(NetworkSampler):
     Args:
         network: gets the merged weights; such as ``UNet2DModel`` or ``DiTTransformer2DModel``.
         scheduler: any scheduler of diffusers with ``set_timesteps`` and ``step``; it is this sampler's alone.
-        steps: how many steps of the scheduler; ``None`` with ``timesteps``.
-        timesteps: the steps themselves, for schedulers that accept them, such as those of consistency models.
-        step_options: further arguments of the scheduler's ``step``, such as ``eta`` of DDIM.
+        schedule: the scheduler's steps, and further arguments of each; what chose the scheduler itself is not read.
         timestep_scale: the network is told the scheduler's timesteps times this.
         image_shape, noise, labels, decoder, settings: as of :class:`NetworkSampler`.
 
@@ -227,14 +232,12 @@ class DiffusersSampler(NetworkSampler):
         self,
         network: nn.Module,
         scheduler: Any,
+        schedule: SchedulerSettings,
         *,
-        steps: int | None = None,
-        timesteps: Sequence[int] | None = None,
         image_shape: Sequence[int],
         noise: ImageNoise,
         labels: ClassLabels | None = None,
         decoder: LatentDecoder | None = None,
-        step_options: Mapping[str, Any] | None = None,
         settings: NetworkSettings | None = None,
         timestep_scale: float = 1.0,
     ) -> None:
@@ -248,8 +251,7 @@ class DiffusersSampler(NetworkSampler):
         )
         self.scheduler = scheduler
         self._timestep_scale = timestep_scale
-        self._schedule = schedule_arguments(steps, timesteps)
-        self._step_options = dict(step_options or {})
+        self._schedule = schedule
         # DDPM's step expects the learned variance as further channels; the steps of others expect the prediction alone
         learns_variance = str(scheduler.config.get("variance_type", "")).startswith("learned")
         self._uses_variance = learns_variance and type(scheduler).__name__.startswith("DDPM")
@@ -267,7 +269,7 @@ class DiffusersSampler(NetworkSampler):
         z = z.to(self._network.device, self._network.dtype)
         images: Tensor = z * getattr(self.scheduler, "init_noise_sigma", 1.0)  # those of flow matching have none
         labels = self._labels(noise, start, stop)
-        options = dict(self._step_options)
+        options: dict[str, Any] = dict(self._schedule.step)
         if self._takes_generator:
             options["generator"] = self.noise.generators(noise, start, stop)
         timesteps = self._timesteps()
@@ -288,8 +290,8 @@ class DiffusersSampler(NetworkSampler):
             **super().describe(),
             "sampler": type(self.scheduler).__name__,
             "scheduler": public_keys(self.scheduler.config),
-            "steps": self._schedule,
-            "step_options": self._step_options,
+            "steps": self._schedule.times,
+            "step_options": self._schedule.step,
             "network": type(self.network).__name__,
             "architecture": public_keys(getattr(self._network.module, "config", None)),
             "timestep_scale": self._timestep_scale,
@@ -363,13 +365,6 @@ class DiffusersSampler(NetworkSampler):
         difference = conditional[:, :channels] - unconditional[:, :channels]
         guided = unconditional[:, :channels] + scale * difference
         return torch.cat([guided, conditional[:, channels:]], dim=1)
-
-
-def schedule_arguments(steps: int | None, timesteps: Sequence[int] | None) -> dict[str, Any]:
-    """The arguments of a scheduler's ``set_timesteps``, and of a pipeline's call: ``timesteps``, else their number."""
-    if timesteps is not None:
-        return {"timesteps": list(timesteps)}
-    return {"num_inference_steps": steps}
 
 
 def public_keys(config: object) -> dict[str, object]:

@@ -27,7 +27,7 @@ from lcsc_opt.base.reproducibility import derive_seed
 from lcsc_opt.checkpoints.lora import LoraAlphas
 from lcsc_opt.checkpoints.weights import weights_sha256
 from lcsc_opt.sampling.base import ModuleWeights, recomputed_calls
-from lcsc_opt.sampling.diffusers_sampler import public_keys, schedule_arguments, set_timesteps
+from lcsc_opt.sampling.diffusers_sampler import SchedulerSettings, public_keys, set_timesteps
 from lcsc_opt.sampling.encoded_prompts import EncodedPrompts
 from lcsc_opt.sampling.layout import has_layouts
 from lcsc_opt.sampling.lora import LoraAdapter
@@ -133,16 +133,14 @@ class LatentDiffusionSampler:
 
     Args:
         pipeline: a pipeline of diffusers, as :func:`load_pipeline` returns it; nothing else may use it.
+        schedule: the steps of the pipeline's scheduler, and further arguments of the pipeline, such as ``eta``.
         component: what is merged: the ``unet``, the ``transformer`` or a ``lora``.
         prompts: image i is sampled with prompt i mod n.
         held_out_prompts: the same for held-out noise; ``None`` uses ``prompts`` there, too.
         noise: the source of all noise.
-        steps: how many steps the scheduler makes, unless ``timesteps`` are given.
-        timesteps: the steps themselves, for pipelines that have such an argument.
         guidance_scale: the pipeline's argument; 1 is no classifier-free guidance.
         negative_prompt: what guidance leads away from; ``None`` is the pipeline's default.
         height, width: size of the images in pixels; ``None`` is the size that the model was trained on.
-        options: further arguments of the pipeline, such as ``eta``.
         alphas: the alphas of merged LoRAs, for the component ``lora``; ``None`` is alpha = rank.
 
     Attributes:
@@ -156,18 +154,16 @@ class LatentDiffusionSampler:
     def __init__(
         self,
         pipeline: Any,
+        schedule: SchedulerSettings,
         *,
         component: Component,
         prompts: Sequence[str],
         held_out_prompts: Sequence[str] | None = None,
         noise: ImageNoise,
-        steps: int | None = None,
-        timesteps: Sequence[int] | None = None,
         guidance_scale: float = 1.0,
         negative_prompt: str | None = None,
         height: int | None = None,
         width: int | None = None,
-        options: Mapping[str, Any] | None = None,
         alphas: LoraAlphas | None = None,
     ) -> None:
         self.pipeline = pipeline
@@ -189,7 +185,7 @@ class LatentDiffusionSampler:
                 "negative_prompt: only classifier-free guidance has one, with a guidance_scale above 1 and not of a "
                 "latent consistency model; leave it out"
             )
-        self._set_schedule(steps, timesteps, options)
+        self._set_schedule(schedule)
         self.alphas = alphas
         self._lora: LoraAdapter | None = None
         networks = [self.denoiser, getattr(getattr(pipeline, "vae", None), "decoder", None)]
@@ -201,14 +197,7 @@ class LatentDiffusionSampler:
             self._lora = LoraAdapter(pipeline, alphas)
         self.encoded_prompts = EncodedPrompts()
 
-    def with_scheduler(
-        self,
-        scheduler: Any,
-        *,
-        steps: int | None = None,
-        timesteps: Sequence[int] | None = None,
-        options: Mapping[str, Any] | None = None,
-    ) -> LatentDiffusionSampler:
+    def with_scheduler(self, scheduler: Any, schedule: SchedulerSettings) -> LatentDiffusionSampler:
         """A sampler from the same networks, whose weights :meth:`load` of this one sets.
 
         Raises:
@@ -217,15 +206,13 @@ class LatentDiffusionSampler:
         sampler = copy.copy(self)
         sampler.pipeline = copy.copy(self.pipeline)
         sampler.pipeline.scheduler = scheduler
-        sampler._set_schedule(steps, timesteps, options)
+        sampler._set_schedule(schedule)
         return sampler
 
-    def _set_schedule(
-        self, steps: int | None, timesteps: Sequence[int] | None, options: Mapping[str, Any] | None
-    ) -> None:
+    def _set_schedule(self, schedule: SchedulerSettings) -> None:
         """Set what depends on the scheduler's steps, and how many network calls an image takes."""
-        self._schedule = schedule_arguments(steps, timesteps)
-        self._options = {**self._schedule, **(options or {})}
+        self._schedule = schedule
+        self._options = {**schedule.times, **schedule.step}
         self.nfe = len(set_timesteps(self.pipeline.scheduler, self._schedule))
         if self._guided:
             self.nfe *= 2

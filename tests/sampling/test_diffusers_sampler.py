@@ -26,8 +26,10 @@ CPU = NetworkSettings(device="cpu")
 def make(network: nn.Module, scheduler: Any, *, channels: int = 1, **options: Any) -> DiffusersSampler:
     if "timesteps" not in options:
         options.setdefault("steps", 10)
+    schedule = SchedulerSettings(**{key: options.pop(key) for key in ("steps", "timesteps", "step") if key in options})
     shape = (channels, 8, 8)
-    return DiffusersSampler(network, scheduler, image_shape=shape, noise=NOISE, **{"settings": CPU, **options})
+    settings = {"settings": CPU, **options}
+    return DiffusersSampler(network, scheduler, schedule, image_shape=shape, noise=NOISE, **settings)
 
 
 @torch.inference_mode()
@@ -74,7 +76,7 @@ def test_schedulers_give_the_pipelines_images(
     scheduler = getattr(diffusers, f"{kind}Scheduler")(**config, **algorithm)
     network, pipeline = unet(), diffusers.DDIMPipeline if name == "ddim" else diffusers.DDPMPipeline
     expected = from_pipeline(monkeypatch, pipeline(network, scheduler), num_inference_steps=steps, **options)
-    sampler = make(network, build_scheduler(name, config), steps=steps, step_options=options)
+    sampler = make(network, build_scheduler(name, config), steps=steps, step=options)
     assert sampler.nfe == steps
     assert differ(images(sampler).clamp(-1, 1), expected) < 1e-5
 
@@ -212,7 +214,7 @@ def test_everything_that_changes_images_is_described() -> None:
         described(),
         described("ddpm"),
         described(steps=11),
-        described(step_options={"eta": 1.0}),
+        described(step={"eta": 1.0}),
         described(labels=labels),
         described(labels=ClassLabels(3, 1, noise=NOISE)),
         described(labels=ClassLabels(3, "balanced", noise=NOISE, guidance=(2.0, 0))),

@@ -26,6 +26,7 @@ from lcsc_opt.sampling import (
     ImageNoise,
     LatentDecoder,
     NetworkSettings,
+    SchedulerSettings,
     build_scheduler,
 )
 from lcsc_opt.sampling.base import ModuleWeights
@@ -65,13 +66,16 @@ def consistency(network: nn.Module, *sigmas: float, settings: NetworkSettings = 
     return ConsistencySampler(function, image_shape=SHAPE, sigmas=sigmas, noise=noise, settings=settings)
 
 
-def diffusers(network: nn.Module, name: Any, steps: int = 4, *, guided: bool = False, **options: Any) -> Any:
+def diffusers(
+    network: nn.Module, name: Any, steps: int = 4, *, guided: bool = False, step: Any = None, **options: Any
+) -> Any:
     config = {"prediction_type": "v_prediction" if name == "euler-ancestral" else "sample"}
     noise = ImageNoise(0)
     labels = {"labels": ClassLabels(2, "balanced", noise=noise, guidance=(1.5, 2))} if guided else {}
     scheduler = build_scheduler(name, {} if name == "consistency" else config)
+    schedule = SchedulerSettings(steps=steps, step=step or {})
     return DiffusersSampler(
-        network, scheduler, steps=steps, image_shape=SHAPE, noise=noise, **{"settings": CPU, **labels, **options}
+        network, scheduler, schedule, image_shape=SHAPE, noise=noise, **{"settings": CPU, **labels, **options}
     )
 
 
@@ -97,7 +101,7 @@ BUILD: dict[str, Callable[[nn.Module], Any]] = {
     "consistency in three steps": lambda network: consistency(network, 10.0, 2.0, 0.5),
     "DDIM": lambda network: diffusers(network, "ddim"),
     "DDIM with guidance": lambda network: diffusers(network, "ddim", guided=True),
-    "DDIM with noise": lambda network: diffusers(network, "ddim", step_options={"eta": 0.7}),
+    "DDIM with noise": lambda network: diffusers(network, "ddim", step={"eta": 0.7}),
     "DPM-Solver++": lambda network: diffusers(network, "dpm-solver++", 5),
     "DPM-Solver++ with guidance": lambda network: diffusers(network, "dpm-solver++", 5, guided=True),
     "Heun": heun,

@@ -15,7 +15,7 @@ from torch import Tensor
 from lcsc_opt.base.errors import ObjectiveError
 from lcsc_opt.base.records import CHANNELS_LAST, CONTIGUOUS, HELD_OUT, SEARCH, SELECTION
 from lcsc_opt.checkpoints.lora import LoraAlphas
-from lcsc_opt.sampling import DifferentiableSampler, ImageNoise
+from lcsc_opt.sampling import DifferentiableSampler, ImageNoise, SchedulerSettings
 from lcsc_opt.sampling.base import prompts_of
 from lcsc_opt.sampling.layout import fastest_layout, lay_out
 from lcsc_opt.sampling.network import NetworkSettings
@@ -46,8 +46,11 @@ def pipeline(folder: Path) -> Any:
 
 
 def sampler(pipeline: Any, **changes: Any) -> LatentDiffusionSampler:
-    chosen = {"component": "unet", "prompts": PROMPTS, "noise": ImageNoise(3), "steps": 3, **changes}
-    return LatentDiffusionSampler(pipeline, **chosen)
+    schedule = SchedulerSettings(
+        **{"steps": 3} | {key: changes.pop(key) for key in ("steps", "timesteps", "step") if key in changes}
+    )
+    chosen = {"component": "unet", "prompts": PROMPTS, "noise": ImageNoise(3), **changes}
+    return LatentDiffusionSampler(pipeline, schedule, **chosen)
 
 
 def own_images(pipeline: Any, start: int, stop: int, **changes: Any) -> Tensor:

@@ -20,6 +20,7 @@ from lcsc_opt.sampling import (
     ImageNoise,
     LatentDecoder,
     NetworkSettings,
+    SchedulerSettings,
     build_scheduler,
 )
 from lcsc_opt.sampling.latents import load_autoencoder
@@ -65,7 +66,7 @@ def test_samplers_decode_and_leave_clipping_to_what_sees_the_images(kind: str) -
         sampler: Any = HeunSampler(EdmDenoiser(Pointed()), schedule=HeunSchedule(steps=4), **parts)
     else:
         scheduler = build_scheduler("ddim", {"prediction_type": "sample", "clip_sample": False})
-        sampler = DiffusersSampler(Pointed(), scheduler, steps=4, **parts)
+        sampler = DiffusersSampler(Pointed(), scheduler, SchedulerSettings(steps=4), **parts)
     images = sampler.sample(SEARCH, 0, 3)
     assert images.shape == (3, 2, 8, 8)
     assert torch.allclose(images[:, 0], torch.full((3, 8, 8), 4.0))  # 0.25 · 8 · 2
