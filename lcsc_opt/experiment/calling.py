@@ -202,7 +202,8 @@ def search(
             callbacks=options.callbacks,
         )
     studies = tuple(Study(spec.name, url, call.functions, temporary) for spec in chosen)
-    return Result(experiment, url, studies, content, call.not_importable, is_temporary=temporary is not None)
+    is_temporary = temporary is not None
+    return Result(experiment, url, studies, content, call.not_importable, is_temporary)
 
 
 class _Call:

@@ -63,36 +63,25 @@ class Comparison(list[dict[str, Any]]):
         return "".join([*lines, "</table>"])
 
 
+@dataclasses.dataclass(frozen=True, repr=False, eq=False)
 class Result:
     """What a search found, read from its database whenever it is asked for.
-
-    Args:
-        content: of the study file that asks for the same studies.
-        not_importable: argument → what Python calls its function, of those that no study file can import.
-        is_temporary: whether the database is deleted with the result.
 
     Attributes:
         name: of the experiment.
         storage: the URL of the database.
         studies: one for each optimizer.
+        _content: of the study file that asks for the same studies.
+        _not_importable: argument → what Python calls its function, of those that no study file can import.
+        _is_temporary: whether the database is deleted with the result.
     """
 
-    def __init__(
-        self,
-        name: str,
-        storage: str,
-        studies: tuple[Study, ...],
-        content: Mapping[str, Any],
-        not_importable: Mapping[str, str],
-        *,
-        is_temporary: bool,
-    ) -> None:
-        self.name = name
-        self.storage = storage
-        self.studies = studies
-        self._content = content
-        self._not_importable = not_importable
-        self._is_temporary = is_temporary
+    name: str
+    storage: str
+    studies: tuple[Study, ...]
+    _content: Mapping[str, Any]
+    _not_importable: Mapping[str, str]
+    _is_temporary: bool
 
     @property
     def study(self) -> Study:

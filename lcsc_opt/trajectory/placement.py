@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import contextlib
+import dataclasses
 import itertools
 import os
 from collections.abc import Generator, Mapping, Sequence
@@ -60,16 +61,14 @@ class ColumnSource(Protocol):
         """
 
 
+@dataclasses.dataclass(eq=False)
 class ColumnsInMemory:
     """A :class:`ColumnSource` with ``[slots, n]`` of each segment: mapped from the file, or copied to a device once."""
 
-    def __init__(
-        self, device: torch.device, columns: Mapping[Segment, Tensor], rows: int, *, multiplies_all: bool
-    ) -> None:
-        self.device = device
-        self.rows = rows
-        self.multiplies_all = multiplies_all
-        self._columns = columns
+    device: torch.device
+    _columns: Mapping[Segment, Tensor]
+    rows: int
+    multiplies_all: bool
 
     @classmethod
     def mapped(cls, rows: Tensor, segments: Sequence[Segment]) -> ColumnsInMemory:
