@@ -25,6 +25,7 @@ from lcsc_opt.base.reproducibility import environment
 from lcsc_opt.base.study_spec import StudySpec
 from lcsc_opt.database.opened import Database
 from lcsc_opt.database.urls import files_directory
+from lcsc_opt.experiment.experiment import Experiment
 from lcsc_opt.experiment.running import run_studies
 from lcsc_opt.objective.of_study import ObjectiveLoader
 
@@ -219,4 +220,4 @@ def trained(name: str, *options: str, folder: Path = RESULTS, output: str = "") 
 def run_listed(specs: Sequence[StudySpec], url: str, *, accept_changes: bool = False) -> None:
     """Run studies as ``lcsc run`` does."""
     objectives = ObjectiveLoader(BuildContext(files=files_directory(url)))
-    run_studies(specs, Database(url), objectives, accept_changes=accept_changes)
+    run_studies(Experiment(specs, Database(url), objectives, accept_changes=accept_changes))

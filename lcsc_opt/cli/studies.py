@@ -29,10 +29,8 @@ from lcsc_opt.cli.options import (
 from lcsc_opt.cli.output import print_described, print_json, print_line, print_report, print_table, say
 
 if TYPE_CHECKING:
-    from lcsc_opt.base.study_spec import StudySpec
-    from lcsc_opt.database.opened import Database
+    from lcsc_opt.experiment.experiment import Experiment
     from lcsc_opt.exports import Recipe
-    from lcsc_opt.objective.of_study import ObjectiveLoader
 
 _PRINTED_IF_ANY = ("maximized", "failed", "images", "shares_of_time")
 _PRINTED_APART = ("coefficients", "layer_groups", "tracebacks", "held_out_rows")  # below the table, or in JSON alone
@@ -145,14 +143,13 @@ def run(
     if not has_said and "nevergrad" not in sys.modules:  # it takes seconds
         notice("importing the optimizers")
 
-    from lcsc_opt.experiment.running import run_studies, studies_of  # and with it Nevergrad
+    from lcsc_opt.experiment.running import experiment_of, run_studies  # and with it Nevergrad
 
-    database = Database(url)
-    chosen = studies_of(study_file, database, objectives)
+    experiment = experiment_of(study_file, Database(url), objectives, accept_changes=accept_changes)
     if dry_run:
-        _print_rehearsed(chosen, database, objectives, accept_changes=accept_changes)
+        _print_rehearsed(experiment)
     else:
-        run_studies(chosen, database, objectives, on_end=say, accept_changes=accept_changes)
+        run_studies(experiment, on_end=say)
 
 
 def _read(studies: str, overrides: Sequence[str], storage: str | None) -> tuple[StudyFile, Path | None, str]:
@@ -181,20 +178,15 @@ def _read(studies: str, overrides: Sequence[str], storage: str | None) -> tuple[
     return study_file, context_of(contents.experiments[spec.experiment], url).directory, url
 
 
-def _print_rehearsed(
-    specs: Sequence[StudySpec],
-    database: Database,
-    objectives: ObjectiveLoader,
-    *,
-    accept_changes: bool,
-) -> None:
+def _print_rehearsed(experiment: Experiment) -> None:
     """Rehearse, and print a table of the studies with what was chosen for them."""
     from lcsc_opt.database.reader import HistoryReader
     from lcsc_opt.database.urls import masked
-    from lcsc_opt.experiment.experiment import Experiment
 
-    with Experiment(specs, database, objectives, accept_changes=accept_changes) as experiment:
+    with experiment:
         attributes = experiment.rehearse()
+    specs = experiment.specs
+    database = experiment.database
     evaluations: dict[str, int] = {}
     if database.storage is not None:
         stored = HistoryReader(database.storage).read_studies([spec.name for spec in specs])

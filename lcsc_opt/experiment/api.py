@@ -260,18 +260,11 @@ def run(
     objectives = ObjectiveLoader(BuildContext(directory, files=files_directory(url)))
     with messages_by_default(), each_notice_once():
         say_found(read.objective, objectives.context)
-        from lcsc_opt.experiment.running import run_studies, studies_of  # and with it Nevergrad
+        from lcsc_opt.experiment.running import experiment_of, run_studies  # and with it Nevergrad
 
-        database = Database(url)
-        chosen = studies_of(read, database, objectives)
-        run_studies(
-            chosen,
-            database,
-            objectives,
-            accept_changes=options.accept_changes,
-            callbacks=options.callbacks,
-        )
-    return [Study(spec.name, url) for spec in chosen]
+        experiment = experiment_of(read, Database(url), objectives, accept_changes=options.accept_changes)
+        run_studies(experiment, callbacks=options.callbacks)
+    return [Study(spec.name, url) for spec in experiment.specs]
 
 
 def load_study(name: str, storage: str | Path | None = None) -> Study:

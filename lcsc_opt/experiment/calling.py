@@ -175,11 +175,11 @@ def search(
         files = files_directory(url)
         database = Database(url)
         contents = database.contents
-        experiment = options.name or call.default_name
+        unique_name = options.name or call.default_name
         if call.not_importable:  # such functions cannot be compared with those of an earlier call
-            experiment = _numbered(experiment, contents.experiments, resume=options.resume)
+            unique_name = _numbered(unique_name, contents.experiments, resume=options.resume)
 
-        content = call.content(experiment, plain(optimizers), options.seed, options.jobs)
+        content = call.content(unique_name, plain(optimizers), options.seed, options.jobs)
         if space is not None or options.rows != AUTO:
             content["space"] = _space(plain(space), options.rows)
         if budget is not None:
@@ -187,23 +187,16 @@ def search(
         objectives = ObjectiveLoader(BuildContext(Path.cwd(), functions=call.functions, files=files))
         study_file = parse_study_file(content, source="lcsc_opt.search")
         say_found(study_file.objective, objectives.context)
-        from lcsc_opt.experiment.running import run_studies, searches_of, studies_of  # and with it Nevergrad
+        from lcsc_opt.experiment.running import experiment_of, run_studies, searches_of  # and with it Nevergrad
 
         searches_of([study_file])  # refuses what is wrong before any function is called
-        call.place_checkpoints(files, experiment, contents.experiments.get(experiment))
+        call.place_checkpoints(files, unique_name, contents.experiments.get(unique_name))
         study_file = parse_study_file(content, source="lcsc_opt.search")  # which names checkpoints in memory only now
-        chosen = studies_of(study_file, database, objectives)
-        run_studies(
-            chosen,
-            database,
-            objectives,
-            on_finished=notice,
-            accept_changes=options.accept_changes,
-            callbacks=options.callbacks,
-        )
-    studies = tuple(Study(spec.name, url, call.functions, temporary) for spec in chosen)
+        experiment = experiment_of(study_file, database, objectives, accept_changes=options.accept_changes)
+        run_studies(experiment, on_finished=notice, callbacks=options.callbacks)
+    studies = tuple(Study(spec.name, url, call.functions, temporary) for spec in experiment.specs)
     is_temporary = temporary is not None
-    return Result(experiment, url, studies, content, call.not_importable, is_temporary)
+    return Result(experiment.name, url, studies, content, call.not_importable, is_temporary)
 
 
 class _Call:

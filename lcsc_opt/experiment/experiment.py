@@ -74,7 +74,7 @@ class Experiment:
 
     Attributes:
         name: of the experiment.
-        database: the same.
+        specs, database: the same.
         studies: name → attributes of its stored studies, as far as this process knows them.
         rehearsal: what this run has rehearsed; ``None`` before, and where all searches have results.
         refused: why the objective cannot be loaded or rehearsed, so that no search can run; ``None`` otherwise.
@@ -89,11 +89,11 @@ class Experiment:
         accept_changes: bool = False,
     ) -> None:
         self.name = specs[0].experiment
+        self.specs = list(specs)
         self.database = database
         self.rehearsal: Rehearsal | None = None
         self.refused: LcscError | None = None
         self._rehearsed_rows: Rule | None = None
-        self._specs = list(specs)
         self._objectives = objectives
         self._accept = accept_changes
         self.studies = database.contents.of(self.name)
@@ -155,7 +155,7 @@ class Experiment:
         if self._before is None:
             return ""
         before = self._before[PROBLEM][part]["code"]
-        now = {**before, **code_now(self._specs[0].objective, self._objectives.context.directory)}
+        now = {**before, **code_now(self.specs[0].objective, self._objectives.context.directory)}
         return "; ".join(code_changes(before, {name: now[name] for name in before}))
 
     @functools.cached_property
@@ -165,8 +165,8 @@ class Experiment:
         Raises:
             LcscError: it cannot be loaded, or its losses would not compare with those that are stored.
         """
-        spec = self._specs[0].objective
-        objective = self._objectives.load(spec, self._specs[0].space.rows, self._checkpoints)
+        spec = self.specs[0].objective
+        objective = self._objectives.load(spec, self.specs[0].space.rows, self._checkpoints)
         verify_weights(objective)
         if self._before is not None:
             objective.layout = self._before[LAYOUT]
@@ -212,7 +212,7 @@ class Experiment:
         ``None`` for a new experiment, for one without checkpoints, or if the study file chooses others now.
         """
         study_folder = self._objectives.context.directory
-        return known_checkpoints(self._specs[0].objective, study_folder, self._before)
+        return known_checkpoints(self.specs[0].objective, study_folder, self._before)
 
     def begun(self) -> StoredExperiment:
         """What is stored of the experiment, which begins or continues in the database with the first call.
@@ -225,7 +225,7 @@ class Experiment:
         objective = self.objective
         trajectory = objective.trajectory
         directory = self._objectives.context.directory
-        spec = self._specs[0]
+        spec = self.specs[0]
         updated = {
             PROBLEM: dataclasses.asdict(self._problem),
             "objective": spec.objective.model_dump(mode="json"),
@@ -289,13 +289,13 @@ class Experiment:
         if isinstance(trajectory, Trajectory):
             checkpoints = KnownCheckpoints(trajectory.sha256, trajectory.steps)
         context = dataclasses.replace(self._objectives.context, checkpoints=checkpoints)
-        spec = self._specs[0].objective
+        spec = self.specs[0].objective
         return functools.partial(load_objective, spec, context, rows=rows, layout=self.objective.layout)
 
     def _use_rows(self, rule: Rule | None) -> None:
         """Have workers for coefficients in these rows, whosever are open; one row can be evaluated in any."""
         if self._workers_of is None or rule not in (None, self._workers_of[1]):
-            self._use(self._specs[-1], rule)  # of a stored experiment, those of its newest search
+            self._use(self.specs[-1], rule)  # of a stored experiment, those of its newest search
 
     def _evaluate(self, candidate: Candidate, rule: Rule | None) -> Outcome:
         """Evaluate a candidate in these rows, by all workers together if the objective allows it.
@@ -303,7 +303,7 @@ class Experiment:
         One that fails is tried again.
         """
         self._use_rows(rule)
-        return persistently(self._evaluator, self._specs[-1].failures.retries)(candidate)
+        return persistently(self._evaluator, self.specs[-1].failures.retries)(candidate)
 
     # searches
 
@@ -343,7 +343,7 @@ class Experiment:
             LcscError: the first thing that is wrong.
         """
         attributes: dict[str, Attributes] = dict(self.studies)
-        for spec in self._specs:
+        for spec in self.specs:
             if self.is_finished(spec):
                 self.check_finished(spec)
             else:
@@ -360,7 +360,7 @@ class Experiment:
         pace = self.rehearsal.pace
         self._has_estimate = True
         searches = searches_seconds(self._unfinished(), self.objective, pace)
-        reports = report_seconds(self._specs, self.objective, pace)
+        reports = report_seconds(self.specs, self.objective, pace)
         prepared = time.perf_counter() - self._objectives.made_at
         parts = [f"what came before {about(prepared)}", f"its searches {about(searches)}"]
         if reports:
@@ -371,7 +371,7 @@ class Experiment:
     def _unfinished(self) -> list[StudySpec]:
         """The searches of this run that have not finished, without those that cannot run: :meth:`_opened` says why."""
         unfinished = []
-        for spec in self._specs:
+        for spec in self.specs:
             with contextlib.suppress(LcscError):
                 if not self.is_finished(spec):
                     unfinished.append(spec)
@@ -405,7 +405,7 @@ class Experiment:
             notice(f"{spec.name}: continues with other workers; candidates are still asked {in_flight} at a time")
         origin = None
         if before is None:
-            origin = origin_of(spec, self._specs, self.database, objective)
+            origin = origin_of(spec, self.specs, self.database, objective)
         self._choose_layout()
         self._use(spec, spec.space.rows)
         self._rehearse(spec)
@@ -426,7 +426,7 @@ class Experiment:
         """Choose the layout of a new experiment's network, once, before workers are opened with it."""
         if self._before is not None or self._stored is not None or self.rehearsal is not None:
             return
-        follows_gradient = any(configure(spec.optimizer).needs_gradient for spec in self._specs)
+        follows_gradient = any(configure(spec.optimizer).needs_gradient for spec in self.specs)
         with contextlib.suppress(Exception):  # of a sampler that fails, the rehearsal says why
             self.objective.layout = self.objective.fastest_layout(gradient=follows_gradient)
 
@@ -437,7 +437,7 @@ class Experiment:
         """
         if self.rehearsal is not None or self._has_result(spec):
             return
-        without_result = [search for search in self._specs if not self._has_result(search)]
+        without_result = [search for search in self.specs if not self._has_result(search)]
         try:
             for search in without_result:
                 check(search, self.objective)
@@ -531,7 +531,7 @@ class Experiment:
         """Whether the report that was stored before this run is what the study file asks for; nothing is loaded."""
         if self._before is None or self._unfinished():
             return False
-        is_same = is_reported(held_out, self._before, self.studies, self._specs[0].objective)
+        is_same = is_reported(held_out, self._before, self.studies, self.specs[0].objective)
         return is_same and not self._code_changes("reported")
 
     def evaluate(self, plan: ReportPlan, *, keep: bool = True) -> Report:

@@ -23,13 +23,16 @@ from lcsc_opt.study.loop import TrialCallback
 from lcsc_opt.views.answer import answer_line
 
 
-def studies_of(study_file: StudyFile, database: Database, objectives: ObjectiveLoader) -> list[StudySpec]:
-    """The studies of a study file; :mod:`lcsc_opt.experiment.defaults` chooses what it leaves open.
+def experiment_of(
+    study_file: StudyFile, database: Database, objectives: ObjectiveLoader, *, accept_changes: bool = False
+) -> Experiment:
+    """The experiment of a study file; :mod:`lcsc_opt.experiment.defaults` chooses what the file leaves open.
 
     Args:
         study_file: the study file.
         database: of the run.
         objectives: loads the objective, if something is to be chosen, and keeps it for the run.
+        accept_changes: as of :class:`Experiment`.
 
     Raises:
         StudySpecError: an unknown optimizer or option.
@@ -44,7 +47,8 @@ def studies_of(study_file: StudyFile, database: Database, objectives: ObjectiveL
 
     chosen = searches_of(completed(study_file, lambda: database.contents.studies, load_objective))
     stored = database.contents.of(study_file.name)
-    return [_or_ended_grid(spec, stored) for spec in chosen]
+    specs = [_or_ended_grid(spec, stored) for spec in chosen]
+    return Experiment(specs, database, objectives, accept_changes=accept_changes)
 
 
 def _or_ended_grid(spec: StudySpec, stored: Mapping[str, Attributes]) -> StudySpec:
@@ -74,13 +78,10 @@ def searches_of(study_files: Sequence[StudyFile]) -> list[StudySpec]:
 
 
 def run_studies(
-    specs: Sequence[StudySpec],
-    database: Database,
-    objectives: ObjectiveLoader,
+    experiment: Experiment,
     *,
     on_end: Callable[[str], None] = lambda _: None,
     on_finished: Callable[[str], None] = lambda _: None,
-    accept_changes: bool = False,
     callbacks: Sequence[TrialCallback] = (),
 ) -> None:
     """Run the searches of an experiment, and report it. A search that fails does not stop the others.
@@ -88,25 +89,24 @@ def run_studies(
     A missing database is created when the first search has been rehearsed.
 
     Args:
-        specs: of the searches.
-        database: of the run.
-        objectives: loads their objective.
+        experiment: whose workers end here.
         on_end: called with one line when a search has ended or cannot run, with the answer of the experiment, and
             with the database's URL at the end, if there is a database.
         on_finished: called with that line of a search that had finished before.
-        accept_changes: continue although the code, the versions or the reference have changed.
         callbacks: as of :meth:`Experiment.search`.
 
     Raises:
-        LcscError: the database cannot be opened, the objective cannot be loaded and rehearsed, the only search failed,
+        LcscError: the objective cannot be loaded and rehearsed, the only search failed,
             or all searches ended and cannot be reported.
         SearchFailedError: some of several searches failed; the message says which, and why.
         Exception: what a callback raises, which ends the run.
     """
+    specs = experiment.specs
+    database = experiment.database
     failed: dict[str, str] = {}  # name of a study → why
     unreported = ""  # why there is no report, in addition
     try:
-        with Experiment(specs, database, objectives, accept_changes=accept_changes) as experiment:
+        with experiment:
             for spec in specs:
                 try:
                     if experiment.is_finished(spec):
