@@ -143,7 +143,7 @@ def judge_cell(work: Path, cell: Cell) -> dict[str, Any]:
     search_seconds = sum(trial.user_attrs["cost"]["seconds"] for trial in trials)
     checkpoints = checkpoints_of(cell, work)
     best_average = min(trials_of(result.storage, grid.name), key=lambda trial: trial.value or math.inf)
-    path = Searched(found.name, trials, "layers").path_models(CHECKS)
+    path = Searched(found.name, trials).path_models(CHECKS)
     models: dict[str, Any] = {one.name: found.merge(one.coefficients) for one in path}
     models["EMA*"] = grid.merge(coefficients_of(best_average))
     models["last"] = torch.load(checkpoints[-1], weights_only=True)

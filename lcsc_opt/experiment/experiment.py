@@ -471,14 +471,20 @@ class Experiment:
 
     def _measurer(self, images: int) -> Measurer:
         """What measures models on so many images; 0 for as many as a candidate of a search has."""
-        return Measurer(self.begun(), self.objective, self._evaluate, self._rule_of, images=images)
+        return Measurer(self.begun(), self.objective, self._evaluate_model, images=images)
 
     def _search_yardstick(self) -> Yardstick | None:
         """What the losses of searches are relative to; ``None`` if they are absolute."""
         return self._measurer(0).yardstick(SEARCH)
 
-    def _rule_of(self, study: str) -> Rule | None:
-        """The rule of a study's rows."""
+    def _evaluate_model(self, candidate: Candidate, study: str | None) -> Outcome:
+        """Evaluate a model in the rows of the study that found it, as :meth:`_evaluate`."""
+        return self._evaluate(candidate, self._rows_of(study))
+
+    def _rows_of(self, study: str | None) -> Rule | None:
+        """The rule of a study's rows; ``None`` without a study."""
+        if study is None:
+            return None
         rule: Rule | None = self.studies[study]["specification"]["space"]["rows"]
         return rule
 
@@ -550,9 +556,8 @@ class Experiment:
         stored.refresh()
         searches = self._searches(stored.storage)
         while True:
-            report = make_report(stored, searches, self.objective, plan, self._evaluate)
-            study = report.of_answer.model.study
-            rows = None if study is None else self._rule_of(study)
+            report = make_report(stored, searches, self.objective, plan, self._evaluate_model)
+            rows = self._rows_of(report.of_answer.model.study)
             if self.rehearsal is not None:
                 report = dataclasses.replace(report, warnings=(*report.warnings, *self.rehearsal.warnings))
             if keep:
@@ -585,7 +590,5 @@ class Experiment:
         self.studies = read_contents(storage).of(self.name)
         running = locked(storage, list(self.studies))
         return [
-            Searched(name, StoredStudy.open(storage, name).trials(), self._rule_of(name))
-            for name in self.studies
-            if name not in running
+            Searched(name, StoredStudy.open(storage, name).trials()) for name in self.studies if name not in running
         ]

@@ -10,7 +10,6 @@ import numpy as np
 from optuna.trial import FrozenTrial
 
 from lcsc_opt.base.study_spec import EMA_GRID
-from lcsc_opt.coefficients.layer_groups import Rule
 from lcsc_opt.coefficients.profiles import average_name
 from lcsc_opt.database.arrays import coefficients_of
 from lcsc_opt.database.measurement import Model
@@ -29,12 +28,10 @@ class Searched:
     Attributes:
         study: its name.
         trials: all of them, with losses as values, in their order.
-        rule: of its rows of coefficients.
     """
 
     study: str
     trials: Sequence[FrozenTrial]
-    rule: Rule | None
 
     @property
     def evaluations(self) -> int:

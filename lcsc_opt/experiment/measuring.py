@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterable, Sequence
 from lcsc_opt.base.errors import LcscError, ObjectiveError, SearchFailedError, TrajectoryError
 from lcsc_opt.base.progress import notice, progress
 from lcsc_opt.base.records import HELD_OUT, SEARCH, SELECTION, STANDARD_ERROR, Candidate, Noise, Yardstick
-from lcsc_opt.coefficients.layer_groups import Rule
 from lcsc_opt.coefficients.profiles import last_alone, trainer_ema
 from lcsc_opt.database.experiment import TRAINER_EMA_SHA256, StoredExperiment
 from lcsc_opt.database.measurement import Measurement, Model, sample_key
@@ -21,8 +20,8 @@ from lcsc_opt.database.names import LAST_CHECKPOINT, TRAINER_EMA
 from lcsc_opt.evaluation.base import Failure, Outcome
 from lcsc_opt.objective.contract import Objective
 
-Evaluate = Callable[[Candidate, Rule | None], Outcome]
-"""Evaluates one candidate; of one with rows of coefficients, the second argument is their rule."""
+Evaluate = Callable[[Candidate, str | None], Outcome]
+"""Evaluates one candidate, in the rows of the study that found it; ``None`` for one that no search has found."""
 
 
 class Measurer:
@@ -34,7 +33,6 @@ class Measurer:
         experiment: where measurements are stored.
         objective: of the experiment.
         evaluate: evaluates one candidate.
-        rules: study → the rule of its rows.
         images: of each measurement; 0 for as many as a candidate of a search has, or if the objective samples none.
         sampler: which of the objective's samplers makes them; searches use the first.
 
@@ -49,7 +47,6 @@ class Measurer:
         experiment: StoredExperiment,
         objective: Objective,
         evaluate: Evaluate,
-        rules: Callable[[str], Rule | None],
         *,
         images: int,
         sampler: int = 0,
@@ -59,7 +56,6 @@ class Measurer:
         self._experiment = experiment
         self._objective = objective
         self._evaluate = evaluate
-        self._rules = rules
         self.images = images
         self._sampler = sampler
         self._title = objective.samples.samplers[sampler] if sampler else None  # None: keys leave out the first one
@@ -101,8 +97,7 @@ class Measurer:
                 sampler=self._sampler,
                 error=True,
             )
-            rule = None if model.study is None else self._rules(model.study)
-            outcome = self._evaluate(candidate, rule)
+            outcome = self._evaluate(candidate, model.study)
             if isinstance(outcome, Failure):
                 raise SearchFailedError(
                     f"{self._experiment.name}: {model.name} on {noise.group} noise: {outcome.reason}"

@@ -58,10 +58,9 @@ def make_report(
     if not with_result:
         raise StudyStoreError(f"{experiment.name}: no comparable trial has finished yet; search with a larger budget")
     samplers = objective.samples.samplers
-    rules = {search.study: search.rule for search in searches}
     noises = [Noise(HELD_OUT.group, seed) for seed in plan.seeds]
     trained = trained_models(experiment, objective)
-    measurer = Measurer(experiment, objective, evaluate, rules.__getitem__, images=plan.images)
+    measurer = Measurer(experiment, objective, evaluate, images=plan.images)
     top = math.ceil(plan.top / len(with_result))  # of each search
     choice = Race(with_result, trained, measurer, top=top, steps=objective.steps).run(experiment.name)
     models = choice.models
@@ -70,7 +69,7 @@ def make_report(
         if len(samplers) > 1:
             images = min(plan.images, objective.samples.per_evaluation)  # enough to see whether it is worse there
             try:
-                elsewhere = Measurer(experiment, objective, evaluate, rules.__getitem__, images=images, sampler=1)
+                elsewhere = Measurer(experiment, objective, evaluate, images=images, sampler=1)
                 elsewhere.advance = measurer.advance
                 parts.append(_part(choice, noises[:1], elsewhere, samplers[1].text))
             except (SearchFailedError, ObjectiveError) as error:

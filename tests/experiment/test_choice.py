@@ -51,10 +51,10 @@ def path(checks: Sequence[float], *, steps: int = 10, images: int = 100) -> Sear
     for place in checks:
         trials += [trial(len(trials) + step, place, gradient=True, images=images) for step in range(steps)]
         trials.append(trial(len(trials), place))
-    return Searched(PATH, trials, None)
+    return Searched(PATH, trials)
 
 
-GRID_SEARCH = Searched(GRID, [trial(0, 0.0), trial(1, 0.2)], None)
+GRID_SEARCH = Searched(GRID, [trial(0, 0.0), trial(1, 0.2)])
 
 
 class Measuring:

@@ -27,7 +27,6 @@ from lcsc_opt.base.records import (
 )
 from lcsc_opt.base.study_spec import ObjectiveSpec, OptimizerSpec, StudySpec
 from lcsc_opt.cli import run as lcsc
-from lcsc_opt.coefficients.layer_groups import Rule
 from lcsc_opt.coefficients.profiles import last_alone
 from lcsc_opt.database.experiment import StoredExperiment
 from lcsc_opt.database.measurement import Measurement, Model
@@ -35,9 +34,9 @@ from lcsc_opt.database.names import EMA, LAST_CHECKPOINT
 from lcsc_opt.database.opened import Database
 from lcsc_opt.database.report import REPORT, Part, Report, ReportPlan
 from lcsc_opt.database.store import StoredStudy
-from lcsc_opt.evaluation.base import Outcome, evaluate_safely
+from lcsc_opt.evaluation.base import evaluate_safely
 from lcsc_opt.experiment.finalists import Searched
-from lcsc_opt.experiment.measuring import Measurer, score_as_trained
+from lcsc_opt.experiment.measuring import Evaluate, Measurer, score_as_trained
 from lcsc_opt.experiment.origin import origin_of
 from lcsc_opt.experiment.report import make_report
 from lcsc_opt.experiment.running import evaluate_again
@@ -95,7 +94,7 @@ def searches(storage: RDBStorage) -> Callable[[], list[Searched]]:
     def read() -> list[Searched]:
         names = ("small/EMAGrid/0", "small/Grid/0", STUDY, "small/CMA/0")
         known = [name for name in names if name in [study.study_name for study in storage.get_all_studies()]]
-        return [Searched(name, StoredStudy.open(storage, name).trials(), None) for name in known]
+        return [Searched(name, StoredStudy.open(storage, name).trials()) for name in known]
 
     return read
 
@@ -112,7 +111,7 @@ def stored(storage: RDBStorage) -> StoredExperiment:
     return write_experiment(storage, "small")
 
 
-def evaluating(objective: Objective) -> Callable[[Candidate, Rule | None], Outcome]:
+def evaluating(objective: Objective) -> Evaluate:
     return lambda candidate, _: evaluate_safely(objective, candidate)
 
 
@@ -294,7 +293,7 @@ def test_the_last_checkpoint_is_scored_first_and_printed(
     """As the report will score it, or as the search does where there will be none."""
     experiment, objective = stored(storage), Measured()
     for _ in range(2):
-        measurer = Measurer(experiment, objective, evaluating(objective), lambda _: None, images=images or 0)
+        measurer = Measurer(experiment, objective, evaluating(objective), images=images or 0)
         score_as_trained(experiment, objective, measurer, images)
         on_what = "search noise" if images is None else "held-out noise on 20 items"
         expected = f"lcsc: small: last checkpoint, step 300, {on_what}: fid 0.625, kid 0.3125; compare this with"

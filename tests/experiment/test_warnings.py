@@ -115,7 +115,7 @@ def test_a_bound_that_was_to_be_kept_and_is_missed_beyond_its_error_is_told(imag
 
 def searched(*losses: float, optimizer: str = "LCSC") -> Searched:
     trials = [create_trial(state=TrialState.COMPLETE, value=loss) for loss in losses]
-    return Searched(f"digits/{optimizer}/0", trials, None)
+    return Searched(f"digits/{optimizer}/0", trials)
 
 
 @pytest.mark.parametrize(
