@@ -6,6 +6,7 @@ images are computed where the networks run, and what concerns the reference alon
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Set
 
@@ -39,6 +40,27 @@ SCORE_SPLITS = 10  # torch-fidelity's default
 MOST_KEPT = 2**29  # numbers: 2 GiB of float32
 
 
+@dataclasses.dataclass(frozen=True)
+class MetricPlan:
+    """What will be computed of the images of one evaluation.
+
+    Attributes:
+        total: how many images there will be in all parts; 0 if that is not known, and features are kept.
+        gradient: whether a gradient will be computed.
+        unbiased: whether distances whose expected value depends on the number of images are extrapolated to infinitely
+            many (:mod:`~lcsc_opt.metrics.extrapolation`).
+        intervals: whether each group will be left out; where the features would take more than 2 GiB, and nothing else
+            needs them, :meth:`FeatureMetrics.without_each_group` has no answer.
+        device: where distances between features are computed.
+    """
+
+    total: int = 0
+    gradient: bool = False
+    unbiased: bool = False
+    intervals: bool = False
+    device: torch.device | str = "cpu"
+
+
 class FeatureMetrics:
     """The metrics of one set of samples against the reference, each computed when it is first needed.
 
@@ -48,35 +70,18 @@ class FeatureMetrics:
 
     Args:
         reference: the real images.
+        plan: what will be computed of the samples.
         formulas: what will be computed; by default all that needs features.
-        total: how many images there will be in all parts; 0 if that is not known, and features are kept.
-        gradient: whether a gradient will be computed.
-        unbiased: whether distances whose expected value depends on the number of images are extrapolated to infinitely
-            many (:mod:`~lcsc_opt.metrics.extrapolation`).
-        intervals: whether :meth:`without_each_group` will be called; where the features would take more than 2 GiB, and
-            nothing else needs them, it has no answer.
-        device: where distances between features are computed.
     """
 
-    def __init__(
-        self,
-        reference: Reference,
-        formulas: Set[Formula] = OF_REFERENCE_FEATURES,
-        *,
-        total: int = 0,
-        gradient: bool = False,
-        unbiased: bool = False,
-        intervals: bool = False,
-        device: torch.device | str = "cpu",
-    ) -> None:
+    def __init__(self, reference: Reference, plan: MetricPlan, formulas: Set[Formula] = OF_REFERENCE_FEATURES) -> None:
         self.reference = reference
-        self._unbiased = unbiased
-        self._device = device
+        self._plan = plan
         dimension = reference.extractor.dimension
-        fewer_than_features = total < dimension
-        needs_rows = gradient or unbiased or fewer_than_features or need_real_features(formulas)
+        fewer_than_features = plan.total < dimension
+        needs_rows = plan.gradient or plan.unbiased or fewer_than_features or need_real_features(formulas)
         self._adds_moments = not needs_rows
-        self._keeps_rows = needs_rows or (intervals and total * dimension <= MOST_KEPT)
+        self._keeps_rows = needs_rows or (plan.intervals and plan.total * dimension <= MOST_KEPT)
         self._moments = Moments()
         self._rows: list[Features] = []
         self._logits: list[Features] = []
@@ -122,7 +127,7 @@ class FeatureMetrics:
 
     def _computed(self, formula: Formula) -> float:
         """The value of one metric, without a look at those that are known."""
-        if self._unbiased and formula in BIASED:
+        if self._plan.unbiased and formula in BIASED:
             self.gradient(formula)  # which computes the value, too
             return self._values[formula]
         match formula:
@@ -164,7 +169,7 @@ class FeatureMetrics:
             scores = scores_of_splits(self._all_logits())  # the score is their mean, so the splits serve as the groups
             means: Array = (scores.sum() - scores) / (len(scores) - 1)
             return means
-        samples = torch.from_numpy(self._all_rows()).to(self._device)
+        samples = torch.from_numpy(self._all_rows()).to(self._plan.device)
         return without_each_group(formula, samples, self.reference)
 
     def _frechet_distance(self, reference: Reference) -> float:
@@ -190,7 +195,7 @@ class FeatureMetrics:
             return self._gradients[formula]
         rows = self._all_rows()
         subsets = [(1.0, np.arange(len(rows)))]
-        if self._unbiased and formula in BIASED:
+        if self._plan.unbiased and formula in BIASED:
             subsets = weighted_subsets(len(rows))
         value = 0.0
         gradient = np.zeros(rows.shape)
@@ -237,12 +242,12 @@ class FeatureMetrics:
             raise MetricError(f"this metric needs more than {fewest_real - 1} reference images")
         if len(rows) < fewest:
             raise MetricError(f"this metric needs at least {fewest} images, got {len(rows)}")
-        return torch.from_numpy(rows).to(self._device)
+        return torch.from_numpy(rows).to(self._plan.device)
 
     def _kernel_distance(self, rows: Features, *, gradient: bool = False) -> tuple[float, Tensor]:
         """KID of the features ``[n, D]``, and its derivative in them, as of :func:`kernel_distance`."""
         samples = self._samples(rows, 2, 2)  # an unbiased estimate compares different images of a set
-        real = self.reference.features_on(self._device).to(samples.dtype)
+        real = self.reference.features_on(self._plan.device).to(samples.dtype)
         return kernel_distance(samples, real, gradient=gradient)
 
     def _all_rows(self) -> Features:

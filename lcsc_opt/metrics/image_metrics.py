@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -14,7 +15,7 @@ from lcsc_opt.base.errors import MetricError
 from lcsc_opt.base.records import STANDARD_ERROR
 from lcsc_opt.metrics.extractors.base import FeatureExtractor, checked_features, seen_images
 from lcsc_opt.metrics.extractors.rewards import Reward
-from lcsc_opt.metrics.feature_metrics import FeatureMetrics, FeatureState
+from lcsc_opt.metrics.feature_metrics import FeatureMetrics, FeatureState, MetricPlan
 from lcsc_opt.metrics.frechet import Array
 from lcsc_opt.metrics.loss import PENALTY, Loss, why_no_gradient
 from lcsc_opt.metrics.names import TO_HELD_OUT, Formula, MetricName
@@ -49,44 +50,23 @@ class ImageMetrics:
         loss: the loss.
         metrics: all metrics to compute, those of the loss among them.
         references: extractor's name in the metrics → its reference.
-        total: how many images the whole evaluation has.
-        gradient: keep the features that the gradient of the loss needs.
-        unbiased: extrapolate distances to infinitely many images.
-        intervals: keep the features that :meth:`without_each_group` needs.
-        device: where distances between features are computed.
+        plan: what will be computed of the images; the gradient is that of the loss.
     """
 
     def __init__(
-        self,
-        loss: Loss,
-        metrics: Sequence[MetricName],
-        references: Mapping[str, Reference],
-        *,
-        total: int,
-        gradient: bool = False,
-        unbiased: bool = False,
-        intervals: bool = False,
-        device: torch.device | str = "cpu",
+        self, loss: Loss, metrics: Sequence[MetricName], references: Mapping[str, Reference], plan: MetricPlan
     ) -> None:
         self.metrics = tuple(metrics)
         self._loss = loss
         self._references = references
-        self._total = total
-        self._intervals = intervals
+        self._plan = plan
         self._formulas: dict[str, set[Formula]] = {}  # by extractor
         for metric in self.metrics:
             self._formulas.setdefault(metric.extractor, set()).add(metric.formula)
         self._features: dict[str, FeatureMetrics] = {}
         for name, formulas in self._formulas.items():
-            self._features[name] = FeatureMetrics(
-                references[name],
-                formulas,
-                total=total,
-                gradient=gradient and name in loss.extractors,
-                unbiased=unbiased,
-                intervals=intervals,
-                device=device,
-            )
+            plan_of_features = dataclasses.replace(plan, gradient=plan.gradient and name in loss.extractors)
+            self._features[name] = FeatureMetrics(references[name], plan_of_features, formulas)
 
     def update(self, images: Tensor, *, prompts: Sequence[str] | None = None) -> None:
         """Add the features of images ``[B, C, H, W]``, not clipped, and of their ``prompts`` if they have some.
@@ -130,7 +110,7 @@ class ImageMetrics:
         keep = self._loss.keep
         if keep is not None and self._loss.constraint is None:  # for a yardstick, whose bound has an error
             deviation = self._features[keep.extractor].deviation(keep.formula)
-            named[f"{keep}{STANDARD_ERROR}"] = deviation / math.sqrt(self._total)
+            named[f"{keep}{STANDARD_ERROR}"] = deviation / math.sqrt(self._plan.total)
         return loss, named
 
     def _value(self, metric: MetricName) -> float:
@@ -142,7 +122,7 @@ class ImageMetrics:
         ``unseen`` is what :meth:`unseen` gives. What has no such values, or not only finite ones, is left out; without
         ``intervals`` everything is.
         """
-        if not self._intervals:
+        if not self._plan.intervals:
             return {}
         columns: dict[MetricName, Array] = {}
         for metric in dict.fromkeys((*self.metrics, *self._unseen_terms.values())):
@@ -214,7 +194,7 @@ class ImageMetrics:
         """By how many standard errors the kept metric is worse than its bound; ``None`` without a bound."""
         if self._loss.keep is None or self._loss.constraint is None:
             return None
-        return self._loss.constraint.violation(self._value(self._loss.keep), self._total)
+        return self._loss.constraint.violation(self._value(self._loss.keep), self._plan.total)
 
     @property
     def _unseen_terms(self) -> dict[MetricName, MetricName]:

@@ -23,7 +23,7 @@ from lcsc_opt.base.records import HELD_OUT, SEARCH, SELECTION, Yardstick
 from lcsc_opt.metrics.distances import NEIGHBOURHOOD
 from lcsc_opt.metrics.extractors.base import FeatureExtractor, image_gradient
 from lcsc_opt.metrics.extractors.pixels import Outside
-from lcsc_opt.metrics.feature_metrics import FeatureMetrics
+from lcsc_opt.metrics.feature_metrics import FeatureMetrics, MetricPlan
 from lcsc_opt.metrics.image_metrics import ImageMetrics, extractor_for
 from lcsc_opt.metrics.names import (
     FID_HELD_OUT,
@@ -145,16 +145,8 @@ class MetricSuite:
         references = self.references  # only now: the metrics of a report may have added some
         if group != HELD_OUT.group:  # held-out real images are for reports alone; others take their place here
             references = {name: reference.of_choice for name, reference in references.items()}
-        return ImageMetrics(
-            loss,
-            metrics,
-            references,
-            total=total,
-            gradient=gradient,
-            unbiased=unbiased,
-            intervals=error,
-            device=self._device,
-        )
+        plan = MetricPlan(total, gradient=gradient, unbiased=unbiased, intervals=error, device=self._device)
+        return ImageMetrics(loss, metrics, references, plan)
 
     def image_gradient(
         self, images: Tensor, gradients: Mapping[str, Tensor], prompts: Sequence[str] | None = None
@@ -263,7 +255,7 @@ class MetricSuite:
             if len(held_out_features) <= NEIGHBOURHOOD:
                 continue
             if name not in feature_metrics:
-                feature_metrics[name] = FeatureMetrics(reference, device=self._device)
+                feature_metrics[name] = FeatureMetrics(reference, MetricPlan(device=self._device))
                 feature_metrics[name].update(torch.from_numpy(held_out_features))
             # The held-out images stand for samples. FID to themselves would be zero; that to the reference says more.
             formula = "fid" if metric.formula == FID_HELD_OUT else metric.formula

@@ -14,7 +14,7 @@ from torch import Tensor
 from lcsc_opt.base.errors import MetricError
 from lcsc_opt.metrics import Reference
 from lcsc_opt.metrics.distances import EACH
-from lcsc_opt.metrics.feature_metrics import FeatureMetrics
+from lcsc_opt.metrics.feature_metrics import FeatureMetrics, MetricPlan
 from lcsc_opt.metrics.names import Formula
 from tests.metrics.examples import differences
 
@@ -27,7 +27,7 @@ def reference_of(features: Tensor) -> Reference:
 
 
 def metrics_of(samples: Tensor, reference: Reference) -> FeatureMetrics:
-    metrics = FeatureMetrics(reference)
+    metrics = FeatureMetrics(reference, MetricPlan())
     metrics.update(samples)
     return metrics
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from lcsc_opt.base.jackknife import GROUPS, group_of_each, half_width, standard_error
 from lcsc_opt.metrics import Reference
-from lcsc_opt.metrics.feature_metrics import MOST_KEPT, FeatureMetrics, scores_of_splits
+from lcsc_opt.metrics.feature_metrics import MOST_KEPT, FeatureMetrics, MetricPlan, scores_of_splits
 from lcsc_opt.metrics.names import Formula
 from tests.metrics.examples import Classifier, fill, images, reference, suite
 from tests.metrics.test_fidelity import drawn, reference_of
@@ -22,7 +22,7 @@ EXACT: tuple[Formula, ...] = ("fid", "fid_held_out", "precision", "near", "hinge
 
 
 def metrics_of(samples: Tensor, real: Reference) -> FeatureMetrics:
-    metrics = FeatureMetrics(real, intervals=True, total=len(samples))
+    metrics = FeatureMetrics(real, MetricPlan(len(samples), intervals=True))
     metrics.update(samples)
     return metrics
 
@@ -42,7 +42,7 @@ def test_it_is_the_metric_of_the_other_images(formula):
     labels = group_of_each(COUNT)
     expected: Any = []
     for group in range(GROUPS):
-        others = FeatureMetrics(real)
+        others = FeatureMetrics(real, MetricPlan())
         others.update(samples[torch.from_numpy(labels != group)])
         expected.append(others.compute(formula))
     values = without(metrics_of(samples, real), formula)
@@ -90,7 +90,7 @@ def test_fewer_images_than_features_go_through_the_smaller_matrix() -> None:
 
 def test_the_error_of_the_inception_score_is_that_of_the_mean_of_its_parts():
     logits = torch.randn(203, 7, generator=torch.Generator().manual_seed(0)) * 3
-    metrics = FeatureMetrics(Reference(Classifier()), {"is"}, intervals=True)
+    metrics = FeatureMetrics(Reference(Classifier()), MetricPlan(intervals=True), {"is"})
     metrics.update(None, logits)
     error = standard_error(without(metrics, "is"))
     assert error == pytest.approx(scores_of_splits(logits.numpy()).std(ddof=1) / np.sqrt(10))
