@@ -17,7 +17,6 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from lcsc_opt.base.errors import ObjectiveError, TrajectoryError
-from lcsc_opt.base.paths import BuildContext
 from lcsc_opt.base.progress import notice
 from lcsc_opt.base.study_spec import LAYERS
 from lcsc_opt.checkpoints.folders import folder_of_weights
@@ -31,6 +30,7 @@ from lcsc_opt.exports.coefficients import average_coefficients
 from lcsc_opt.exports.model_config import ModelConfig
 from lcsc_opt.exports.recipe import LoraNaming, Recipe, packed_trajectory
 from lcsc_opt.exports.writing import Content, Destination
+from lcsc_opt.objective.checkpoints_alone import stored_context
 from lcsc_opt.objective.contract import Objective
 from lcsc_opt.sampling.base import Sampler
 from lcsc_opt.sampling.diffusers_folder import find_model_config
@@ -131,8 +131,7 @@ def _last_folder(trajectory: Trajectory) -> Path | None:
 def _named_folders(chosen: Chosen) -> list[Path]:
     """The folders that the settings ``model`` and ``checkpoints`` name, which may hold a configuration."""
     settings = chosen.stored["objective"]["settings"]
-    directory = chosen.stored["directory"]  # that of the study file; ``None`` where there was no file
-    context = BuildContext(None if directory is None else Path(directory), places=chosen.stored["places"])
+    context = stored_context(chosen.stored, chosen.files)
     names = [settings.get(name) for name in ("model", "checkpoints")]
     return [context.path(name) for name in names if isinstance(name, str)]
 

@@ -70,7 +70,7 @@ class CheckpointsAlone(Objective):
         Raises:
             TrajectoryError: the checkpoints are gone, or are others.
         """
-        context = _context(experiment, files)
+        context = stored_context(experiment, files)
         if context.checkpoints is None:
             return None
         spec = ObjectiveSpec(**experiment["objective"])
@@ -94,7 +94,7 @@ class CheckpointsAlone(Objective):
 
 def checkpoints_written_again(experiment: Attributes, files: Path) -> bool:
     """Whether the files of an experiment's checkpoints are others by now, by their sizes and times; none is read."""
-    context = _context(experiment, files)
+    context = stored_context(experiment, files)
     if context.checkpoints is None:
         return False
     settings = _checkpoint_settings(experiment["objective"]["settings"])
@@ -103,8 +103,8 @@ def checkpoints_written_again(experiment: Attributes, files: Path) -> bool:
     return changes_at(settings.pack_request(context), context.checkpoints).written_again
 
 
-def _context(experiment: Attributes, files: Path) -> BuildContext:
-    """Where an experiment's checkpoints are looked for, and which these are, if its objective merges any."""
+def stored_context(experiment: Attributes, files: Path) -> BuildContext:
+    """Where a stored experiment's files are looked for, and its checkpoints, if its objective merges any."""
     directory = None
     if experiment["directory"] is not None:
         directory = Path(experiment["directory"])
