@@ -55,7 +55,7 @@ from lcsc_opt.exports.images import attach_images
 from lcsc_opt.objective.checkpoints_alone import checkpoints_written_again
 from lcsc_opt.objective.contract import Objective
 from lcsc_opt.objective.loading import load_objective, verify_weights
-from lcsc_opt.objective.of_study import ObjectiveLoader, code_now, known_checkpoints, moved
+from lcsc_opt.objective.of_study import ObjectiveLoader, code_now, moved
 from lcsc_opt.optimizers.registry import configure
 from lcsc_opt.study.loop import TrialCallback
 from lcsc_opt.study.opening import Search, evaluator_of
@@ -166,7 +166,7 @@ class Experiment:
             LcscError: it cannot be loaded, or its losses would not compare with those that are stored.
         """
         spec = self.specs[0].objective
-        objective = self._objectives.load(spec, self.specs[0].space.rows, self._checkpoints)
+        objective = self._objectives.load(spec, self.specs[0].space.rows, self._before)
         verify_weights(objective)
         if self._before is not None:
             objective.layout = self._before[LAYOUT]
@@ -204,15 +204,6 @@ class Experiment:
         """Whether a trial of the experiment has a loss."""
         storage = self.database.existing()
         return any(has_succeeded(storage, name) for name in self.studies)
-
-    @functools.cached_property
-    def _checkpoints(self) -> KnownCheckpoints | None:
-        """Those that the experiment began with, also if they have another path now.
-
-        ``None`` for a new experiment, for one without checkpoints, or if the study file chooses others now.
-        """
-        study_folder = self._objectives.context.directory
-        return known_checkpoints(self.specs[0].objective, study_folder, self._before)
 
     def begun(self) -> StoredExperiment:
         """What is stored of the experiment, which begins or continues in the database with the first call.
@@ -270,7 +261,7 @@ class Experiment:
     def _use(self, spec: StudySpec, rows: Rule | None) -> None:
         """Merge in these rows from now on, in this process and in the workers of a search, which are opened for it."""
         objective = self.objective
-        self._objectives.load(spec.objective, rows, self._checkpoints)  # the same object, whose rows this changes
+        self._objectives.load(spec.objective, rows, self._before)  # the same object, whose rows this changes
         if self._workers_of == (spec.workers, rows):
             return
         self._workers.close()
@@ -284,11 +275,11 @@ class Experiment:
 
     def _loader(self, rows: Rule | None) -> Callable[[], Objective]:
         """What loads the objective once more, in these rows and with the checkpoints of this process; picklable."""
-        checkpoints = self._checkpoints
         trajectory = self.objective.trajectory
+        context = self._objectives.context
         if isinstance(trajectory, Trajectory):
             checkpoints = KnownCheckpoints(trajectory.sha256, trajectory.steps)
-        context = dataclasses.replace(self._objectives.context, checkpoints=checkpoints)
+            context = dataclasses.replace(context, checkpoints=checkpoints)
         spec = self.specs[0].objective
         return functools.partial(load_objective, spec, context, rows=rows, layout=self.objective.layout)
 

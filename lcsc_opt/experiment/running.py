@@ -17,7 +17,7 @@ from lcsc_opt.experiment.experiment import Experiment
 from lcsc_opt.experiment.outcome import outcome_of_finished
 from lcsc_opt.experiment.stored import context_of, spec_of
 from lcsc_opt.objective.contract import Objective
-from lcsc_opt.objective.of_study import ObjectiveLoader, known_checkpoints
+from lcsc_opt.objective.of_study import ObjectiveLoader
 from lcsc_opt.optimizers.registry import configure
 from lcsc_opt.study.loop import TrialCallback
 from lcsc_opt.views.answer import answer_line
@@ -42,8 +42,7 @@ def experiment_of(
     def load_objective() -> Objective:
         """With the checkpoints that the experiment began with, and one row of coefficients."""
         stored = database.contents.experiments.get(study_file.name)
-        checkpoints = known_checkpoints(study_file.objective, objectives.context.directory, stored)
-        return objectives.load(study_file.objective, None, checkpoints)
+        return objectives.load(study_file.objective, None, stored)
 
     chosen = searches_of(completed(study_file, lambda: database.contents.studies, load_objective))
     stored = database.contents.of(study_file.name)

@@ -18,8 +18,7 @@ from lcsc_opt.database.states import Attributes
 from lcsc_opt.database.store import Contents, read_contents
 from lcsc_opt.database.urls import files_directory
 from lcsc_opt.objective.contract import Objective
-from lcsc_opt.objective.loading import load_objective
-from lcsc_opt.objective.of_study import known_checkpoints
+from lcsc_opt.objective.of_study import ObjectiveLoader
 
 
 def objective_of(
@@ -38,10 +37,8 @@ def objective_of(
     contents = read_contents(storage)
     spec = spec_of(study, contents)
     stored = contents.experiments[spec.experiment]
-    context = context_of(stored, storage.url)
-    checkpoints = known_checkpoints(spec.objective, context.directory, stored)
-    context = dataclasses.replace(context, functions=functions or {}, checkpoints=checkpoints)
-    return load_objective(spec.objective, context, rows=spec.space.rows)
+    context = dataclasses.replace(context_of(stored, storage.url), functions=functions or {})
+    return ObjectiveLoader(context).load(spec.objective, spec.space.rows, stored)
 
 
 def spec_of(study: str, contents: Contents) -> StudySpec:

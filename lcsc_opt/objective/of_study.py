@@ -34,6 +34,7 @@ class ObjectiveLoader:
         context: where its files are looked for, and the functions that the caller handed over.
 
     Attributes:
+        context: the same; once the objective is loaded, with the checkpoints that the experiment began with.
         made_at: when a run has begun, by ``time.perf_counter()``, for the estimate of how long all of it takes.
     """
 
@@ -43,21 +44,22 @@ class ObjectiveLoader:
         self._rows: Rule | None = None
         self._objective: Objective | None = None
 
-    def load(self, spec: ObjectiveSpec, rows: Rule | None, checkpoints: KnownCheckpoints | None) -> Objective:
+    def load(self, spec: ObjectiveSpec, rows: Rule | None, stored: Attributes | None) -> Objective:
         """The objective, merged in these rows: all searches of an experiment have the same one, but for its rows.
 
         Args:
             spec: of the study file.
             rows: the layer groups with coefficients of their own; ``None`` if all layers have the same.
-            checkpoints: those that the experiment began with; ``None`` for a new one, or if it chooses others now.
+            stored: the attributes of the stored experiment, whose checkpoints are used again; ``None`` of a new one.
 
         Raises:
             LcscError: it cannot be loaded.
         """
         if self._objective is None:
+            checkpoints = known_checkpoints(spec, self.context.directory, stored)
+            self.context = dataclasses.replace(self.context, checkpoints=checkpoints)
             with said_if_slow(f"loading {spec.file}"):
-                context = dataclasses.replace(self.context, checkpoints=checkpoints)
-                self._objective = load_objective(spec, context, rows=rows)
+                self._objective = load_objective(spec, self.context, rows=rows)
         elif self._rows != rows:
             self._objective.merge_in_rows(rows)
         self._rows = rows
