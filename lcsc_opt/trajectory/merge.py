@@ -29,12 +29,12 @@ from lcsc_opt.trajectory.manifest import Manifest
 from lcsc_opt.trajectory.one_piece import OnePiece
 from lcsc_opt.trajectory.placement import ColumnSource, runs_of
 from lcsc_opt.trajectory.tiles import (
+    PROJECTION_TILE_BYTES,
+    TILE_BYTES,
     Tile,
     accumulator,
     columns_of,
     merge_threads,
-    merge_tile_bytes,
-    projection_tile_bytes,
     tiled_blocks,
 )
 
@@ -106,7 +106,7 @@ class Merger:
 
         def width(dtype: torch.dtype) -> int:
             column = len(self.slots) * accumulator(dtype, device).itemsize
-            return columns_of(projection_tile_bytes(device), column)
+            return columns_of(column, device, bytes_on_cpu=PROJECTION_TILE_BYTES)
 
         blocks = tiled_blocks(self.source, segments, self.slots, groups=self._groups, width=width)
         with torch.autocast(device.type, enabled=False), contextlib.closing(blocks):
@@ -309,7 +309,7 @@ def _columns_merged(rows: int, device: torch.device, dtype: torch.dtype) -> int:
         column = summed.itemsize  # rows are read where they are
     else:
         column = (rows + 1) * summed.itemsize  # widened rows, and their sum
-    return columns_of(merge_tile_bytes(device), column)
+    return columns_of(column, device, bytes_on_cpu=TILE_BYTES // merge_threads())
 
 
 def _multiply_halves(

@@ -117,23 +117,13 @@ def merge_threads() -> int:
     return min(torch.get_num_threads(), _MOST_THREADS)
 
 
-def columns_of(tile_bytes: int, column_bytes: int) -> int:
-    """How many columns a tile of ``tile_bytes`` has if each takes ``column_bytes`` while it is computed with.
+def columns_of(column_bytes: int, device: torch.device, *, bytes_on_cpu: int) -> int:
+    """How many columns a tile has if each takes ``column_bytes`` while it is computed with.
 
-    With very many rows it has more bytes: products of a few columns would be slow.
+    All together they take ``bytes_on_cpu``, or :data:`_DEVICE_TILE_BYTES` on a device. With very many rows they take
+    more: products of a few columns would be slow.
     """
+    tile_bytes = _DEVICE_TILE_BYTES
+    if device == CPU:
+        tile_bytes = bytes_on_cpu
     return max(tile_bytes // column_bytes, FEWEST_COLUMNS)
-
-
-def merge_tile_bytes(device: torch.device) -> int:
-    """The bytes of a tile that is merged: on the CPU, one thread's share of the cache."""
-    if device == CPU:
-        return TILE_BYTES // merge_threads()
-    return _DEVICE_TILE_BYTES
-
-
-def projection_tile_bytes(device: torch.device) -> int:
-    """The bytes of a tile that is projected."""
-    if device == CPU:
-        return PROJECTION_TILE_BYTES
-    return _DEVICE_TILE_BYTES

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from lcsc_opt.trajectory import Trajectory, tiles
+from lcsc_opt.trajectory import Trajectory, merge, tiles
 from tests.trajectory.trajectory_examples import make_trajectory
 
 
@@ -16,5 +16,5 @@ def trajectory(tmp_path: Path) -> Trajectory:
 @pytest.fixture
 def small_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
     """Tiles that end inside tensors."""
-    monkeypatch.setattr(tiles, "TILE_BYTES", 1)
+    monkeypatch.setattr(merge, "TILE_BYTES", 1)
     monkeypatch.setattr(tiles, "FEWEST_COLUMNS", 4)
