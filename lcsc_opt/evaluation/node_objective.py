@@ -32,6 +32,7 @@ class NodeObjective:
         objective_file: on the coordinator; ``None`` if it belongs to the library.
         software: the software of the coordinator.
         rows: how layers are divided into groups with coefficients of their own.
+        layout: of the network's weights, which the search has chosen.
     """
 
     spec: ObjectiveSpec
@@ -40,6 +41,7 @@ class NodeObjective:
     objective_file: Path | None
     software: dict[str, Any]
     rows: Rule | None
+    layout: str
 
     @classmethod
     def collect(cls, spec: ObjectiveSpec, context: BuildContext, objective: Objective, copies: Path) -> NodeObjective:
@@ -66,6 +68,7 @@ class NodeObjective:
             objective_file=objective_file,
             software=_software(),
             rows=None if groups is None else groups.rule,
+            layout=objective.layout,
         )
 
     def __call__(self) -> Objective:
@@ -88,7 +91,7 @@ class NodeObjective:
         if self.working_directory.is_dir():  # on a shared file system, paths in settings mean the same files
             os.chdir(self.working_directory)
         try:
-            return load_objective(spec, self.context, rows=self.rows)
+            return load_objective(spec, self.context, rows=self.rows, layout=self.layout)
         finally:
             os.chdir(copies)
 

@@ -20,6 +20,7 @@ import torch
 
 from lcsc_opt.base.errors import StudySpecError, TrajectoryError
 from lcsc_opt.base.paths import BuildContext
+from lcsc_opt.base.records import CHANNELS_LAST
 from lcsc_opt.base.reproducibility import environment
 from lcsc_opt.base.study_spec import RayWorkers
 from lcsc_opt.cli import run as lcsc
@@ -131,6 +132,12 @@ def test_a_node_without_the_checkpoints_at_the_place_is_one_line(own_files: Path
     said = rf"^has no {place} with the checkpoints of the search; put it, or the study's database,"
     with pytest.raises(TrajectoryError, match=said):
         load()
+
+
+def test_a_node_lays_the_weights_out_as_the_search_does(own_files: Path) -> None:
+    objective = load_objective(SPEC, BuildContext(own_files), layout=CHANNELS_LAST)
+    load = NodeObjective.collect(SPEC, BuildContext(own_files), objective, own_files.with_name("copies"))
+    assert load().layout == CHANNELS_LAST
 
 
 def test_a_cluster_that_is_too_small_is_one_line(folder: Path, typed: Typed, cluster: Any) -> None:
