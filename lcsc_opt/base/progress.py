@@ -8,6 +8,8 @@ the application has configured logging.
 from __future__ import annotations
 
 import contextlib
+import contextvars
+import functools
 import io
 import logging
 import sys
@@ -171,7 +173,9 @@ def progress(description: str, total: int, *, done: int = 0, after: float = 0.0)
         return
     try:
         bar_class, options = _way_to_show(after)
-        with bar_class(total=total, initial=done, desc=description, **options) as bar:
+        with _bars(are_shown=True):  # ours also inside an evaluation
+            bar = bar_class(total=total, initial=done, desc=description, **options)
+        with bar:
 
             def advance(steps: int = 1, *, note: str | None = None, more: int = 0) -> None:
                 bar.total += more
@@ -185,6 +189,37 @@ def progress(description: str, total: int, *, done: int = 0, after: float = 0.0)
 
 
 _showing = threading.Lock()
+_bars_are_shown = contextvars.ContextVar("_bars_are_shown", default=True)
+
+
+def without_bars() -> contextlib.AbstractContextManager[None]:
+    """While this is open, what is called in this thread shows no bars of tqdm: a sampler may have one for each call."""
+    return _bars(are_shown=False)
+
+
+@contextlib.contextmanager
+def _bars(*, are_shown: bool) -> Iterator[None]:
+    """While this is open, bars that begin in this thread are shown, or none of them is, whatever asks for it."""
+    _ask_before_bars()
+    token = _bars_are_shown.set(are_shown)
+    try:
+        yield
+    finally:
+        _bars_are_shown.reset(token)
+
+
+@functools.cache
+def _ask_before_bars() -> None:
+    """Have every bar of this process ask :data:`_bars_are_shown` first; tqdm has no switch that can be set later."""
+    initialize = tqdm.__init__
+
+    @functools.wraps(initialize)
+    def ask(self: Any, *args: Any, **options: Any) -> None:
+        if not _bars_are_shown.get():
+            options["disable"] = True
+        initialize(self, *args, **options)
+
+    tqdm.__init__ = ask
 
 
 class _Lines(tqdm):  # type: ignore[misc]

@@ -16,6 +16,7 @@ import numpy as np
 from lcsc_opt.base.errors import RAISED_BY_USERS, LcscError, MetricError, ObjectiveError, one_line
 from lcsc_opt.base.files import same_working_folder
 from lcsc_opt.base.machine import free_memory
+from lcsc_opt.base.progress import without_bars
 from lcsc_opt.base.records import Candidate, Cost, Evaluation
 from lcsc_opt.base.streams import printable
 from lcsc_opt.objective.contract import Objective
@@ -95,7 +96,7 @@ def attempt(function: Callable[[], Value]) -> Value | Failure:
     """
     start = time.perf_counter()
     try:
-        with same_working_folder():
+        with same_working_folder(), without_bars():
             return function()
     except RAISED_BY_USERS as error:
         failure = _failure_of(error)

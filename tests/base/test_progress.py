@@ -12,10 +12,18 @@ from pathlib import Path
 from typing import NoReturn
 
 import pytest
+from tqdm import trange
 
 import lcsc_opt
 from lcsc_opt.base import progress as module
-from lcsc_opt.base.progress import each_notice_once, messages_on_stderr, notice, progress, said_if_slow
+from lcsc_opt.base.progress import (
+    each_notice_once,
+    messages_on_stderr,
+    notice,
+    progress,
+    said_if_slow,
+    without_bars,
+)
 from lcsc_opt.experiment import running
 from tests.processes import Lcsc
 
@@ -179,3 +187,22 @@ def test_what_takes_longer_says_that_it_goes_on_while_nothing_else_does(
     ):
         time.sleep(0.01)
     assert not talking, "nothing is said later"
+
+
+def test_bars_of_a_users_code_are_left_out_and_ours_are_shown(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(module, "_LINE_SECONDS", 1e-9)
+
+    def sample(description: str) -> None:
+        for _ in trange(3, desc=description, disable=False):
+            pass
+
+    with without_bars():
+        sample("steps of a sampler")
+        with progress("features", 2) as advance:
+            sample("steps inside ours")
+            advance(2)
+    assert set(re.findall("steps[a-z ]*|features", capsys.readouterr().err)) == {"features"}
+    sample("steps of a script")
+    assert "steps of a script: 100%" in capsys.readouterr().err
