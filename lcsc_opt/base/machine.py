@@ -6,7 +6,11 @@ import contextlib
 import gc
 import os
 import sys
+import threading
 from collections.abc import Iterator
+
+_BUSY = 0.25  # of the cores, in the mean of a minute: a search that has just begun has used less itself
+_SHARED_AMONG_THREADS = 2**20  # numbers, which one thread alone would not add
 
 
 def cores() -> int:
@@ -57,5 +61,42 @@ def let_waiting_threads_sleep() -> None:
     A search or a training then has only a small part of the speed that it has alone; with threads that sleep, about
     half of it.
     """
-    if not any(name in os.environ for name in (*WAITING, "OMP_WAIT_POLICY")):
+    if not _is_said_how_threads_wait():
         os.environ.update(WAITING)
+
+
+def _is_said_how_threads_wait() -> bool:
+    """Whether the environment says it, by the user's choice or by ours."""
+    return any(name in os.environ for name in (*WAITING, "OMP_WAIT_POLICY"))
+
+
+@contextlib.contextmanager
+def short_waits() -> Iterator[None]:
+    """While this is open, threads of a torch that is imported already wait as after :func:`let_waiting_threads_sleep`.
+
+    Only where others use the cores: alone, small networks would be slower. GNU's OpenMP spins for a three-hundredth of
+    its usual time while a process has more threads than cores, and a second team of threads, which sleeps, makes them
+    more. What is computed stays the same, bit for bit.
+    """
+    others_use_cores = os.getloadavg()[0] >= _BUSY * cores()
+    if _is_said_how_threads_wait() or not others_use_cores:
+        yield
+        return
+    import torch
+
+    has_begun = threading.Event()
+    has_ended = threading.Event()
+
+    def hold_a_team() -> None:
+        torch.ones(_SHARED_AMONG_THREADS).add_(1)
+        has_begun.set()
+        has_ended.wait()
+
+    holder = threading.Thread(target=hold_a_team, daemon=True)
+    holder.start()
+    has_begun.wait()
+    try:
+        yield
+    finally:
+        has_ended.set()
+        holder.join()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 
 from lcsc_opt.base.errors import LcscError, SearchFailedError, StudySpecError, StudyStoreError
+from lcsc_opt.base.machine import short_waits
 from lcsc_opt.base.study_file import StudyFile
 from lcsc_opt.base.study_spec import HeldOutSpec, StudySpec
 from lcsc_opt.database.names import is_ours, split_name
@@ -105,7 +106,7 @@ def run_studies(
     failed: dict[str, str] = {}  # name of a study → why
     unreported = ""  # why there is no report, in addition
     try:
-        with experiment:
+        with short_waits(), experiment:
             for spec in specs:
                 try:
                     if experiment.is_finished(spec):

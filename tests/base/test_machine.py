@@ -3,6 +3,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -38,3 +39,26 @@ import lcsc_opt.cli
 lcsc_opt.cli.main(["run", "digits"])
 """
     assert subprocess.run([sys.executable, "-c", code], check=False, capture_output=True).returncode == 7
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="it lists the threads of a process")
+def test_where_others_use_the_cores_a_second_team_of_threads_waits_until_the_end() -> None:
+    code = """
+import os, time, torch
+from lcsc_opt.base import machine
+machine.cores = lambda: 2
+torch.ones(2**20).add_(1)
+alone = len(os.listdir("/proc/self/task"))
+for load, said in (2.0, ""), (0.1, ""), (2.0, "active"):
+    os.getloadavg = lambda: (load, 0.0, 0.0)
+    os.environ.pop("OMP_WAIT_POLICY", None)
+    if said:
+        os.environ["OMP_WAIT_POLICY"] = said
+    with machine.short_waits():
+        print(len(os.listdir("/proc/self/task")) - alone)
+    while len(os.listdir("/proc/self/task")) > alone:
+        time.sleep(0.01)
+"""
+    environment = {**os.environ, "OMP_NUM_THREADS": "2"}
+    ran = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True, env=environment)
+    assert ran.stdout.split() == ["2", "0", "0"]
