@@ -89,8 +89,9 @@ def search(
             better, or a mapping of metrics whose first is the score. A generator may yield the outcomes of single
             items, whose mean is the score. With a parameter ``draw`` it is told which data to use (docs/score.md), and
             the answer is chosen and reported on others than those of the search.
-        held_out: for a score, a function like it, on data that no search sees: the table compares its values. If it
-            returns single outcomes, every other one chooses the answer. For images, how many the report samples.
+        held_out: how many images the report samples, or items of a score with a ``draw``. For a score also a function
+            like it, on data that no search sees: the table compares its values. If it returns single outcomes, every
+            other one chooses the answer.
         sample: in place of ``score``, called with the network and noise ``[N, *image_shape]``; returns images
             ``[N, C, H, W]``, nominally in [-1, 1] and not clipped. It needs ``image_shape``.
         reference: for images, the real ones: a folder, a file or a data set, as in a study file.
@@ -236,17 +237,23 @@ class _Call:
         if (score is None) == (sample is None):
             raise StudySpecError("lcsc_opt.search: give either score, or sample and a reference of real images")
         functions_of: dict[str, tuple[str, Any]] = {"build": ("model", _builder(build))}  # argument → setting, function
+        self.held_out: dict[str, int] = {}
+        if isinstance(plain(held_out), int) and not isinstance(held_out, bool):
+            self.held_out["images"] = plain(held_out)
+            held_out = None
         if score is None:
+            if held_out is not None:
+                raise StudySpecError(
+                    f"held_out: with sample=, expected the report's number of images, got {excerpt(held_out)}"
+                )
             named_after = sample
             self.file = "torch_module.py"
-            self.held_out = _report_of_images(held_out)
             functions_of["sample"] = ("sampler", sample)
         else:
             if "reference" in named:
                 raise StudySpecError("reference: is only for sample=; leave it out with score=")
             named_after = score
             self.file = "score.py"
-            self.held_out = {"top": 5}  # are compared on what no search saw, where score or held_out has that
             functions_of["score"] = ("score", score)
             if held_out is not None:
                 functions_of["held_out"] = ("held_out", held_out)
@@ -305,22 +312,6 @@ class _Call:
             content["optimizers"] = optimizers
         content["held_out"] = self.held_out
         return content
-
-
-def _report_of_images(held_out: Any) -> dict[str, int]:
-    """``held_out`` of a study file about images, where the argument is how many the report samples.
-
-    ``None`` leaves that to the objective.
-
-    Raises:
-        StudySpecError: it is no whole number.
-    """
-    if held_out is None:
-        return {}
-    images = plain(held_out)
-    if not isinstance(images, int) or isinstance(images, bool):
-        raise StudySpecError(f"held_out: with sample=, expected the report's number of images, got {excerpt(held_out)}")
-    return {"images": images}
 
 
 def _named(

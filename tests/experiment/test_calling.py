@@ -15,6 +15,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from torch import nn
+from tqdm import tqdm
 
 import lcsc_opt
 from lcsc_opt.cli import run as lcsc
@@ -118,6 +119,26 @@ def test_a_score_with_a_draw_chooses_and_reports_on_its_other_items(search: Any)
     result = search(states(), score=lambda net, draw: distance(net) + by_group[draw.group])
     assert "The answer is" in repr(result)
     assert all(20 <= study.held_out < 30 for study in result.studies)
+
+
+def test_a_score_may_have_a_bar_which_nobody_sees(search: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    def score(net: Net) -> torch.Tensor:
+        return torch.stack([distance(net) for _ in tqdm(range(3), desc="batches")]).sum()
+
+    search(states(), score=score, optimizers="CMA", budget=5)
+    assert "batches" not in capsys.readouterr().err
+
+
+def test_a_number_held_out_is_that_of_the_items_of_a_report(search: Any) -> None:
+    sizes: dict[str, set[int]] = {}
+
+    def score(net: Net, draw: Any) -> torch.Tensor:
+        sizes.setdefault(draw.group, set()).add(draw.size)
+        return distance(net)
+
+    search(states(), score=score, size=20, held_out=50)
+    assert sizes["search"] <= set(range(21))
+    assert max(sizes["held-out"]) == 50
 
 
 def test_without_a_draw_a_line_says_that_nothing_chose_the_answer(
