@@ -16,7 +16,7 @@ from lcsc_opt.base.progress import progress
 from lcsc_opt.base.records import SELECTION, Noise
 from lcsc_opt.database.measurement import Measurement, Model
 from lcsc_opt.database.names import EMA
-from lcsc_opt.experiment.answer import WAY, Gain, best_of, choose, gain, is_vetoed, lowest, on_the_way
+from lcsc_opt.experiment.answer import LOSS, WAY, Gain, best_of, choose, gain, is_vetoed, lowest, on_the_way
 from lcsc_opt.experiment.finalists import Searched
 from lcsc_opt.experiment.measuring import Measurer
 
@@ -38,6 +38,8 @@ class Choice:
         found: study → its best model.
         losses: the name of a model → its loss, in the last round that it was in.
         equals: the names of what was found and cannot be told from the answer.
+        knows_errors: whether the error of a difference is known; of a score that returns one number it is not.
+        is_on_path: whether the answer stands on the path of its search, where the earliest of several equals is taken.
         gain: of the best that was found, over the best that the user had; ``None`` if there is only one of both.
     """
 
@@ -46,6 +48,8 @@ class Choice:
     found: Mapping[str, Model]
     losses: Mapping[str, float]
     equals: tuple[str, ...] = ()
+    knows_errors: bool = True
+    is_on_path: bool = False
     gain: Gain | None = None
 
     @property
@@ -114,7 +118,16 @@ class Race:
                 best[study] = self._best(models).model
         rivals = [entrant for entrant in self._all_found if entrant is not answer]
         equals = tuple(rival.model.name for rival in rivals if not gain(rival, answer).is_certain)
-        return Choice(answer.model, had, best, self._losses, equals, self._gain())
+        return Choice(
+            answer.model,
+            had,
+            best,
+            self._losses,
+            equals,
+            knows_errors=LOSS in answer.without_groups,
+            is_on_path=answer.model.name in self._path,
+            gain=self._gain(),
+        )
 
     def _gain(self) -> Gain | None:
         """What the best that was found gains over the best that the user had and that is still in the race."""

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 
 from lcsc_opt.base.records import Yardstick
 from lcsc_opt.database.measurement import Model
-from lcsc_opt.database.metric_rows import MetricRow
+from lcsc_opt.database.metric_rows import SINGLE_GROUP_NOISE, MetricRow
 from lcsc_opt.database.report import Report, in_words
 from lcsc_opt.experiment.choice import Choice
 from lcsc_opt.experiment.finalists import Searched
@@ -29,11 +29,19 @@ def warnings_of(report: Report, choice: Choice, searches: Sequence[Searched], ya
     if not report.is_found:
         lines += _why_nothing_found(choice, searches)
     elif choice.equals:
-        lines.append(
-            f"{choice.answer.name} cannot be told from {in_words(choice.equals)}: they differ by less than twice "
-            "their error. Of one search, the earliest model within one error of its best is the answer"
-        )
+        lines.append(_about_equals(choice))
     return lines
+
+
+def _about_equals(choice: Choice) -> str:
+    """Which models are as good as the answer, as far as can be told, and why it was taken and none of them."""
+    difference = "twice their error"
+    if not choice.knows_errors:
+        difference = f"{100 * SINGLE_GROUP_NOISE:g} %, and their error is not known"
+    line = f"{choice.answer.name} cannot be told from {in_words(choice.equals)}: they differ by less than {difference}"
+    if choice.is_on_path:
+        line += ". Of one search, the earliest model within one error of its best is the answer"
+    return line
 
 
 def _about_answer(report: Report, yardstick: Yardstick | None) -> Iterator[str]:

@@ -103,6 +103,8 @@ def test_what_is_certainly_worse_is_measured_once_and_the_rest_on_more_images() 
     assert choice.answer.name in later
     assert choice.answer.name not in choice.equals
     assert set(choice.equals) < later
+    assert choice.knows_errors
+    assert choice.is_on_path
     assert [model.name for model in choice.had] == ["last checkpoint", "EMA*"]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
@@ -51,7 +52,7 @@ def warned(
 
 def choice_of(made: Report, *equals: str, gain: float = 0.04) -> Choice:
     """The choice that chose the answer of a report, among models that cannot be told from it."""
-    return Choice(made.of_answer.model, [], {}, {}, equals, Gain(gain, 0.03))
+    return Choice(made.of_answer.model, [], {}, {}, equals, gain=Gain(gain, 0.03))
 
 
 def test_an_improvement_in_everything_is_no_cost_and_models_that_cannot_be_told_from_it_are_named() -> None:
@@ -59,6 +60,17 @@ def test_an_improvement_in_everything_is_no_cost_and_models_that_cannot_be_told_
     assert warned(better) == ""
     equal = "cannot be told from LCSC, trial 9 and ½: they differ by less than twice their error"
     assert equal in warned(better, equals=("LCSC, trial 9", "½"))
+
+
+@pytest.mark.parametrize("is_on_path", [False, True])
+@pytest.mark.parametrize("knows_errors", [False, True])
+def test_what_is_said_of_equal_models_is_what_was_done(knows_errors: bool, is_on_path: bool) -> None:
+    better = report({"fid": 2.5}, {"fid": 28.0})
+    choice = dataclasses.replace(choice_of(better, "½"), knows_errors=knows_errors, is_on_path=is_on_path)
+    [said] = warnings_of(better, choice, [], None)
+    assert ("twice their error" in said) == knows_errors
+    assert ("less than 2 %" in said) != knows_errors
+    assert ("the earliest model" in said) == is_on_path
 
 
 def test_an_answer_that_is_worse_in_what_was_searched_is_a_warning() -> None:
