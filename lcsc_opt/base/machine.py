@@ -7,9 +7,13 @@ import gc
 import os
 import sys
 import threading
+import time
 from collections.abc import Iterator
 
-_BUSY = 0.25  # of the cores, in the mean of a minute: a search that has just begun has used less itself
+from lcsc_opt.base import IMPORTED_AT
+
+_BUSY = 0.25  # of the cores
+_SECONDS_OF_LOAD = 60.0  # over which the system takes the mean of its load
 _SHARED_AMONG_THREADS = 2**20  # numbers, which one thread alone would not add
 
 
@@ -61,12 +65,12 @@ def let_waiting_threads_sleep() -> None:
     A search or a training then has only a small part of the speed that it has alone; with threads that sleep, about
     half of it.
     """
-    if not _is_said_how_threads_wait():
+    if not _wait_is_chosen():
         os.environ.update(WAITING)
 
 
-def _is_said_how_threads_wait() -> bool:
-    """Whether the environment says it, by the user's choice or by ours."""
+def _wait_is_chosen() -> bool:
+    """Whether the environment says how threads wait, by the user's choice or by ours."""
     return any(name in os.environ for name in (*WAITING, "OMP_WAIT_POLICY"))
 
 
@@ -75,28 +79,45 @@ def short_waits() -> Iterator[None]:
     """While this is open, threads of a torch that is imported already wait as after :func:`let_waiting_threads_sleep`.
 
     Only where others use the cores: alone, small networks would be slower. GNU's OpenMP spins for a three-hundredth of
-    its usual time while a process has more threads than cores, and a second team of threads, which sleeps, makes them
-    more. What is computed stays the same, bit for bit.
+    its usual time while a process has more of its threads than there are cores. Further teams of threads, which sleep,
+    make them more. What is computed stays the same, bit for bit.
     """
-    others_use_cores = os.getloadavg()[0] >= _BUSY * cores()
-    if _is_said_how_threads_wait() or not others_use_cores:
+    if _wait_is_chosen() or _load_of_others() < _BUSY * (os.cpu_count() or 1):
         yield
         return
     import torch
 
-    has_begun = threading.Event()
     has_ended = threading.Event()
 
-    def hold_a_team() -> None:
-        torch.ones(_SHARED_AMONG_THREADS).add_(1)
-        has_begun.set()
+    def hold_a_team(has_begun: threading.Event) -> None:
+        try:
+            torch.ones(_SHARED_AMONG_THREADS, device="cpu").add_(1)
+        finally:
+            has_begun.set()
         has_ended.wait()
 
-    holder = threading.Thread(target=hold_a_team, daemon=True)
-    holder.start()
-    has_begun.wait()
+    further = torch.get_num_threads() - 1  # threads of a team beside the one that has it
+    teams = 0
+    if further:
+        teams = (cores() - 1) // further
+    holders = []
     try:
+        for _ in range(teams):
+            has_begun = threading.Event()
+            holders.append(threading.Thread(target=hold_a_team, args=[has_begun], name="lcsc-waits", daemon=True))
+            holders[-1].start()
+            has_begun.wait()
         yield
     finally:
         has_ended.set()
-        holder.join()
+        for holder in holders:
+            holder.join()
+
+
+def _load_of_others() -> float:
+    """How many cores other processes use, about; 0 where the system does not say it."""
+    try:
+        load, _, _ = os.getloadavg()
+    except (OSError, AttributeError):  # the latter on Windows
+        return 0.0
+    return load - time.process_time() / max(time.time() - IMPORTED_AT, _SECONDS_OF_LOAD)

@@ -12,6 +12,7 @@ import contextvars
 import functools
 import io
 import logging
+import math
 import sys
 import threading
 import time
@@ -192,15 +193,25 @@ _showing = threading.Lock()
 _bars_are_shown = contextvars.ContextVar("_bars_are_shown", default=True)
 
 
+class _Nowhere(io.TextIOBase):
+    """A file that forgets what is written to it."""
+
+    def write(self, text: str) -> int:
+        return len(text)
+
+
 def without_bars() -> contextlib.AbstractContextManager[None]:
-    """While this is open, what is called in this thread shows no bars of tqdm: a sampler may have one for each call."""
+    """While this is open, what is called in this thread shows no bars of tqdm: a sampler may have one for each call.
+
+    They count as ever, since code may ask a bar how far it is.
+    """
+    _patch_tqdm()
     return _bars(are_shown=False)
 
 
 @contextlib.contextmanager
 def _bars(*, are_shown: bool) -> Iterator[None]:
-    """While this is open, bars that begin in this thread are shown, or none of them is, whatever asks for it."""
-    _ask_before_bars()
+    """While this is open, bars that begin in this thread are shown, or none of them is."""
     token = _bars_are_shown.set(are_shown)
     try:
         yield
@@ -209,17 +220,17 @@ def _bars(*, are_shown: bool) -> Iterator[None]:
 
 
 @functools.cache
-def _ask_before_bars() -> None:
-    """Have every bar of this process ask :data:`_bars_are_shown` first; tqdm has no switch that can be set later."""
+def _patch_tqdm() -> None:
+    """Have every bar look at :data:`_bars_are_shown` when it begins; tqdm has no switch that can be set so late."""
     initialize = tqdm.__init__
 
     @functools.wraps(initialize)
-    def ask(self: Any, *args: Any, **options: Any) -> None:
+    def begin(self: Any, *args: Any, **options: Any) -> None:
         if not _bars_are_shown.get():
-            options["disable"] = True
+            options.update(file=_Nowhere(), delay=math.inf)  # the second, since a notebook's bar has no file
         initialize(self, *args, **options)
 
-    tqdm.__init__ = ask
+    tqdm.__init__ = begin
 
 
 class _Lines(tqdm):  # type: ignore[misc]

@@ -130,7 +130,10 @@ def cost_of(trial: FrozenTrial) -> Cost:
 
 
 def name_of_loss(metrics: Mapping[str, float], loss: float) -> str:
-    """``FID`` for the metric ``fid``; ``loss`` if the loss is no metric, one times −1, or a metric of that name."""
+    """``FID`` for the metric ``fid``; ``loss`` if no metric is the loss, or one of that name is.
+
+    For a maximized score the loss is the metric times −1, so it cannot have its name.
+    """
     name = metric_of_loss(metrics, loss)
     # a function's metric "loss" has the function's name before it
     if name is None or metrics[name] != loss or name.endswith(".loss"):

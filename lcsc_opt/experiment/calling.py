@@ -89,9 +89,9 @@ def search(
             better, or a mapping of metrics whose first is the score. A generator may yield the outcomes of single
             items, whose mean is the score. With a parameter ``draw`` it is told which data to use (docs/score.md), and
             the answer is chosen and reported on others than those of the search.
-        held_out: how many images the report samples, or items of a score with a ``draw``. For a score also a function
-            like it, on data that no search sees: the table compares its values. If it returns single outcomes, every
-            other one chooses the answer.
+        held_out: how many images the report samples, or items of a score with a ``draw`` and a ``size``. For a score
+            also a function like it, on data that no search sees: the table compares its values. If it returns single
+            outcomes, every other one chooses the answer.
         sample: in place of ``score``, called with the network and noise ``[N, *image_shape]``; returns images
             ``[N, C, H, W]``, nominally in [-1, 1] and not clipped. It needs ``image_shape``.
         reference: for images, the real ones: a folder, a file or a data set, as in a study file.
@@ -176,11 +176,11 @@ def search(
         files = files_directory(url)
         database = Database(url)
         contents = database.contents
-        unique_name = options.name or call.default_name
+        chosen_name = options.name or call.default_name
         if call.not_importable:  # such functions cannot be compared with those of an earlier call
-            unique_name = _numbered(unique_name, contents.experiments, resume=options.resume)
+            chosen_name = _numbered(chosen_name, contents.experiments, resume=options.resume)
 
-        content = call.content(unique_name, plain(optimizers), options.seed, options.jobs)
+        content = call.content(chosen_name, plain(optimizers), options.seed, options.jobs)
         if space is not None or options.rows != AUTO:
             content["space"] = _space(plain(space), options.rows)
         if budget is not None:
@@ -191,7 +191,7 @@ def search(
         from lcsc_opt.experiment.running import experiment_of, run_studies, searches_of  # and with it Nevergrad
 
         searches_of([study_file])  # refuses what is wrong before any function is called
-        call.place_checkpoints(files, unique_name, contents.experiments.get(unique_name))
+        call.place_checkpoints(files, chosen_name, contents.experiments.get(chosen_name))
         study_file = parse_study_file(content, source="lcsc_opt.search")  # which names checkpoints in memory only now
         experiment = experiment_of(study_file, database, objectives, accept_changes=options.accept_changes)
         run_studies(experiment, on_finished=notice, callbacks=options.callbacks)
@@ -238,8 +238,11 @@ class _Call:
             raise StudySpecError("lcsc_opt.search: give either score, or sample and a reference of real images")
         functions_of: dict[str, tuple[str, Any]] = {"build": ("model", _builder(build))}  # argument → setting, function
         self.held_out: dict[str, int] = {}
-        if isinstance(plain(held_out), int) and not isinstance(held_out, bool):
-            self.held_out["images"] = plain(held_out)
+        number = plain(held_out)
+        if isinstance(number, int) and not isinstance(number, bool):
+            if score is not None and "size" not in {**named, **settings}:
+                raise StudySpecError(f"held_out: {number} is a number of items, as of a draw; give size, too")
+            self.held_out["images"] = number
             held_out = None
         if score is None:
             if held_out is not None:

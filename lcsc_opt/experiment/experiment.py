@@ -20,6 +20,7 @@ from typing import Any
 from optuna.storages import RDBStorage
 
 from lcsc_opt.base.errors import LcscError, ObjectiveError, StudyStoreError
+from lcsc_opt.base.machine import short_waits
 from lcsc_opt.base.paths import KnownCheckpoints
 from lcsc_opt.base.progress import notice
 from lcsc_opt.base.records import SEARCH, Candidate, Yardstick
@@ -101,6 +102,7 @@ class Experiment:
         self._stored: StoredExperiment | None = None  # from when this run has begun it
         self._accepted = ""  # what changed since the experiment began
         self._workers = contextlib.ExitStack()
+        self._waits = contextlib.ExitStack()
         self._workers_of: tuple[Any, Rule | None] | None = None  # which workers are open, in which rows
         self._pool: WorkerPool | None = None
         self._scored_as_trained = False
@@ -108,10 +110,12 @@ class Experiment:
         self._held_out = specs[0].held_out
 
     def __enter__(self) -> Experiment:
+        self._waits.enter_context(short_waits())
         return self
 
     def __exit__(self, *_: object) -> None:
         self._workers.close()
+        self._waits.close()
 
     # what is stored, and whether it is still the same
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 
 from lcsc_opt.base.errors import LcscError, SearchFailedError, StudySpecError, StudyStoreError
-from lcsc_opt.base.machine import short_waits
 from lcsc_opt.base.study_file import StudyFile
 from lcsc_opt.base.study_spec import HeldOutSpec, StudySpec
 from lcsc_opt.database.names import is_ours, split_name
@@ -89,14 +88,14 @@ def run_studies(
     A missing database is created when the first search has been rehearsed.
 
     Args:
-        experiment: whose workers end here.
+        experiment: its workers are stopped at the end.
         on_end: called with one line when a search has ended or cannot run, with the answer of the experiment, and
             with the database's URL at the end, if there is a database.
         on_finished: called with that line of a search that had finished before.
         callbacks: as of :meth:`Experiment.search`.
 
     Raises:
-        LcscError: the objective cannot be loaded and rehearsed, the only search failed,
+        LcscError: the database cannot be opened, the objective cannot be loaded and rehearsed, the only search failed,
             or all searches ended and cannot be reported.
         SearchFailedError: some of several searches failed; the message says which, and why.
         Exception: what a callback raises, which ends the run.
@@ -106,7 +105,7 @@ def run_studies(
     failed: dict[str, str] = {}  # name of a study → why
     unreported = ""  # why there is no report, in addition
     try:
-        with short_waits(), experiment:
+        with experiment:
             for spec in specs:
                 try:
                     if experiment.is_finished(spec):
@@ -167,7 +166,7 @@ def evaluate_again(
         top: how many trials of all searches are compared; likewise.
         seeds: of the groups of held-out noise.
         keep: whether the report becomes the experiment's. The first one does, too, if it is no smaller than planned.
-        accept_changes: as of :func:`run_studies`.
+        accept_changes: as of :class:`Experiment`.
 
     Returns:
         The report, and whether it is the experiment's now.

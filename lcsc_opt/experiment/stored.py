@@ -59,6 +59,6 @@ def spec_of(study: str, contents: Contents) -> StudySpec:
 
 
 def context_of(experiment: Attributes, url: str) -> BuildContext:
-    """Where the files of a stored experiment are."""
+    """Where the files of a stored experiment are looked for again."""
     directory = experiment["directory"]
     return BuildContext(None if directory is None else Path(directory), files=files_directory(url))

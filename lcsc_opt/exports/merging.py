@@ -177,7 +177,7 @@ def _write_alone(trajectory: Trajectory, recipe: Recipe, to: Destination) -> Rec
 
 @contextlib.contextmanager
 def _packed(request: PackRequest, recipe: Recipe | None = None) -> Iterator[Trajectory]:
-    """The checkpoints of a request; files are packed in a folder inside of its own, which is deleted at the end.
+    """The checkpoints of a request; files are packed in a temporary folder inside that of the request.
 
     They are packed with the key and the dtype of ``recipe``, if one is given, unless the user gives a key.
 

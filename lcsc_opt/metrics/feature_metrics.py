@@ -254,7 +254,7 @@ class FeatureMetrics:
         """``[N, D]``: all kept features, joined once."""
         rows = _joined(self._rows)
         if rows is None:
-            raise MetricError("no features were kept; make this with gradient=True")
+            raise MetricError("no features were kept; give a MetricPlan that keeps them, with gradient or intervals")
         self._rows = [rows]
         return rows
 

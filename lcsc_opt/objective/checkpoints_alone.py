@@ -104,7 +104,7 @@ def checkpoints_written_again(experiment: Attributes, files: Path) -> bool:
 
 
 def stored_context(experiment: Attributes, files: Path) -> BuildContext:
-    """Where a stored experiment's files are looked for, and its checkpoints, if its objective merges any."""
+    """Where a stored experiment found its files, and its checkpoints, if its objective merges any."""
     directory = None
     if experiment["directory"] is not None:
         directory = Path(experiment["directory"])

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from lcsc_opt.base.errors import RAISED_BY_USERS, LcscError, ObjectiveError, one_line
 from lcsc_opt.base.files import same_working_folder
 from lcsc_opt.base.imports import has_parameter
-from lcsc_opt.base.progress import notice
+from lcsc_opt.base.progress import notice, without_bars
 from lcsc_opt.base.records import HELD_OUT, SEARCH, SELECTION, Noise
 from lcsc_opt.objective.contract import stop_if_told
 from lcsc_opt.objective.gradient import WeightGradient
@@ -218,7 +218,12 @@ class NetworkScorer:
             return reason
         draw = Draw.of(SEARCH, None if size is None else min(size, TRIAL_SIZE))
         try:
-            with same_working_folder(), self._network.weights.differentiable(varying), self._network.arithmetic():
+            with (
+                same_working_folder(),
+                without_bars(),
+                self._network.weights.differentiable(varying),
+                self._network.arithmetic(),
+            ):
                 score = next(_scores_in(self._call(draw)), None)
         except (LcscError, torch.OutOfMemoryError):  # the second says nothing about the function
             raise
@@ -237,7 +242,7 @@ class NetworkScorer:
             ObjectiveError: it fails all the same.
         """
         try:
-            with same_working_folder():
+            with same_working_folder(), without_bars():
                 self._metrics(draw)
         except LcscError:
             raise

@@ -34,7 +34,7 @@ class ObjectiveLoader:
         context: where its files are looked for, and the functions that the caller handed over.
 
     Attributes:
-        context: the same; once the objective is loaded, with the checkpoints that the experiment began with.
+        context: the same.
         made_at: when a run has begun, by ``time.perf_counter()``, for the estimate of how long all of it takes.
     """
 
@@ -57,9 +57,9 @@ class ObjectiveLoader:
         """
         if self._objective is None:
             checkpoints = known_checkpoints(spec, self.context.directory, stored)
-            self.context = dataclasses.replace(self.context, checkpoints=checkpoints)
+            context = dataclasses.replace(self.context, checkpoints=checkpoints)
             with said_if_slow(f"loading {spec.file}"):
-                self._objective = load_objective(spec, self.context, rows=rows)
+                self._objective = load_objective(spec, context, rows=rows)
         elif self._rows != rows:
             self._objective.merge_in_rows(rows)
         self._rows = rows

@@ -57,7 +57,7 @@ def draft(
     *,
     steps: Sequence[int] | None = None,
 ) -> tuple[str, str]:
-    """Draft a study file for checkpoints. Nothing is executed, and what lies next to their folder is not looked at.
+    """Draft a study file for checkpoints. None of the user's code is run, and what lies next to them is not read.
 
     Args:
         kind: what the checkpoints are.
@@ -109,8 +109,9 @@ def _find_run(checkpoints: Sequence[Path], key: str | None, steps: Sequence[int]
     first = checkpoints[0]
     folder = next(place for place in (first, *first.parents) if place.is_dir())
     request = PackRequest(checkpoints, folder, key=key, steps=steps)
-    if request.packed_path is not None:
-        return _Run(Trajectory.open(first).steps, first, [folder])
+    packed = request.packed_path
+    if packed is not None:
+        return _Run(Trajectory.open(packed).steps, packed, [folder])
     sources = request.sources()
     last = [*sources.values()][-1]
     read_checkpoint(last, key=key or searched_key(last))

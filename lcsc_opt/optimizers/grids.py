@@ -143,7 +143,7 @@ class PlaneGrid(ConfiguredOptimizer):  # type: ignore[misc]
         corners: Annotated[Sequence[int | str], Field(min_length=3, max_length=3)] | None = None,
         size: Annotated[int, Field(ge=2, le=501)] = DEFAULT_SIZE,
     ) -> None:
-        super().__init__(_Grid, locals(), as_config=True)
+        super().__init__(_Grid, locals(), as_config=True)  # Nevergrad takes an optimizer's options in this form
 
     def points(self, steps: Steps) -> list[Coefficients]:
         """``[K]`` coefficients of each point, from coarse to fine."""

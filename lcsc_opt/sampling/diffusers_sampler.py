@@ -121,7 +121,7 @@ class SchedulerSettings(AlsoSettings):
         return self
 
     @property
-    def times(self) -> dict[str, Any]:
+    def timestep_arguments(self) -> dict[str, Any]:
         """The arguments of a scheduler's ``set_timesteps``, and of a pipeline's call: the timesteps, or how many."""
         if self.timesteps is not None:
             return {"timesteps": self.timesteps}
@@ -206,10 +206,10 @@ def set_timesteps(scheduler: Any, schedule: SchedulerSettings) -> Tensor:
         ObjectiveError: the scheduler does not accept them.
     """
     try:
-        scheduler.set_timesteps(**schedule.times)
+        scheduler.set_timesteps(**schedule.timestep_arguments)
     except Exception as error:  # schedulers raise all kinds of errors for wrong timesteps
         name = type(scheduler).__name__
-        raise ObjectiveError(f"sampler: {name} refuses {schedule.times}: {text_of(error)}") from error
+        raise ObjectiveError(f"sampler: {name} refuses {schedule.timestep_arguments}: {text_of(error)}") from error
     timesteps: Tensor = scheduler.timesteps
     return timesteps
 
@@ -290,7 +290,7 @@ class DiffusersSampler(NetworkSampler):
             **super().describe(),
             "sampler": type(self.scheduler).__name__,
             "scheduler": public_keys(self.scheduler.config),
-            "steps": self._schedule.times,
+            "steps": self._schedule.timestep_arguments,
             "step_options": self._schedule.step,
             "network": type(self.network).__name__,
             "architecture": public_keys(getattr(self._network.module, "config", None)),

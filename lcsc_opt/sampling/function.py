@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from lcsc_opt.base import accelerator
 from lcsc_opt.base.errors import RAISED_BY_USERS, LcscError, ObjectiveError, one_line
 from lcsc_opt.base.imports import has_parameter
-from lcsc_opt.base.progress import notice
+from lcsc_opt.base.progress import notice, without_bars
 from lcsc_opt.base.records import SEARCH, Noise
 from lcsc_opt.base.reproducibility import derive_seed
 from lcsc_opt.sampling.base import recomputed_calls
@@ -120,6 +120,7 @@ class FunctionSampler(NetworkSampler):
             own_seed = derive_seed(self.noise.seed, "own", noise.group, noise.seed, start)
             stack.enter_context(accelerator.seeded(own_seed, device))
             stack.enter_context(self._network.arithmetic())
+            stack.enter_context(without_bars())
             # restores grad mode, if the function changes it
             stack.enter_context(torch.set_grad_enabled(torch.is_grad_enabled()))
             return self.function(self._network.module, draw(0), **options)

@@ -212,7 +212,7 @@ class LatentDiffusionSampler:
     def _set_schedule(self, schedule: SchedulerSettings) -> None:
         """Set what depends on the scheduler's steps, and how many network calls an image takes."""
         self._schedule = schedule
-        self._options = {**schedule.times, **schedule.step}
+        self._options = {**schedule.timestep_arguments, **schedule.step}
         self.nfe = len(set_timesteps(self.pipeline.scheduler, self._schedule))
         if self._guided:
             self.nfe *= 2
@@ -286,7 +286,7 @@ class LatentDiffusionSampler:
         return unit_range * 2 - 1
 
     def _prompt_options(self, prompts: list[str]) -> dict[str, Any]:
-        """The pipeline's arguments for these prompts, with the ``options`` of all images."""
+        """The pipeline's arguments for these prompts, with those of all images."""
         options: dict[str, Any] = {**self._options, "prompt": prompts}
         if self._guided and self._negative_prompt is not None:
             options["negative_prompt"] = [self._negative_prompt] * len(prompts)

@@ -23,7 +23,7 @@ class OnePiece:
         end = 0
         for name, tensor in tensors.items():
             self._places[name] = end, tensor.to("meta")
-            end = aligned(end + tensor.nbytes)
+            end = aligned(end + tensor.nbytes)  # so that the bytes of the next can be seen as its dtype
         content = torch.empty(end, dtype=torch.uint8, device="cpu")
         for name, tensor in tensors.items():
             first, _ = self._places[name]

@@ -27,7 +27,8 @@ class PackRequest:
 
     Attributes:
         patterns: files, globs, folders, or one packed trajectory, which has its own key, steps and dtype.
-        folder: where checkpoints are packed: that beside the database, of :class:`lcsc_opt.base.paths.BuildContext`.
+        folder: where checkpoints are packed: for studies that beside the database, of
+            :class:`lcsc_opt.base.paths.BuildContext`.
         key: which state dict of each file.
         selection: which of the checkpoints are used.
         steps: the training step of each checkpoint; ``None`` reads them from names and contents.

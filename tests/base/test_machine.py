@@ -46,7 +46,7 @@ def test_where_others_use_the_cores_a_second_team_of_threads_waits_until_the_end
     code = """
 import os, time, torch
 from lcsc_opt.base import machine
-machine.cores = lambda: 2
+machine.cores = os.cpu_count = lambda: 2
 torch.ones(2**20).add_(1)
 alone = len(os.listdir("/proc/self/task"))
 for load, said in (2.0, ""), (0.1, ""), (2.0, "active"):

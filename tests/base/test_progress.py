@@ -200,6 +200,10 @@ def test_bars_of_a_users_code_are_left_out_and_ours_are_shown(
 
     with without_bars():
         sample("steps of a sampler")
+        with trange(3, desc="steps that are asked for") as bar:
+            while bar.n < bar.total:
+                bar.update()
+                bar.set_description("steps again")
         with progress("features", 2) as advance:
             sample("steps inside ours")
             advance(2)

@@ -125,7 +125,7 @@ def test_a_score_may_have_a_bar_which_nobody_sees(search: Any, capsys: pytest.Ca
     def score(net: Net) -> torch.Tensor:
         return torch.stack([distance(net) for _ in tqdm(range(3), desc="batches")]).sum()
 
-    search(states(), score=score, optimizers="CMA", budget=5)
+    search(states(), score=score, budget=5)
     assert "batches" not in capsys.readouterr().err
 
 
@@ -139,6 +139,8 @@ def test_a_number_held_out_is_that_of_the_items_of_a_report(search: Any) -> None
     search(states(), score=score, size=20, held_out=50)
     assert sizes["search"] <= set(range(21))
     assert max(sizes["held-out"]) == 50
+    with pytest.raises(lcsc_opt.LcscError, match="held_out: 50 is a number of items"):
+        search(states(), score=score, held_out=50)
 
 
 def test_without_a_draw_a_line_says_that_nothing_chose_the_answer(

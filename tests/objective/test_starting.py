@@ -242,3 +242,11 @@ def test_the_documentation_runs_the_file_that_init_writes(page: str) -> None:
     files = re.findall(r"lcsc run (\S+\.yaml)", commands)
     assert files
     assert all(Path(file).is_file() for file in files), files
+
+
+def test_a_packed_trajectory_may_be_named_from_the_home_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+    plain()
+    assert lcsc(["trajectory", "pack", "runs", "-o", "run.trajectory"]) == 0
+    monkeypatch.setenv("HOME", str(Path.cwd()))
+    settings, _ = init("module", "~/run.trajectory")
+    assert settings["checkpoints"] == "~/run.trajectory"

@@ -229,7 +229,7 @@ def _path(source: str) -> Path | None:
 
 
 def _divided(images: ImageSet, fraction: float) -> tuple[ImageSet, ImageSet]:
-    """The images that the loss sees, and those that are held out from it; at least two of each."""
+    """The images that the loss sees, and those that are held out from it; MetricError unless there are two of each."""
     train = images.part(fraction, held_out=False)
     held_out = images.part(fraction, held_out=True)
     if min(train.count, held_out.count) < 2:
