@@ -40,7 +40,7 @@ $(STAMP): pyproject.toml constraints.txt
 		echo "torchvision does not fit this torch: lcsc works around that; docs/training.md has two lines for scripts of your own"
 	@touch $@
 
-demo: setup $(DEMO_MODEL) ## search checkpoints of a small model of digits, compare in demo.html (four minutes with the set-up; TRAIN=1 trains one first)
+demo: setup $(DEMO_MODEL) ## search checkpoints of a small model of digits, compare in demo.html (four to eight minutes with the set-up; TRAIN=1 trains one first)
 	$(BIN)/lcsc run studies/demo.yaml $(DEMO_CHANGES)
 	@$(BIN)/lcsc report $(DEMO)
 	@echo "First images and curves: file://$(CURDIR)/$(DEMO).html; one more search follows"
