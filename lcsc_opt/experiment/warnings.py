@@ -8,6 +8,7 @@ from lcsc_opt.base.records import Yardstick
 from lcsc_opt.database.measurement import Model
 from lcsc_opt.database.metric_rows import SINGLE_GROUP_NOISE, MetricRow
 from lcsc_opt.database.report import Report, in_words
+from lcsc_opt.experiment.answer import CERTAIN
 from lcsc_opt.experiment.choice import Choice
 from lcsc_opt.experiment.finalists import Searched
 from lcsc_opt.views.answer import named
@@ -36,11 +37,13 @@ def warnings_of(report: Report, choice: Choice, searches: Sequence[Searched], ya
 def _about_equals(choice: Choice) -> str:
     """Which models are as good as the answer, as far as can be told, and why it was taken and none of them."""
     difference = "twice their error"
+    error = "one error"
     if not choice.knows_errors:
         difference = f"{100 * SINGLE_GROUP_NOISE:g} %, and their error is not known"
+        error = f"{100 * SINGLE_GROUP_NOISE / CERTAIN:g} %"
     line = f"{choice.answer.name} cannot be told from {in_words(choice.equals)}: they differ by less than {difference}"
     if choice.is_on_path:
-        line += ". Of one search, the earliest model within one error of its best is the answer"
+        line += f". Of one search, the earliest model within {error} of its best is the answer"
     return line
 
 

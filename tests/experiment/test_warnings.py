@@ -71,6 +71,7 @@ def test_what_is_said_of_equal_models_is_what_was_done(knows_errors: bool, is_on
     assert ("twice their error" in said) == knows_errors
     assert ("less than 2 %" in said) != knows_errors
     assert ("the earliest model" in said) == is_on_path
+    assert ("within one error" in said) == (is_on_path and knows_errors)
 
 
 def test_an_answer_that_is_worse_in_what_was_searched_is_a_warning() -> None:
