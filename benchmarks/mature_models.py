@@ -114,6 +114,7 @@ class Model(NamedTuple):
     read: Callable[[Path, int], Images]
     steps: int  # of the training
     loss: str
+    seed: int = 0  # of the training
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -125,6 +126,7 @@ MODELS = {
     model.name: model
     for model in (
         Model("digits8", 8, 1, build_grey, _digits, 30_000, "fdr@digits"),
+        Model("digits8again", 8, 1, build_grey, _digits, 30_000, "fdr@digits", seed=1),
         Model("digits16", 16, 1, build_grey, _digits, 24_000, "fdr@real:ImageNetFeatures"),
         Model("emoji", 16, 3, build_colour, _emoji, 24_000, "fdr@real:ImageNetFeatures"),
         Model("emoji8", 8, 3, build_colour, _emoji, 24_000, "fdr@real:ImageNetFeatures"),
@@ -177,11 +179,12 @@ def train(model: Model, work: Path) -> None:
     folder = work / model.name
     (folder / "model").mkdir(parents=True, exist_ok=True)
     (folder / "ema").mkdir(exist_ok=True)
-    torch.manual_seed(0)
+    torch.manual_seed(model.seed)
     net = model.build()
     ema = copy.deepcopy(net)
     start = time.perf_counter()
-    for step in training(net, images_of(model, work).trained_on, lambda step: 2e-3 * learning_rate(step, model.steps)):
+    images = images_of(model, work).trained_on
+    for step in training(net, images, lambda step: 2e-3 * learning_rate(step, model.steps), model.seed):
         with torch.no_grad():
             for average, weight in zip(ema.parameters(), net.parameters(), strict=True):
                 average.lerp_(weight, 1 - min(EMA_RATE, (step + 1) / (step + 10)))

@@ -12,7 +12,7 @@ import typer
 from lcsc_opt.base.catalog import find
 from lcsc_opt.base.errors import StudySpecError
 from lcsc_opt.base.overrides import with_overrides
-from lcsc_opt.base.progress import notice, said_if_slow
+from lcsc_opt.base.progress import notice
 from lcsc_opt.base.settings import parse_yaml
 from lcsc_opt.base.study_file import StudyFile, lines_to_fill_in, parse_study_file, read_study_file
 from lcsc_opt.base.study_spec import ModelKind
@@ -132,7 +132,9 @@ def run(
     from lcsc_opt.database.opened import Database
     from lcsc_opt.database.urls import files_directory
 
-    with said_if_slow("importing torch"), collector_resting():
+    if "torch" not in sys.modules:  # it takes seconds, as Nevergrad does
+        notice("importing torch")
+    with collector_resting():
         from lcsc_opt.objective.of_study import ObjectiveLoader, say_found
 
     study_file = study_file.with_choices(optimizers=optimizer or None, seeds=seed or None, budget=budget)
@@ -140,7 +142,7 @@ def run(
         study_file = study_file.on_ray(ray)
     objectives = ObjectiveLoader(BuildContext(directory, files=files_directory(url)))
     has_said = say_found(study_file.objective, objectives.context)
-    if not has_said and "nevergrad" not in sys.modules:  # it takes seconds
+    if not has_said and "nevergrad" not in sys.modules:
         notice("importing the optimizers")
 
     from lcsc_opt.experiment.running import experiment_of, run_studies  # and with it Nevergrad
