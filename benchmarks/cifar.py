@@ -53,8 +53,7 @@ def build(arguments: argparse.Namespace, folder: Path, device: torch.device) -> 
         model,
         build_scheduler("consistency", None),
         SchedulerSettings(steps=1),
-        image_shape=IMAGE_SHAPE,
-        noise=ImageNoise(0),
+        noise=ImageNoise(0, IMAGE_SHAPE),
         settings=settings,
     )
     torch.save(inception_weights(), folder / "inception.pth")

@@ -101,7 +101,7 @@ def _samplers(
     guidance = None
     if checked.guidance is not None:
         guidance = (checked.guidance.scale, checked.guidance.null_label)
-    noise = checked.noise()
+    noise = checked.noise(image_shape)
     labels = ClassLabels.choose(checked.labels, classes=folder.classes, noise=noise, guidance=guidance)
     network = folder.network()
 
@@ -110,7 +110,6 @@ def _samplers(
             network,
             build_scheduler(settings.name, folder.scheduler, settings.scheduler),
             settings,
-            image_shape=image_shape,
             noise=noise,
             labels=labels,
             decoder=decoder,

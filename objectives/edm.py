@@ -52,6 +52,7 @@ from lcsc_opt.sampling import (
     EdmDenoiser,
     HeunSampler,
     HeunSchedule,
+    ImageNoise,
     Labels,
     LatentDecoder,
     Sampler,
@@ -108,15 +109,14 @@ def build(settings: dict[str, Any], context: BuildContext) -> MergeSampleScore:
     import_dotted(checked.network, setting="network")  # so that a wrong name fails before checkpoints are packed
     trajectory = checked.trajectory(context)
     denoiser = _denoiser(checked, context)
-    noise = checked.noise()
+    noise = checked.noise(_image_shape(denoiser.network))
     labels = ClassLabels.choose(checked.labels, classes=denoiser.label_dim or None, noise=noise)
     decoder = None
     if checked.decoder is not None:
-        channels, _, _ = _image_shape(denoiser.network)  # of the latents
-        decoder = checked.decoder.build(channels, context)
-    sampler = _sampler(checked, checked.sampler, denoiser, labels, decoder)
+        decoder = checked.decoder.build(noise.shape[0], context)  # channels of the latents
+    sampler = _sampler(checked, checked.sampler, denoiser, noise, labels, decoder)
     second = second_of(checked.sampler)
-    also = None if second is None else _sampler(checked, second, denoiser, labels, decoder)
+    also = None if second is None else _sampler(checked, second, denoiser, noise, labels, decoder)
     return checked.objective(sampler, trajectory, context, also=also)
 
 
@@ -124,6 +124,7 @@ def _sampler(
     checked: Settings,
     settings: SamplerSettings,
     denoiser: EdmDenoiser,
+    noise: ImageNoise,
     labels: ClassLabels | None,
     decoder: LatentDecoder | None,
 ) -> Sampler:
@@ -138,8 +139,7 @@ def _sampler(
     return HeunSampler(
         denoiser,
         schedule=schedule,
-        image_shape=_image_shape(network),
-        noise=checked.noise(),
+        noise=noise,
         labels=labels,
         decoder=decoder,
         settings=checked.model_copy(update={"dtype": "fp32"}),  # EDM's networks choose their arithmetic

@@ -94,7 +94,7 @@ def build(settings: dict[str, Any], context: BuildContext) -> MergeSampleScore:
         component=checked.component,
         prompts=prompts,
         held_out_prompts=held_out_prompts,
-        noise=checked.noise(),
+        noise_seed=checked.noise_seed,
         guidance_scale=checked.guidance_scale,
         negative_prompt=checked.negative_prompt,
         height=checked.height,

@@ -55,8 +55,7 @@ def build(settings: dict[str, Any]) -> MergeSampleScore:
             module,
             build_scheduler(None, RECIPE.scheduler()),
             SchedulerSettings(steps=settings.nfe),
-            image_shape=IMAGE_SHAPE,
-            noise=ImageNoise(checked.noise_seed),
+            noise=ImageNoise(checked.noise_seed, IMAGE_SHAPE),
         )
 
     second = second_of(checked)

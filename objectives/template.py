@@ -42,9 +42,8 @@ def build(settings: dict[str, Any], context: BuildContext) -> MergeSampleScore:
     sampler = FunctionSampler(
         network(checked.width),
         sample,
-        image_shape=(1, 8, 8),  # of the noise of one image
         nfe=1,  # model calls per image
-        noise=checked.noise(),
+        noise=checked.noise((1, 8, 8)),  # the shape of the noise of one image
         settings=checked,
     )
     return checked.objective(sampler, checked.trajectory(context), context)

@@ -60,7 +60,7 @@ class Settings(ImageObjectiveSettings, AlsoSettings):
         Raises:
             ObjectiveError: a function cannot be imported, or the first one makes no network.
         """
-        noise = self.noise()
+        noise = self.noise(self.image_shape)
         if network is None:
             network = _network(self, context)
         names = f"{self.model}, {self.sampler}"  # for the fingerprint, which has sampler_settings by themselves
@@ -69,7 +69,6 @@ class Settings(ImageObjectiveSettings, AlsoSettings):
         return FunctionSampler(
             network,
             import_dotted(self.sampler, setting="sampler", functions=context.functions),
-            image_shape=self.image_shape,
             nfe=self.nfe,
             noise=noise,
             labels=ClassLabels.choose(self.labels, classes=self.classes, noise=noise),

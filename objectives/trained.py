@@ -116,8 +116,7 @@ def build(settings: dict[str, Any], context: BuildContext) -> MergeSampleScore:
             module,
             build_scheduler(None, folder.scheduler),
             SchedulerSettings(steps=steps),
-            image_shape=folder.image_shape(),
-            noise=ImageNoise(checked.noise_seed),
+            noise=ImageNoise(checked.noise_seed, folder.image_shape()),
             timestep_scale=folder.timestep_scale,
         )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal
 
@@ -124,9 +125,9 @@ class ImageObjectiveSettings(CheckpointSettings, ReferenceScoreSettings):
         """``batch_size``, or its default on this device."""
         return images_at_once(self.batch_size, self.torch_device(), on_cpu=self.images_on_cpu)
 
-    def noise(self) -> ImageNoise:
-        """All sampling noise."""
-        return ImageNoise(self.noise_seed)
+    def noise(self, shape: Sequence[int]) -> ImageNoise:
+        """All sampling noise; that of one image has this shape."""
+        return ImageNoise(self.noise_seed, shape)
 
     def scores(self, context: BuildContext) -> MetricSuite:
         """The metrics and their extractors; loading them may download weights or read the reference images.

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import inspect
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, Literal
 
 import torch
@@ -222,7 +222,7 @@ class DiffusersSampler(NetworkSampler):
         scheduler: any scheduler of diffusers with ``set_timesteps`` and ``step``; it is this sampler's alone.
         schedule: the scheduler's steps, and further arguments of each; what chose the scheduler itself is not read.
         timestep_scale: the network is told the scheduler's timesteps times this.
-        image_shape, noise, labels, decoder, settings: as of :class:`NetworkSampler`.
+        noise, labels, decoder, settings: as of :class:`NetworkSampler`.
 
     Raises:
         ObjectiveError: the scheduler does not accept these steps; no such device.
@@ -234,21 +234,13 @@ class DiffusersSampler(NetworkSampler):
         scheduler: Any,
         schedule: SchedulerSettings,
         *,
-        image_shape: Sequence[int],
         noise: ImageNoise,
         labels: ClassLabels | None = None,
         decoder: LatentDecoder | None = None,
         settings: NetworkSettings | None = None,
         timestep_scale: float = 1.0,
     ) -> None:
-        super().__init__(
-            network,
-            settings,
-            image_shape=image_shape,
-            noise=noise,
-            labels=labels,
-            decoder=decoder,
-        )
+        super().__init__(network, settings, noise=noise, labels=labels, decoder=decoder)
         self.scheduler = scheduler
         self._timestep_scale = timestep_scale
         self._schedule = schedule
@@ -265,7 +257,7 @@ class DiffusersSampler(NetworkSampler):
 
     def sample(self, noise: Noise, start: int, stop: int) -> Tensor:
         """``[stop - start, C, H, W]`` images, nominally in [-1, 1]."""
-        z = self.noise.batch(noise, start, stop, self.image_shape)
+        z = self.noise.batch(noise, start, stop)
         z = z.to(self._network.device, self._network.dtype)
         images: Tensor = z * getattr(self.scheduler, "init_noise_sigma", 1.0)  # those of flow matching have none
         labels = self._labels(noise, start, stop)
@@ -343,7 +335,7 @@ class DiffusersSampler(NetworkSampler):
             output = self._guided_output(images, times, labels, self._guidance, recompute=recompute)
         if self._uses_variance:
             return output
-        return output[:, : self.image_shape[0]]  # without a variance that the network may have learned
+        return output[:, : self.noise.shape[0]]  # without a variance that the network may have learned
 
     def _guided_output(
         self,
@@ -361,7 +353,7 @@ class DiffusersSampler(NetworkSampler):
             images.repeat(2, 1, 1, 1), times.repeat(2), class_labels=labels_and_null, recompute=recompute
         )
         conditional, unconditional = outputs.chunk(2)
-        channels = self.image_shape[0]  # further channels are a learned variance, which is not guided
+        channels = self.noise.shape[0]  # further channels are a learned variance, which is not guided
         difference = conditional[:, :channels] - unconditional[:, :channels]
         guided = unconditional[:, :channels] + scale * difference
         return torch.cat([guided, conditional[:, channels:]], dim=1)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -107,7 +107,7 @@ class HeunSampler(NetworkSampler):
     Args:
         denoiser: its ``network`` gets the merged weights.
         schedule: noise levels.
-        image_shape, noise, labels, decoder, settings: as of :class:`NetworkSampler`.
+        noise, labels, decoder, settings: as of :class:`NetworkSampler`.
     """
 
     def __init__(
@@ -115,21 +115,12 @@ class HeunSampler(NetworkSampler):
         denoiser: EdmDenoiser,
         *,
         schedule: HeunSchedule,
-        image_shape: Sequence[int],
         noise: ImageNoise,
         labels: ClassLabels | None = None,
         decoder: LatentDecoder | None = None,
         settings: NetworkSettings | None = None,
     ) -> None:
-        super().__init__(
-            denoiser,
-            settings,
-            trained=denoiser.network,
-            image_shape=image_shape,
-            noise=noise,
-            labels=labels,
-            decoder=decoder,
-        )
+        super().__init__(denoiser, settings, trained=denoiser.network, noise=noise, labels=labels, decoder=decoder)
         self.schedule = schedule
         self._denoiser = denoiser
         # of the images between two calls of the network: float64 where there is one, as in NVlabs' own sampler
@@ -142,7 +133,7 @@ class HeunSampler(NetworkSampler):
     def sample(self, noise: Noise, start: int, stop: int) -> Tensor:
         """``[stop - start, C, H, W]`` images, nominally in [-1, 1]."""
         labels = self._labels(noise, start, stop)
-        z = self.noise.batch(noise, start, stop, self.image_shape)
+        z = self.noise.batch(noise, start, stop)
         *positive, zero = self.schedule.levels()
         levels = [*(self._denoiser.rounded(sigma) for sigma in positive), zero]
         x = levels[0] * z.to(self._network.device).to(self._dtype)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import sys
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -28,7 +28,7 @@ BYTES_ABOVE = 2.0  # images without a negative value are assumed to be bytes if 
 class FunctionSampler(NetworkSampler):
     """Images from ``function(model, noise, **options)``: any network, and any way to sample from it.
 
-    The function gets the network with the merged weights in it and standard normal noise ``[N, *image_shape]``, both
+    The function gets the network with the merged weights in it and standard normal noise ``[N, *shape]``, both
     on the device, and returns images ``[N, C, H, W]``, nominally in [-1, 1] and best not clipped: networks of metrics
     see them clipped, and reports say how much that changes. If there are labels, it
     also gets ``labels``, the classes ``[N]``; if it has parameters of these names, ``nfe`` and ``draw``. ``draw(1)``,
@@ -42,7 +42,7 @@ class FunctionSampler(NetworkSampler):
         nfe: model calls per image; ``None`` counts them while one image is sampled.
         options: further arguments of the function.
         name: the name of model and function in the study's fingerprint.
-        image_shape, noise, labels, settings: as of :class:`NetworkSampler`.
+        noise, labels, settings: as of :class:`NetworkSampler`.
     """
 
     def __init__(
@@ -50,7 +50,6 @@ class FunctionSampler(NetworkSampler):
         model: nn.Module,
         function: Callable[..., Tensor],
         *,
-        image_shape: Sequence[int],
         nfe: int | None = None,
         noise: ImageNoise,
         labels: ClassLabels | None = None,
@@ -58,7 +57,7 @@ class FunctionSampler(NetworkSampler):
         settings: NetworkSettings | None = None,
         name: str | None = None,
     ) -> None:
-        super().__init__(model, settings, image_shape=image_shape, noise=noise, labels=labels)
+        super().__init__(model, settings, noise=noise, labels=labels)
         self.function = function
         self._nfe = nfe
         self.name = name or f"{type(model).__name__}, {function.__name__}"
@@ -108,7 +107,7 @@ class FunctionSampler(NetworkSampler):
         dtype = self._network.dtype
 
         def draw(index: int) -> Tensor:
-            z = self.noise.batch(noise, start, stop, self.image_shape, draw=index)
+            z = self.noise.batch(noise, start, stop, draw=index)
             return z.to(device, dtype, copy=True)  # the function may write to it; other candidates need the original
 
         options = dict(self.options)

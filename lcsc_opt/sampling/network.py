@@ -7,7 +7,7 @@ import copy
 import gc
 import re
 import types
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
 import torch
@@ -186,8 +186,7 @@ class NetworkSampler:
         module: everything that is called for an image.
         settings: how it is run.
         trained: the part of it that gets the merged weights; all of it by default.
-        image_shape: the shape of the noise of one image, ``[C, H, W]``.
-        noise: where all noise comes from.
+        noise: where all noise comes from; of the shape that an image of it has, ``[C, H, W]``.
         labels: the classes of a class-conditional network.
         decoder: latents → images, if the network makes latents.
 
@@ -207,7 +206,6 @@ class NetworkSampler:
         settings: NetworkSettings | None,
         *,
         trained: nn.Module | None = None,
-        image_shape: Sequence[int],
         noise: ImageNoise,
         labels: ClassLabels | None = None,
         decoder: LatentDecoder | None = None,
@@ -215,7 +213,6 @@ class NetworkSampler:
         self._network = PreparedNetwork(module, settings, trained=trained)
         self.weights = self._network.weights
         self.networks_to_lay_out = (self._network.module,) if has_layouts(self._network.module) else ()
-        self.image_shape = tuple(image_shape)
         self.noise = noise
         self.labels = labels
         self.decoder = decoder
@@ -234,7 +231,7 @@ class NetworkSampler:
     def describe(self) -> dict[str, object]:
         """Settings that change the images."""
         described: dict[str, object] = {
-            "image_shape": list(self.image_shape),
+            "image_shape": list(self.noise.shape),
             "labels": None,
             "decoder": None,
             "noise_seed": self.noise.seed,

@@ -24,14 +24,15 @@ Labels = Literal["balanced", "random"] | int
 
 
 class ImageNoise:
-    """Standard normal noise below one seed.
+    """Standard normal noise of one shape, below one seed.
 
     A search samples every candidate from the same noise, so the batches drawn are kept, up to ``cache_bytes``. What is
     drawn depends on the seed, the group of noise, the image's index and, of several draws for one image, which it is.
     """
 
-    def __init__(self, seed: int, *, cache_bytes: int = CACHE_BYTES) -> None:
+    def __init__(self, seed: int, shape: Sequence[int], *, cache_bytes: int = CACHE_BYTES) -> None:
         self.seed = seed
+        self.shape = tuple(shape)
         self.cache_bytes = cache_bytes
         self._cache: dict[tuple[object, ...], Tensor] = {}
 
@@ -40,27 +41,19 @@ class ImageNoise:
         """The size of the batches that are kept."""
         return sum(tensor.nbytes for tensor in self._cache.values())
 
-    def batch(
-        self,
-        noise: Noise,
-        start: int,
-        stop: int,
-        shape: Sequence[int],
-        *,
-        draw: int = 0,
-    ) -> Tensor:
+    def batch(self, noise: Noise, start: int, stop: int, *, draw: int = 0) -> Tensor:
         """Noise of the images ``start`` to ``stop``: ``[stop - start, *shape]`` float32, not to be written to.
 
         ``draw`` is which of several independent draws for the same image, as multi-step sampling needs.
         """
 
         def drawn() -> Tensor:
-            numbers = np.empty((stop - start, *shape), dtype=np.float32)
+            numbers = np.empty((stop - start, *self.shape), dtype=np.float32)
             for row, stream in enumerate(self._streams(noise, start, stop, "noise", draw)):
-                numbers[row] = stream.standard_normal(shape, dtype=np.float32)
+                numbers[row] = stream.standard_normal(self.shape, dtype=np.float32)
             return torch.from_numpy(numbers)
 
-        return self._cached((noise, start, stop, tuple(shape), draw), drawn)
+        return self._cached(("noise", noise, start, stop, draw), drawn)
 
     def integers(self, noise: Noise, start: int, stop: int, *, below: int) -> Tensor:
         """One integer from 0 to ``below - 1`` for each of these images: ``[stop - start]``, not to be written to."""
@@ -69,7 +62,7 @@ class ImageNoise:
             streams = self._streams(noise, start, stop, "labels", 0)
             return torch.tensor([int(stream.integers(below)) for stream in streams])
 
-        return self._cached((noise, start, stop, below), drawn)
+        return self._cached(("labels", noise, start, stop, below), drawn)
 
     def generators(self, noise: Noise, start: int, stop: int) -> list[torch.Generator]:
         """A fresh generator for each of the images, for schedulers and pipelines that draw noise in every step.

@@ -137,7 +137,7 @@ class LatentDiffusionSampler:
         component: what is merged: the ``unet``, the ``transformer`` or a ``lora``.
         prompts: image i is sampled with prompt i mod n.
         held_out_prompts: the same for held-out noise; ``None`` uses ``prompts`` there, too.
-        noise: the source of all noise.
+        noise_seed: of all noise.
         guidance_scale: the pipeline's argument; 1 is no classifier-free guidance.
         negative_prompt: what guidance leads away from; ``None`` is the pipeline's default.
         height, width: size of the images in pixels; ``None`` is the size that the model was trained on.
@@ -159,7 +159,7 @@ class LatentDiffusionSampler:
         component: Component,
         prompts: Sequence[str],
         held_out_prompts: Sequence[str] | None = None,
-        noise: ImageNoise,
+        noise_seed: int,
         guidance_scale: float = 1.0,
         negative_prompt: str | None = None,
         height: int | None = None,
@@ -168,13 +168,15 @@ class LatentDiffusionSampler:
     ) -> None:
         self.pipeline = pipeline
         self.component = component
-        self.noise = noise
         self.prompts = tuple(prompts)
         self.held_out_prompts = tuple(held_out_prompts or prompts)
         if component != "lora" and getattr(pipeline, component, None) is None:
             raise ObjectiveError(f"component: {type(pipeline).__name__} has no {component}")
         self.denoiser = _denoiser(pipeline)
         self.image_size = (self._length("height", height, 0), self._length("width", width, 1))
+        factor = pipeline.vae_scale_factor
+        latent_shape = (self.denoiser.config.in_channels, *(length // factor for length in self.image_size))
+        self.noise = ImageNoise(noise_seed, latent_shape)
         self._guidance_scale = guidance_scale
         self._negative_prompt = negative_prompt
         # a network that embeds the guidance needs no second call
@@ -257,9 +259,7 @@ class LatentDiffusionSampler:
     def sample(self, noise: Noise, start: int, stop: int) -> Tensor:
         """``[stop - start, 3, height, width]`` images, nominally in [-1, 1], float32 or wider."""
         height, width = self.image_size
-        factor = self.pipeline.vae_scale_factor
-        latent_shape = (self.denoiser.config.in_channels, height // factor, width // factor)
-        latents = self.noise.batch(noise, start, stop, latent_shape)
+        latents = self.noise.batch(noise, start, stop)
         call: Any = type(self.pipeline).__call__
         if torch.is_grad_enabled():
             call = inspect.unwrap(call)  # without the decorator torch.no_grad

@@ -87,7 +87,7 @@ def test_a_model_that_was_tuned_is_told_noise_as_before(folder: Path) -> None:
     assert lcsc(["train", "ict", *SHORT, "--from", "edm.model", "-o", "run.trajectory", "sigma_max=3"]) == 0
     objective, network = study_objective(), unet(0)
     network.load_state_dict(Trajectory.open("run.trajectory").merge([0.0, 1.0]))
-    z = objective.sampler.noise.batch(SEARCH, 0, 5, (1, 8, 8))
+    z = objective.sampler.noise.batch(SEARCH, 0, 5)
     function = ConsistencyFunction(network, noise_scale=0.25)
     with torch.no_grad():
         expected = function(3 * z, torch.full((5,), 3.0)).clamp(-1, 1)

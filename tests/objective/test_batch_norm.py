@@ -61,7 +61,7 @@ def test_they_are_the_mean_and_the_variance_of_all_that_the_merged_network_sees(
     merged = network()
     merged.load_state_dict(estimating.trajectory.merge(SIGNED))
     noise = estimating.sampler.noise  # type: ignore[attr-defined]
-    batches = [noise.batch(NOISE, first, first + BATCH, (1, 8, 8)) for first in range(0, IMAGES, BATCH)]
+    batches = [noise.batch(NOISE, first, first + BATCH) for first in range(0, IMAGES, BATCH)]
     with torch.no_grad():
         seen = merged.get_submodule("0")(torch.cat(batches)).transpose(0, 1).flatten(1)
     assert set(found) == {"1.running_mean", "1.running_var", "1.num_batches_tracked"}

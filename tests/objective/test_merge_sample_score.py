@@ -49,7 +49,7 @@ def real() -> Reference:
 
 
 def sampler() -> ConsistencySampler:
-    return ConsistencySampler(ConsistencyFunction(Network()), image_shape=(1, 4, 4), sigmas=[20.0], noise=ImageNoise(0))
+    return ConsistencySampler(ConsistencyFunction(Network()), sigmas=[20.0], noise=ImageNoise(0, (1, 4, 4)))
 
 
 def build(folder: Path, scores: MetricSuite | None = None, **changes: Any) -> MergeSampleScore:
@@ -114,7 +114,7 @@ def test_a_second_sampler_uses_the_same_weights_and_changes_neither_search_nor_f
     alone = build(tmp_path)
     first = sampler()
     network = first.function
-    second = ConsistencySampler(network, image_shape=(1, 4, 4), sigmas=[20.0, 2.0], noise=ImageNoise(0))
+    second = ConsistencySampler(network, sigmas=[20.0, 2.0], noise=ImageNoise(0, (1, 4, 4)))
     scores = suite({"inception": real()})
     objective = MergeSampleScore(trajectory(tmp_path), first, scores, images=40, batch_size=7, also=second)
     candidate = Candidate(EMA, noise=HELD_OUT)

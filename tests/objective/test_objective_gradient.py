@@ -165,7 +165,7 @@ class OwnSampler:
     def load(self, weights: Mapping[str, Tensor]) -> None: ...
 
     def sample(self, noise: Noise, start: int, stop: int) -> Tensor:
-        return ImageNoise(0).batch(noise, start, stop, SHAPE).clamp(-1, 1)
+        return ImageNoise(0, SHAPE).batch(noise, start, stop).clamp(-1, 1)
 
     def describe(self) -> dict[str, object]:
         return {}
@@ -182,8 +182,8 @@ def test_an_objective_that_cannot_says_why(trajectory: Trajectory) -> None:
 
 
 def test_a_function_that_cuts_the_graph_is_refused_once_a_gradient_is_wanted(trajectory: Trajectory) -> None:
-    cut, noise = torch.no_grad()(two_steps), ImageNoise(0)
-    sampler = FunctionSampler(Smooth().double(), cut, image_shape=SHAPE, nfe=2, noise=noise, settings=CPU)
+    cut, noise = torch.no_grad()(two_steps), ImageNoise(0, SHAPE)
+    sampler = FunctionSampler(Smooth().double(), cut, nfe=2, noise=noise, settings=CPU)
     objective = build(trajectory, sampler)
     assert math.isfinite(objective(EMA))
     with pytest.raises(ObjectiveError, match=r"the images of .* have no autograd graph"):

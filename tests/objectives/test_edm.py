@@ -44,7 +44,7 @@ def test_the_network_gets_the_merged_weights_and_the_snapshots_arguments(folder:
     images = edm(folder, sampler={"steps": 5}).images(MIX, SEARCH, 8)
     merged = tiny(0, width=7)
     merged.load_state_dict(combined(MIX, [tiny(kimg, width=7) for kimg in KIMG]))
-    how: Any = {"image_shape": (1, 8, 8), "noise": ImageNoise(0), "settings": NetworkSettings(device="cpu")}
+    how: Any = {"noise": ImageNoise(0, (1, 8, 8)), "settings": NetworkSettings(device="cpu")}
     alone = HeunSampler(EdmDenoiser(merged), schedule=HeunSchedule(steps=5), **how)
     with torch.inference_mode():
         assert (alone.sample(SEARCH, 0, 8).clamp(-1, 1) - images).abs().max() < 1e-4

@@ -81,7 +81,7 @@ def own_images(place: Path, objective: Any, lora: Any = None) -> Tensor:
     if lora is not None:
         pipeline.load_lora_weights(lora)
     noise = objective.sampler.noise
-    drawn = {"latents": noise.batch(SEARCH, 0, 4, (4, 8, 8)), "generator": noise.generators(SEARCH, 0, 4)}
+    drawn = {"latents": noise.batch(SEARCH, 0, 4), "generator": noise.generators(SEARCH, 0, 4)}
     prompts = ["a cat", "a dog", "a red house", "a cat"]
     called = pipeline(prompt=prompts, **drawn, num_inference_steps=3, guidance_scale=1.0, output_type="pt")
     return called.images * 2 - 1

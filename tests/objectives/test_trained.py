@@ -167,7 +167,7 @@ def test_one_step_of_a_consistency_model_is_its_function_of_noise(build: Any) ->
     objective = build("digits", nfe=1)
     found = objective.images(FIRST, HELD_OUT, 5)  # which loads the weights
     network = objective.sampler.weights.trained  # type: ignore[attr-defined]
-    noise = ImageNoise(0).batch(HELD_OUT, 0, 5, (1, 8, 8))
+    noise = ImageNoise(0, (1, 8, 8)).batch(HELD_OUT, 0, 5)
     with torch.no_grad():
         expected = ConsistencyFunction(network)(20.0 * noise, torch.full((5,), 20.0)).clamp(-1, 1)
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-4)

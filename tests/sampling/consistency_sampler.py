@@ -19,12 +19,11 @@ class ConsistencySampler(NetworkSampler):
         self,
         function: ConsistencyFunction,
         *,
-        image_shape: Sequence[int],
         sigmas: Sequence[float],
         noise: ImageNoise,
         settings: NetworkSettings | None = None,
     ) -> None:
-        super().__init__(function, settings, trained=function.network, image_shape=image_shape, noise=noise)
+        super().__init__(function, settings, trained=function.network, noise=noise)
         self.function = function
         self.sigmas = tuple(sigmas)
         self.nfe = len(self.sigmas)
@@ -33,7 +32,7 @@ class ConsistencySampler(NetworkSampler):
     def sample(self, noise: Noise, start: int, stop: int) -> Tensor:
         images: Tensor | None = None
         for draw, sigma in enumerate(self.sigmas):
-            z = self.noise.batch(noise, start, stop, self.image_shape, draw=draw)
+            z = self.noise.batch(noise, start, stop, draw=draw)
             z = z.to(self._network.device, self._network.dtype)
             noisy = sigma * z
             if images is not None:

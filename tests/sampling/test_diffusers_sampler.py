@@ -19,7 +19,7 @@ from lcsc_opt.sampling.diffusers_sampler import SCHEDULERS, SchedulerSettings, b
 from tests.unet_examples import unet
 
 IMAGES = 5
-NOISE = ImageNoise(7)
+NOISE = ImageNoise(7, (1, 8, 8))
 CPU = NetworkSettings(device="cpu")
 
 
@@ -27,9 +27,9 @@ def make(network: nn.Module, scheduler: Any, *, channels: int = 1, **options: An
     if "timesteps" not in options:
         options.setdefault("steps", 10)
     schedule = SchedulerSettings(**{key: options.pop(key) for key in ("steps", "timesteps", "step") if key in options})
-    shape = (channels, 8, 8)
+    noise = ImageNoise(7, (channels, 8, 8))
     settings = {"settings": CPU, **options}
-    return DiffusersSampler(network, scheduler, schedule, image_shape=shape, noise=NOISE, **settings)
+    return DiffusersSampler(network, scheduler, schedule, noise=noise, **settings)
 
 
 @torch.inference_mode()
@@ -40,7 +40,7 @@ def images(sampler: DiffusersSampler, noise: Noise = SEARCH, start: int = 0, sto
 def from_pipeline(monkeypatch: pytest.MonkeyPatch, pipeline: Any, *, channels: int = 1, **options: Any) -> Tensor:
     """The pipeline's own images ``[N, C, H, W]`` in [-1, 1], from our noise."""
     module = importlib.import_module(type(pipeline).__module__)
-    start = NOISE.batch(SEARCH, 0, IMAGES, (channels, 8, 8))
+    start = ImageNoise(7, (channels, 8, 8)).batch(SEARCH, 0, IMAGES)
     monkeypatch.setattr(module, "randn_tensor", lambda shape, **_: start.clone())
     pipeline.set_progress_bar_config(disable=True)
     generators = NOISE.generators(SEARCH, 0, IMAGES)
@@ -149,7 +149,7 @@ def test_guidance_and_learned_variance_give_the_pipelines_images(monkeypatch: py
         ).eval()  # fmt: skip
         nn.init.normal_(network.proj_out_2.weight, std=0.5)
     config = {"clip_sample": False}
-    start = NOISE.batch(SEARCH, 0, IMAGES, (4, 8, 8))
+    start = ImageNoise(7, (4, 8, 8)).batch(SEARCH, 0, IMAGES)
     monkeypatch.setattr("diffusers.pipelines.dit.pipeline_dit.randn_tensor", lambda shape, **_: start.clone())
     pipeline = DiTPipeline(network, _NoDecoder(), DDIMScheduler(**config))
     pipeline.set_progress_bar_config(disable=True)

@@ -11,7 +11,7 @@ from lcsc_opt.base.records import SEARCH, Noise
 from lcsc_opt.sampling import EdmDenoiser, HeunSampler, HeunSchedule, ImageNoise, NetworkSettings
 
 SHAPE = (1, 4, 4)
-NOISE = ImageNoise(3)
+NOISE = ImageNoise(3, SHAPE)
 
 
 class Gaussian(nn.Module):
@@ -28,7 +28,7 @@ class Gaussian(nn.Module):
         return mean + self.spread**2 / (self.spread**2 + s**2) * (x - mean)
 
 
-PARTS: Any = {"image_shape": SHAPE, "noise": NOISE, "settings": NetworkSettings(device="cpu")}
+PARTS: Any = {"noise": NOISE, "settings": NetworkSettings(device="cpu")}
 
 
 def heun(network: nn.Module | None = None, **schedule: Any) -> HeunSampler:
@@ -49,7 +49,7 @@ def test_heun_is_the_one_of_diffusers() -> None:
     levels = scheduler.sigmas.unique().flip(0).tolist()
     sampler = heun(steps=9, sigma_max=levels[0], sigma_min=levels[-2])
     assert sampler.schedule.levels() == pytest.approx(levels, rel=1e-5)
-    x = levels[0] * NOISE.batch(SEARCH, 0, 200, SHAPE)
+    x = levels[0] * NOISE.batch(SEARCH, 0, 200)
     network, calls = Gaussian(), 0
     for timestep in scheduler.timesteps:
         scheduler.scale_model_input(x, timestep)

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from lcsc_opt.base.records import HELD_OUT, SEARCH, SELECTION, Noise
-from lcsc_opt.sampling import ImageNoise, SchedulerSettings
+from lcsc_opt.sampling import SchedulerSettings
 from lcsc_opt.sampling.encoded_prompts import EncodedPrompts
 from lcsc_opt.sampling.text_to_image import LatentDiffusionSampler
 from tests import tiny_pipelines
@@ -34,7 +34,7 @@ FAMILIES = (
 
 def sampler(pipeline: Any, *, most_bytes: int | None = None, **changes: Any) -> LatentDiffusionSampler:
     component = "unet" if hasattr(pipeline, "unet") else "transformer"
-    settings = {"component": component, "prompts": PROMPTS, "noise": ImageNoise(3), **changes}
+    settings = {"component": component, "prompts": PROMPTS, "noise_seed": 3, **changes}
     made = LatentDiffusionSampler(pipeline, SchedulerSettings(steps=2), **settings)
     if most_bytes is not None:
         made.encoded_prompts = EncodedPrompts(most_bytes)

@@ -12,15 +12,15 @@ from lcsc_opt.base.errors import ObjectiveError
 from lcsc_opt.base.records import HELD_OUT, SEARCH
 from lcsc_opt.sampling import FunctionSampler, ImageNoise, NetworkSettings
 
-NOISE = ImageNoise(0)
 SHAPE = (1, 4, 4)
+NOISE = ImageNoise(0, SHAPE)
 
 
 def make(function: Callable[..., Any], *, labels: Any = None, **changes: Any) -> FunctionSampler:
     model = nn.Conv2d(1, 1, 1)
     nn.init.constant_(model.weight, 0.5)
     nn.init.zeros_(model.bias)  # type: ignore[arg-type]
-    settings = {"image_shape": SHAPE, "nfe": 2, "settings": NetworkSettings(device="cpu"), **changes}
+    settings = {"nfe": 2, "settings": NetworkSettings(device="cpu"), **changes}
     return FunctionSampler(model, function, noise=NOISE, labels=labels, **settings)
 
 
@@ -30,7 +30,7 @@ def test_images_are_what_the_function_makes_of_the_noise() -> None:
         return model(noise)
 
     sampler = make(sample, options={"scale": 0.4})
-    expected = (0.2 * NOISE.batch(SEARCH, 3, 9, SHAPE)).clamp(-1, 1)
+    expected = (0.2 * NOISE.batch(SEARCH, 3, 9)).clamp(-1, 1)
     for _ in range(2):
         assert torch.allclose(sampler.sample(SEARCH, 3, 9), expected)
     sampler.load({"weight": torch.full((1, 1, 1, 1), -0.5), "bias": torch.zeros(1)})
@@ -46,7 +46,7 @@ def test_the_functions_own_random_numbers_are_those_of_the_images() -> None:
     assert torch.equal(torch.get_rng_state(), state), "the caller's are not used up"
     torch.randn(3)
     assert torch.equal(sampler.sample(SEARCH, 0, 5), images)
-    own = [sampler.sample(noise, 0, 5) - 0.5 * NOISE.batch(noise, 0, 5, SHAPE) for noise in (SEARCH, HELD_OUT)]
+    own = [sampler.sample(noise, 0, 5) - 0.5 * NOISE.batch(noise, 0, 5) for noise in (SEARCH, HELD_OUT)]
     assert not torch.allclose(own[0], own[1]), "another group of noise has others"
 
 
@@ -123,7 +123,7 @@ def test_calls_are_counted_if_nobody_says() -> None:
 
     found = []
     for network, function in ((Wrapped(), four), (Wrapped(), of_each_image), (Wrapped(), none)):
-        sampler = FunctionSampler(network, function, image_shape=(1, 4, 4), noise=ImageNoise(0))
+        sampler = FunctionSampler(network, function, noise=ImageNoise(0, SHAPE))
         found.append((sampler.nfe, sampler.recomputed))
     assert found == [(4, 4), (1, 0), (1, 0)]
 
@@ -144,7 +144,7 @@ def test_a_solver_may_look_at_the_parameters_of_the_network_s_forward() -> None:
         arguments = (0.5, noise) if "t" in inspect.getfullargspec(model.forward).args else (noise,)
         return model(*arguments)
 
-    sampler = FunctionSampler(Velocity(), solve, image_shape=(1, 4, 4), noise=ImageNoise(0), nfe=2)
+    sampler = FunctionSampler(Velocity(), solve, noise=ImageNoise(0, SHAPE), nfe=2)
     assert sampler.why_no_graph() is None
 
 
@@ -157,7 +157,7 @@ def test_a_network_or_a_part_of_it_may_be_torchscript(is_part: bool, nfe: int | 
     network: Any = torch.jit.script(nn.Conv2d(1, 1, 1))
     if is_part:
         network = nn.Sequential(network)
-    sampler = FunctionSampler(network, two, image_shape=(1, 4, 4), noise=ImageNoise(0), nfe=nfe)
+    sampler = FunctionSampler(network, two, noise=ImageNoise(0, SHAPE), nfe=nfe)
     assert sampler.why_no_graph() is None
     assert sampler.sample(SEARCH, 0, 3).shape == (3, 1, 4, 4)
 
@@ -189,4 +189,4 @@ def test_calls_of_a_compiled_network_are_counted() -> None:
         return noise
 
     network: Any = torch.compile(nn.Sequential(nn.Conv2d(1, 1, 1), nn.Tanh()), backend="eager")
-    assert FunctionSampler(network, three, image_shape=(1, 4, 4), noise=ImageNoise(0)).nfe == 3
+    assert FunctionSampler(network, three, noise=ImageNoise(0, SHAPE)).nfe == 3

@@ -62,28 +62,26 @@ class Smooth(nn.Module):
 
 
 def consistency(network: nn.Module, *sigmas: float, settings: NetworkSettings = CPU) -> ConsistencySampler:
-    function, noise = ConsistencyFunction(network), ImageNoise(0)
-    return ConsistencySampler(function, image_shape=SHAPE, sigmas=sigmas, noise=noise, settings=settings)
+    function, noise = ConsistencyFunction(network), ImageNoise(0, SHAPE)
+    return ConsistencySampler(function, sigmas=sigmas, noise=noise, settings=settings)
 
 
 def diffusers(
     network: nn.Module, name: Any, steps: int = 4, *, guided: bool = False, step: Any = None, **options: Any
 ) -> Any:
     config = {"prediction_type": "v_prediction" if name == "euler-ancestral" else "sample"}
-    noise = ImageNoise(0)
+    noise = ImageNoise(0, SHAPE)
     labels = {"labels": ClassLabels(2, "balanced", noise=noise, guidance=(1.5, 2))} if guided else {}
     scheduler = build_scheduler(name, {} if name == "consistency" else config)
     schedule = SchedulerSettings(steps=steps, step=step or {})
-    return DiffusersSampler(
-        network, scheduler, schedule, image_shape=SHAPE, noise=noise, **{"settings": CPU, **labels, **options}
-    )
+    return DiffusersSampler(network, scheduler, schedule, noise=noise, **{"settings": CPU, **labels, **options})
 
 
 def heun(network: nn.Module, steps: int = 3, **options: Any) -> HeunSampler:
     schedule = HeunSchedule(steps=steps, sigma_max=3.0)
     denoiser = EdmDenoiser(network, label_dim=3, **options)
-    labels = ClassLabels(3, "balanced", noise=ImageNoise(0))
-    return HeunSampler(denoiser, schedule=schedule, image_shape=SHAPE, noise=ImageNoise(0), labels=labels, settings=CPU)
+    labels = ClassLabels(3, "balanced", noise=ImageNoise(0, SHAPE))
+    return HeunSampler(denoiser, schedule=schedule, noise=ImageNoise(0, SHAPE), labels=labels, settings=CPU)
 
 
 def two_steps(model: nn.Module, noise: Tensor, draw: Callable[[int], Tensor]) -> Tensor:
@@ -93,7 +91,7 @@ def two_steps(model: nn.Module, noise: Tensor, draw: Callable[[int], Tensor]) ->
 
 
 def function(network: nn.Module) -> FunctionSampler:
-    return FunctionSampler(network, two_steps, image_shape=SHAPE, nfe=2, noise=ImageNoise(0), settings=CPU)
+    return FunctionSampler(network, two_steps, nfe=2, noise=ImageNoise(0, SHAPE), settings=CPU)
 
 
 BUILD: dict[str, Callable[[nn.Module], Any]] = {

@@ -49,16 +49,16 @@ def sampler(pipeline: Any, **changes: Any) -> LatentDiffusionSampler:
     schedule = SchedulerSettings(
         **{"steps": 3} | {key: changes.pop(key) for key in ("steps", "timesteps", "step") if key in changes}
     )
-    chosen = {"component": "unet", "prompts": PROMPTS, "noise": ImageNoise(3), **changes}
+    chosen = {"component": "unet", "prompts": PROMPTS, "noise_seed": 3, **changes}
     return LatentDiffusionSampler(pipeline, schedule, **chosen)
 
 
 def own_images(pipeline: Any, start: int, stop: int, **changes: Any) -> Tensor:
     """The pipeline's own images of the same latents, prompts as texts, and generators."""
-    noise = ImageNoise(3)
+    noise = ImageNoise(3, (4, 8, 8))
     called = pipeline(
         prompt=[PROMPTS[i % 3] for i in range(start, stop)],
-        latents=noise.batch(SEARCH, start, stop, (4, 8, 8)),
+        latents=noise.batch(SEARCH, start, stop),
         generator=noise.generators(SEARCH, start, stop),
         output_type="pt",
         **{"num_inference_steps": 3, "guidance_scale": 1.0, **changes},
@@ -263,7 +263,7 @@ def test_what_decides_images_is_described(pipeline: Any, folder: Path) -> None:
         {"held_out_prompts": ["a"]},
         {"steps": 4},
         {"height": 32},
-        {"noise": ImageNoise(4)},
+        {"noise_seed": 4},
         {"component": "lora", "alphas": LoraAlphas.constant(2.0)},
     ]
     assert all(sampler(again, **change).describe() != described for change in changed)  # type: ignore[arg-type]

@@ -61,7 +61,7 @@ def test_latents_are_scaled_back_by_channel_and_images_to_their_range() -> None:
 def test_samplers_decode_and_leave_clipping_to_what_sees_the_images(kind: str) -> None:
     decoder = decoding(Doubling(), [0.0, 0.0], [8.0, -1.0])
     settings = NetworkSettings(device="cpu")
-    parts: Any = {"image_shape": SHAPE, "noise": ImageNoise(0), "decoder": decoder, "settings": settings}
+    parts: Any = {"noise": ImageNoise(0, SHAPE), "decoder": decoder, "settings": settings}
     if kind == "heun":
         sampler: Any = HeunSampler(EdmDenoiser(Pointed()), schedule=HeunSchedule(steps=4), **parts)
     else:

@@ -20,7 +20,7 @@ SHAPE = (2, 3, 3)
 
 
 def drawn(noise: Noise = SEARCH, start: int = 0, stop: int = 100, *, seed: int = 0, draw: int = 0) -> torch.Tensor:
-    return ImageNoise(seed).batch(noise, start, stop, SHAPE, draw=draw)
+    return ImageNoise(seed, SHAPE).batch(noise, start, stop, draw=draw)
 
 
 @given(st.integers(0, 60), st.lists(st.integers(0, 20), min_size=1, max_size=6), st.randoms())
@@ -28,8 +28,8 @@ def test_noise_depends_neither_on_batches_nor_on_their_order(start: int, sizes: 
     ends = np.cumsum([start, *sizes]).tolist()
     batches = list(itertools.pairwise(ends))
     random.shuffle(batches)  # type: ignore[attr-defined]
-    noise = ImageNoise(0)
-    parts = {first: noise.batch(SEARCH, first, last, SHAPE) for first, last in batches if first < last}
+    noise = ImageNoise(0, SHAPE)
+    parts = {first: noise.batch(SEARCH, first, last) for first, last in batches if first < last}
     whole = drawn(start=start, stop=ends[-1])
     assert torch.equal(torch.cat([torch.empty(0, *SHAPE), *(parts[first] for first in sorted(parts))]), whole)
 
@@ -71,14 +71,14 @@ IMAGE_BYTES = 4 * 2 * 3 * 3
 
 @given(st.lists(st.integers(1, 9), min_size=1, max_size=30), st.integers(0, 12))
 def test_what_is_kept_never_exceeds_its_bound(sizes: list[int], bound: int) -> None:
-    noise = ImageNoise(0, cache_bytes=bound * IMAGE_BYTES)
+    noise = ImageNoise(0, SHAPE, cache_bytes=bound * IMAGE_BYTES)
     for start, size in enumerate(sizes):
-        assert torch.equal(noise.batch(SEARCH, start, start + size, SHAPE), drawn(start=start, stop=start + size))
+        assert torch.equal(noise.batch(SEARCH, start, start + size), drawn(start=start, stop=start + size))
         assert noise.cached_bytes <= bound * IMAGE_BYTES
 
 
 def step_noise(noise: Noise = SEARCH, start: int = 0, stop: int = 20, *, seed: int = 0) -> torch.Tensor:
-    return torch.stack([torch.randn(9, generator=g) for g in ImageNoise(seed).generators(noise, start, stop)])
+    return torch.stack([torch.randn(9, generator=g) for g in ImageNoise(seed, SHAPE).generators(noise, start, stop)])
 
 
 def test_generators_for_steps_belong_to_an_image_a_group_and_a_seed() -> None:
@@ -91,7 +91,7 @@ def test_generators_for_steps_belong_to_an_image_a_group_and_a_seed() -> None:
 
 # classes
 
-ZERO = ImageNoise(0)
+ZERO = ImageNoise(0, SHAPE)
 
 
 def test_balanced_labels_take_turns_and_random_labels_belong_to_an_image_a_group_and_a_seed() -> None:
@@ -99,9 +99,9 @@ def test_balanced_labels_take_turns_and_random_labels_belong_to_an_image_a_group
     labels = ClassLabels(10, "random", noise=ZERO)
     drawn = labels.batch(SEARCH, 0, 500)
     assert torch.equal(torch.cat([labels.batch(SEARCH, 0, 7), labels.batch(SEARCH, 7, 500)]), drawn)
-    assert torch.equal(ClassLabels(10, "random", noise=ImageNoise(0)).batch(SEARCH, 0, 500), drawn)
+    assert torch.equal(ClassLabels(10, "random", noise=ImageNoise(0, SHAPE)).batch(SEARCH, 0, 500), drawn)
     others = [labels.batch(HELD_OUT, 0, 500), labels.batch(Noise("search", 1), 0, 500)]
-    others.append(ClassLabels(10, "random", noise=ImageNoise(1)).batch(SEARCH, 0, 500))
+    others.append(ClassLabels(10, "random", noise=ImageNoise(1, SHAPE)).batch(SEARCH, 0, 500))
     assert all(0.02 < float((other == drawn).float().mean()) < 0.2 for other in others)
     counts = torch.bincount(drawn, minlength=10)
     assert counts.min() > 25

@@ -151,7 +151,7 @@ def test_consistency_sampling_is_the_librarys() -> None:
 
     function = ConsistencyFunction(Unlabelled(), noise_scale=0.25)
     sigmas = [80.0, 1.088]
-    how: Any = {"image_shape": (3, 32, 32), "noise": ImageNoise(0)}
+    how: Any = {"noise": ImageNoise(0, (3, 32, 32))}
     expected = ConsistencySampler(function, sigmas=sigmas, **how)
     ours = FunctionSampler(network, networks().edm_consistency, nfe=2, options={"sigmas": sigmas}, **how)
     torch.testing.assert_close(

@@ -92,7 +92,7 @@ def test_the_study_goes_from_training_which_continues_to_a_lora_that_its_pipelin
     noise = objective.sampler.noise
     sampled = pipeline(
         prompt=[f"a handwritten {digit}" for digit in ("zero", "one", "two")],
-        latents=noise.batch(SEARCH, 0, 3, (4, 8, 8)),
+        latents=noise.batch(SEARCH, 0, 3),
         generator=noise.generators(SEARCH, 0, 3),
         num_inference_steps=1,
         guidance_scale=1.0,
