@@ -38,7 +38,7 @@ class ImageMetrics:
 
     Several processes or devices may process a part of the images each::
 
-        metrics = suite.image_metrics(total)
+        metrics = suite.image_metrics(candidate, total)
         for state in states:  # of the parts, in the order of their images
             metrics.merge(state)
         loss, values = metrics.compute()

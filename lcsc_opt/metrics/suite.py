@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from lcsc_opt.base.errors import RAISED_BY_USERS, MetricError, one_line
-from lcsc_opt.base.records import HELD_OUT, SEARCH, SELECTION, Yardstick
+from lcsc_opt.base.records import HELD_OUT, SELECTION, Candidate
 from lcsc_opt.metrics.distances import NEIGHBOURHOOD
 from lcsc_opt.metrics.extractors.base import FeatureExtractor, image_gradient
 from lcsc_opt.metrics.extractors.pixels import Outside
@@ -113,30 +113,18 @@ class MetricSuite:
                 return f"with an autograd graph, {name} raised {one_line(error)}"
         return None
 
-    def image_metrics(
-        self,
-        total: int,
-        *,
-        group: str = SEARCH.group,
-        gradient: bool = False,
-        unbiased: bool = False,
-        error: bool = False,
-        yardstick: Yardstick | None = None,
-    ) -> ImageMetrics:
-        """The metrics of one evaluation of ``total`` images, or of a part of it, which has no images yet.
+    def image_metrics(self, candidate: Candidate, total: int) -> ImageMetrics:
+        """The metrics of one evaluation, or of a part of it, which has no images yet.
 
         Reports have metrics of their own. The choice of an answer has the cross-check, to both the real images that
         a search sees and those that it does not, where there are some.
 
         Args:
-            total: how many images.
-            group: of their noise: ``search``, ``selection`` (to choose the answer) or ``held-out`` (for reports).
-            gradient: keep the features that the gradient of the loss needs.
-            unbiased: extrapolate distances to infinitely many images.
-            error: keep what the error of the loss needs.
-            yardstick: what the loss is relative to; without it, its metrics have no units and no bound.
+            candidate: what is evaluated, of which the coefficients do not matter here.
+            total: how many images it has, in all parts.
         """
-        loss = self.loss if yardstick is None else self.loss.relative_to(yardstick)
+        loss = self.loss if candidate.yardstick is None else self.loss.relative_to(candidate.yardstick)
+        group = candidate.noise.group
         metrics = self._metrics.searched
         if group == HELD_OUT.group:
             metrics = tuple(dict.fromkeys((*self._metrics.reported, *self.evaluation_metrics)))
@@ -145,7 +133,13 @@ class MetricSuite:
         references = self.references  # only now: the metrics of a report may have added some
         if group != HELD_OUT.group:  # held-out real images are for reports alone; others take their place here
             references = {name: reference.of_choice for name, reference in references.items()}
-        plan = MetricPlan(total, gradient=gradient, unbiased=unbiased, intervals=error, device=self._device)
+        plan = MetricPlan(
+            total,
+            gradient=candidate.gradient,
+            unbiased=candidate.unbiased,
+            intervals=candidate.error,
+            device=self._device,
+        )
         return ImageMetrics(loss, metrics, references, plan)
 
     def image_gradient(

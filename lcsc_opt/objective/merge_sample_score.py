@@ -334,14 +334,7 @@ class MergeSampleScore(StagedObjective):
 
     def _metrics(self, candidate: Candidate) -> ImageMetrics:
         """Metrics without images, for those of a candidate or for a part of them."""
-        return self.scores.image_metrics(
-            self.images_of(candidate),
-            group=candidate.noise.group,
-            gradient=candidate.gradient,
-            unbiased=candidate.unbiased,
-            error=candidate.error,
-            yardstick=candidate.yardstick,
-        )
+        return self.scores.image_metrics(candidate, self.images_of(candidate))
 
     def _load(self, weights: Mapping[str, Tensor], coefficients: Coefficients) -> None:
         """Put merged weights into the model. The graph of its former weights is useless then.

@@ -7,6 +7,7 @@ import torch
 from PIL import Image
 
 from lcsc_opt.base.paths import BuildContext
+from lcsc_opt.base.records import Candidate, Noise
 from lcsc_opt.metrics import Loss, MetricSuite, Reference, SuiteMetrics
 from lcsc_opt.metrics.extractors.by_name import find_extractor
 from lcsc_opt.metrics.from_settings import ReferenceScoreSettings, ScoreSources
@@ -58,9 +59,14 @@ def fill(metrics, batch, size=7):
     return metrics
 
 
+def image_metrics(scores, total, *, group="search", **asked):
+    """The metrics of an evaluation, empty; ``asked`` are fields of its candidate."""
+    return scores.image_metrics(Candidate(np.ones(1), noise=Noise(group), **asked), total)
+
+
 def score(scores, batch=None, *, held_out=False, size=7):
     batch = images() if batch is None else batch
-    return fill(scores.image_metrics(len(batch), group="held-out" if held_out else "search"), batch, size).compute()
+    return fill(image_metrics(scores, len(batch), group="held-out" if held_out else "search"), batch, size).compute()
 
 
 def both(**settings):

@@ -12,7 +12,7 @@ from lcsc_opt.base.records import Yardstick
 from lcsc_opt.metrics import MetricSuite, Reference
 from lcsc_opt.metrics.image_metrics import ImageMetrics
 from lcsc_opt.metrics.loss import PENALTY, Loss
-from tests.metrics.examples import Pixels, differences, fill, suite
+from tests.metrics.examples import Pixels, differences, fill, image_metrics, suite
 
 
 class FourPixels(Pixels):
@@ -29,7 +29,7 @@ def scores(keep: str | None = "precision") -> MetricSuite:
 
 
 def seen(made: MetricSuite, images: torch.Tensor, yardstick: Yardstick | None = None) -> ImageMetrics:
-    metrics: ImageMetrics = fill(made.image_metrics(len(images), gradient=True, yardstick=yardstick), images)
+    metrics: ImageMetrics = fill(image_metrics(made, len(images), gradient=True, yardstick=yardstick), images)
     return metrics
 
 

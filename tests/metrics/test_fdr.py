@@ -16,7 +16,7 @@ from lcsc_opt.metrics.extractors.pixels import Outside, PixelComponents, Thumbna
 from lcsc_opt.metrics.extractors.second import SecondFeatures
 from lcsc_opt.metrics.loss import Loss
 from lcsc_opt.metrics.tones import Tones
-from tests.metrics.examples import Pixels, fill, images, suite
+from tests.metrics.examples import Pixels, fill, image_metrics, images, suite
 
 
 def pixel_components(real: Tensor) -> PixelComponents:
@@ -59,10 +59,12 @@ def test_what_is_no_list_of_different_extractors_is_refused(setting):
 
 def test_the_yardstick_has_a_loss_of_one():
     scores = fdr_suite()
-    _, units = fill(scores.image_metrics(200), images(200, 1) * 0.8).compute()
+    _, units = fill(image_metrics(scores, 200), images(200, 1) * 0.8).compute()
     yardstick = scores.loss.yardstick(units, 200)
-    assert fill(scores.image_metrics(200, yardstick=yardstick), images(200, 1) * 0.8).compute()[0] == pytest.approx(1.0)
-    loss, values = fill(scores.image_metrics(200, yardstick=yardstick), images(200, 2) * 0.9).compute()
+    assert fill(image_metrics(scores, 200, yardstick=yardstick), images(200, 1) * 0.8).compute()[0] == pytest.approx(
+        1.0
+    )
+    loss, values = fill(image_metrics(scores, 200, yardstick=yardstick), images(200, 2) * 0.9).compute()
     expected = np.mean([values[metric] / units[metric] for metric in ("fid", "fid@pixels", "tones")])
     assert loss == pytest.approx(expected)
     assert scores.describe()["loss"] == {"fdr": ["inception", "pixels", "tones"]}
@@ -81,11 +83,11 @@ def test_overshoot_that_clipping_hides_is_seen_by_pixels_alone():
     scores = fdr_suite()
     real = images(300, 9)
     overshot = real.sign() * 3  # saved as images, they are black and white
-    values = fill(scores.image_metrics(300), overshot).compute()[1]
-    clipped = fill(scores.image_metrics(300), overshot.clamp(-1, 1)).compute()[1]
+    values = fill(image_metrics(scores, 300), overshot).compute()[1]
+    clipped = fill(image_metrics(scores, 300), overshot.clamp(-1, 1)).compute()[1]
     assert values["fid"] == clipped["fid"]
     assert values["fid@pixels"] > 3 * clipped["fid@pixels"]
-    assert fill(scores.image_metrics(300, group="held-out"), overshot).compute()[1]["outside"] == pytest.approx(255)
+    assert fill(image_metrics(scores, 300, group="held-out"), overshot).compute()[1]["outside"] == pytest.approx(255)
 
 
 def test_outside_is_how_many_levels_clipping_changes_a_value_on_average():
@@ -173,8 +175,8 @@ def test_an_answer_is_chosen_by_distances_to_real_images_that_a_search_sees_and_
     }
     scores = suite(references, loss=loss, metrics=["precision"])
     samples = images(200, 1) * 0.5
-    searched = fill(scores.image_metrics(200), samples)
-    chosen = fill(scores.image_metrics(200, group="selection", error=True), samples)
+    searched = fill(image_metrics(scores, 200), samples)
+    chosen = fill(image_metrics(scores, 200, group="selection", error=True), samples)
     assert chosen.compute() == searched.compute()
     assert chosen.unseen() == searched.unseen() < searched.compute()[0] / 5
     without = chosen.without_each_group()

@@ -8,7 +8,7 @@ from lcsc_opt.base.errors import MetricError
 from lcsc_opt.metrics import FeatureExtractor, FrechetReference, Reference, extract
 from lcsc_opt.metrics.distances import kernel_distance
 from lcsc_opt.metrics.tones import Tones
-from tests.metrics.examples import differences, features_of, fill, suite
+from tests.metrics.examples import differences, features_of, fill, image_metrics, suite
 from tests.metrics.examples import mean_and_covariance as moments
 
 
@@ -87,7 +87,7 @@ def scores(loss, **settings):
 
 
 def filled(made, batch, **options):
-    return fill(made.image_metrics(len(batch), **options), batch, len(batch))
+    return fill(image_metrics(made, len(batch), **options), batch, len(batch))
 
 
 def image_gradient(made, batch, gradients, rows=slice(None)):
@@ -107,7 +107,7 @@ def test_gradient_of_the_loss_in_the_images_is_that_of_central_differences(loss,
 
 def test_batches_give_the_gradient_of_the_whole():
     made, batch = scores({"fid": 0.3, "kid": 7, "fid@clip": 1, "kid@clip": 2}), images(20)
-    whole, parts = filled(made, batch, gradient=True), made.image_metrics(20, gradient=True)
+    whole, parts = filled(made, batch, gradient=True), image_metrics(made, 20, gradient=True)
     for part in batch.split(6):
         parts.update(part)
     gradients = parts.gradients()

@@ -14,7 +14,7 @@ from lcsc_opt.base.jackknife import GROUPS, group_of_each, half_width, standard_
 from lcsc_opt.metrics import Reference
 from lcsc_opt.metrics.feature_metrics import MOST_KEPT, FeatureMetrics, MetricPlan, scores_of_splits
 from lcsc_opt.metrics.names import Formula
-from tests.metrics.examples import Classifier, fill, images, reference, suite
+from tests.metrics.examples import Classifier, fill, image_metrics, images, reference, suite
 from tests.metrics.test_fidelity import drawn, reference_of
 
 COUNT = 137  # groups are of 13 or 14
@@ -165,15 +165,15 @@ def test_intervals_hold_the_mean_of_repeated_sampling(formula):
 def test_evaluations_that_are_asked_for_them_have_them_with_the_loss():
     real = reference(Classifier(), count=200)
     scores = suite({"inception": real}, loss={"fid": 1, "precision": 3}, report_references=lambda: {"inception": real})
-    searched = fill(scores.image_metrics(120), images(120))
+    searched = fill(image_metrics(scores, 120), images(120))
     assert searched.without_each_group() == {}
-    reported = fill(scores.image_metrics(120, group="held-out", error=True), images(120))
+    reported = fill(image_metrics(scores, 120, group="held-out", error=True), images(120))
     loss, metrics = reported.compute()
-    assert (loss, metrics) == fill(scores.image_metrics(120, group="held-out"), images(120)).compute(), "bit for bit"
+    assert (loss, metrics) == fill(image_metrics(scores, 120, group="held-out"), images(120)).compute(), "bit for bit"
     columns = reported.without_each_group()
     assert set(columns) == {"loss", *metrics}
     combined = np.array(columns["fid"]) - 3 * np.array(columns["precision"])
-    asked = fill(scores.image_metrics(120, error=True), images(120))
+    asked = fill(image_metrics(scores, 120, error=True), images(120))
     np.testing.assert_allclose(asked.without_each_group()["loss"], combined)
     np.testing.assert_allclose(columns["loss"], combined)
 
@@ -181,10 +181,10 @@ def test_evaluations_that_are_asked_for_them_have_them_with_the_loss():
 def test_parts_of_an_evaluation_merge_with_their_groups():
     scores = suite({"inception": reference()}, held_out_metrics=["recall"])
     batch = images(150)
-    at_once = fill(scores.image_metrics(150, group="held-out", error=True), batch).without_each_group()
-    merged = scores.image_metrics(150, group="held-out", error=True)
+    at_once = fill(image_metrics(scores, 150, group="held-out", error=True), batch).without_each_group()
+    merged = image_metrics(scores, 150, group="held-out", error=True)
     for part in (batch[:40], batch[40:]):
-        merged.merge(fill(scores.image_metrics(150, group="held-out", error=True), part).state)
+        merged.merge(fill(image_metrics(scores, 150, group="held-out", error=True), part).state)
     for name, column in merged.without_each_group().items():
         np.testing.assert_allclose(column, at_once[name], rtol=1e-9)
 
@@ -192,6 +192,6 @@ def test_parts_of_an_evaluation_merge_with_their_groups():
 @pytest.mark.parametrize(("count", "total"), [(99, 99), (150, MOST_KEPT // 16 + 1)], ids=["few", "large"])
 def test_too_few_images_or_too_many_numbers_have_none(count, total):
     scores = suite({"inception": reference()}, held_out_metrics=[])
-    metrics = fill(scores.image_metrics(total, group="held-out", error=True), images(count))
+    metrics = fill(image_metrics(scores, total, group="held-out", error=True), images(count))
     assert metrics.compute()[0] > 0
     assert metrics.without_each_group().keys() <= {"outside"}

@@ -5,7 +5,7 @@ import pickle
 import numpy as np
 import pytest
 
-from tests.metrics.examples import Doubled, Pixels, both, fill, images, reference, score, suite
+from tests.metrics.examples import Doubled, Pixels, both, fill, image_metrics, images, reference, score, suite
 
 COUNT = 43
 CUTS = {3: [1, 20, 22], 7: [5, 1, 9, 2, 16, 3, 7]}
@@ -16,12 +16,12 @@ def states_of(scores, sizes, **options):
     """What each worker sends, as it arrives from another process."""
     parts = images(sum(sizes)).split(sizes)
     return [
-        pickle.loads(pickle.dumps(fill(scores.image_metrics(sum(sizes), **options), part, 4).state)) for part in parts
+        pickle.loads(pickle.dumps(fill(image_metrics(scores, sum(sizes), **options), part, 4).state)) for part in parts
     ]
 
 
 def merged(scores, sizes, **options):
-    whole = scores.image_metrics(sum(sizes), **options)
+    whole = image_metrics(scores, sum(sizes), **options)
     for state in states_of(scores, sizes, **options):
         whole.merge(state)
     return whole
@@ -61,11 +61,11 @@ def test_metrics_of_kept_features_are_the_same_bit_for_bit(workers, count):
 @pytest.mark.parametrize("unbiased", [False, True])
 def test_gradients_of_the_loss_in_the_features_of_all_parts(unbiased, loss):
     scores = both(loss=loss)
-    whole = fill(scores.image_metrics(COUNT, gradient=True, unbiased=unbiased), images(COUNT))
+    whole = fill(image_metrics(scores, COUNT, gradient=True, unbiased=unbiased), images(COUNT))
     parts = merged(scores, CUTS[7], gradient=True, unbiased=unbiased)
     expected, found = whole.gradients(), parts.gradients()
     assert found.keys() == expected.keys()
     for name, gradient in found.items():
         np.testing.assert_allclose(gradient, expected[name], rtol=1e-9, atol=1e-12)
-    without_gradient = fill(scores.image_metrics(COUNT, unbiased=unbiased), images(COUNT))
+    without_gradient = fill(image_metrics(scores, COUNT, unbiased=unbiased), images(COUNT))
     assert parts.compute()[0] == pytest.approx(without_gradient.compute()[0], rel=1e-7)

@@ -24,6 +24,7 @@ from tests.metrics.examples import (
     build_scores,
     differences,
     fill,
+    image_metrics,
     images,
     pixels,
     reference,
@@ -58,11 +59,11 @@ def test_a_reward_is_raised_whether_its_weight_has_a_minus_or_not(weight: float)
 
 def test_gradient_in_the_images_is_that_of_central_differences() -> None:
     scores, batch = made(loss={"reward": -3, "fid": 1}), images(8).double()
-    metrics = fill(scores.image_metrics(len(batch), gradient=True), batch, 3)
+    metrics = fill(image_metrics(scores, len(batch), gradient=True), batch, 3)
     gradient = scores.image_gradient(batch, {n: torch.from_numpy(g) for n, g in metrics.gradients().items()})
 
     def loss(at: np.ndarray) -> float:
-        return fill(scores.image_metrics(len(at), gradient=True), torch.from_numpy(at)).compute()[0]
+        return fill(image_metrics(scores, len(at), gradient=True), torch.from_numpy(at)).compute()[0]
 
     np.testing.assert_allclose(gradient.numpy(), differences(loss, batch.numpy()), rtol=1e-3, atol=1e-6)
 

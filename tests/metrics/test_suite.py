@@ -16,6 +16,7 @@ from tests.metrics.examples import (
     both,
     build_scores,
     fill,
+    image_metrics,
     images,
     reference,
     score,
@@ -34,7 +35,7 @@ def test_a_loss_is_the_weighted_sum_and_metrics_are_reported_as_they_are():
 @pytest.mark.parametrize(("loss", "value", "message"), [("fid", np.nan, "features"), ("is", np.nan, "logits")])
 def test_features_and_logits_that_are_not_finite_are_refused(loss, value, message):
     with pytest.raises(MetricError, match=f"{message} .*not finite"):
-        fill(both(loss=loss).image_metrics(3), torch.full((3, 1, 4, 4), value))
+        fill(image_metrics(both(loss=loss), 3), torch.full((3, 1, 4, 4), value))
 
 
 @pytest.mark.parametrize(("metric", "count"), [("is", 9), ("precision", 3), ("fid", 1)])

@@ -12,7 +12,7 @@ from lcsc_opt.metrics import FrechetReference, Reference
 from lcsc_opt.metrics.reference.building import ImageSets, ReferenceSettings
 from lcsc_opt.metrics.reference.files import read_reference_file
 from tests.metrics import examples, network_files
-from tests.metrics.examples import Explosive, suite
+from tests.metrics.examples import Explosive, image_metrics, suite
 
 D = 12
 IMAGES = examples.pixels(30)
@@ -226,14 +226,14 @@ def test_a_covariance_of_few_images_in_float32_is_accepted(tmp_path):
 @pytest.mark.parametrize("changes", [{}, {"held_out": examples.reference(), "size": (2, 8)}], ids=["seen", "held out"])
 def test_samples_of_another_size_than_real_images_are_refused(changes):
     reference = dataclasses.replace(examples.reference(), **changes)
-    metrics = suite({"inception": reference}).image_metrics(10, group="held-out")
+    metrics = image_metrics(suite({"inception": reference}), 10, group="held-out")
     with pytest.raises(ObjectiveError, match="samples are 2x8 and the images of the reference 4x4"):
         metrics.update(torch.zeros(10, 1, 2, 8))
 
 
 def test_statistics_alone_are_of_any_size():
     reference = Reference.of_gaussian(examples.Pixels(), FrechetReference(np.zeros(16), np.eye(16)))
-    metrics = suite({"inception": reference}).image_metrics(10)
+    metrics = image_metrics(suite({"inception": reference}), 10)
     for shape in [(1, 4, 4), (1, 2, 8)]:
         metrics.update(torch.rand(5, *shape))
     assert metrics.compute()[0] > 0
