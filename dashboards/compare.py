@@ -290,7 +290,7 @@ def _study(study: Standing) -> list[Any]:
         study.summary.failed,
         number(study.reported),
         number(study.searched),
-        f"{study.images:,}",
+        f"{study.summary.cost.images:,}",
         duration(study.seconds),
     ]
 

@@ -45,7 +45,7 @@ def build(storage: RDBStorage) -> dash.Dash:
         interval = parts.refresh_interval([study, *searches])
         if signature == seen:
             return "", *[no_update] * 2, interval, no_update
-        headline = f"{name}: {study.evaluations} points"
+        headline = f"{name}: {study.summary.evaluations} points"
         return "", headline, landscape_figure(reader, study, searches, theme=theme), interval, signature
 
     return page.app

@@ -138,7 +138,7 @@ def _compared(study: Standing, ema: Standing | None) -> list[Standing]:
 def _signatures(study: Standing, ema: Standing | None, theme: Theme) -> dict[str, str]:
     """Figure → a text that changes when its data change. Coefficients are read again only after a better trial."""
     compared = _compared(study, ema)
-    answers = [(drawn.study, drawn.study_id, drawn.chosen, drawn.best) for drawn in compared]
+    answers = [(drawn.study, drawn.study_id, drawn.chosen, drawn.summary.best) for drawn in compared]
     return {
         "best_so_far": parts.signature(compared, theme),
         "coefficients": repr((answers, study.report, theme)),

@@ -192,7 +192,7 @@ def _print_rehearsed(experiment: Experiment) -> None:
     evaluations: dict[str, int] = {}
     if database.storage is not None:
         stored = HistoryReader(database.storage).read_studies([spec.name for spec in specs])
-        evaluations = {study.study: study.evaluations for study in stored}
+        evaluations = {study.study: study.summary.evaluations for study in stored}
     rows = []
     for spec in specs:
         options = {**attributes[spec.name]["optimizer_defaults"], **spec.optimizer.options}

@@ -120,7 +120,7 @@ class Standing:
             return self.summary.charged_images
         if self.budget_unit == "seconds":
             return round(self.seconds)
-        return self.evaluations
+        return self.summary.evaluations
 
     @property
     def found(self) -> Measurement | None:
@@ -139,21 +139,7 @@ class Standing:
     @property
     def reported(self) -> float | None:
         """:attr:`held_out_loss` as a user knows it."""
-        return self.shown(self.held_out_loss)
-
-    def shown(self, loss: float | None) -> float | None:
-        """A loss of this study as its user knows it: a maximized score without the sign that makes it a loss."""
-        return as_known(loss, self.sign)
-
-    @property
-    def evaluations(self) -> int:
-        """Finished trials, failed ones included."""
-        return self.summary.evaluations
-
-    @property
-    def images(self) -> int:
-        """How many images the search sampled."""
-        return self.summary.cost.images
+        return as_known(self.held_out_loss, self.sign)
 
     @property
     def seconds(self) -> float:
@@ -166,26 +152,16 @@ class Standing:
         return self.holder is not None
 
     @property
-    def best(self) -> int | None:
-        """The number of the trial with the lowest loss that compares, of equal ones the first; ``None`` without one."""
-        return self.summary.best
-
-    @property
-    def lowest_loss(self) -> float | None:
-        """The lowest loss of the search that compares; ``None`` without one."""
-        return self.summary.loss
-
-    @property
     def searched(self) -> float | None:
-        """:attr:`lowest_loss` as a user knows it: of a maximized score the highest score."""
-        return self.shown(self.lowest_loss)
+        """The lowest loss of the search that compares, as a user knows it: of a maximized score the highest score."""
+        return as_known(self.summary.loss, self.sign)
 
     @property
     def chosen(self) -> int | None:
         """The number of the trial that was chosen on other noise, ``None`` if it is a mean; else that of the best."""
         if self.found is not None:
             return self.found.model.trial
-        return self.best
+        return self.summary.best
 
     def as_row(self) -> dict[str, Any]:
         """The study in the JSON of ``lcsc list``, ``compare`` and ``show``.
@@ -209,8 +185,8 @@ class Standing:
             "held_out": self.reported,
             "held_out_images": images,
             "sampler": sampler,
-            "evaluations": self.evaluations,
-            "images": self.images,
+            "evaluations": self.summary.evaluations,
+            "images": self.summary.cost.images,
             "seconds": self.seconds,
             "held_out_rows": [dataclasses.asdict(row) for row in rows],
         }
@@ -227,14 +203,14 @@ def ema_grid(studies: Sequence[Standing]) -> Standing | None:
     By the report; before there is one, the grid that has ended with the lowest searched loss.
     """
     ended = [study for study in studies if study.optimizer == EMA_GRID and study.ended]
-    grids = [grid for grid in ended if grid.lowest_loss is not None]
+    grids = [grid for grid in ended if grid.summary.loss is not None]
     for grid in grids:
         if grid.found is not None and grid.found.model.name == EMA:
             return grid
-    return min(grids, key=lambda grid: grid.lowest_loss or 0.0, default=None)  # 0.0 is for mypy: each has a loss
+    return min(grids, key=lambda grid: grid.summary.loss or 0.0, default=None)  # 0.0 is for mypy: each has a loss
 
 
 def best_searched(studies: Sequence[Standing]) -> Standing | None:
     """The study of the lowest searched loss, of equal ones a plain average's; ``None`` without a loss."""
-    with_loss = [study for study in studies if study.lowest_loss is not None]
-    return min(with_loss, key=lambda study: (study.lowest_loss or 0.0, study.optimizer not in BASELINES), default=None)
+    with_loss = [study for study in studies if study.summary.loss is not None]
+    return min(with_loss, key=lambda study: (study.summary.loss or 0.0, study.optimizer not in BASELINES), default=None)

@@ -16,7 +16,7 @@ def outcome_of(storage: RDBStorage, study: str) -> str:
     line = "no comparable trial"
     if standing.searched is not None:
         line = f"best {standing.searched:.4g}"
-    line += f" after {standing.evaluations} evaluations"
+    line += f" after {standing.summary.evaluations} evaluations"
     if standing.summary.failed:
         line += f" ({standing.summary.failed} failed: lcsc show {study})"
     ended = StoredStudy.open(storage, study).attributes.get("search_ended") or {}  # none if a callback stopped it

@@ -72,7 +72,7 @@ class Curve:
 
 def default_axis(studies: Sequence[Standing]) -> str:
     """Images, if any were sampled, else evaluations: optimizers may ask for different numbers of images."""
-    if any(study.images for study in studies):
+    if any(study.summary.cost.images for study in studies):
         return "images"
     return "evaluations"
 
@@ -81,7 +81,7 @@ def curves(studies: Sequence[Standing], axis: str) -> list[Curve]:
     """The curves of an experiment over one of :data:`AXES`; optimizers in the order in which they were created."""
     groups: dict[str, list[Standing]] = {}
     for study in studies:
-        if study.best is not None:
+        if study.summary.best is not None:
             # an unfinished study has its own curve; its key has slashes, which names of optimizers have not
             key = study.optimizer if study.ended else study.study
             groups.setdefault(key, []).append(study)

@@ -39,7 +39,7 @@ def landscape_figure(
     losses = np.array([[loss_at.get((x, y), math.nan) for x in axis.tolist()] for y in axis.tolist()])
     if np.isnan(losses).all():
         return empty_figure(f"{study.study} has no value yet", theme)
-    drawn = [search for search in searches if search.steps == study.steps and search.best is not None]
+    drawn = [search for search in searches if search.steps == study.steps and search.summary.best is not None]
     traces = [_contours(study, axis, losses), *(_trials(reader, search, plane) for search in drawn), _corners(plane)]
     x_label, y_label = map(inert, plane.labels[1:])  # the first is the origin
     ends = [axis[0], axis[-1]]

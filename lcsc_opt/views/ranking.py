@@ -191,7 +191,7 @@ def _without_search(optimizer: str, title: str, measured: Measurement, report: R
 def _rank(group: Sequence[Standing]) -> tuple[float, float]:
     """A key that sorts by the mean held-out loss, then by the searched one; unknown losses come last."""
     held_out = Spread.of(study.held_out_loss for study in group)
-    searched = Spread.of(study.lowest_loss for study in group)
+    searched = Spread.of(study.summary.loss for study in group)
     return math.inf if held_out is None else held_out.mean, math.inf if searched is None else searched.mean
 
 
@@ -213,8 +213,8 @@ def _ranked(group: Sequence[Standing], best: Sequence[Standing] | None) -> Ranke
         label=_common_label(group),
         seeds=len(group),
         finished=sum(study.ended for study in group),
-        evaluations=statistics.fmean(study.evaluations for study in group),
-        images=statistics.fmean(study.images for study in group),
+        evaluations=statistics.fmean(study.summary.evaluations for study in group),
+        images=statistics.fmean(study.summary.cost.images for study in group),
         seconds=statistics.fmean(study.seconds for study in group),
         searched=Spread.of(study.searched for study in group),
         held_out=Spread.of(sign * loss for loss in losses.values()),

@@ -33,9 +33,9 @@ def rate(study: Standing, trials: Sequence[FrozenTrial]) -> float | None:
     if len(gaps):
         longest = 3 * statistics.median(cost_of(trial).seconds for trial in trials if trial.state.is_finished())
         gaps = gaps[gaps <= max(SHORTEST_INTERRUPTION, longest)]
-    if not study.evaluations or not gaps.sum() > 0:  # the trials may have been read after the study
+    if not study.summary.evaluations or not gaps.sum() > 0:  # the trials may have been read after the study
         return None
-    return float(study.budget_spent / study.evaluations * len(gaps) / gaps.sum())
+    return float(study.budget_spent / study.summary.evaluations * len(gaps) / gaps.sum())
 
 
 def rate_text(study: Standing, per_second: float | None) -> str | None:
@@ -74,12 +74,12 @@ def studies_table(studies: Sequence[Standing]) -> tuple[tuple[str, ...], list[li
     header = ("study", "state", "evaluations", "failed", "searched", "held-out", "images", "seconds")
     rows: list[list[object]] = []
     for study in studies:
-        evaluations: object = study.evaluations
+        evaluations: object = study.summary.evaluations
         if study.budget_unit == "evaluations" and study.budget_total:
             evaluations = f"{study.budget_spent}/{study.budget_total}"
         row = [study.study, study.state, evaluations, study.summary.failed]
         row += [number(study.searched), number(study.reported)]
-        row += [f"{study.images:,}", f"{study.seconds:,.0f}"]
+        row += [f"{study.summary.cost.images:,}", f"{study.seconds:,.0f}"]
         rows.append(row)
     return header, rows
 
@@ -114,7 +114,7 @@ def overview(study: StoredStudy) -> dict[str, Any]:
         "code_changes": attributes.get("changes", []),
         "relative_to": None if yardstick is None else dict(yardstick.metrics),
         "keeps": None if yardstick is None or yardstick.kept is None else _described_bound(yardstick),
-        "best_trial": standing.best,
+        "best_trial": standing.summary.best,
         "chosen_trial": standing.chosen,
         "chosen_model": None if measured is None else measured.model.name,
         "ended": (attributes.get("search_ended") or {}).get("how"),

@@ -121,4 +121,4 @@ def test_a_landscape_shows_the_score(database: HistoryReader) -> None:
     assert lcsc(["run", "up.yaml", "optimizers=[{Landscape: {size: 5, corners: [1, 3, 6]}}]"]) == 0
     plane = database.read_study("up/Landscape/0")
     texts = [text for row in landscape_figure(database, plane, []).data[0].text for text in row]
-    assert max(texts) == f"{-(plane.lowest_loss or 0.0):.4g}"
+    assert max(texts) == f"{-(plane.summary.loss or 0.0):.4g}"

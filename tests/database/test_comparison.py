@@ -73,8 +73,8 @@ def asked(storage: RDBStorage) -> StoredStudy:
 def test_losses_that_do_not_compare_are_not_chosen_but_paid_for(asked: StoredStudy) -> None:
     found = read(asked)
     assert [trial.number for trial in compared_trials(asked.trials())] == [0, 4, 6]
-    assert (found.best, found.searched, found.chosen) == (4, 4.0, 4)
-    assert (found.evaluations, found.images, found.seconds) == (7, 82, 3.5)
+    assert (found.summary.best, found.searched, found.chosen) == (4, 4.0, 4)
+    assert (found.summary.evaluations, found.summary.cost.images, found.seconds) == (7, 82, 3.5)
     images = best_so_far(found, "images")
     assert (images.positions.tolist(), images.values.tolist(), images.end) == ([10, 32], [9, 4], 82)
 

@@ -30,7 +30,13 @@ def test_a_history_holds_what_optuna_reads(any_storage: RDBStorage) -> None:
     assert trials == optuna.load_study(study_name="digits/LCSC/3", storage=any_storage).trials
     assert [trial.value for trial in trials] == [4, None, 2, None, None, 1]
     assert (found.experiment, found.optimizer, found.seed, found.steps) == ("digits", "LCSC", 3, STEPS)
-    assert (found.state, found.best, found.chosen, found.searched, found.metric) == ("interrupted", 5, 5, 1.0, "loss")
+    assert (found.state, found.summary.best, found.chosen, found.searched, found.metric) == (
+        "interrupted",
+        5,
+        5,
+        1.0,
+        "loss",
+    )
     assert reader.failures(found) == [FailureReason("broken", 1, 1)]
 
 

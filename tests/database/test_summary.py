@@ -58,8 +58,8 @@ def test_a_summary_says_what_the_trials_do_and_none_of_them_is_read(any_storage:
     found = read(any_storage)
     assert not queries
     assert found.summary == Summary.of(study.trials())
-    assert (found.evaluations, found.summary.failed, found.summary.trials) == (5, 1, 5)
-    assert (found.best, found.searched, found.metric) == (4, 2.5, "FID")
+    assert (found.summary.evaluations, found.summary.failed, found.summary.trials) == (5, 1, 5)
+    assert (found.summary.best, found.searched, found.metric) == (4, 2.5, "FID")
     study.set_attribute(SUMMARY, None)
     without = read(any_storage)
     assert queries
@@ -70,12 +70,12 @@ def test_while_a_search_runs_there_is_no_summary_and_trials_are_read_as_they_are
     study = searched(any_storage)
     reader = HistoryReader(any_storage)
     with study.hold():
-        assert reader.read_study(NAME).evaluations == 5
+        assert reader.read_study(NAME).summary.evaluations == 5
         key = study.add_candidate(Candidate(coefficients(5)))
         assert SUMMARY in study.attributes
         assert study.attributes[SUMMARY] is None
         found = reader.read_study(NAME)
-        assert (found.evaluations, found.summary.trials, found.running) == (5, 6, True)
+        assert (found.summary.evaluations, found.summary.trials, found.running) == (5, 6, True)
         study.fail(key, [{"reason": "broken", "seconds": 1.0}])
         assert (reader.read_study(NAME).summary.failed, read(any_storage).summary.failed) == (2, 2)
     assert study.attributes[SUMMARY]["failed"] == 2
@@ -163,8 +163,8 @@ def test_forgotten_trials_are_in_no_summary(storage: RDBStorage) -> None:
         assert study.retry_failed() == 1
         assert study.attributes[SUMMARY] is None
     found = read(storage)
-    assert (found.evaluations, found.summary.trials, found.summary.failed) == (1, 1, 0)
+    assert (found.summary.evaluations, found.summary.trials, found.summary.failed) == (1, 1, 0)
     with study.hold():
         add_result(study, 2, 3.0)
     found = read(storage)
-    assert (found.evaluations, found.searched) == (2, 3.0)
+    assert (found.summary.evaluations, found.searched) == (2, 3.0)
