@@ -110,7 +110,7 @@ class Race:
         had = [measured.model for measured in self._had]
         # also of searches whose models will all leave the race
         best = {study: self._best(models).model for study, models in self._found.items()}
-        if self._measurer.samples_images:
+        if self._measurer.objective.sampler is not None:  # of images, more tell more
             self._more_rounds(name)
         answer = self._answer()
         for study, models in self._found.items():
@@ -188,9 +188,10 @@ class Race:
         Where images for all cost more than the round may, fewer models of each search are in it, and no ways.
         """
         finalists = self._finalists(self._top)
-        if not self._measurer.samples_images:
+        if self._measurer.objective.sampler is None:
             return finalists, self._measurer.images
-        self._searched = sum(search.images(self._measurer.per_evaluation) for search in self._searches)
+        per_evaluation = self._measurer.objective.samples.per_evaluation
+        self._searched = sum(search.images(per_evaluation) for search in self._searches)
         affordable = SHARE_OF_FIRST * SHARE_OF_SEARCH * self._searched
         for top in range(self._top, 0, -1):
             finalists = self._finalists(top)

@@ -23,7 +23,7 @@ from lcsc_opt.base.errors import LcscError, ObjectiveError, StudyStoreError
 from lcsc_opt.base.machine import short_waits
 from lcsc_opt.base.paths import KnownCheckpoints
 from lcsc_opt.base.progress import notice
-from lcsc_opt.base.records import SEARCH, Candidate, Yardstick
+from lcsc_opt.base.records import SEARCH, Candidate
 from lcsc_opt.base.reproducibility import environment
 from lcsc_opt.base.study_spec import HeldOutSpec, ObjectiveSpec, StudySpec
 from lcsc_opt.coefficients.layer_groups import Rule
@@ -321,7 +321,7 @@ class Experiment:
         stored = self.begun()
         with search.held(stored.storage):
             self._score_as_trained()
-            search.run(self._search_yardstick(), pool=self._pool, callbacks=callbacks)
+            search.run(self._measurer(0).yardstick(SEARCH), pool=self._pool, callbacks=callbacks)
             self.studies[spec.name] = search.stored.attributes
             rows = spec.space.rows
             if self.rehearsal is not None and rows == self._rehearsed_rows:  # else workers would have to start again
@@ -468,10 +468,6 @@ class Experiment:
         """What measures models on so many images; 0 for as many as a candidate of a search has."""
         return Measurer(self.begun(), self.objective, self._evaluate_model, images=images)
 
-    def _search_yardstick(self) -> Yardstick | None:
-        """What the losses of searches are relative to; ``None`` if they are absolute."""
-        return self._measurer(0).yardstick(SEARCH)
-
     def _evaluate_model(self, candidate: Candidate, study: str | None) -> Outcome:
         """Evaluate a model in the rows of the study that found it, as :meth:`_evaluate`."""
         return self._evaluate(candidate, self._rows_of(study))
@@ -577,7 +573,7 @@ class Experiment:
     def _warning_of_new_network(self, report: Report, rows: Rule | None) -> str | None:
         """What is wrong if the answer, which has these rows, has another loss in a network of its own."""
         coefficients = report.of_answer.model.coefficients
-        answer = Candidate(coefficients, rehearsal=True, yardstick=self._search_yardstick())
+        answer = Candidate(coefficients, rehearsal=True, yardstick=self._measurer(0).yardstick(SEARCH))
         return warning_of_kept_state(answer, lambda candidate: self._evaluate(candidate, rows), self._loader(rows))
 
     def _searches(self, storage: RDBStorage) -> list[Searched]:

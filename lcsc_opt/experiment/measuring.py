@@ -37,7 +37,8 @@ class Measurer:
         sampler: which of the objective's samplers makes them; searches use the first.
 
     Attributes:
-        reported: the metrics of the objective's reports.
+        objective: the same.
+        reported: the metrics of its reports.
         images: of each measurement.
         advance: called after each measurement, also a stored one; :func:`lcsc_opt.base.progress.progress` gives it.
     """
@@ -54,7 +55,7 @@ class Measurer:
         self.reported = objective.reported_metrics()
         self.advance: Callable[..., None] = lambda *_, **__: None
         self._experiment = experiment
-        self._objective = objective
+        self.objective = objective
         self._evaluate = evaluate
         self.images = images
         self._sampler = sampler
@@ -66,16 +67,6 @@ class Measurer:
         measurer = copy.copy(self)
         measurer.images = images
         return measurer
-
-    @property
-    def samples_images(self) -> bool:
-        """Whether the objective samples images, of which more tell more."""
-        return self._objective.sampler is not None
-
-    @property
-    def per_evaluation(self) -> int:
-        """How many images a candidate of a search has that says no number."""
-        return self._objective.samples.per_evaluation
 
     def on(self, noise: Noise, model: Model) -> Measurement:
         """One model on one group of noise.
@@ -141,12 +132,12 @@ class Measurer:
         Raises:
             ObjectiveError: it cannot be measured, or nothing can be relative to it.
         """
-        average = self._objective.fixed_average
+        average = self.objective.fixed_average
         if average is None:
             return None
         if noise.group == SELECTION.group:
             return self.with_images(0).yardstick(SEARCH)
-        key = sample_key(self.images or self._objective.samples.per_evaluation, noise, self._title)
+        key = sample_key(self.images or self.objective.samples.per_evaluation, noise, self._title)
         stored = self._experiment.yardstick(key)
         if stored is not None:
             return stored
@@ -165,7 +156,7 @@ class Measurer:
             reason = outcome.reason
         else:
             try:
-                return self._objective.yardstick(outcome)
+                return self.objective.yardstick(outcome)
             except LcscError as error:
                 reason = str(error)
         raise ObjectiveError(

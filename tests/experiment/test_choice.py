@@ -6,6 +6,7 @@ import contextlib
 import copy
 import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -64,8 +65,7 @@ class Measuring:
         self.images = 10_000
         self.fails_after_first_round = False
         self.reported = ReportedMetrics()
-        self.samples_images = True
-        self.per_evaluation = PER_EVALUATION
+        self.objective = SimpleNamespace(sampler=object(), samples=SimpleNamespace(per_evaluation=PER_EVALUATION))
         self.error = error
         self.asked: list[tuple[str, int, Noise]] = []
 
@@ -121,7 +121,9 @@ def test_as_many_models_are_announced_as_are_measured(
     searches: list[Searched], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     measuring = Measuring()
-    measuring.per_evaluation = 100_000  # no model is left out of the first round because images are few
+    measuring.objective.samples.per_evaluation = (
+        100_000  # no model is left out of the first round because images are few
+    )
     totals = []
 
     @contextlib.contextmanager
@@ -178,7 +180,7 @@ def test_where_images_are_few_so_are_models() -> None:
 
 def test_of_a_score_all_are_measured_once_and_only_what_is_as_good_is_called_so() -> None:
     measuring = Measuring()
-    measuring.samples_images = False
+    measuring.objective.sampler = None
     choice = race(measuring, GRID_SEARCH, path([0.5, 0.9]))
     assert {noise.seed for _, _, noise in measuring.asked} == {0}
     assert choice.equals == ()
