@@ -35,11 +35,6 @@ class CheckpointsAlone(Objective):
     def __init__(self, trajectory: Trajectory) -> None:
         self.trajectory = trajectory
 
-    @property
-    def steps(self) -> tuple[int, ...]:
-        """``[K]`` training steps of the trajectory."""
-        return self.trajectory.steps
-
     def evaluate(self, candidate: Candidate) -> Evaluation:  # noqa: ARG002 - refused
         """Raise an error.
 

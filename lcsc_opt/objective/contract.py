@@ -85,8 +85,9 @@ class Samples:
 class Objective(abc.ABC):
     """A black box over coefficients: ``objective(coefficients) -> float``, lower is better.
 
-    A subclass defines :attr:`steps`, :meth:`evaluate` and :meth:`describe`. It is worth its lines where a loss is
-    neither that of images nor a function of one network, such as of two models that are merged alike:
+    A subclass defines :meth:`evaluate`, :meth:`describe` and, without a trajectory, :attr:`steps`. It is worth its
+    lines where a loss is neither that of images nor a function of one network, such as of two models that are merged
+    alike:
 
     >>> import lcsc_opt
     >>> class Distance(lcsc_opt.Objective):
@@ -119,9 +120,15 @@ class Objective(abc.ABC):
     is_random: bool = False
 
     @property
-    @abc.abstractmethod
     def steps(self) -> tuple[int, ...]:
-        """``[K]`` training steps of the checkpoints that coefficients combine, strictly increasing."""
+        """``[K]`` training steps of the checkpoints that coefficients combine, strictly increasing.
+
+        Raises:
+            ObjectiveError: it has neither a trajectory, whose steps these are, nor defines them.
+        """
+        if self.trajectory is None:
+            raise ObjectiveError(f"{type(self).__name__} defines neither steps nor a trajectory that has them")
+        return self.trajectory.steps
 
     @abc.abstractmethod
     def evaluate(self, candidate: Candidate) -> Evaluation:

@@ -119,11 +119,6 @@ class MergeSampleScore(StagedObjective):
         self._gradient_pass: GradientPass | None = None
 
     @property
-    def steps(self) -> tuple[int, ...]:
-        """``[K]`` training steps of the trajectory."""
-        return self.trajectory.steps
-
-    @property
     def layout(self) -> str:
         """How the weights of the network lie in memory."""
         return self._layout

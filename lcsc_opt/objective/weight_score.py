@@ -45,11 +45,6 @@ class WeightScore(Objective):
         self._on_device = False
         self.is_random = scorer.repeats > 1
 
-    @property
-    def steps(self) -> tuple[int, ...]:
-        """``[K]`` training steps of the trajectory."""
-        return self.trajectory.steps
-
     def why_no_gradient(self) -> str | None:
         """Why gradients are unavailable, or ``None``. This may call the score once, with few items."""
         return self.scorer.why_no_gradient(self.trajectory.varying, self._size)
