@@ -101,8 +101,8 @@ def _samplers(
     guidance = None
     if checked.guidance is not None:
         guidance = (checked.guidance.scale, checked.guidance.null_label)
-    noise = checked.noise(image_shape)
-    labels = ClassLabels.choose(checked.labels, classes=folder.classes, noise=noise, guidance=guidance)
+    labels = ClassLabels.choose(checked.labels, classes=folder.classes, guidance=guidance)
+    noise = checked.noise(image_shape, labels)
     network = folder.network()
 
     def sampler_of(settings: SchedulerSettings) -> DiffusersSampler:
@@ -111,7 +111,6 @@ def _samplers(
             build_scheduler(settings.name, folder.scheduler, settings.scheduler),
             settings,
             noise=noise,
-            labels=labels,
             decoder=decoder,
             timestep_scale=folder.timestep_scale,
             settings=checked,

@@ -109,14 +109,14 @@ def build(settings: dict[str, Any], context: BuildContext) -> MergeSampleScore:
     import_dotted(checked.network, setting="network")  # so that a wrong name fails before checkpoints are packed
     trajectory = checked.trajectory(context)
     denoiser = _denoiser(checked, context)
-    noise = checked.noise(_image_shape(denoiser.network))
-    labels = ClassLabels.choose(checked.labels, classes=denoiser.label_dim or None, noise=noise)
+    labels = ClassLabels.choose(checked.labels, classes=denoiser.label_dim or None)
+    noise = checked.noise(_image_shape(denoiser.network), labels)
     decoder = None
     if checked.decoder is not None:
         decoder = checked.decoder.build(noise.shape[0], context)  # channels of the latents
-    sampler = _sampler(checked, checked.sampler, denoiser, noise, labels, decoder)
+    sampler = _sampler(checked, checked.sampler, denoiser, noise, decoder)
     second = second_of(checked.sampler)
-    also = None if second is None else _sampler(checked, second, denoiser, noise, labels, decoder)
+    also = None if second is None else _sampler(checked, second, denoiser, noise, decoder)
     return checked.objective(sampler, trajectory, context, also=also)
 
 
@@ -125,7 +125,6 @@ def _sampler(
     settings: SamplerSettings,
     denoiser: EdmDenoiser,
     noise: ImageNoise,
-    labels: ClassLabels | None,
     decoder: LatentDecoder | None,
 ) -> Sampler:
     """Heun's method with these ``settings``, those of ``checked`` or of its second sampler."""
@@ -140,7 +139,6 @@ def _sampler(
         denoiser,
         schedule=schedule,
         noise=noise,
-        labels=labels,
         decoder=decoder,
         settings=checked.model_copy(update={"dtype": "fp32"}),  # EDM's networks choose their arithmetic
     )

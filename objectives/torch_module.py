@@ -60,7 +60,7 @@ class Settings(ImageObjectiveSettings, AlsoSettings):
         Raises:
             ObjectiveError: a function cannot be imported, or the first one makes no network.
         """
-        noise = self.noise(self.image_shape)
+        labels = ClassLabels.choose(self.labels, classes=self.classes)
         if network is None:
             network = _network(self, context)
         names = f"{self.model}, {self.sampler}"  # for the fingerprint, which has sampler_settings by themselves
@@ -70,8 +70,7 @@ class Settings(ImageObjectiveSettings, AlsoSettings):
             network,
             import_dotted(self.sampler, setting="sampler", functions=context.functions),
             nfe=self.nfe,
-            noise=noise,
-            labels=ClassLabels.choose(self.labels, classes=self.classes, noise=noise),
+            noise=self.noise(self.image_shape, labels),
             options=self.sampler_settings,
             settings=self,
             name=names,

@@ -17,7 +17,7 @@ from lcsc_opt.metrics import MetricSuite
 from lcsc_opt.metrics.from_settings import ReferenceScoreSettings, ScoreSources
 from lcsc_opt.objective.batch_sizes import AUTO, DEFAULT_BATCH, Size, images_at_once
 from lcsc_opt.objective.merge_sample_score import DEFAULT_IMAGES, MergeSampleScore
-from lcsc_opt.sampling import DifferentiableSampler, ImageNoise, Sampler
+from lcsc_opt.sampling import ClassLabels, DifferentiableSampler, ImageNoise, Sampler
 from lcsc_opt.sampling.batch_norm import BatchNormStatistics
 from lcsc_opt.sampling.network import NetworkSettings
 from lcsc_opt.trajectory import Trajectory
@@ -125,9 +125,9 @@ class ImageObjectiveSettings(CheckpointSettings, ReferenceScoreSettings):
         """``batch_size``, or its default on this device."""
         return images_at_once(self.batch_size, self.torch_device(), on_cpu=self.images_on_cpu)
 
-    def noise(self, shape: Sequence[int]) -> ImageNoise:
-        """All sampling noise; that of one image has this shape."""
-        return ImageNoise(self.noise_seed, shape)
+    def noise(self, shape: Sequence[int], labels: ClassLabels | None = None) -> ImageNoise:
+        """All sampling noise, of which that of one image has this shape, and the classes of the images."""
+        return ImageNoise(self.noise_seed, shape, labels)
 
     def scores(self, context: BuildContext) -> MetricSuite:
         """The metrics and their extractors; loading them may download weights or read the reference images.

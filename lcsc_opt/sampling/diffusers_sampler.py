@@ -21,7 +21,7 @@ from lcsc_opt.base.settings import AlsoSettings, Count, near_miss
 from lcsc_opt.sampling.diffusers_folder import find_diffusers_class
 from lcsc_opt.sampling.latents import LatentDecoder
 from lcsc_opt.sampling.network import NetworkSampler, NetworkSettings
-from lcsc_opt.sampling.noise import ClassLabels, ImageNoise
+from lcsc_opt.sampling.noise import ImageNoise
 
 SchedulerName = Literal[
     "ddpm",
@@ -222,7 +222,7 @@ class DiffusersSampler(NetworkSampler):
         scheduler: any scheduler of diffusers with ``set_timesteps`` and ``step``; it is this sampler's alone.
         schedule: the scheduler's steps, and further arguments of each; what chose the scheduler itself is not read.
         timestep_scale: the network is told the scheduler's timesteps times this.
-        noise, labels, decoder, settings: as of :class:`NetworkSampler`.
+        noise, decoder, settings: as of :class:`NetworkSampler`.
 
     Raises:
         ObjectiveError: the scheduler does not accept these steps; no such device.
@@ -235,12 +235,11 @@ class DiffusersSampler(NetworkSampler):
         schedule: SchedulerSettings,
         *,
         noise: ImageNoise,
-        labels: ClassLabels | None = None,
         decoder: LatentDecoder | None = None,
         settings: NetworkSettings | None = None,
         timestep_scale: float = 1.0,
     ) -> None:
-        super().__init__(network, settings, noise=noise, labels=labels, decoder=decoder)
+        super().__init__(network, settings, noise=noise, decoder=decoder)
         self.scheduler = scheduler
         self._timestep_scale = timestep_scale
         self._schedule = schedule
@@ -248,8 +247,8 @@ class DiffusersSampler(NetworkSampler):
         learns_variance = str(scheduler.config.get("variance_type", "")).startswith("learned")
         self._uses_variance = learns_variance and type(scheduler).__name__.startswith("DDPM")
         self._guidance: tuple[float, int] | None = None
-        if labels is not None:
-            self._guidance = labels.guidance
+        if noise.labels is not None:
+            self._guidance = noise.labels.guidance
         self._takes_generator = has_parameter(scheduler.step, "generator")
         calls_of_step = 1 if self._guidance is None else 2
         self.nfe = calls_of_step * len(self._timesteps())

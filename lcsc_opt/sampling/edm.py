@@ -16,7 +16,7 @@ from lcsc_opt.base.records import Noise
 from lcsc_opt.sampling.consistency import noise_levels
 from lcsc_opt.sampling.latents import LatentDecoder
 from lcsc_opt.sampling.network import NetworkSampler, NetworkSettings
-from lcsc_opt.sampling.noise import ClassLabels, ImageNoise
+from lcsc_opt.sampling.noise import ImageNoise
 
 
 class EdmDenoiser(nn.Module):
@@ -107,7 +107,7 @@ class HeunSampler(NetworkSampler):
     Args:
         denoiser: its ``network`` gets the merged weights.
         schedule: noise levels.
-        noise, labels, decoder, settings: as of :class:`NetworkSampler`.
+        noise, decoder, settings: as of :class:`NetworkSampler`.
     """
 
     def __init__(
@@ -116,11 +116,10 @@ class HeunSampler(NetworkSampler):
         *,
         schedule: HeunSchedule,
         noise: ImageNoise,
-        labels: ClassLabels | None = None,
         decoder: LatentDecoder | None = None,
         settings: NetworkSettings | None = None,
     ) -> None:
-        super().__init__(denoiser, settings, trained=denoiser.network, noise=noise, labels=labels, decoder=decoder)
+        super().__init__(denoiser, settings, trained=denoiser.network, noise=noise, decoder=decoder)
         self.schedule = schedule
         self._denoiser = denoiser
         # of the images between two calls of the network: float64 where there is one, as in NVlabs' own sampler

@@ -20,7 +20,7 @@ from lcsc_opt.base.records import SEARCH, Noise
 from lcsc_opt.base.reproducibility import derive_seed
 from lcsc_opt.sampling.base import recomputed_calls
 from lcsc_opt.sampling.network import NetworkSampler, NetworkSettings
-from lcsc_opt.sampling.noise import ClassLabels, ImageNoise
+from lcsc_opt.sampling.noise import ImageNoise
 
 BYTES_ABOVE = 2.0  # images without a negative value are assumed to be bytes if they reach this
 
@@ -42,7 +42,7 @@ class FunctionSampler(NetworkSampler):
         nfe: model calls per image; ``None`` counts them while one image is sampled.
         options: further arguments of the function.
         name: the name of model and function in the study's fingerprint.
-        noise, labels, settings: as of :class:`NetworkSampler`.
+        noise, settings: as of :class:`NetworkSampler`.
     """
 
     def __init__(
@@ -52,12 +52,11 @@ class FunctionSampler(NetworkSampler):
         *,
         nfe: int | None = None,
         noise: ImageNoise,
-        labels: ClassLabels | None = None,
         options: Mapping[str, Any] | None = None,
         settings: NetworkSettings | None = None,
         name: str | None = None,
     ) -> None:
-        super().__init__(model, settings, noise=noise, labels=labels)
+        super().__init__(model, settings, noise=noise)
         self.function = function
         self._nfe = nfe
         self.name = name or f"{type(model).__name__}, {function.__name__}"
@@ -111,8 +110,9 @@ class FunctionSampler(NetworkSampler):
             return z.to(device, dtype, copy=True)  # the function may write to it; other candidates need the original
 
         options = dict(self.options)
-        if self.labels is not None:
-            options["labels"] = self.labels.batch(noise, start, stop).to(device, copy=True)
+        classes = self.noise.classes(noise, start, stop)
+        if classes is not None:
+            options["labels"] = classes.to(device, copy=True)
         if self._takes_draw:
             options["draw"] = draw
         with contextlib.ExitStack() as stack:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import dataclasses
 import gc
 import re
 import types
@@ -22,7 +23,7 @@ from lcsc_opt.checkpoints.weights import difference
 from lcsc_opt.sampling.base import ModuleWeights, network_output, recomputed
 from lcsc_opt.sampling.latents import LatentDecoder
 from lcsc_opt.sampling.layout import has_layouts
-from lcsc_opt.sampling.noise import ClassLabels, ImageNoise
+from lcsc_opt.sampling.noise import ImageNoise
 
 Dtype = Literal["fp32", "bf16", "fp16"]
 
@@ -186,8 +187,7 @@ class NetworkSampler:
         module: everything that is called for an image.
         settings: how it is run.
         trained: the part of it that gets the merged weights; all of it by default.
-        noise: where all noise comes from; of the shape that an image of it has, ``[C, H, W]``.
-        labels: the classes of a class-conditional network.
+        noise: where all noise comes from, of the shape ``[C, H, W]``; and the classes of a class-conditional network.
         decoder: latents → images, if the network makes latents.
 
     Attributes:
@@ -207,14 +207,12 @@ class NetworkSampler:
         *,
         trained: nn.Module | None = None,
         noise: ImageNoise,
-        labels: ClassLabels | None = None,
         decoder: LatentDecoder | None = None,
     ) -> None:
         self._network = PreparedNetwork(module, settings, trained=trained)
         self.weights = self._network.weights
         self.networks_to_lay_out = (self._network.module,) if has_layouts(self._network.module) else ()
         self.noise = noise
-        self.labels = labels
         self.decoder = decoder
         if decoder is not None:
             decoder.to(self._network.device)
@@ -237,17 +235,18 @@ class NetworkSampler:
             "noise_seed": self.noise.seed,
             "dtype": self._network.settings.dtype,
         }
-        if self.labels is not None:
-            described["labels"] = self.labels.describe()
+        if self.noise.labels is not None:
+            described["labels"] = dataclasses.asdict(self.noise.labels)
         if self.decoder is not None:
             described["decoder"] = self.decoder.describe()
         return described
 
     def _labels(self, noise: Noise, start: int, stop: int) -> Tensor | None:
         """The classes of these images, ``[N]`` on the network's device; ``None`` for an unconditional network."""
-        if self.labels is None:
+        classes = self.noise.classes(noise, start, stop)
+        if classes is None:
             return None
-        return self.labels.batch(noise, start, stop).to(self._network.device)
+        return classes.to(self._network.device)
 
     def _decoded(self, output: Tensor) -> Tensor:
         """The network's images, or its latents decoded; as they are, not clipped."""

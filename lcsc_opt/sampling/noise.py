@@ -6,6 +6,7 @@ image's index, so the noise depends neither on the batch size nor on how images 
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from typing import Literal
 
@@ -23,17 +24,68 @@ Labels = Literal["balanced", "random"] | int
 """``balanced``: image i is of class i mod C; ``random``: drawn for each image; a number: all of that class."""
 
 
+@dataclasses.dataclass(frozen=True)
+class ClassLabels:
+    """How the class of every image is decided, by its index alone.
+
+    Attributes:
+        classes: C; labels are 0 to C − 1.
+        labels: how they are chosen.
+        guidance: scale and null label of classifier-free guidance (Ho and Salimans 2022): null + scale (conditional −
+            null), with two model calls a step. The null label stood for a dropped label in training.
+
+    Raises:
+        ObjectiveError: the label is none of the classes.
+    """
+
+    classes: int
+    labels: Labels
+    guidance: tuple[float, int] | None = None
+
+    def __post_init__(self) -> None:
+        if isinstance(self.labels, int) and not 0 <= self.labels < self.classes:
+            raise ObjectiveError(f"labels: the model has the classes 0 to {self.classes - 1}, got {self.labels}")
+
+    @classmethod
+    def choose(
+        cls, labels: Labels | None, *, classes: int | None, guidance: tuple[float, int] | None = None
+    ) -> ClassLabels | None:
+        """The labels of a model with ``classes`` classes (``None``: an unconditional one) from its settings.
+
+        If the null label is the last of the model's classes, that class is not sampled.
+
+        Raises:
+            ObjectiveError: labels for a model without classes, or none for a model with classes.
+        """
+        if classes is None:
+            if labels is not None:
+                raise ObjectiveError("labels: the model has no classes; leave it out")
+            if guidance is not None:
+                raise ObjectiveError("guidance: the model has no classes; leave it out")
+            return None
+        if labels is None:
+            last = classes - 1
+            raise ObjectiveError(
+                f"labels: the model has {classes} classes; give balanced, random, or one of them; if {last} means no "
+                f"class, guidance: {{scale: 1, null_label: {last}}}, too"
+            )
+        if guidance is not None and guidance[1] == classes - 1:
+            classes -= 1
+        return cls(classes, labels, guidance)
+
+
 class ImageNoise:
-    """Standard normal noise of one shape, below one seed.
+    """Standard normal noise of one shape, below one seed; and the classes of images, where there are some.
 
     A search samples every candidate from the same noise, so the batches drawn are kept, up to ``cache_bytes``. What is
     drawn depends on the seed, the group of noise, the image's index and, of several draws for one image, which it is.
     """
 
-    def __init__(self, seed: int, shape: Sequence[int], *, cache_bytes: int = CACHE_BYTES) -> None:
+    def __init__(self, seed: int, shape: Sequence[int], labels: ClassLabels | None = None) -> None:
         self.seed = seed
         self.shape = tuple(shape)
-        self.cache_bytes = cache_bytes
+        self.labels = labels
+        self.cache_bytes = CACHE_BYTES
         self._cache: dict[tuple[object, ...], Tensor] = {}
 
     @property
@@ -55,14 +107,25 @@ class ImageNoise:
 
         return self._cached(("noise", noise, start, stop, draw), drawn)
 
-    def integers(self, noise: Noise, start: int, stop: int, *, below: int) -> Tensor:
-        """One integer from 0 to ``below - 1`` for each of these images: ``[stop - start]``, not to be written to."""
+    def classes(self, noise: Noise, start: int, stop: int) -> Tensor | None:
+        """Classes of the images ``start`` to ``stop``: ``[stop - start]`` int64; ``None`` for an unconditional network.
+
+        They are not to be written to.
+        """
+        if self.labels is None:
+            return None
+        below = self.labels.classes
+        chosen = self.labels.labels
+        if isinstance(chosen, int):
+            return torch.full((stop - start,), chosen)
+        if chosen == "balanced":
+            return torch.arange(start, stop) % below
 
         def drawn() -> Tensor:
             streams = self._streams(noise, start, stop, "labels", 0)
             return torch.tensor([int(stream.integers(below)) for stream in streams])
 
-        return self._cached(("labels", noise, start, stop, below), drawn)
+        return self._cached(("labels", noise, start, stop), drawn)
 
     def generators(self, noise: Noise, start: int, stop: int) -> list[torch.Generator]:
         """A fresh generator for each of the images, for schedulers and pipelines that draw noise in every step.
@@ -99,80 +162,3 @@ class ImageNoise:
         if drawn.nbytes <= self.cache_bytes:
             self._cache[key] = drawn
         return drawn
-
-
-class ClassLabels:
-    """The class of every image, decided by its index alone.
-
-    Args:
-        classes: C; labels are 0 to C − 1.
-        labels: how they are chosen.
-        noise: random labels come from its seed.
-        guidance: scale and null label of classifier-free guidance (Ho and Salimans 2022): null + scale (conditional −
-            null), with two model calls a step. The null label stood for a dropped label in training.
-
-    Raises:
-        ObjectiveError: the label is none of the classes.
-    """
-
-    def __init__(
-        self,
-        classes: int,
-        labels: Labels,
-        *,
-        noise: ImageNoise,
-        guidance: tuple[float, int] | None = None,
-    ) -> None:
-        if isinstance(labels, int) and not 0 <= labels < classes:
-            raise ObjectiveError(f"labels: the model has the classes 0 to {classes - 1}, got {labels}")
-        self.classes = classes
-        self.labels = labels
-        self.guidance = guidance
-        self._noise = noise
-
-    @classmethod
-    def choose(
-        cls,
-        labels: Labels | None,
-        *,
-        classes: int | None,
-        noise: ImageNoise,
-        guidance: tuple[float, int] | None = None,
-    ) -> ClassLabels | None:
-        """The labels of a model with ``classes`` classes (``None``: an unconditional one) from its settings.
-
-        If the null label is the last of the model's classes, that class is not sampled.
-
-        Raises:
-            ObjectiveError: labels for a model without classes, or none for a model with classes.
-        """
-        if classes is None:
-            if labels is not None:
-                raise ObjectiveError("labels: the model has no classes; leave it out")
-            if guidance is not None:
-                raise ObjectiveError("guidance: the model has no classes; leave it out")
-            return None
-        if labels is None:
-            last = classes - 1
-            raise ObjectiveError(
-                f"labels: the model has {classes} classes; give balanced, random, or one of them; if {last} means no "
-                f"class, guidance: {{scale: 1, null_label: {last}}}, too"
-            )
-        if guidance is not None and guidance[1] == classes - 1:
-            classes -= 1
-        return cls(classes, labels, noise=noise, guidance=guidance)
-
-    def batch(self, noise: Noise, start: int, stop: int) -> Tensor:
-        """Classes of the images ``start`` to ``stop``: ``[stop - start]`` int64."""
-        if isinstance(self.labels, int):
-            return torch.full((stop - start,), self.labels)
-        if self.labels == "balanced":
-            return torch.arange(start, stop) % self.classes
-        return self._noise.integers(noise, start, stop, below=self.classes)
-
-    def describe(self) -> dict[str, object]:
-        """What decides the classes."""
-        guidance = None
-        if self.guidance is not None:
-            guidance = list(self.guidance)
-        return {"classes": self.classes, "labels": self.labels, "guidance": guidance}

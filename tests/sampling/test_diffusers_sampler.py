@@ -23,11 +23,13 @@ NOISE = ImageNoise(7, (1, 8, 8))
 CPU = NetworkSettings(device="cpu")
 
 
-def make(network: nn.Module, scheduler: Any, *, channels: int = 1, **options: Any) -> DiffusersSampler:
+def make(
+    network: nn.Module, scheduler: Any, *, channels: int = 1, labels: Any = None, **options: Any
+) -> DiffusersSampler:
     if "timesteps" not in options:
         options.setdefault("steps", 10)
     schedule = SchedulerSettings(**{key: options.pop(key) for key in ("steps", "timesteps", "step") if key in options})
-    noise = ImageNoise(7, (channels, 8, 8))
+    noise = ImageNoise(7, (channels, 8, 8), labels)
     settings = {"settings": CPU, **options}
     return DiffusersSampler(network, scheduler, schedule, noise=noise, **settings)
 
@@ -97,7 +99,7 @@ def test_consistency_models_give_the_pipelines_images(
     config = {"num_train_timesteps": 40, "sigma_max": 80.0}
     pipeline = ConsistencyModelPipeline(network, CMStochasticIterativeScheduler(**config))
     expected = from_pipeline(monkeypatch, pipeline, channels=3, class_labels=[0, 1, 2, 3, 0], **options)
-    labels = ClassLabels(4, "balanced", noise=NOISE)
+    labels = ClassLabels(4, "balanced")
     sampler = make(network, build_scheduler("consistency", config), channels=3, labels=labels, **schedule)
     assert sampler.nfe == len(schedule.get("timesteps", range(schedule.get("steps", 0))))
     assert differ(images(sampler).clamp(-1, 1), expected) < 1e-5
@@ -155,7 +157,7 @@ def test_guidance_and_learned_variance_give_the_pipelines_images(monkeypatch: py
     pipeline.set_progress_bar_config(disable=True)
     made = pipeline([3, 3, 3, 3, 3], guidance_scale=scale, num_inference_steps=6, output_type="np").images
     expected = torch.from_numpy(made).permute(0, 3, 1, 2) * 2 - 1
-    labels = ClassLabels(1000, 3, noise=NOISE, guidance=(scale, 1000) if scale > 1 else None)
+    labels = ClassLabels(1000, 3, guidance=(scale, 1000) if scale > 1 else None)
     sampler = make(network, build_scheduler("ddim", config), channels=4, labels=labels, steps=6)
     assert sampler.nfe == (12 if scale > 1 else 6)
     assert differ(images(sampler).clamp(-1, 1), expected) < 1e-5
@@ -190,7 +192,7 @@ def test_ddpm_uses_the_learned_variance_and_others_leave_it(monkeypatch: pytest.
 @pytest.mark.parametrize("name", SCHEDULERS)
 def test_an_image_depends_on_its_index_alone(name: Any) -> None:
     network = unet(num_class_embeds=3)
-    options: Any = {"labels": ClassLabels(3, "random", noise=NOISE, guidance=(2.0, 0)), "steps": 4}
+    options: Any = {"labels": ClassLabels(3, "random", guidance=(2.0, 0)), "steps": 4}
     config = {"prediction_type": "v_prediction", "num_train_timesteps": 200}
     together = images(make(network, build_scheduler(name, config), **options), stop=6)
     sampler = make(network, build_scheduler(name, config), **options)
@@ -209,15 +211,15 @@ def test_everything_that_changes_images_is_described() -> None:
     def described(name: Any = "ddim", **options: Any) -> dict[str, object]:
         return make(unet(num_class_embeds=3), build_scheduler(name, None), **options).describe()
 
-    labels = ClassLabels(3, "balanced", noise=NOISE)
+    labels = ClassLabels(3, "balanced")
     variants = [
         described(),
         described("ddpm"),
         described(steps=11),
         described(step={"eta": 1.0}),
         described(labels=labels),
-        described(labels=ClassLabels(3, 1, noise=NOISE)),
-        described(labels=ClassLabels(3, "balanced", noise=NOISE, guidance=(2.0, 0))),
+        described(labels=ClassLabels(3, 1)),
+        described(labels=ClassLabels(3, "balanced", guidance=(2.0, 0))),
         described(settings=NetworkSettings(device="cpu", dtype="bf16")),
         make(unet(norm_eps=1e-3), build_scheduler("ddim", None)).describe(),
     ]

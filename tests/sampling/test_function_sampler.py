@@ -16,12 +16,12 @@ SHAPE = (1, 4, 4)
 NOISE = ImageNoise(0, SHAPE)
 
 
-def make(function: Callable[..., Any], *, labels: Any = None, **changes: Any) -> FunctionSampler:
+def make(function: Callable[..., Any], **changes: Any) -> FunctionSampler:
     model = nn.Conv2d(1, 1, 1)
     nn.init.constant_(model.weight, 0.5)
     nn.init.zeros_(model.bias)  # type: ignore[arg-type]
     settings = {"nfe": 2, "settings": NetworkSettings(device="cpu"), **changes}
-    return FunctionSampler(model, function, noise=NOISE, labels=labels, **settings)
+    return FunctionSampler(model, function, noise=NOISE, **settings)
 
 
 def test_images_are_what_the_function_makes_of_the_noise() -> None:

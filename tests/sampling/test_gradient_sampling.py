@@ -70,18 +70,17 @@ def diffusers(
     network: nn.Module, name: Any, steps: int = 4, *, guided: bool = False, step: Any = None, **options: Any
 ) -> Any:
     config = {"prediction_type": "v_prediction" if name == "euler-ancestral" else "sample"}
-    noise = ImageNoise(0, SHAPE)
-    labels = {"labels": ClassLabels(2, "balanced", noise=noise, guidance=(1.5, 2))} if guided else {}
+    noise = ImageNoise(0, SHAPE, ClassLabels(2, "balanced", (1.5, 2)) if guided else None)
     scheduler = build_scheduler(name, {} if name == "consistency" else config)
     schedule = SchedulerSettings(steps=steps, step=step or {})
-    return DiffusersSampler(network, scheduler, schedule, noise=noise, **{"settings": CPU, **labels, **options})
+    return DiffusersSampler(network, scheduler, schedule, noise=noise, **{"settings": CPU, **options})
 
 
 def heun(network: nn.Module, steps: int = 3, **options: Any) -> HeunSampler:
     schedule = HeunSchedule(steps=steps, sigma_max=3.0)
     denoiser = EdmDenoiser(network, label_dim=3, **options)
-    labels = ClassLabels(3, "balanced", noise=ImageNoise(0, SHAPE))
-    return HeunSampler(denoiser, schedule=schedule, noise=ImageNoise(0, SHAPE), labels=labels, settings=CPU)
+    noise = ImageNoise(0, SHAPE, ClassLabels(3, "balanced"))
+    return HeunSampler(denoiser, schedule=schedule, noise=noise, settings=CPU)
 
 
 def two_steps(model: nn.Module, noise: Tensor, draw: Callable[[int], Tensor]) -> Tensor:

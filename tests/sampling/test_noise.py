@@ -71,7 +71,8 @@ IMAGE_BYTES = 4 * 2 * 3 * 3
 
 @given(st.lists(st.integers(1, 9), min_size=1, max_size=30), st.integers(0, 12))
 def test_what_is_kept_never_exceeds_its_bound(sizes: list[int], bound: int) -> None:
-    noise = ImageNoise(0, SHAPE, cache_bytes=bound * IMAGE_BYTES)
+    noise = ImageNoise(0, SHAPE)
+    noise.cache_bytes = bound * IMAGE_BYTES
     for start, size in enumerate(sizes):
         assert torch.equal(noise.batch(SEARCH, start, start + size), drawn(start=start, stop=start + size))
         assert noise.cached_bytes <= bound * IMAGE_BYTES
@@ -91,17 +92,21 @@ def test_generators_for_steps_belong_to_an_image_a_group_and_a_seed() -> None:
 
 # classes
 
-ZERO = ImageNoise(0, SHAPE)
+
+def classes(count: int, labels: Any, noise: Noise = SEARCH, start: int = 0, stop: int = 500, *, seed: int = 0) -> Any:
+    return ImageNoise(seed, SHAPE, ClassLabels(count, labels)).classes(noise, start, stop)
 
 
 def test_balanced_labels_take_turns_and_random_labels_belong_to_an_image_a_group_and_a_seed() -> None:
-    assert ClassLabels(3, "balanced", noise=ZERO).batch(SEARCH, 2, 9).tolist() == [2, 0, 1, 2, 0, 1, 2]
-    labels = ClassLabels(10, "random", noise=ZERO)
-    drawn = labels.batch(SEARCH, 0, 500)
-    assert torch.equal(torch.cat([labels.batch(SEARCH, 0, 7), labels.batch(SEARCH, 7, 500)]), drawn)
-    assert torch.equal(ClassLabels(10, "random", noise=ImageNoise(0, SHAPE)).batch(SEARCH, 0, 500), drawn)
-    others = [labels.batch(HELD_OUT, 0, 500), labels.batch(Noise("search", 1), 0, 500)]
-    others.append(ClassLabels(10, "random", noise=ImageNoise(1, SHAPE)).batch(SEARCH, 0, 500))
+    assert classes(3, "balanced", start=2, stop=9).tolist() == [2, 0, 1, 2, 0, 1, 2]
+    noise = ImageNoise(0, SHAPE, ClassLabels(10, "random"))
+    drawn = noise.classes(SEARCH, 0, 500)
+    assert drawn is not None
+    parts = [noise.classes(SEARCH, 0, 7), noise.classes(SEARCH, 7, 500)]
+    assert torch.equal(torch.cat(parts), drawn)  # type: ignore[arg-type]
+    assert torch.equal(classes(10, "random"), drawn)
+    others = [noise.classes(HELD_OUT, 0, 500), noise.classes(Noise("search", 1), 0, 500)]
+    others.append(classes(10, "random", seed=1))
     assert all(0.02 < float((other == drawn).float().mean()) < 0.2 for other in others)
     counts = torch.bincount(drawn, minlength=10)
     assert counts.min() > 25
@@ -110,7 +115,7 @@ def test_balanced_labels_take_turns_and_random_labels_belong_to_an_image_a_group
 
 def test_the_null_class_at_the_end_is_not_sampled() -> None:
     for null_label, classes in ((10, 10), (0, 11), (1000, 11)):
-        labels = ClassLabels.choose("balanced", classes=11, noise=ZERO, guidance=(2.0, null_label))
+        labels = ClassLabels.choose("balanced", classes=11, guidance=(2.0, null_label))
         assert labels is not None
         assert labels.classes == classes
 
@@ -125,4 +130,4 @@ def test_the_null_class_at_the_end_is_not_sampled() -> None:
 )
 def test_labels_that_do_not_suit_the_model_are_refused(labels: Any, guidance: Any, classes: Any, message: str) -> None:
     with pytest.raises(ObjectiveError, match=message):
-        ClassLabels.choose(labels, classes=classes, noise=ZERO, guidance=guidance)
+        ClassLabels.choose(labels, classes=classes, guidance=guidance)
