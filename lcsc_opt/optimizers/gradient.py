@@ -198,7 +198,7 @@ class _LCSCGradient(Optimizer):  # type: ignore[misc]
     def _internal_ask_candidate(self) -> ng.p.Parameter:
         if self._check_is_due():
             asked = self._spawn(self._path.average)
-            ask_with(asked, error=True)
+            ask_with(asked, Candidate(asked.value, error=True))
         else:
             asked = self._spawn(self._path.free)
             self._ask_for_gradient(asked)
@@ -256,7 +256,8 @@ class _LCSCGradient(Optimizer):  # type: ignore[misc]
             growing = min(self._options["growth"] * self._gradient_images, most)
             images = max(1, int(growing / first)) * first
         weight = self._dual_ascent.weight
-        ask_with(asked, images=images, noise=noise, gradient=True, keep_weight=weight, unbiased=True)
+        step = Candidate(asked.value, images=images, noise=noise, gradient=True, keep_weight=weight, unbiased=True)
+        ask_with(asked, step)
 
     def _internal_tell_candidate(self, candidate: ng.p.Parameter, loss: float) -> None:
         pending = self._pending.pop(candidate.uid)

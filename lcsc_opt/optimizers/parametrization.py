@@ -6,6 +6,7 @@ says so with :func:`ask_with` before it returns what it asks, and finds the whol
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Annotated
 
@@ -16,7 +17,7 @@ import pydantic
 from nevergrad.parametrization._datalayers import ForwardableOperation
 
 from lcsc_opt.base.errors import StudySpecError
-from lcsc_opt.base.records import SEARCH, Candidate, Coefficients, Evaluation, Noise
+from lcsc_opt.base.records import Candidate, Coefficients, Evaluation
 from lcsc_opt.base.settings import Finite
 from lcsc_opt.coefficients.profiles import close_sum, default_origin, exact_sum
 from lcsc_opt.coefficients.spaces import CoefficientSpace
@@ -124,25 +125,9 @@ def start_of(parametrization: ng.p.Parameter) -> Coefficients:
     return close_sum(value)
 
 
-def ask_with(
-    parameter: ng.p.Parameter,
-    *,
-    images: int | None = None,
-    noise: Noise = SEARCH,
-    gradient: bool = False,
-    keep_weight: float | None = None,
-    unbiased: bool = False,
-    error: bool = False,
-) -> None:
-    """Say how a parameter that is about to be asked is to be evaluated; :class:`Candidate` describes the arguments."""
-    parameter._meta[_ASKED_WITH] = {
-        "images": images,
-        "noise": noise,
-        "gradient": gradient,
-        "keep_weight": keep_weight,
-        "unbiased": unbiased,
-        "error": error,
-    }
+def ask_with(parameter: ng.p.Parameter, candidate: Candidate) -> None:
+    """Say how a parameter that is about to be asked is to be evaluated: as this candidate, but for its coefficients."""
+    parameter._meta[_ASKED_WITH] = candidate
 
 
 def candidate_of(parameter: ng.p.Parameter) -> Candidate:
@@ -150,8 +135,9 @@ def candidate_of(parameter: ng.p.Parameter) -> Candidate:
 
     Nevergrad's own optimizers say nothing but coefficients, and get plain evaluations.
     """
-    asked_with = parameter._meta.get(_ASKED_WITH, {})
-    return Candidate(np.asarray(parameter.value, dtype=np.float64), **asked_with)
+    coefficients = np.asarray(parameter.value, dtype=np.float64)
+    asked: Candidate = parameter._meta.get(_ASKED_WITH, Candidate(coefficients))
+    return dataclasses.replace(asked, coefficients=coefficients)
 
 
 def attach_evaluation(parameter: ng.p.Parameter, evaluation: Evaluation | None) -> None:

@@ -20,7 +20,7 @@ import numpy.typing as npt
 from nevergrad.optimization.base import ConfiguredOptimizer, Optimizer
 from pydantic import Field
 
-from lcsc_opt.base.records import Coefficients, Noise
+from lcsc_opt.base.records import Candidate, Coefficients, Noise
 from lcsc_opt.base.settings import Count, Positive
 from lcsc_opt.optimizers.gradient import cosine_directions
 from lcsc_opt.optimizers.parametrization import (
@@ -290,7 +290,7 @@ class _LCSCQuadratic(Optimizer):  # type: ignore[misc]
             asked = self._next()
         candidate = self.parametrization.spawn_child(new_value=self._coefficients(asked.point))
         if asked.stage is not None and asked.stage.images is not None:
-            ask_with(candidate, images=asked.stage.images, noise=self._noise)
+            ask_with(candidate, Candidate(candidate.value, images=asked.stage.images, noise=self._noise))
         self._pending[candidate.uid] = asked
         return candidate
 

@@ -100,7 +100,7 @@ def test_what_an_optimizer_asks_with_is_in_the_candidate_and_only_coefficients_w
     parameter = coefficient_array(AFFINE).spawn_child()
     assert how(candidate_of(parameter)) == PLAIN_ASK
     wanted = {"images": 7, "noise": Noise("gradient", 3), "gradient": True, "keep_weight": 0.5, "unbiased": True}
-    ask_with(parameter, **wanted)  # type: ignore[arg-type]
+    ask_with(parameter, Candidate(parameter.value, **wanted))  # type: ignore[arg-type]
     assert how(candidate_of(parameter)) == PLAIN_ASK | wanted
     assert how(candidate_of(parameter.spawn_child())) == PLAIN_ASK, "it belongs to this ask"
 
