@@ -10,16 +10,16 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from lcsc_opt.base.errors import StudySpecError, StudyStoreError
+from lcsc_opt.base.errors import StudySpecError
 from lcsc_opt.base.files import write_atomically
 from lcsc_opt.base.records import Coefficients
 from lcsc_opt.base.settings import dump_yaml
 from lcsc_opt.database.connection import reading
-from lcsc_opt.database.history import Standing, best_searched
-from lcsc_opt.database.measurement import Model
+from lcsc_opt.database.history import Standing
 from lcsc_opt.database.reader import HistoryReader
 from lcsc_opt.database.urls import files_directory
 from lcsc_opt.experiment.api import Study
+from lcsc_opt.exports.chosen import Chosen
 from lcsc_opt.views import percent
 from lcsc_opt.views.answer import first_line
 from lcsc_opt.views.ranking import ranking, spread_text
@@ -92,8 +92,9 @@ class Result:
         Raises:
             StudyStoreError: no study has a complete trial.
         """
-        name, _ = self._answer()
-        return dataclasses.replace(self.studies[0], name=name)  # another call may have found it
+        chosen = self._chosen()
+        # another call may have found it
+        return dataclasses.replace(self.studies[0], name=chosen.model.study or chosen.first_study)
 
     @property
     def coefficients(self) -> Coefficients:
@@ -102,10 +103,7 @@ class Result:
         Raises:
             StudyStoreError: no study has a complete trial.
         """
-        _, answer = self._answer()
-        if answer is None:
-            return self.study.coefficients
-        return answer.coefficients
+        return self._chosen().model.coefficients
 
     def merge(self) -> dict[str, Tensor]:
         """The merged state dict of the answer, on the CPU, for ``net.load_state_dict``.
@@ -186,24 +184,14 @@ class Result:
         with reading(self.storage) as storage:
             return HistoryReader(storage).read(self.name)
 
-    def _answer(self) -> tuple[str, Model | None]:
-        """The name of the study that found the answer, or of the first one; and the answer.
-
-        Without a report the answer is ``None``, and the study the one of the lowest searched loss, of equal ones a
-        grid.
+    def _chosen(self) -> Chosen:
+        """The answer; without a report the trial with the lowest searched loss, of equal ones a grid's.
 
         Raises:
             StudyStoreError: no study has a complete trial.
         """
-        studies = self._histories()
-        report = studies[0].report
-        if report is not None:
-            answer = report.of_answer.model
-            return answer.study or studies[0].study, answer
-        searched = best_searched(studies)
-        if searched is None:
-            raise StudyStoreError(f"{self.name}: no comparable trial has finished yet; continue the search")
-        return searched.study, None
+        with reading(self.storage) as storage:
+            return Chosen.of(storage, self.name)
 
 
 def _html_row(cells: Sequence[str], tag: str) -> str:
