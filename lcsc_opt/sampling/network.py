@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import dataclasses
 import gc
 import re
 import types
@@ -236,7 +235,7 @@ class NetworkSampler:
             "dtype": self._network.settings.dtype,
         }
         if self.noise.labels is not None:
-            described["labels"] = dataclasses.asdict(self.noise.labels)
+            described["labels"] = self.noise.labels.describe()
         if self.decoder is not None:
             described["decoder"] = self.decoder.describe()
         return described

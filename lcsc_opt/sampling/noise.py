@@ -73,6 +73,13 @@ class ClassLabels:
             classes -= 1
         return cls(classes, labels, guidance)
 
+    def describe(self) -> dict[str, object]:
+        """What decides the classes."""
+        guidance = None
+        if self.guidance is not None:
+            guidance = list(self.guidance)
+        return {"classes": self.classes, "labels": self.labels, "guidance": guidance}
+
 
 class ImageNoise:
     """Standard normal noise of one shape, below one seed; and the classes of images, where there are some.
