@@ -6,7 +6,6 @@ says so with :func:`ask_with` before it returns what it asks, and finds the whol
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 from typing import Annotated
 
@@ -126,7 +125,7 @@ def start_of(parametrization: ng.p.Parameter) -> Coefficients:
 
 
 def ask_with(parameter: ng.p.Parameter, candidate: Candidate) -> None:
-    """Say how a parameter that is about to be asked is to be evaluated: as this candidate, but for its coefficients."""
+    """Say how a parameter that is about to be asked is to be evaluated: as this candidate of its coefficients."""
     parameter._meta[_ASKED_WITH] = candidate
 
 
@@ -135,9 +134,9 @@ def candidate_of(parameter: ng.p.Parameter) -> Candidate:
 
     Nevergrad's own optimizers say nothing but coefficients, and get plain evaluations.
     """
-    coefficients = np.asarray(parameter.value, dtype=np.float64)
-    asked: Candidate = parameter._meta.get(_ASKED_WITH, Candidate(coefficients))
-    return dataclasses.replace(asked, coefficients=coefficients)
+    plain = Candidate(np.asarray(parameter.value, dtype=np.float64))
+    asked: Candidate = parameter._meta.get(_ASKED_WITH, plain)
+    return asked
 
 
 def attach_evaluation(parameter: ng.p.Parameter, evaluation: Evaluation | None) -> None:

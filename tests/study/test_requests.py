@@ -46,7 +46,7 @@ class Descent(ng.optimizers.base.Optimizer):  # type: ignore[misc]
         parameter = self.parametrization.spawn_child(new_value=self._at)
         if self._asks % 3 != 2:
             noise = Noise("gradient", self._asks + self._shift)
-            ask_with(parameter, Candidate(self._at, images=20, noise=noise, gradient=True))
+            ask_with(parameter, Candidate(parameter.value, images=20, noise=noise, gradient=True))
         self._asks += 1
         return parameter
 
