@@ -101,7 +101,7 @@ def _samplers(
     guidance = None
     if checked.guidance is not None:
         guidance = (checked.guidance.scale, checked.guidance.null_label)
-    labels = ClassLabels.choose(checked.labels, classes=folder.classes, guidance=guidance)
+    labels = ClassLabels.choose(checked.labels, classes=folder.classes, null_label=folder.null_label, guidance=guidance)
     noise = checked.noise(image_shape, labels)
     network = folder.network()
 

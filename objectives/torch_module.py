@@ -33,7 +33,7 @@ from pydantic import Field, JsonValue
 from torch import nn
 
 from lcsc_opt.base.errors import ObjectiveError
-from lcsc_opt.base.imports import import_dotted
+from lcsc_opt.base.imports import has_parameter, import_dotted
 from lcsc_opt.base.paths import BuildContext
 from lcsc_opt.base.settings import AlsoSettings, Count, parse_settings, second_of
 from lcsc_opt.objective.merge_sample_score import MergeSampleScore
@@ -60,6 +60,13 @@ class Settings(ImageObjectiveSettings, AlsoSettings):
         Raises:
             ObjectiveError: a function cannot be imported, or the first one makes no network.
         """
+        function = import_dotted(self.sampler, setting="sampler", functions=context.functions)
+        needs_labels = has_parameter(function, "labels", required=True) and "labels" not in self.sampler_settings
+        if self.classes is None and (needs_labels or self.labels is not None):
+            raise ObjectiveError(
+                f"sampler: {self.sampler} gets labels where two settings say which: classes, how many there are, and "
+                "labels: balanced, random, or one of them"
+            )
         labels = ClassLabels.choose(self.labels, classes=self.classes)
         if network is None:
             network = _network(self, context)
@@ -68,7 +75,7 @@ class Settings(ImageObjectiveSettings, AlsoSettings):
             names = f"{self.model} {self.model_settings}, {self.sampler}"
         return FunctionSampler(
             network,
-            import_dotted(self.sampler, setting="sampler", functions=context.functions),
+            function,
             nfe=self.nfe,
             noise=self.noise(self.image_shape, labels),
             options=self.sampler_settings,

@@ -17,6 +17,9 @@ The command line prints the line and leaves with ``exit_status``: 1 for a search
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
+
 
 class LcscError(Exception):
     """Base of all errors; raised itself by what writes figures and reports.
@@ -81,3 +84,14 @@ RAISED_BY_USERS = (Exception, SystemExit)
 def one_line(error: BaseException) -> str:
     """``ValueError: what it says``, of an exception that somebody else raised."""
     return " ".join(f"{type(error).__name__}: {error}".split())
+
+
+@contextlib.contextmanager
+def raised_as(error: type[LcscError], subject: str) -> Iterator[None]:
+    """What code of a user's raises in here becomes an error of ours: ``SUBJECT raised ValueError: what it says``."""
+    try:
+        yield
+    except LcscError:
+        raise
+    except RAISED_BY_USERS as raised:
+        raise error(f"{subject} raised {one_line(raised)}") from raised

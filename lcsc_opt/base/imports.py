@@ -117,12 +117,16 @@ def import_dotted(
     return function  # type: ignore[no-any-return]
 
 
-def has_parameter(function: Callable[..., Any], name: str) -> bool:
-    """Whether a function has a parameter of this name; ``False`` where Python cannot tell, as of some built-in ones."""
+def has_parameter(function: Callable[..., Any], name: str, *, required: bool = False) -> bool:
+    """Whether a function has a parameter of this name; ``False`` where Python cannot tell, as of some built-in ones.
+
+    With ``required``: whether it has one without a default.
+    """
     try:
-        return name in inspect.signature(function).parameters
+        parameters = inspect.signature(function).parameters
     except ValueError:
         return False
+    return name in parameters and not (required and parameters[name].default is not inspect.Parameter.empty)
 
 
 EXTRAS = {

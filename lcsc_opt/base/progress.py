@@ -21,7 +21,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from lcsc_opt.base.streams import is_terminal, printable, write_message
+from lcsc_opt.base.streams import has_no_columns, is_terminal, printable, write_message
 
 SLOW_SECONDS = 1.0  # without a line, of which a user wonders
 STILL_SECONDS = 4.0  # after which what has no steps to count says that it goes on
@@ -248,7 +248,7 @@ def _way_to_show(after: float) -> tuple[Any, dict[str, Any]]:
         from tqdm.auto import tqdm as bar_of_notebook
 
         return bar_of_notebook, {"delay": after}
-    if is_terminal(sys.stderr):
+    if is_terminal(sys.stderr) and not has_no_columns(sys.stderr):
         return tqdm, {"file": sys.stderr, "dynamic_ncols": True, "delay": after}
     every = after or _LINE_SECONDS
     # the file takes what tqdm writes beside its states; "miniters" has it look at the clock at each step

@@ -63,6 +63,14 @@ def is_terminal(stream: TextIO | None) -> bool:
         return False
 
 
+def has_no_columns(stream: TextIO) -> bool:
+    """Whether a terminal has a width of zero, as where nobody told it its size: nothing can be drawn there."""
+    try:
+        return os.get_terminal_size(stream.fileno()).columns == 0
+    except (AttributeError, ValueError, OSError):  # no file, or a terminal that does not say
+        return False
+
+
 def results_on_a_descriptor_of_their_own() -> None:
     """Standard output moves: what compiled libraries and other processes write to the usual one goes to standard error.
 

@@ -144,7 +144,8 @@ def run(arguments: Sequence[str]) -> int:
         if type(error).__name__ == "NoArgsIsHelpError":
             sys.stdout.write(f"{error.format_message()}\n")
         else:
-            log.error("%s", " ".join(error.format_message().split()))
+            message = error.format_message().replace("Value error, ", "")  # of pydantic, which newer versions contain
+            log.error("%s", " ".join(message.split()))
         return 2
     except (KeyboardInterrupt, typer.Abort):
         status = _INTERRUPTED

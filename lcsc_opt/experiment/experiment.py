@@ -53,7 +53,7 @@ from lcsc_opt.experiment.rehearsal import Rehearsal, about, rehearse, warning_of
 from lcsc_opt.experiment.report import is_reported, make_report
 from lcsc_opt.experiment.timing import evaluations_in, report_seconds, searches_seconds
 from lcsc_opt.exports.images import attach_images
-from lcsc_opt.objective.checkpoints_alone import checkpoints_written_again
+from lcsc_opt.objective.checkpoints_alone import checkpoint_changes
 from lcsc_opt.objective.contract import Objective
 from lcsc_opt.objective.loading import load_objective, verify_weights
 from lcsc_opt.objective.of_study import ObjectiveLoader, code_now, moved
@@ -143,13 +143,16 @@ class Experiment:
         if self._accept or self._before is None:
             return
         changed = self._code_changes("decides")
-        if not changed and checkpoints_written_again(self._before, self._objectives.context.files):
+        checkpoints = checkpoint_changes(self._before, self._objectives.context.files)
+        if not changed and checkpoints.written_again:
             changed = "its checkpoints were written again"
         if changed:
             raise StudyStoreError(
                 f"{spec.name}: finished before this changed: {changed}. Give the new search another name: lcsc run "
                 f"FILE name=NEW; {ACCEPT}"
             )
+        if checkpoints.has_later_steps:
+            notice(f"{self.name}: there are newer checkpoints now; to search with these: lcsc run FILE name=NEW")
 
     def _code_changes(self, part: str) -> str:
         """What of the stored code is other by now; what is no longer there counts as unchanged. Nothing is loaded.

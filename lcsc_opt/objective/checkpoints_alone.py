@@ -20,7 +20,7 @@ from lcsc_opt.objective.loading import make_importable
 from lcsc_opt.objective.settings import CheckpointSettings
 from lcsc_opt.sampling.network import NetworkSettings
 from lcsc_opt.trajectory import Trajectory
-from lcsc_opt.trajectory.continuing import changes_at, find_packed
+from lcsc_opt.trajectory.continuing import Changes, changes_at, find_packed
 
 
 class CheckpointsAlone(Objective):
@@ -87,15 +87,15 @@ class CheckpointsAlone(Objective):
         return alone
 
 
-def checkpoints_written_again(experiment: Attributes, files: Path) -> bool:
-    """Whether the files of an experiment's checkpoints are others by now, by their sizes and times; none is read."""
+def checkpoint_changes(experiment: Attributes, files: Path) -> Changes:
+    """What has changed of the files of an experiment's checkpoints, by their sizes and times; none is read."""
     context = stored_context(experiment, files)
     if context.checkpoints is None:
-        return False
+        return Changes()
     settings = _checkpoint_settings(experiment["objective"]["settings"])
     if settings is None:
-        return False
-    return changes_at(settings.pack_request(context), context.checkpoints).written_again
+        return Changes()
+    return changes_at(settings.pack_request(context), context.checkpoints)
 
 
 def stored_context(experiment: Attributes, files: Path) -> BuildContext:

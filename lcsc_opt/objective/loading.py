@@ -14,7 +14,7 @@ from typing import Any
 
 from lcsc_opt.base.catalog import find, load_file
 from lcsc_opt.base.code import code_of_settings
-from lcsc_opt.base.errors import RAISED_BY_USERS, LcscError, StudySpecError, one_line
+from lcsc_opt.base.errors import StudySpecError, raised_as
 from lcsc_opt.base.files import same_working_folder
 from lcsc_opt.base.imports import has_parameter
 from lcsc_opt.base.paths import BuildContext
@@ -93,11 +93,7 @@ def _built(path: Path, build: Callable[..., Any], settings: dict[str, Any], cont
     Raises:
         LcscError: as ``build`` raises it; a :class:`StudySpecError` in place of all other exceptions.
     """
-    try:
+    with raised_as(StudySpecError, f"{path}: build"):
         if has_parameter(build, "context"):
             return build(settings, context=context)
         return build(settings)
-    except LcscError:
-        raise
-    except RAISED_BY_USERS as error:
-        raise StudySpecError(f"{path}: build raised {one_line(error)}") from error

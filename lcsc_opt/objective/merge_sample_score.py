@@ -12,6 +12,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from lcsc_opt.base.errors import ObjectiveError, raised_as
 from lcsc_opt.base.progress import notice
 from lcsc_opt.base.records import (
     CONTIGUOUS,
@@ -182,8 +183,13 @@ class MergeSampleScore(StagedObjective):
 
     @torch.no_grad()
     def _few_images(self) -> tuple[Tensor, list[str] | None]:
-        """Two images of the weights that are in the network, and their prompts."""
-        return self.sampler.sample(SEARCH, 0, 2), prompts_of(self.sampler, SEARCH, 0, 2)
+        """Two images of the weights that are in the network, and their prompts.
+
+        Raises:
+            ObjectiveError: the sampler cannot sample them.
+        """
+        with raised_as(ObjectiveError, "sampling"):
+            return self.sampler.sample(SEARCH, 0, 2), prompts_of(self.sampler, SEARCH, 0, 2)
 
     def describe(self) -> dict[str, Any]:
         """The trajectory's hash, the sampler, the loss with extractors and references, and the number of images."""

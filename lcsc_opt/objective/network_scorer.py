@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from lcsc_opt.base.errors import RAISED_BY_USERS, LcscError, ObjectiveError, one_line
+from lcsc_opt.base.errors import RAISED_BY_USERS, LcscError, ObjectiveError, one_line, raised_as
 from lcsc_opt.base.files import same_working_folder
 from lcsc_opt.base.imports import has_parameter
 from lcsc_opt.base.progress import notice, without_bars
@@ -241,13 +241,8 @@ class NetworkScorer:
         Raises:
             ObjectiveError: it fails all the same.
         """
-        try:
-            with same_working_folder(), without_bars():
-                self._metrics(draw)
-        except LcscError:
-            raise
-        except RAISED_BY_USERS as error:
-            raise ObjectiveError(f"score: {self._name}: raised {one_line(error)}") from error
+        with raised_as(ObjectiveError, f"score: {self._name}:"), same_working_folder(), without_bars():
+            self._metrics(draw)
 
     def statistics(self, weights: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         """Statistics of batch normalization, if they are estimated again."""

@@ -24,6 +24,7 @@ from lcsc_opt.base.study_spec import ModelKind, experiment_name
 from lcsc_opt.checkpoints.lora import ADAPTER_CONFIG
 from lcsc_opt.checkpoints.reading import read_checkpoint, read_init_arguments, searched_key
 from lcsc_opt.sampling.diffusers_folder import DiffusersFolder
+from lcsc_opt.sampling.noise import guidance_advice
 from lcsc_opt.trajectory import Trajectory
 from lcsc_opt.trajectory.sources import PackRequest
 
@@ -165,21 +166,21 @@ def _of_diffusers(run: _Run) -> tuple[str, Facts]:
     with contextlib.suppress(ObjectiveError):
         model.image_shape()
         facts["image_shape"] = None  # the configuration says it, so the study file need not
-    facts["labels"] = _labels(model.classes)
+    facts["labels"] = _labels(model)
     if not _makes_latents(model.model.get("in_channels")):
         facts["decoder"] = None
     return "diffusers", facts
 
 
-def _labels(classes: int | None) -> str | None:
+def _labels(model: DiffusersFolder) -> str | None:
     """The setting ``labels``: all classes in turn; ``None`` if the model has none.
 
-    Whether the last one stands for no class, as in guidance, is known to the user alone.
+    Whether the last one stands for no class, as in guidance, is mostly known to the user alone.
     """
+    classes = model.classes
     if classes is None:
         return None
-    last = classes - 1
-    return f"balanced  # classes 0 to {last}; if {last} means no class, add guidance: {{scale: 1, null_label: {last}}}"
+    return f"balanced  # classes 0 to {classes - 1}; {guidance_advice(classes, model.null_label)}"
 
 
 _SAMPLER = (

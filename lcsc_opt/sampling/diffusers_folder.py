@@ -112,6 +112,13 @@ class DiffusersFolder:
             return classes
         return None
 
+    @property
+    def null_label(self) -> int | None:
+        """The label that stands for no class, of a model that has one beside its classes, as DiT; else ``None``."""
+        if self.model.get("num_class_embeds"):
+            return None
+        return self.model.get("num_embeds_ada_norm")  # its embedding has a row more
+
 
 def find_diffusers_class(name: str, base: str) -> Any:
     """The class of this name in diffusers, if it is derived from its class ``base`` and made of a configuration.

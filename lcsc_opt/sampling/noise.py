@@ -48,14 +48,26 @@ class ClassLabels:
 
     @classmethod
     def choose(
-        cls, labels: Labels | None, *, classes: int | None, guidance: tuple[float, int] | None = None
+        cls,
+        labels: Labels | None,
+        *,
+        classes: int | None,
+        null_label: int | None = None,
+        guidance: tuple[float, int] | None = None,
     ) -> ClassLabels | None:
-        """The labels of a model with ``classes`` classes (``None``: an unconditional one) from its settings.
+        """The labels of a model from its settings.
 
-        If the null label is the last of the model's classes, that class is not sampled.
+        If guidance's null label is the last of the classes, that class is not sampled.
+
+        Args:
+            labels: how they are chosen.
+            classes: of the model; ``None`` of an unconditional one.
+            null_label: what stands for no class, if the model has a label for that beside its classes.
+            guidance: as of the class.
 
         Raises:
-            ObjectiveError: labels for a model without classes, or none for a model with classes.
+            ObjectiveError: labels for a model without classes, none for a model with classes, or another null label
+                than the model has.
         """
         if classes is None:
             if labels is not None:
@@ -64,11 +76,12 @@ class ClassLabels:
                 raise ObjectiveError("guidance: the model has no classes; leave it out")
             return None
         if labels is None:
-            last = classes - 1
             raise ObjectiveError(
-                f"labels: the model has {classes} classes; give balanced, random, or one of them; if {last} means no "
-                f"class, guidance: {{scale: 1, null_label: {last}}}, too"
+                f"labels: the model has {classes} classes; give balanced, random, or one of them; "
+                f"{guidance_advice(classes, null_label)}"
             )
+        if guidance is not None:
+            _check_null_label(guidance[1], classes, null_label)
         if guidance is not None and guidance[1] == classes - 1:
             classes -= 1
         return cls(classes, labels, guidance)
@@ -79,6 +92,22 @@ class ClassLabels:
         if self.guidance is not None:
             guidance = list(self.guidance)
         return {"classes": self.classes, "labels": self.labels, "guidance": guidance}
+
+
+def guidance_advice(classes: int, null_label: int | None) -> str:
+    """What a user is told of guidance: with a null label that is the model's own, or with the last of its classes."""
+    if null_label is not None:
+        return f"for classifier-free guidance, add guidance: {{scale: 1.5, null_label: {null_label}}}"
+    last = classes - 1
+    return f"if {last} means no class, add guidance: {{scale: 1, null_label: {last}}}"
+
+
+def _check_null_label(given: int, classes: int, null_label: int | None) -> None:
+    """Raise ObjectiveError if a model has no such label, or another one that stands for no class."""
+    if null_label is not None and given != null_label:
+        raise ObjectiveError(f"guidance.null_label: {null_label} stands for no class in this model, got {given}")
+    if null_label is None and given >= classes:
+        raise ObjectiveError(f"guidance.null_label: the model has the labels 0 to {classes - 1}, got {given}")
 
 
 class ImageNoise:

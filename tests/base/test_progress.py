@@ -1,11 +1,16 @@
 from __future__ import annotations
 
+import fcntl
 import functools
 import io
 import logging
+import os
+import pty
 import re
+import struct
 import subprocess
 import sys
+import termios
 import threading
 import time
 from pathlib import Path
@@ -210,3 +215,19 @@ def test_bars_of_a_users_code_are_left_out_and_ours_are_shown(
     assert set(re.findall("steps[a-z ]*|features", capsys.readouterr().err)) == {"features"}
     sample("steps of a script")
     assert "steps of a script: 100%" in capsys.readouterr().err
+
+
+def test_a_terminal_without_a_size_gets_lines_and_no_bar(monkeypatch: pytest.MonkeyPatch) -> None:
+    ours, terminal = pty.openpty()
+    with os.fdopen(ours, "rb") as shown_there, os.fdopen(terminal, "w") as stderr:
+        os.set_blocking(ours, False)
+        monkeypatch.setattr(sys, "stderr", stderr)
+        monkeypatch.setattr(module, "_LINE_SECONDS", 1e-9)
+        for columns, is_bar in ((80, True), (0, False)):
+            fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
+            with progress("searching", 2) as advance:
+                advance()
+                advance()
+            shown = shown_there.read()
+            assert b"searching: 100%" in shown
+            assert (b"\r" in shown.replace(b"\r\n", b"\n")) == is_bar

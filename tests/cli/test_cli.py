@@ -107,7 +107,7 @@ def test_run_compare_and_export_end_to_end(ran: Path, typed: Typed) -> None:
     drawn = json.loads(Path("curves.json").read_text())
     assert "(s)" in drawn["layout"]["xaxis"]["title"]["text"]
     assert {"LCSC", "CMA"} <= {trace.get("name", "").split(" ")[0] for trace in drawn["data"]}
-    assert "'sheep' is not one of 'evaluations'" in typed.refused("compare", "tiny", "--axis", "sheep")
+    assert "for '--axis': 'sheep' is not one of 'evaluations'" in typed.refused("compare", "tiny", "--axis", "sheep")
     assert "expected a file that ends in" in typed.refused("compare", "tiny", "--plot", "curves.jpg")
     assert lcsc(["report", "tiny", "--output", "page.html"]) == 0
     assert "tiny/LCSC/1" in Path("page.html").read_text()
@@ -178,6 +178,8 @@ def test_studies_are_listed_and_shown(ran: Path, typed: Typed) -> None:
     assert shown["optimizer_options"] == {"step_size": 0.05}
     assert shown["checkpoints"] == len(shown["coefficients"]) == 20
     assert typed.refused("show", "tiny/CMA").endswith("; its studies are: tiny/CMA/0")
+    Path("tiny/CMA/0").mkdir(parents=True)  # a run's folder, whose name the experiment has
+    assert typed.json("show", "tiny/CMA/0") == shown
     printed = typed("show", "tiny/CMA/0").out
     assert not re.search(r"^(maximized|failed|images)\b", printed, re.M), "nothing failed, and no images were sampled"
     assert "step_size: 0.05" in printed

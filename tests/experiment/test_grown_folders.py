@@ -186,9 +186,10 @@ def test_a_training_loop_that_goes_on_writing_disturbs_nobody(typed: Typed) -> N
     with TrajectoryWriter("runs") as writer:
         for step in STEPS:
             writer.append(step, state_dict(step))
-    assert lcsc(RUN) == 0
+    assert "newer checkpoints" not in typed(*RUN).err + typed(*RUN).err
     with TrajectoryWriter("runs", resume=30) as writer:
         writer.append(40, state_dict(40))
+    assert "there are newer checkpoints now" in typed(*RUN).err
     assert "has changed; continuing with" in typed("run", NAME, "--budget", "6").err
     assert lcsc(["export", NAME, "-o", "model.safetensors"]) == 0
     merged = Trajectory.open("runs", steps=STEPS).merge(load_study(NAME).coefficients)

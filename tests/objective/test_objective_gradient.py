@@ -19,6 +19,7 @@ from lcsc_opt.coefficients.profiles import ema_coefficients
 from lcsc_opt.metrics import Reference
 from lcsc_opt.objective.merge_sample_score import MergeSampleScore
 from lcsc_opt.sampling import FunctionSampler, ImageNoise, NetworkSettings
+from lcsc_opt.sampling.base import ModuleWeights
 from lcsc_opt.trajectory import Trajectory, TrajectoryWriter
 from tests.metrics.examples import suite
 from tests.sampling.test_gradient_sampling import BUILD, CPU, SHAPE, Smooth, consistency, function, two_steps
@@ -49,10 +50,12 @@ class Features:
         return torch.tanh(images.flatten(1) @ self.matrix.to(images.dtype))
 
 
-def build(trajectory: Trajectory, sampler: Any, *, loss: Any = "fid", **changes: Any) -> MergeSampleScore:
+def build(
+    trajectory: Trajectory, sampler: Any, *, loss: Any = "fid", extractor: str = "inception", **changes: Any
+) -> MergeSampleScore:
     settings = {"images": 50, "batch_size": 16, **changes}
     images = torch.rand(200, *SHAPE, generator=torch.Generator().manual_seed(2), dtype=torch.float64) * 2 - 1
-    scores = suite({"inception": Reference.of_features(Features(), Features()(images).numpy())}, loss=loss)
+    scores = suite({extractor: Reference.of_features(Features(), Features()(images).numpy())}, loss=loss)
     return MergeSampleScore(trajectory, sampler, scores, **settings)
 
 
@@ -188,6 +191,19 @@ def test_a_function_that_cuts_the_graph_is_refused_once_a_gradient_is_wanted(tra
     assert math.isfinite(objective(EMA))
     with pytest.raises(ObjectiveError, match=r"the images of .* have no autograd graph"):
         gradient(objective)
+
+
+def test_a_sampler_that_fails_before_anything_was_evaluated_is_one_line(trajectory: Trajectory) -> None:
+    class Failing(OwnSampler):
+        def __init__(self) -> None:
+            self.weights = ModuleWeights(Smooth())
+            self.recomputed = 0
+
+        def sample(self, noise: Noise, start: int, stop: int) -> Tensor:
+            raise IndexError("index out of range\nin self")
+
+    with pytest.raises(ObjectiveError, match="sampling raised IndexError: index out of range in self"):
+        build(trajectory, Failing(), loss="fid@own:features", extractor="own:features").why_no_gradient()
 
 
 class Kinked(Smooth):

@@ -87,12 +87,24 @@ def test_a_model_that_is_named_says_what_the_folder_of_the_checkpoints_does_not(
     assert (settings["model"], missing) == ("out", {"reference"})
 
 
-def test_shapes_classes_and_latents_are_read_from_the_configuration() -> None:
-    diffusers_run(sample_size=None, num_class_embeds=5, in_channels=4)
+@pytest.mark.parametrize(
+    ("classes", "advice"),
+    [
+        ("num_class_embeds", "classes 0 to 4; if 4 means no class, add guidance: {scale: 1, null_label: 4}"),
+        # the null label of DiT is a row beside those of its classes
+        (
+            "num_embeds_ada_norm",
+            "classes 0 to 4; for classifier-free guidance, add guidance: {scale: 1.5, null_label: 5}",
+        ),
+    ],
+)
+def test_shapes_classes_and_latents_are_read_from_the_configuration(classes: str, advice: str) -> None:
+    config: dict[str, Any] = {"sample_size": None, classes: 5, "in_channels": 4}
+    diffusers_run(**config)
     settings, missing = init("diffusers", "out")
     assert missing == {"reference", "image_shape", "decoder"}
     assert settings["labels"] == "balanced"
-    assert "if 4 means no class, add guidance: {scale: 1, null_label: 4}" in Path("study.yaml").read_text()
+    assert advice in Path("study.yaml").read_text()
 
 
 def test_a_network_that_reads_text_needs_its_pipeline_and_prompts() -> None:

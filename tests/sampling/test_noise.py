@@ -114,20 +114,31 @@ def test_balanced_labels_take_turns_and_random_labels_belong_to_an_image_a_group
 
 
 def test_the_null_class_at_the_end_is_not_sampled() -> None:
-    for null_label, classes in ((10, 10), (0, 11), (1000, 11)):
-        labels = ClassLabels.choose("balanced", classes=11, guidance=(2.0, null_label))
+    for null_label, of_model, classes in ((10, None, 10), (0, None, 11), (11, 11, 11)):
+        labels = ClassLabels.choose("balanced", classes=11, null_label=of_model, guidance=(2.0, null_label))
         assert labels is not None
         assert labels.classes == classes
 
 
 @pytest.mark.parametrize(
-    ("labels", "guidance", "classes", "message"),
+    ("labels", "guidance", "classes", "null_label", "message"),
     [
-        ("balanced", None, None, "labels: the model has no classes"),
-        (None, None, 10, "labels: the model has 10 classes; .*if 9 means no class, guidance: .*null_label: 9"),
-        (10, (2.0, 10), 11, "classes 0 to 9, got 10"),
+        ("balanced", None, None, None, "labels: the model has no classes"),
+        (
+            None,
+            None,
+            10,
+            None,
+            "labels: the model has 10 classes; .*if 9 means no class, .*null_label: 9",
+        ),
+        (None, None, 10, 10, "labels: the model has 10 classes; .*guidance: .*null_label: 10"),
+        (10, (2.0, 10), 11, None, "classes 0 to 9, got 10"),
+        ("balanced", (2.0, 9), 10, 10, "guidance.null_label: 10 stands for no class in this model, got 9"),
+        ("balanced", (2.0, 11), 11, None, "guidance.null_label: the model has the labels 0 to 10, got 11"),
     ],
 )
-def test_labels_that_do_not_suit_the_model_are_refused(labels: Any, guidance: Any, classes: Any, message: str) -> None:
+def test_labels_that_do_not_suit_the_model_are_refused(
+    labels: Any, guidance: Any, classes: Any, null_label: Any, message: str
+) -> None:
     with pytest.raises(ObjectiveError, match=message):
-        ClassLabels.choose(labels, classes=classes, guidance=guidance)
+        ClassLabels.choose(labels, classes=classes, null_label=null_label, guidance=guidance)

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import Field, model_validator
 
-from lcsc_opt.base.errors import MetricError
+from lcsc_opt.base.errors import MetricError, raised_as
 from lcsc_opt.base.files import write_atomically
 from lcsc_opt.base.paths import expanded_path
 from lcsc_opt.base.progress import notice, progress
@@ -326,7 +326,9 @@ class _Builder:
         blocks: list[Rows] = []
         with progress(f"features of the reference ({self.extractor.name})", images.count) as advance:
             for batch in images.batches(self.batch_size):
-                features = features_in_parts(self.extractor, batch).float().cpu()
+                size = "x".join(map(str, batch.shape[1:]))
+                with raised_as(MetricError, f"reference: {self.alias}, given images of {size},"):
+                    features = features_in_parts(self.extractor, batch).float().cpu()
                 moments.update(features)
                 if features_file is not None:
                     blocks.append(np.ascontiguousarray(features.numpy()))

@@ -237,3 +237,13 @@ def test_statistics_alone_are_of_any_size():
     for shape in [(1, 4, 4), (1, 2, 8)]:
         metrics.update(torch.rand(5, *shape))
     assert metrics.compute()[0] > 0
+
+
+def test_real_images_that_an_extractor_does_not_take_are_named_with_their_size(tmp_path):
+    class Refusing(Pixels):
+        def __call__(self, images):
+            return images.flatten(1) @ torch.zeros(5, D)
+
+    refused = r"reference: mine, given images of 3x2x2, raised RuntimeError: .*shape"
+    with pytest.raises(MetricError, match=refused):
+        build(write_folder(tmp_path / "real"), "mine", Refusing())
