@@ -83,6 +83,8 @@ def export(
         held_out: Any = recipe.held_out["loss"]
         line += f", held-out {number(held_out)}"
     say(line)
+    if recipe.sampler:
+        say(f"it is tuned to the sampler of its search, whose settings lcsc show {out} prints")
     report = chosen.report
     if report is not None and chosen.model.name == report.answer:
         for warning in report.warnings:

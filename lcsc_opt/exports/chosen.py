@@ -21,6 +21,9 @@ from lcsc_opt.database.store import Contents, StoredStudy, read_contents
 from lcsc_opt.database.urls import files_directory
 from lcsc_opt.objective.checkpoints_alone import CheckpointsAlone
 
+# how the names begin of what a description of a sampler says of how to sample; others are networks, prompts and seeds
+_OF_SAMPLER = ("sampler", "schedule", "step", "labels", "guidance")
+
 
 @dataclasses.dataclass(frozen=True)
 class Chosen:
@@ -29,7 +32,8 @@ class Chosen:
     Attributes:
         experiment: its name.
         model: what is handed out.
-        measured: ``loss`` and ``metrics`` of the search, and ``held_out`` of the report, as far as they are known.
+        measured: ``loss``, ``metrics`` and ``sampler`` of the search, and ``held_out`` of the report, as far as they
+            are known.
         report: of the experiment; ``None`` before there is one.
         stored: the attributes of the experiment.
         rows: the rule of the model's rows of coefficients, such as ``layers``; ``None`` for one row.
@@ -106,6 +110,9 @@ class Chosen:
             if on_held_out is not None:
                 measured["held_out"] = {**on_held_out.means(report.sign), "sampler": report.parts[0].sampler}
         stored = contents.experiments[experiment]
+        sampler = stored["problem"]["decides"]["objective"].get("sampler")
+        if isinstance(sampler, Mapping):  # else it is what a user's own objective calls so
+            measured["sampler"] = {name: value for name, value in sampler.items() if name.startswith(_OF_SAMPLER)}
         files = files_directory(storage.url)
         first_study = next(iter(contents.of(experiment)))
         return cls(experiment, model, measured, report, stored, rows, files, first_study)

@@ -78,6 +78,7 @@ class Recipe(pydantic.BaseModel):
         loss: the loss of the search, or the score that it maximized; ``None`` without a search.
         metrics: that the search measured.
         held_out: the held-out report, where there is one.
+        sampler: how the search made images, to which the model is tuned; ``None`` if it made none.
         lcsc_opt: the version of this library.
         versions: the versions of the packages that it was computed with.
     """
@@ -102,6 +103,7 @@ class Recipe(pydantic.BaseModel):
     loss: float | None = None
     metrics: dict[str, pydantic.JsonValue] = {}
     held_out: dict[str, pydantic.JsonValue] | None = None
+    sampler: dict[str, pydantic.JsonValue] | None = None
     lcsc_opt: str
     versions: dict[str, str | None] = {}
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import diffusers
 import numpy as np
 import pytest
 import torch
@@ -26,6 +27,8 @@ from lcsc_opt.exports.chosen import Chosen
 from lcsc_opt.exports.merging import export, merge, rebuild
 from lcsc_opt.exports.writing import Destination
 from lcsc_opt.objective.contract import CoefficientFunction, Objective
+from lcsc_opt.sampling import DiffusersSampler, ImageNoise, SchedulerSettings
+from lcsc_opt.sampling.diffusers_sampler import public_keys
 from lcsc_opt.trajectory import Trajectory, TrajectoryWriter
 from lcsc_opt.trajectory.sources import PackRequest
 from tests.history_examples import reported
@@ -81,6 +84,30 @@ def network() -> Any:
 @pytest.fixture
 def objective(network: Any, tmp_path: Path) -> Objective:
     return objective_over(pack_random(tmp_path / "run.trajectory", network.state_dict()), network)
+
+
+def test_a_recipe_makes_the_scheduler_of_its_search(
+    url: str, objective: Objective, network: Any, tmp_path: Path
+) -> None:
+    scheduler = diffusers.DPMSolverMultistepScheduler(timestep_spacing="leading")
+    settings = SchedulerSettings(steps=4)
+    described = DiffusersSampler(network, scheduler, settings, noise=ImageNoise(0, (1, 8, 8))).describe()
+    nothing: dict[str, Any] = {"settings": {}, "objective": {}, "code": {}}
+    decides = {**nothing, "file": "own.py", "objective": {"sampler": described}}
+    storage = open_storage(url, write=True)
+    write_experiment(storage, "small", steps=list(STEPS), problem={"decides": decides, "reported": nothing})
+    study = StoredStudy.open_or_create(storage, NAME, {"specification": {"space": {"rows": None}}})
+    study.finish(study.add_candidate(Candidate(COEFFICIENTS)), Evaluation(2.5, {}))
+    export(Chosen.of(storage, NAME), objective, Destination.of(tmp_path / "best"))
+    text = (tmp_path / "best" / "lcsc_recipe.json").read_text()
+    assert "Infinity" not in text, "which is not JSON"
+    sampler = json.loads(text)["sampler"]
+    made = diffusers.DPMSolverMultistepScheduler.from_config(sampler["scheduler"])
+    assert public_keys(made.config) == public_keys(scheduler.config)
+    assert made.config.timestep_spacing == "leading"
+    assert made.config.lambda_min_clipped == scheduler.config.lambda_min_clipped
+    assert sampler["steps"] == {"num_inference_steps": 4}
+    assert "architecture" not in sampler
 
 
 def test_which_trial_of_a_study_is_chosen(study: StoredStudy) -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from lcsc_opt.base.paths import KnownCheckpoints
 from lcsc_opt.base.study_spec import ObjectiveSpec
-from lcsc_opt.objective.checkpoints_alone import CheckpointsAlone, checkpoints_written_again
+from lcsc_opt.objective.checkpoints_alone import CheckpointsAlone, checkpoint_changes
 from lcsc_opt.objective.of_study import known_checkpoints, moved
 
 
@@ -33,5 +33,5 @@ def test_settings_of_these_names_may_mean_something_else_in_an_objective_of_the_
     stored: dict[str, Any] = {"checkpoints": "0" * 64, "steps": [1, 2], "directory": None, "places": {}}
     stored["objective"] = {"file": spec.file, "settings": spec.settings}
     assert known_checkpoints(spec, None, stored) == KnownCheckpoints("0" * 64, (1, 2))
-    assert not checkpoints_written_again(stored, tmp_path)
+    assert not any(checkpoint_changes(stored, tmp_path))
     assert CheckpointsAlone.of(stored, None, tmp_path) is None
