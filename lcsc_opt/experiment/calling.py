@@ -120,8 +120,8 @@ def search(
         images: how many an evaluation of the search samples; 10,000 by default.
         loss: of images: ``fdr`` (the default), ``fid``, ``fid@EXTRACTOR``, or metric → weight.
         settings: what else the objective has, by the names of a study file: ``key`` (which state dict of each file),
-            ``select`` (which checkpoints), ``device``, ``dtype``, ``batch_size``, ``nfe``, ``keep`` and others
-            (docs/reference.md).
+            ``select`` (which checkpoints), ``classes`` and ``labels`` (of a ``sample`` that takes ``labels``),
+            ``device``, ``dtype``, ``batch_size``, ``nfe``, ``keep`` and others (docs/reference.md).
 
     Raises:
         LcscError: the arguments, the checkpoints or the database cannot be used, a function raised an error, or a
