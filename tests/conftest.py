@@ -116,6 +116,7 @@ def nothing_depends_on_time(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr("lcsc_opt.sampling.layout.SECONDS_TO_SHORTEN", math.inf)
     if "lcsc_opt.experiment.rehearsal" in sys.modules:
         monkeypatch.setattr("lcsc_opt.experiment.rehearsal.TIMED_SECONDS", math.inf)
+        monkeypatch.setattr("lcsc_opt.experiment.rehearsal.SLOW_SECONDS", math.inf)
 
 
 @pytest.fixture(autouse=True)

@@ -24,7 +24,7 @@ from lcsc_opt.objective.contract import Objective
 
 NOTICED_SECONDS = 1.0  # the first evaluation in a process takes longer than others
 TIMED_SECONDS = 1.0  # of an evaluation, which say enough
-_SLOW_SECONDS = 10.0  # what takes as long is timed again with as many images, since it may have loaded something
+SLOW_SECONDS = 10.0  # what takes as long is timed again with as many images, since it may have loaded something
 _LEAST_SLOPE = 0.2  # of the mean: times are noisy
 _MORE_IMAGES = 4  # times the images of the evaluation before
 _MOSTLY_CALLS = 0.8  # of the time that a quarter of the images takes: nearly all of it is the calls'
@@ -222,7 +222,7 @@ class _Timing:
         has_told = is_telling and not candidate.gradient
         most = max(first.cost.images, self._trial_images)
         images = first.cost.images
-        if first.seconds < _SLOW_SECONDS:
+        if first.seconds < SLOW_SECONDS:
             images *= _MORE_IMAGES
         while not has_told:
             images = min(images, most)
