@@ -47,6 +47,7 @@ from lcsc_opt.sampling import (
     SchedulerSettings,
     build_scheduler,
 )
+from lcsc_opt.sampling.noise import guidance_advice
 
 
 class GuidanceSettings(FrozenModel):
@@ -101,7 +102,12 @@ def _samplers(
     guidance = None
     if checked.guidance is not None:
         guidance = (checked.guidance.scale, checked.guidance.null_label)
-    labels = ClassLabels.choose(checked.labels, classes=folder.classes, null_label=folder.null_label, guidance=guidance)
+    advice = ""
+    if folder.classes is not None:
+        advice = f"; {guidance_advice(folder.classes, folder.null_label)}"
+    labels = ClassLabels.choose(
+        checked.labels, classes=folder.classes, null_label=folder.null_label, guidance=guidance, advice=advice
+    )
     noise = checked.noise(image_shape, labels)
     network = folder.network()
 

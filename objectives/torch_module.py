@@ -64,15 +64,12 @@ class Settings(ImageObjectiveSettings, AlsoSettings):
         needs_labels = has_parameter(function, "labels", required=True) and "labels" not in self.sampler_settings
         if self.classes is None and (needs_labels or self.labels is not None):
             raise ObjectiveError(
-                f"sampler: {self.sampler} gets labels where two settings say which: classes, how many there are, and "
-                "labels: balanced, random, or one of them"
+                f"sampler: two settings say what the parameter labels of {self.sampler} gets: classes, how many there "
+                "are, and labels: balanced, random, or one of them"
             )
         labels = ClassLabels.choose(self.labels, classes=self.classes)
         if network is None:
             network = _network(self, context)
-        names = f"{self.model}, {self.sampler}"  # for the fingerprint, which has sampler_settings by themselves
-        if self.model_settings:
-            names = f"{self.model} {self.model_settings}, {self.sampler}"
         return FunctionSampler(
             network,
             function,
@@ -80,7 +77,7 @@ class Settings(ImageObjectiveSettings, AlsoSettings):
             noise=self.noise(self.image_shape, labels),
             options=self.sampler_settings,
             settings=self,
-            name=names,
+            name=f"{self.model}, {self.sampler}",  # without their settings, which may name places and secrets
         )
 
 

@@ -233,16 +233,10 @@ def show(
     from lcsc_opt.database.names import split_name
     from lcsc_opt.views.study_status import overview
 
-    path = Path(study)
-    is_model = path.exists() or bool(path.suffix)
-    if path.is_dir():  # an experiment has the name of its run's folder, unless the study file gives another
-        from lcsc_opt.exports.recipe import FILE
-
-        is_model = (path / FILE).is_file()
-    if is_model:
+    if Path(study).exists() or Path(study).suffix:
         from lcsc_opt.exports.recipe import Recipe
 
-        recipe = Recipe.read(path)
+        recipe = Recipe.read(Path(study))
         if output == "json":
             print_json(recipe.model_dump())
         else:

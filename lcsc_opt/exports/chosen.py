@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -21,8 +22,7 @@ from lcsc_opt.database.store import Contents, StoredStudy, read_contents
 from lcsc_opt.database.urls import files_directory
 from lcsc_opt.objective.checkpoints_alone import CheckpointsAlone
 
-# how the names begin of what a description of a sampler says of how to sample; others are networks, prompts and seeds
-_OF_SAMPLER = ("sampler", "schedule", "step", "labels", "guidance")
+_OF_SAMPLER = ("sampler", "steps", "step_options", "timestep_scale", "labels")  # beside the scheduler's configuration
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,8 +111,10 @@ class Chosen:
                 measured["held_out"] = {**on_held_out.means(report.sign), "sampler": report.parts[0].sampler}
         stored = contents.experiments[experiment]
         sampler = stored["problem"]["decides"]["objective"].get("sampler")
-        if isinstance(sampler, Mapping):  # else it is what a user's own objective calls so
-            measured["sampler"] = {name: value for name, value in sampler.items() if name.startswith(_OF_SAMPLER)}
+        if isinstance(sampler, Mapping) and isinstance(sampler.get("scheduler"), Mapping):  # one of diffusers
+            # JSON has no infinities, which are defaults
+            scheduler = {name: value for name, value in sampler["scheduler"].items() if value != -math.inf}
+            measured["sampler"] = {"scheduler": scheduler, **{name: sampler[name] for name in _OF_SAMPLER}}
         files = files_directory(storage.url)
         first_study = next(iter(contents.of(experiment)))
         return cls(experiment, model, measured, report, stored, rows, files, first_study)

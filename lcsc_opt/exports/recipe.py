@@ -78,7 +78,8 @@ class Recipe(pydantic.BaseModel):
         loss: the loss of the search, or the score that it maximized; ``None`` without a search.
         metrics: that the search measured.
         held_out: the held-out report, where there is one.
-        sampler: how the search made images, to which the model is tuned; ``None`` if it made none.
+        sampler: the scheduler of diffusers by which the search made images, and to which the model is tuned; ``None``
+            if they were made in another way.
         lcsc_opt: the version of this library.
         versions: the versions of the packages that it was computed with.
     """

@@ -6,6 +6,7 @@ says so with :func:`ask_with` before it returns what it asks, and finds the whol
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Annotated
 
@@ -125,7 +126,7 @@ def start_of(parametrization: ng.p.Parameter) -> Coefficients:
 
 
 def ask_with(parameter: ng.p.Parameter, candidate: Candidate) -> None:
-    """Say how a parameter that is about to be asked is to be evaluated: as this candidate of its coefficients."""
+    """Say how a parameter that is about to be asked is to be evaluated: as this candidate, but for its coefficients."""
     parameter._meta[_ASKED_WITH] = candidate
 
 
@@ -136,7 +137,7 @@ def candidate_of(parameter: ng.p.Parameter) -> Candidate:
     """
     plain = Candidate(np.asarray(parameter.value, dtype=np.float64))
     asked: Candidate = parameter._meta.get(_ASKED_WITH, plain)
-    return asked
+    return dataclasses.replace(asked, coefficients=plain.coefficients)
 
 
 def attach_evaluation(parameter: ng.p.Parameter, evaluation: Evaluation | None) -> None:

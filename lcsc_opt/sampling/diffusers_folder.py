@@ -103,21 +103,21 @@ class DiffusersFolder:
         Raises:
             ObjectiveError: it is no whole number.
         """
-        for key in ("num_class_embeds", "num_embeds_ada_norm"):
-            classes = self.model.get(key)
-            if not classes:
-                continue
-            if not isinstance(classes, int):
-                raise ObjectiveError(f"model: {self.path}: {key}: expected a whole number, got {excerpt(classes)}")
-            return classes
-        return None
+        classes = self.model.get("num_class_embeds") or self.null_label
+        if not classes:
+            return None
+        if not isinstance(classes, int):
+            raise ObjectiveError(
+                f"model: {self.path}: num_class_embeds or num_embeds_ada_norm: expected a whole number, got {excerpt(classes)}"
+            )
+        return classes
 
     @property
     def null_label(self) -> int | None:
         """The label that stands for no class, of a model that has one beside its classes, as DiT; else ``None``."""
-        if self.model.get("num_class_embeds"):
-            return None
-        return self.model.get("num_embeds_ada_norm")  # its embedding has a row more
+        if self.model.get("num_class_embeds") or self.model.get("norm_type") not in (None, "ada_norm_zero"):
+            return None  # of other norms, num_embeds_ada_norm is the number of timesteps
+        return self.model.get("num_embeds_ada_norm")  # the classes before it are as many
 
 
 def find_diffusers_class(name: str, base: str) -> Any:

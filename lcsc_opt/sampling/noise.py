@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from lcsc_opt.base.errors import ObjectiveError
+from lcsc_opt.base.progress import notice
 from lcsc_opt.base.records import Noise
 from lcsc_opt.base.reproducibility import derive_seed
 
@@ -54,6 +55,7 @@ class ClassLabels:
         classes: int | None,
         null_label: int | None = None,
         guidance: tuple[float, int] | None = None,
+        advice: str = "",
     ) -> ClassLabels | None:
         """The labels of a model from its settings.
 
@@ -64,10 +66,11 @@ class ClassLabels:
             classes: of the model; ``None`` of an unconditional one.
             null_label: what stands for no class, if the model has a label for that beside its classes.
             guidance: as of the class.
+            advice: what else is said where labels are missing.
 
         Raises:
-            ObjectiveError: labels for a model without classes, none for a model with classes, or another null label
-                than the model has.
+            ObjectiveError: labels for a model without classes, none for a model with classes, or a null label that it
+                does not have.
         """
         if classes is None:
             if labels is not None:
@@ -77,8 +80,7 @@ class ClassLabels:
             return None
         if labels is None:
             raise ObjectiveError(
-                f"labels: the model has {classes} classes; give balanced, random, or one of them; "
-                f"{guidance_advice(classes, null_label)}"
+                f"labels: the model has {classes} classes; give balanced, random, or one of them{advice}"
             )
         if guidance is not None:
             _check_null_label(guidance[1], classes, null_label)
@@ -103,11 +105,12 @@ def guidance_advice(classes: int, null_label: int | None) -> str:
 
 
 def _check_null_label(given: int, classes: int, null_label: int | None) -> None:
-    """Raise ObjectiveError if a model has no such label, or another one that stands for no class."""
+    """Raise ObjectiveError if a model has no such label; a notice says if it has another one for no class."""
+    last = null_label or classes - 1
+    if given > last:
+        raise ObjectiveError(f"guidance.null_label: the model has the labels 0 to {last}, got {given}")
     if null_label is not None and given != null_label:
-        raise ObjectiveError(f"guidance.null_label: {null_label} stands for no class in this model, got {given}")
-    if null_label is None and given >= classes:
-        raise ObjectiveError(f"guidance.null_label: the model has the labels 0 to {classes - 1}, got {given}")
+        notice(f"guidance.null_label: {given} is one of the model's classes; {null_label} stands for no class")
 
 
 class ImageNoise:

@@ -88,8 +88,8 @@ def test_labels_and_further_noise(study: Path) -> None:
     [
         ({"model": f"{OWN}:no_model", "model_settings": {}}, "returned a int; expected a torch.nn.Module"),
         ({"model_settings": {"widht": 3}}, f"model_settings: {OWN}:build .*widht"),
-        ({"sampler": f"{OWN}:sample_twice"}, "gets labels where two settings say which: classes"),
-        ({"labels": "balanced"}, "gets labels where two settings say which: classes"),
+        ({"sampler": f"{OWN}:sample_twice"}, "two settings say what the parameter labels of .* gets: classes"),
+        ({"labels": "balanced"}, "two settings say what the parameter labels of .* gets: classes"),
         ({"classes": 4}, "labels: the model has 4 classes"),
     ],
 )
