@@ -107,9 +107,8 @@ class DiffusersFolder:
         if not classes:
             return None
         if not isinstance(classes, int):
-            raise ObjectiveError(
-                f"model: {self.path}: num_class_embeds or num_embeds_ada_norm: expected a whole number, got {excerpt(classes)}"
-            )
+            keys = "num_class_embeds or num_embeds_ada_norm"
+            raise ObjectiveError(f"model: {self.path}: {keys}: expected a whole number, got {excerpt(classes)}")
         return classes
 
     @property

@@ -75,7 +75,7 @@ def test_wrong_settings_of_a_model_are_one_line(wrong: dict[str, object]) -> Non
 
 
 def test_classes_that_are_no_number_are_refused() -> None:
-    with pytest.raises(ObjectiveError, match="num_class_embeds or .*: expected a whole number, got 'ten'"):
+    with pytest.raises(ObjectiveError, match=r"num_class_embeds or .*: expected a whole number, got 'ten'"):
         _ = DiffusersFolder(Path("here"), {"num_class_embeds": "ten"}, None).classes
 
 
