@@ -69,6 +69,8 @@ COMMON: dict[str, Any] = {
 def test_any_network_and_any_sampler_are_searched(study: Path) -> None:
     objective = build("torch_module.py", study, **COMMON, sampler_settings={"strength": 0.5})
     assert objective.steps == (10, 20, 30)
+    # reports and recipes have this text, and settings may be places and secrets
+    assert objective.samples.samplers[0].text == f"{OWN}:build, {OWN}:sample, 1 model call an image"
     check(objective)
 
 
