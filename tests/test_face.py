@@ -55,8 +55,10 @@ def test_the_page_and_the_modules_have_the_same_names() -> None:
     whole = ("lcsc_opt.objective", "lcsc_opt.coefficients", "lcsc_opt.metrics")
     for module_name in whole:
         assert kept[module_name] == set(importlib.import_module(module_name).__all__), module_name
-    errors = vars(importlib.import_module("lcsc_opt.base.errors"))
-    assert kept["lcsc_opt.base.errors"] == ERRORS == {name for name, value in errors.items() if isinstance(value, type)}
+    errors = importlib.import_module("lcsc_opt.base.errors")
+    classes = [value for value in vars(errors).values() if isinstance(value, type)]
+    of_module = {value.__name__ for value in classes if value.__module__ == errors.__name__}
+    assert kept["lcsc_opt.base.errors"] == ERRORS == of_module
 
 
 def test_the_changelog_and_the_citation_are_of_this_version() -> None:
