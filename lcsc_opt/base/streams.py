@@ -21,10 +21,10 @@ _results: TextIO | None = None  # where results go while :func:`results_apart` i
 
 
 def printable(text: str) -> str:
-    """The text with control characters and surrogates escaped, but for line breaks and tabs.
+    """The text with control characters, surrogates and marks of direction escaped; line breaks and tabs stay.
 
-    A file's name or the reason of a failure may hold some. A terminal would obey the first, and no file takes the
-    others.
+    A file's name or the reason of a failure may hold some. A terminal would obey control characters, and no file takes
+    surrogates.
     """
     return _UNPRINTABLE.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
 

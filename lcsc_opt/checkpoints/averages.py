@@ -80,7 +80,7 @@ def _key_beside(checkpoint: Path, key: str, earlier: Path) -> str | None:
     A file that cannot be read has none: the weights alone make a trajectory.
     """
     average: str | None = None
-    with contextlib.suppress(TrajectoryError), naming(checkpoint):
+    with contextlib.suppress(TrajectoryError), naming(checkpoint):  # which makes any error of a damaged file one
         if checkpoint.is_dir():
             raw, average = find_weights(checkpoint, None).raw_and_average
             if raw != key:  # it is that of another part

@@ -267,9 +267,11 @@ class Inventory:
         """
         chosen = self.at(key)
         start_of_names = ""
-        if chosen is None:
+        if chosen is None:  # the key goes on into the names of a container's tensors
             around = [container for container in self.containers if key.startswith(f"{container.key}.")]
-            chosen = max(around, key=lambda container: len(container.key), default=Container("", {}))
+            if not around:  # those of the outermost entries, to which nothing here is related
+                return []
+            chosen = max(around, key=lambda container: len(container.key))
             start_of_names = key.removeprefix(f"{chosen.key}.")
         raw = chosen.average_of or chosen
         memory = _memory(raw)

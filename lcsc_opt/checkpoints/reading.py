@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import itertools
 import json
+import os
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -204,7 +205,10 @@ def _is_data_parallel(module: nn.Module) -> bool:
 
 @contextlib.contextmanager
 def naming(path: Path) -> Iterator[None]:
-    """Whatever goes wrong while this is open becomes one line that begins with ``path``."""
+    """Whatever goes wrong while this is open becomes a TrajectoryError of one line that begins with ``path``.
+
+    A path that does not exist is refused at once, and so is an empty file.
+    """
     try:
         if not path.exists():
             raise TrajectoryError("does not exist: check the path.")
@@ -212,6 +216,8 @@ def naming(path: Path) -> Iterator[None]:
             raise TrajectoryError("is empty: the save was interrupted; leave it out.")
         yield
     except TrajectoryError as error:
+        if str(error).startswith(f"{path.parent}{os.sep}"):  # it names a part that this file lists
+            raise
         raise TrajectoryError(f"{path} {error}") from error
     except OSError as error:
         reason = (error.strerror or str(error)).lower()
@@ -321,7 +327,8 @@ def _read_shards(index: Path) -> dict[str, Tensor]:
         path = index.parent / file
         if not path.is_file():
             raise TrajectoryError(f"lists {shown(file)}, which does not exist: save or copy the model again.")
-        shard = _tensors(path, Inventory(_read_value(path)).state_dict(""), "")
+        with naming(path):
+            shard = _tensors(path, Inventory(_read_value(path)).state_dict(""), "")
         for name in names:
             if name not in shard:
                 raise TrajectoryError(f"lists {shown(name)!r}, which is not in {shown(file)}: save the model again.")

@@ -55,10 +55,10 @@ class StoredExperiment:
             StudyStoreError: nothing is, or another program's study has the name.
         """
         try:
-            key = in_database(storage, lambda: storage.get_study_id_from_name(name))
+            study_id = in_database(storage, lambda: storage.get_study_id_from_name(name))
         except KeyError as error:
             raise StudyStoreError(f"{name}: no such experiment; start it with lcsc run") from error
-        experiment = cls(StoredStudy(storage, name, key))
+        experiment = cls(StoredStudy(storage, name, study_id))
         if PROBLEM not in experiment.attributes:
             raise StudyStoreError(f"{name}: is a study of another program; give yours another name, or --storage")
         return experiment

@@ -124,7 +124,10 @@ class Standing:
 
     @property
     def found(self) -> Measurement | None:
-        """The model that the report chose of this search, measured on held-out noise; ``None`` before there is one."""
+        """The model that the report chose of this search, measured on held-out noise.
+
+        ``None`` before there is a report, and for a search without a result.
+        """
         if self.report is None:
             return None
         return self.report.of_study(self.study)

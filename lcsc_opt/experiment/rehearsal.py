@@ -161,7 +161,7 @@ class _Measured(NamedTuple):
     seconds: float
 
     @property
-    def of_images(self) -> float:
+    def image_seconds(self) -> float:
         """The seconds that grow with the images: of sampling, and of features."""
         return self.seconds - self.fixed
 
@@ -227,7 +227,7 @@ class _Timing:
         while not has_told:
             images = min(images, most)
             again = self._measure(candidate, images)
-            if again is None:
+            if again is None:  # it failed: those before it are all that is known
                 return measured
             measured.append(again)
             has_told = images == most or again.seconds >= TIMED_SECONDS
@@ -239,9 +239,10 @@ class _Timing:
         few = self._measure(candidate, max(last.cost.images // _MORE_IMAGES, 1))
         if few is None:
             return measured
-        measured.insert(-1, few)
-        # the threads of a small network wait for a core that others use: of calls alone, no slope can be seen
-        if few.of_images > _MOSTLY_CALLS * last.of_images:
+        measured.insert(-1, few)  # a pace is that of the last two, of which the second has more images
+        # If few images take nearly as long, most of the time is that of the calls, as of a small network whose threads
+        # wait for a core that others use. That shows no slope, so more images are measured.
+        if few.image_seconds > _MOSTLY_CALLS * last.image_seconds:
             more = self._measure(candidate, min(last.cost.images * _MORE_IMAGES, most))
             if more is not None:
                 measured.append(more)
@@ -262,9 +263,9 @@ def _pace(measured: Sequence[_Measured]) -> Seconds:
     From one number of images to the next, the further images cost less each than all together.
     """
     *earlier, last = measured
-    of_image = last.of_images / last.cost.images
+    of_image = last.image_seconds / last.cost.images
     if earlier and last.cost.images > earlier[-1].cost.images:
-        further = last.of_images - earlier[-1].of_images
+        further = last.image_seconds - earlier[-1].image_seconds
         slope = further / (last.cost.images - earlier[-1].cost.images)
         of_image = min(max(slope, _LEAST_SLOPE * of_image), of_image)  # noise may make the slope steep, or negative
     return Seconds(last.seconds - of_image * last.cost.images, of_image)

@@ -386,10 +386,11 @@ class _LCSCQuadratic(Optimizer):  # type: ignore[misc]
             self._tell_failed(asked)
         else:
             if asked.is_step:
-                self._adapt_radius(asked, loss)
+                self._adapt_radius(asked, loss)  # before its point is stored, which may become the centre
             stage.points.append(asked.point)
             stage.losses.append(loss)
-        if stage.length is not None and stage.told >= stage.length and self._learn_scale():
+        is_over = stage.length is not None and stage.told >= stage.length
+        if is_over and self._learn_scale():  # the last stage needs the size of a curvature; else the first one goes on
             self._begin_last_stage()
 
     def _tell_failed(self, asked: _Asked) -> None:
@@ -398,7 +399,8 @@ class _LCSCQuadratic(Optimizer):  # type: ignore[misc]
             return
         self._adapt_radius(asked, math.inf)
         step_length = float(np.linalg.norm(asked.point - self._stage.centre))
-        self._radius = min(self._radius, step_length / 2)
+        # never so short that no step is asked any more: only steps that are told let the radius grow again
+        self._radius = max(min(self._radius, step_length / 2), 2 * _SHORTEST_STEP)
 
     def _begin_last_stage(self) -> None:
         """Continue with plain evaluations, from the best point, with the model of the first stage as their prior."""

@@ -82,11 +82,11 @@ class BatchNormStatistics:
 
     @classmethod
     def of_samples(cls, sampler: DifferentiableSampler) -> BatchNormStatistics:
-        """From :data:`IMAGES` images that the network samples."""
+        """Estimates them, each time anew, from :data:`IMAGES` images that the network samples with its new weights."""
 
         def passes() -> None:
             for first in range(0, IMAGES, BATCH):
-                sampler.sample(NOISE, first, first + BATCH)
+                sampler.sample(NOISE, first, first + BATCH)  # hooks see what passes; the images are not used
 
         return cls(sampler.weights.trained, passes)
 

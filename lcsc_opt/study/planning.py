@@ -195,7 +195,7 @@ def _grid_size(spec: StudySpec, objective: Objective) -> int | None:
 
 
 def _price(spec: StudySpec, objective: Objective) -> int:
-    """What one evaluation costs, in the unit of a budget that is no time."""
+    """What one evaluation costs, in the budget's unit, where that is not seconds."""
     if spec.budget.unit == "images":
         return objective.samples.per_evaluation
     return 1

@@ -182,10 +182,10 @@ class Trajectory:
         return self._merged_by(self._merger.source, groups)
 
     def fitting(self, network: Mapping[str, Tensor]) -> Trajectory:
-        """The same trajectory under the names of a network, if they differ by a prefix; without what it has not.
+        """The same trajectory under the names of a network, if they differ by a prefix.
 
-        Training loops save networks inside of wrappers, whose names in a file look like those of the network's parts.
-        Where no prefix fits, names stay as they are.
+        Tensors without that prefix are left out. Training loops save networks inside of wrappers, whose names in a file
+        look like those of the network's parts. Where a name fits already, or no prefix fits, all stays as it is.
 
         Args:
             network: its state dict.
@@ -305,10 +305,18 @@ class Trajectory:
         else:
             averages = read_checkpoint(self.sources[-1], key=str(self.trainer_ema_at)).tensors
         try:
-            averages = {self.renaming(name): tensor for name, tensor in averages.items()}
-            return completed(averages, self.checkpoint(-1))
+            return completed(self._renamed(averages), self.checkpoint(-1))
         except TrajectoryError as error:
             raise TrajectoryError(f"trainer_ema: {error}") from error
+
+    def _renamed(self, averages: Mapping[str, Tensor]) -> StateDict:
+        """Averages under the names of :attr:`tensors`, which they may have already, without those of other parts."""
+        own_names = {spec.name for spec in self.tensors}
+        renamed = {}
+        for name, tensor in averages.items():
+            if name.startswith(self.renaming.removed) or name in own_names:
+                renamed[self.renaming(name)] = tensor
+        return renamed
 
     @functools.cached_property
     def trainer_ema_sha256(self) -> str | None:

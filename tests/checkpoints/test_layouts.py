@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -10,9 +11,11 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 
+from lcsc_opt.base.errors import TrajectoryError
 from lcsc_opt.checkpoints.finding import find_checkpoints, find_run
 from lcsc_opt.checkpoints.left_out import AVERAGE
 from lcsc_opt.checkpoints.names import CHECKPOINT_SUFFIXES
+from lcsc_opt.checkpoints.reading import read_checkpoint
 from lcsc_opt.trajectory.packing import open_or_pack
 from tests.checkpoints.checkpoint_examples import saved
 
@@ -276,3 +279,14 @@ def test_an_average_beside_weights_in_several_files_is_accounted_for(tmp_path):
     index = {"weight_map": dict.fromkeys(raw(7), file)}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
     assert find_run(tmp_path / "run").left_out == {folder / "model_ema.safetensors": AVERAGE}
+
+
+@pytest.mark.parametrize("content", [b"", b"a part of a file"], ids=["empty", "truncated"])
+def test_the_message_names_the_damaged_one_of_several_files(tmp_path, content):
+    folder = tmp_path / "checkpoint-7"
+    folder.mkdir()
+    part, index = folder / "model-00001-of-00001.safetensors", folder / "model.safetensors.index.json"
+    part.write_bytes(content)
+    index.write_text(json.dumps({"weight_map": {"weight": part.name}}))
+    with pytest.raises(TrajectoryError, match=f"^{re.escape(str(part))} is (empty|truncated)"):
+        read_checkpoint(folder)

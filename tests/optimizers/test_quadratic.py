@@ -126,6 +126,7 @@ def test_an_objective_without_images_or_a_share_of_all_of_them_has_plain_evaluat
         (lambda told: told % 5 == 0, 3, 240, 1e-2),
         (lambda told: told <= 1, 1, 251, 1e-1),
         (lambda told: told <= 60, 1, 310, 1e-1),
+        (lambda told: 50 <= told < 75, 1, 240, 1e-2),
     ],
 )
 def test_it_finds_the_minimum_although_candidates_fail(failing: Any, in_flight: int, count: int, most: float) -> None:

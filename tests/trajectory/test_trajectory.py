@@ -11,6 +11,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+from safetensors.torch import save_file
 
 from lcsc_opt.base.errors import StudySpecError, TrajectoryError
 from lcsc_opt.checkpoints.watched import FileState
@@ -246,6 +247,12 @@ def test_training_that_goes_back_drops_an_average_of_a_later_step(tmp_path):
     assert Trajectory.open(packed.path).trainer_ema() is None, "it is of other weights at this step"
 
 
+def parts(step: int) -> dict[str, torch.Tensor]:
+    """The weights of a model of two parts, the first of which is the network's."""
+    of_network = {f"net.{name}": tensor for name, tensor in state_dict(step).items()}
+    return {**of_network, "decoder.bias": torch.full((2,), float(step))}
+
+
 def test_a_trainers_average_may_be_a_file_of_its_own_or_another_key(tmp_path):
     trajectory = two_in_a_file(tmp_path, "model")
     trajectory.trainer_ema_at = tmp_path / "ema.pt"
@@ -258,6 +265,14 @@ def test_a_trainers_average_may_be_a_file_of_its_own_or_another_key(tmp_path):
     trajectory.trainer_ema_at = "ema"
     with pytest.raises(TrajectoryError, match=r"trainer_ema: the trainer's average does not fit .* has also 'extra'"):
         trajectory.trainer_ema()
+    # the average of one part of a model is without the other parts, whatever its names begin with
+    for step in (1, 2):
+        save_file(parts(step), tmp_path / f"p{step}.safetensors")
+    part = pack(sorted(tmp_path.glob("p*.safetensors")), tmp_path / "parts").fitting(state_dict(1))
+    part.trainer_ema_at = tmp_path / "average.safetensors"
+    for averages in (parts(5), state_dict(5)):
+        save_file(averages, tmp_path / "average.safetensors")
+        assert same_bits(part.trainer_ema(), state_dict(5))
     unasked = pack(sorted(tmp_path.glob("m*.pt")), tmp_path / "unasked", key="model")
     assert unasked.trainer_ema() is None
 
