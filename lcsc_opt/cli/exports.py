@@ -84,7 +84,7 @@ def export(
         line += f", held-out {number(held_out)}"
     say(line)
     if recipe.sampler:
-        say(f"it is tuned to the sampler of its search, whose settings lcsc show {out} prints")
+        say(f"it is tuned to the sampler of its search, see lcsc show {out}")
     report = chosen.report
     if report is not None and chosen.model.name == report.answer:
         for warning in report.warnings:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -22,7 +21,8 @@ from lcsc_opt.database.store import Contents, StoredStudy, read_contents
 from lcsc_opt.database.urls import files_directory
 from lcsc_opt.objective.checkpoints_alone import CheckpointsAlone
 
-_OF_SAMPLER = ("sampler", "steps", "step_options", "timestep_scale", "labels")  # beside the scheduler's configuration
+# what says how to sample again, of all that a sampler describes; a function's settings may be private
+_SAMPLING = ("sampler", "scheduler", "schedule", "steps", "step_options", "timestep_scale", "labels", "guidance_scale")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,11 +111,8 @@ class Chosen:
                 measured["held_out"] = {**on_held_out.means(report.sign), "sampler": report.parts[0].sampler}
         stored = contents.experiments[experiment]
         sampler = stored["problem"]["decides"]["objective"].get("sampler")
-        if isinstance(sampler, Mapping) and isinstance(sampler.get("scheduler"), Mapping):  # one of diffusers
-            # JSON has no infinities, which are defaults
-            scheduler = {name: value for name, value in sampler["scheduler"].items() if value != -math.inf}
-            stated = {name: sampler[name] for name in _OF_SAMPLER if name in sampler}  # a user's objective may say less
-            measured["sampler"] = {**stated, "scheduler": scheduler}
+        if isinstance(sampler, Mapping):  # an objective of a user's own may say less
+            measured["sampler"] = {name: sampler[name] for name in _SAMPLING if name in sampler}
         files = files_directory(storage.url)
         first_study = next(iter(contents.of(experiment)))
         return cls(experiment, model, measured, report, stored, rows, files, first_study)

@@ -78,8 +78,7 @@ class Recipe(pydantic.BaseModel):
         loss: the loss of the search, or the score that it maximized; ``None`` without a search.
         metrics: that the search measured.
         held_out: the held-out report, where there is one.
-        sampler: the scheduler of diffusers by which the search made images, and to which the model is tuned; ``None``
-            if they were made in another way.
+        sampler: how the search made images, to which the model is tuned; ``None`` for a score.
         lcsc_opt: the version of this library.
         versions: the versions of the packages that it was computed with.
     """

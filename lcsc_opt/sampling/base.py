@@ -47,10 +47,9 @@ class Sampler(Protocol):
 
 
 def title_of(sampler: Sampler) -> SamplerTitle:
-    """What a sampler is called: by its scheduler, if it has one."""
+    """What a sampler is called: as it describes itself, else by its class."""
     described = sampler.describe()
-    names = (described.get("scheduler"), described.get("sampler"), type(sampler).__name__)
-    name = next(name for name in names if isinstance(name, str))  # "scheduler" may also be a mapping of its settings
+    name = described.get("sampler", type(sampler).__name__)
     calls = "1 model call" if sampler.nfe == 1 else f"{sampler.nfe} model calls"
     settings = json.dumps({**described, "nfe": sampler.nfe}, sort_keys=True, default=str)
     return SamplerTitle(f"{name}, {calls} an image", hashlib.sha256(settings.encode()).hexdigest())

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import inspect
+import math
 from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, Literal
 
@@ -359,7 +360,10 @@ class DiffusersSampler(NetworkSampler):
 
 
 def public_keys(config: object) -> dict[str, object]:
-    """A configuration of diffusers without its private keys; empty for what a user's own network calls by that name."""
+    """A configuration of diffusers without its private keys; empty for what a user's own network calls by that name.
+
+    Also without infinities, which are defaults, and which JSON does not have.
+    """
     if not isinstance(config, import_extra("diffusers.configuration_utils").FrozenDict):
         return {}
-    return {name: value for name, value in config.items() if not name.startswith("_")}
+    return {name: value for name, value in config.items() if not name.startswith("_") and value != -math.inf}

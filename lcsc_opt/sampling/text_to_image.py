@@ -302,13 +302,13 @@ class LatentDiffusionSampler:
         if self.alphas is not None:
             lora = {"alphas": self.alphas.model_dump()}
         return {
-            "sampler": type(self.pipeline).__name__,
+            "pipeline": type(self.pipeline).__name__,
             "component": self.component,
             "lora": lora,
             "weights": self._fixed_weights_sha256,
-            "scheduler": type(scheduler).__name__,
-            "scheduler_config": public_keys(scheduler.config),
-            "options": self._options,
+            "sampler": type(scheduler).__name__,
+            "scheduler": public_keys(scheduler.config),
+            "steps": self._options,
             "guidance_scale": self._guidance_scale,
             "negative_prompt": self._negative_prompt,
             "prompts": [_sha256(self.prompts), len(self.prompts)],

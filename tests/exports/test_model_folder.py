@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -29,6 +30,7 @@ from lcsc_opt.exports.writing import Destination
 from lcsc_opt.objective.contract import CoefficientFunction, Objective
 from lcsc_opt.sampling import DiffusersSampler, ImageNoise, SchedulerSettings
 from lcsc_opt.sampling.diffusers_sampler import public_keys
+from lcsc_opt.sampling.edm import EdmDenoiser, HeunSampler, HeunSchedule
 from lcsc_opt.trajectory import Trajectory, TrajectoryWriter
 from lcsc_opt.trajectory.sources import PackRequest
 from tests.history_examples import reported
@@ -86,6 +88,17 @@ def objective(network: Any, tmp_path: Path) -> Objective:
     return objective_over(pack_random(tmp_path / "run.trajectory", network.state_dict()), network)
 
 
+def chosen_of(url: str, sampler: Mapping[str, object]) -> Chosen:
+    """The answer of a search whose objective describes its sampler so."""
+    nothing: dict[str, Any] = {"settings": {}, "objective": {}, "code": {}}
+    decides = {**nothing, "file": "own.py", "objective": {"sampler": sampler}}
+    storage = open_storage(url, write=True)
+    write_experiment(storage, "small", steps=list(STEPS), problem={"decides": decides, "reported": nothing})
+    study = StoredStudy.open_or_create(storage, NAME, {"specification": {"space": {"rows": None}}})
+    study.finish(study.add_candidate(Candidate(COEFFICIENTS)), Evaluation(2.5, {}))
+    return Chosen.of(storage, NAME)
+
+
 def test_a_recipe_makes_the_scheduler_of_its_search(
     url: str, objective: Objective, network: Any, tmp_path: Path
 ) -> None:
@@ -93,13 +106,7 @@ def test_a_recipe_makes_the_scheduler_of_its_search(
     settings = SchedulerSettings(steps=4)
     described = DiffusersSampler(network, scheduler, settings, noise=ImageNoise(0, (1, 8, 8))).describe()
     del described["timestep_scale"]  # as of an objective of a user's own
-    nothing: dict[str, Any] = {"settings": {}, "objective": {}, "code": {}}
-    decides = {**nothing, "file": "own.py", "objective": {"sampler": described}}
-    storage = open_storage(url, write=True)
-    write_experiment(storage, "small", steps=list(STEPS), problem={"decides": decides, "reported": nothing})
-    study = StoredStudy.open_or_create(storage, NAME, {"specification": {"space": {"rows": None}}})
-    study.finish(study.add_candidate(Candidate(COEFFICIENTS)), Evaluation(2.5, {}))
-    export(Chosen.of(storage, NAME), objective, Destination.of(tmp_path / "best"))
+    export(chosen_of(url, described), objective, Destination.of(tmp_path / "best"))
     text = (tmp_path / "best" / "lcsc_recipe.json").read_text()
     assert "Infinity" not in text, "which is not JSON"
     sampler = json.loads(text)["sampler"]
@@ -109,6 +116,17 @@ def test_a_recipe_makes_the_scheduler_of_its_search(
     assert made.config.lambda_min_clipped == scheduler.config.lambda_min_clipped
     assert sampler["steps"] == {"num_inference_steps": 4}
     assert "architecture" not in sampler
+
+
+def test_a_recipe_has_the_schedule_of_edm(url: str) -> None:
+    denoiser = EdmDenoiser(torch.nn.Conv2d(1, 1, 1))
+    edm = HeunSampler(denoiser, schedule=HeunSchedule(steps=3), noise=ImageNoise(0, (1, 8, 8)))
+    assert chosen_of(url, edm.describe()).measured["sampler"]["schedule"]["steps"] == "3"
+
+
+def test_a_recipe_has_no_settings_of_a_users_function(url: str) -> None:
+    described = {"sampler": "sample", "options": {"token": "secret"}, "labels": None}
+    assert chosen_of(url, described).measured["sampler"] == {"sampler": "sample", "labels": None}
 
 
 def test_which_trial_of_a_study_is_chosen(study: StoredStudy) -> None:

@@ -272,7 +272,9 @@ def test_a_trainers_average_may_be_a_file_of_its_own_or_another_key(tmp_path):
     part.trainer_ema_at = tmp_path / "average.safetensors"
     for averages in (parts(5), state_dict(5)):
         save_file(averages, tmp_path / "average.safetensors")
-        assert same_bits(part.trainer_ema(), state_dict(5))
+        average = part.trainer_ema()
+        assert average is not None
+        assert same_bits(average, state_dict(5))
     unasked = pack(sorted(tmp_path.glob("m*.pt")), tmp_path / "unasked", key="model")
     assert unasked.trainer_ema() is None
 
