@@ -13,7 +13,7 @@ from types import ModuleType
 from typing import Any
 
 from lcsc_opt.base.code import forget_changed_modules, module_file
-from lcsc_opt.base.errors import RAISED_BY_USERS, LcscError, MissingPackageError, ObjectiveError
+from lcsc_opt.base.errors import LcscError, MissingPackageError, ObjectiveError, raised_as
 from lcsc_opt.base.machine import collector_resting
 from lcsc_opt.base.progress import said_if_slow
 
@@ -102,16 +102,13 @@ def import_dotted(
     if file is not None:
         forget_changed_modules({module_name: file})
     allow_mismatched_torchvision()
-    try:
-        runs_already = module_name == _name_of_script()
-        module = sys.modules[_SCRIPT] if runs_already else importlib.import_module(module_name)
-        function = getattr(module, attribute)
-    except (ImportError, AttributeError) as reason:
-        raise error(f"{setting}: {name!r} cannot be imported: {reason}") from reason
-    except LcscError:
-        raise
-    except RAISED_BY_USERS as reason:
-        raise error(f"{setting}: importing {name!r} raised {type(reason).__name__}: {reason}") from reason
+    with raised_as(error, f"{setting}: importing {name!r}"):
+        try:
+            runs_already = module_name == _name_of_script()
+            module = sys.modules[_SCRIPT] if runs_already else importlib.import_module(module_name)
+            function = getattr(module, attribute)
+        except (ImportError, AttributeError) as reason:
+            raise error(f"{setting}: {name!r} cannot be imported: {reason}") from reason
     if not callable(function):
         raise error(f"{setting}: {name!r} is a {type(function).__name__}; expected a function or a class")
     return function  # type: ignore[no-any-return]
