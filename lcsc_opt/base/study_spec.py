@@ -33,7 +33,7 @@ _SECONDS = {"s": 1.0, "m": 60.0, "h": 3600.0}
 _DURATION = re.compile(r"([0-9]+(?:\.[0-9]+)?) *(s|secs?|seconds?|m|mins?|minutes?|h|hours?)")
 
 Settings = dict[str, pydantic.JsonValue]  # the database keeps them as JSON
-_DEVICE = re.compile(r"[a-z]+(:[0-9]+)?")
+_DEVICE = re.compile(r"[a-z]+(:[0-9]+)?")  # such as cpu or cuda:1, which need not be on this machine
 Name = Annotated[str, pydantic.StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)]
 EXPERIMENT = re.compile(r"[^\W_][\w.-]*")
 
@@ -293,11 +293,6 @@ class RayWorkers(FrozenModel):
     address: Annotated[str, pydantic.StringConstraints(min_length=1)] = "auto"
 
 
-def _is_device(name: Any) -> bool:
-    """Whether this is the name of a device, such as ``cpu`` or ``cuda:1``, which need not be on this machine."""
-    return isinstance(name, str) and _DEVICE.fullmatch(name) is not None
-
-
 def _read_workers(value: Any) -> int | str | tuple[str, ...] | RayWorkers:
     """Parse ``workers``. Pydantic would list an error for each of its forms; this gives one.
 
@@ -313,7 +308,7 @@ def _read_workers(value: Any) -> int | str | tuple[str, ...] | RayWorkers:
         return value  # type: ignore[no-any-return]
     if type(value) is int and value >= 1:
         return value
-    if isinstance(value, (list, tuple)) and value and all(_is_device(name) for name in value):
+    if isinstance(value, (list, tuple)) and value and all(_DEVICE.fullmatch(str(name)) for name in value):
         return tuple(value)
     raise ValueError(
         f"expected a number from 1, auto, devices such as [cuda:0, cuda:1], or {{ray: 8}}, got {excerpt(value)}"

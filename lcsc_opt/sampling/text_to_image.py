@@ -90,11 +90,6 @@ def load_pipeline(name: str, settings: NetworkSettings, *, lora: bool = False) -
     return pipeline
 
 
-def _denoiser(pipeline: Any) -> Any:
-    """The U-Net of a pipeline, or its transformer: each of :data:`PIPELINES` has one of them."""
-    return getattr(pipeline, "unet", None) or pipeline.transformer
-
-
 def _check_index(name: str, index: Mapping[str, Any]) -> None:
     """Refuse a ``model_index.json`` of another pipeline, or with classes neither of diffusers nor of transformers."""
     pipelines = import_extra("diffusers.pipelines")
@@ -172,7 +167,7 @@ class LatentDiffusionSampler:
         self.held_out_prompts = tuple(held_out_prompts or prompts)
         if component != "lora" and getattr(pipeline, component, None) is None:
             raise ObjectiveError(f"component: {type(pipeline).__name__} has no {component}")
-        self.denoiser = _denoiser(pipeline)
+        self.denoiser = getattr(pipeline, "unet", None) or pipeline.transformer  # each of PIPELINES has one of them
         self.image_size = (self._length("height", height, 0), self._length("width", width, 1))
         factor = pipeline.vae_scale_factor
         latent_shape = (self.denoiser.config.in_channels, *(length // factor for length in self.image_size))
