@@ -11,6 +11,7 @@ import numpy as np
 from optuna.storages import RDBStorage
 
 from lcsc_opt.base.records import CONTIGUOUS, SEARCH, Candidate, Cost, Evaluation, Noise
+from lcsc_opt.database.connection import open_storage
 from lcsc_opt.database.experiment import StoredExperiment
 from lcsc_opt.database.measurement import Measurement, Model
 from lcsc_opt.database.names import split_name
@@ -56,6 +57,13 @@ def write_experiment(storage: RDBStorage, name: str, **attributes: Any) -> Store
 def write_report(storage: RDBStorage, report: Report, experiment: str = "digits") -> None:
     """Store the report of an experiment."""
     write_experiment(storage, experiment).set_attribute(REPORT, report.to_json())
+
+
+def stored_report(experiment: str) -> Report:
+    """The report of an experiment that was run in the working folder."""
+    found = StoredExperiment.open(open_storage("sqlite:///studies.db", write=False), experiment).report
+    assert found is not None
+    return found
 
 
 def write_mean(storage: RDBStorage, study: str, coefficients: np.ndarray, loss: float) -> None:

@@ -13,10 +13,9 @@ import yaml
 import lcsc_opt
 from lcsc_opt.cli import run as lcsc
 from lcsc_opt.database.connection import open_storage
-from lcsc_opt.database.experiment import StoredExperiment
-from lcsc_opt.database.report import Report
 from lcsc_opt.database.store import StoredStudy, our_studies
 from tests.commands import Typed
+from tests.study_examples import stored_report
 
 MODULE = """
 def loss(coefficients):
@@ -51,12 +50,6 @@ def names(typed: Typed) -> set[str]:
     return {row["study"] for row in typed.json("list")}
 
 
-def report() -> Report:
-    made = StoredExperiment.open(open_storage(STORAGE, write=False), "several").report
-    assert made is not None
-    return made
-
-
 @pytest.mark.usefixtures("impatient")
 def test_a_study_that_another_process_runs_does_not_stop_the_others(study_file: str, typed: Typed) -> None:
     run = ["run", study_file, f"objective.settings.held_out={HELD_OUT}", "held_out={top: 2}"]
@@ -67,10 +60,10 @@ def test_a_study_that_another_process_runs_does_not_stop_the_others(study_file: 
     assert "several/CMA/0: is being run" in said
     assert "lcsc: 1 of 3 studies did not finish: several/CMA/0" in said
     assert states(typed) == {"LCSC": ("finished", 4), "CMA": ("finished", 2), "DE": ("finished", 4)}
-    assert report().found.keys() == {"several/LCSC/0", "several/DE/0"}
+    assert stored_report("several").found.keys() == {"several/LCSC/0", "several/DE/0"}
     assert lcsc(run) == 0
     assert states(typed)["CMA"] == ("finished", 4)
-    assert report().found.keys() == {"several/LCSC/0", "several/DE/0", "several/CMA/0"}
+    assert stored_report("several").found.keys() == {"several/LCSC/0", "several/DE/0", "several/CMA/0"}
 
 
 def test_a_grid_is_evaluated_once_for_all_seeds(study_file: str, typed: Typed) -> None:
@@ -90,7 +83,7 @@ def test_a_search_that_is_refused_stops_neither_the_others_nor_their_report(stud
     said = typed(*run, "optimizers=[CMA: {popsize: 5}, DE]", status=1).err
     assert "lcsc: 1 of 2 studies did not finish: several/CMA/0: differs from the stored several/CMA/0: " in said
     assert "no new report" not in said
-    assert report().found.keys() == {"several/CMA/0", "several/DE/0"}
+    assert stored_report("several").found.keys() == {"several/CMA/0", "several/DE/0"}
 
 
 def test_a_held_out_plan_that_is_edited_counts_from_then_on(study_file: str) -> None:
@@ -101,7 +94,7 @@ def test_a_held_out_plan_that_is_edited_counts_from_then_on(study_file: str) -> 
         Path(study_file).write_text(yaml.safe_dump(edited))
         assert lcsc(["run", study_file]) == 0
     assert lcsc(["run", "several/LCSC/0", "--budget", "7"]) == 0
-    assert len([name for name in report().selection if name.startswith("LCSC, trial")]) == 4
+    assert len([name for name in stored_report("several").selection if name.startswith("LCSC, trial")]) == 4
 
 
 def test_another_seed_with_other_settings_is_refused(study_file: str, typed: Typed) -> None:

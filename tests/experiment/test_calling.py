@@ -143,14 +143,6 @@ def test_a_number_held_out_is_that_of_the_items_of_a_report(search: Any) -> None
         search(states(), score=score, held_out=50)
 
 
-def test_without_a_draw_a_line_says_that_nothing_chose_the_answer(
-    search: Any, capsys: pytest.CaptureFixture[str]
-) -> None:
-    result = search(states(), score=without_graph, optimizers="CMA")
-    assert "nothing is held out: the score has no argument draw" in capsys.readouterr().err
-    assert [study.held_out for study in result.studies] == [None]
-
-
 def test_a_result_whose_studies_were_deleted_says_so(search: Any) -> None:
     result = search(states(), score=without_graph, optimizers="CMA")
     assert lcsc(["delete", "tried/CMA/0", "--yes"]) == 0
@@ -308,20 +300,6 @@ def passes(net: nn.Module) -> None:
     net(torch.arange(8.0).reshape(2, 4))
 
 
-@pytest.mark.parametrize(
-    ("returned", "said"),
-    [
-        (torch.tensor(1j), "must return a number.*got tensor"),
-        ({"accuracy": "high"}, "must return a number.*got 'high'"),
-    ],
-)
-def test_a_score_that_is_no_number_is_refused(search: Any, returned: Any, said: str) -> None:
-    with pytest.raises(lcsc_opt.LcscError, match=said) as refused:
-        search(states(), score=lambda net: returned)
-    assert "\n" not in str(refused.value)
-    assert not Path("studies.db").exists()
-
-
 def test_an_error_of_the_users_is_theirs(search: Any) -> None:
     def score(net: nn.Module) -> float:
         return {}["missing"]
@@ -352,6 +330,8 @@ def test_an_error_of_the_users_is_theirs(search: Any) -> None:
         (states(), {"rows": "layer"}, "rows: Input should be 'layers' or 'auto'"),
         (states(3, 5), {}, "do not fit"),
         (states(), {"build": lambda: 3}, "returned a int"),
+        (states(), {"score": lambda net: torch.tensor(1j)}, "must return a number.*got tensor"),
+        (states(), {"score": lambda net: {"accuracy": "high"}}, "must return a number.*got 'high'"),
         (states(), {"score": 3}, "score: expected a function"),
         (states(), {"sample": distance}, "either score, or sample"),
         (
@@ -474,12 +454,6 @@ def test_a_time_ends_the_search_but_no_grid_and_more_time_continues_it(search: A
     continued = asked(longer.studies[1])
     assert len(continued) > len(first)
     assert continued[: len(first)] == first
-
-
-def test_a_search_that_follows_gradients_has_an_answer_however_little_time_there_is(search: Any) -> None:
-    result = search(states(), score=distance, optimizers="LCSCGradient", budget="0.001 s")
-    assert result.studies[0].searched is not None
-    assert len(result.studies[0].trials) in (1, 2), "the second where the first is no check"
 
 
 def test_only_failures_that_ended_a_search_are_evaluated_again(search: Any) -> None:

@@ -15,6 +15,7 @@ from lcsc_opt.database.connection import open_storage
 from lcsc_opt.database.experiment import StoredExperiment
 from lcsc_opt.metrics.extractors.by_name import find_extractor
 from tests.commands import Typed
+from tests.study_examples import stored_report
 
 LOSS = """
 import functools
@@ -116,9 +117,7 @@ def test_a_report_whose_own_code_changed_is_made_again(place: Path, typed: Typed
         write("edited_extractor", test.replace("FACTOR", str(factor)))
         answers.append(typed("run", "edited.yaml", "name=reported").err.splitlines()[-2])
     assert answers[0] == answers[1] != answers[2]
-    report = StoredExperiment.open(open_storage("sqlite:///studies.db", write=False), "reported").report
-    assert report is not None
-    assert f"with loss {report.of_answer.loss:.4g}" in answers[2]
+    assert f"with loss {stored_report('reported').of_answer.loss:.4g}" in answers[2]
 
 
 @pytest.mark.parametrize("command", [["run", "edited.yaml"], ["run", "edited.yaml", "seeds=[1]"]])

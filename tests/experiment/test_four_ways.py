@@ -13,10 +13,9 @@ from safetensors.torch import load_file
 
 import lcsc_opt
 from lcsc_opt.cli import run as lcsc
-from lcsc_opt.database.connection import open_storage
-from lcsc_opt.database.experiment import StoredExperiment
 from lcsc_opt.database.report import Report
 from tests.experiment.stored_parts import Network, sample
+from tests.study_examples import stored_report
 
 HERE = "tests.experiment.stored_parts"
 MEANS = f"{HERE}:Means"
@@ -61,15 +60,9 @@ def run(workplace: Path) -> Run:
             "held_out": held_out or {"images": 120, "top": 4},
         }
         lcsc_opt.run(content, storage="sqlite:///studies.db")
-        return report()
+        return stored_report("one")
 
     return run
-
-
-def report() -> Report:
-    found = StoredExperiment.open(open_storage("sqlite:///studies.db", write=False), "one").report
-    assert found is not None
-    return found
 
 
 def exported() -> dict[str, torch.Tensor]:
@@ -80,7 +73,7 @@ def exported() -> dict[str, torch.Tensor]:
 def more_images_by_evaluate(run: Run) -> Report:
     run(metrics=[f"recall@{MEANS}"], held_out={"images": 70, "top": 4})
     assert lcsc(["evaluate", "one", "--images", "120", "--keep"]) == 0
-    return report()
+    return stored_report("one")
 
 
 def everything_one_after_the_other(run: Run) -> Report:
@@ -88,7 +81,7 @@ def everything_one_after_the_other(run: Run) -> Report:
         run(optimizer, held_out={"images": 70, "top": 1})
     run("EMAGrid")  # of a search that is finished
     run("EMAGrid", metrics=[f"recall@{MEANS}"])
-    return report()
+    return stored_report("one")
 
 
 def test_the_same_experiment_exports_one_model_whatever_was_added_when(run: Run) -> None:

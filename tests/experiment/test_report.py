@@ -45,7 +45,7 @@ from lcsc_opt.trajectory import pack
 from tests.commands import Typed
 from tests.model_studies import EMA_STUDY, OBJECTIVE, STUDY, state_dict, write_model_study
 from tests.model_studies import STEPS as MODEL_STEPS
-from tests.study_examples import STEPS, coefficients, write_experiment, write_report, write_study
+from tests.study_examples import STEPS, coefficients, stored_report, write_experiment, write_report, write_study
 
 PLAN = ReportPlan(images=20, top=1)
 BEST = "LCSC, trial 1"
@@ -306,13 +306,6 @@ def test_the_last_checkpoint_is_scored_first_and_printed(
 HELD_OUT = {"images": 20, "top": 1}
 
 
-def report_of(experiment: str = "small") -> Report:
-    """In the database of the working folder."""
-    found = StoredExperiment.open(Database("sqlite:///studies.db").existing(), experiment).report
-    assert found is not None
-    return found
-
-
 def test_a_report_is_kept_if_it_is_the_first_or_if_that_is_asked_for(workplace: Path) -> None:
     path = write_model_study(workplace, optimizers=["LCSC"], budget={"evaluations": 3})
     lcsc_opt.run(path)
@@ -320,18 +313,18 @@ def test_a_report_is_kept_if_it_is_the_first_or_if_that_is_asked_for(workplace: 
     preview, is_kept = evaluate_again(database, "small", images=30)
     assert (preview.images, is_kept) == (30, False), "fewer than the default"
     first, is_kept = evaluate_again(database, "small")
-    assert (first.images, is_kept, report_of()) == (10_000, True, first)
+    assert (first.images, is_kept, stored_report("small")) == (10_000, True, first)
 
     lcsc_opt.run({**yaml.safe_load(path.read_text()), "name": "planned", "held_out": HELD_OUT})
     database = Database(database.url)
     with pytest.raises(StudySpecError, match="19 images are fewer than the 20 that the study file asks for"):
         evaluate_again(database, "planned", images=19, keep=True)
     looked, is_kept = evaluate_again(database, "planned", images=40, seeds=(0, 1))
-    assert (looked.images, looked.seeds, is_kept, report_of("planned").images) == (40, (0, 1), False, 20)
+    assert (looked.images, looked.seeds, is_kept, stored_report("planned").images) == (40, (0, 1), False, 20)
     made, is_kept = evaluate_again(database, "planned", images=40, top=3, seeds=(0, 1), keep=True)
-    assert (is_kept, report_of("planned")) == (True, made)
+    assert (is_kept, stored_report("planned")) == (True, made)
     lcsc_opt.run({**yaml.safe_load(path.read_text()), "name": "planned", "held_out": HELD_OUT}, budget=4)
-    remade = report_of("planned")
+    remade = stored_report("planned")
     assert remade.evaluations != made.evaluations
     assert (remade.images, remade.top, remade.seeds) == (40, 3, (0, 1)), "a report that is larger than planned stays so"
 
@@ -339,7 +332,7 @@ def test_a_report_is_kept_if_it_is_the_first_or_if_that_is_asked_for(workplace: 
 def test_commands_print_the_report(workplace: Path, typed: Typed) -> None:
     path = write_model_study(workplace, optimizers=["LCSC"], budget={"evaluations": 15}, held_out=HELD_OUT)
     said = typed("run", str(path)).err
-    made = report_of()
+    made = stored_report("small")
     assert f"small: The answer is {made.answer}, with fid {made.of_answer.loss:.4g}: " in said
     look = ["evaluate", "small", "--images", "30", "--groups", "3"]
     printed = typed(*look).out
@@ -347,8 +340,8 @@ def test_commands_print_the_report(workplace: Path, typed: Typed) -> None:
     assert all(text in printed for text in ("loss", "kid", "95 %", "["))
     [header, *_] = [line for line in printed.splitlines() if line.startswith("model ")]
     assert header.split() == ["model", "selection"], "a race has other numbers of images than the report"
-    assert report_of() == made
-    assert typed.json(*look, "--keep") == report_of().to_json()
+    assert stored_report("small") == made
+    assert typed.json(*look, "--keep") == stored_report("small").to_json()
     assert "no such experiment" in typed.refused("evaluate", "other")
 
 
@@ -385,7 +378,7 @@ def test_the_trainers_ema_is_scored_before_the_search_and_stands_in_every_table(
     loss = sum((w.double() - shift).square().sum() for w in average.values() if w.is_floating_point())
     assert f"small: trainer's EMA, step 50, held-out noise on 20 items: fid {loss:.4g}" in ran
     assert ran.count("small: trainer's EMA") == 1, "it is measured once"
-    made = report_of()
+    made = stored_report("small")
     assert made.had == (LAST_CHECKPOINT, "trainer's EMA", EMA)
     assert made.models[1].loss == pytest.approx(float(loss))
     assert "trainer's EMA" in " ".join(typed("compare", "small").out.split())
@@ -396,4 +389,4 @@ def test_where_averages_are_combined_the_last_one_is_the_trainers_ema(workplace:
     pack(workplace / "runs", workplace / "run.trajectory", key="ema", overwrite=True)
     ran = typed("run", "small.yaml", "--optimizer", "LCSC").err
     assert "small: last checkpoint (trainer's EMA), step 50, held-out noise" in ran
-    assert report_of().had == (LAST_CHECKPOINT,)
+    assert stored_report("small").had == (LAST_CHECKPOINT,)

@@ -23,13 +23,11 @@ from lcsc_opt.database.store import StoredStudy
 from lcsc_opt.experiment import experiment as experiment_room
 from lcsc_opt.views.answer import first_line
 from tests.commands import Typed
+from tests.study_examples import stored_report
 
 TARGET = """
 def norm(c):
     return float(((c - .1) ** 2).sum()){of_search}
-
-def gradient(c):
-    return 2 * (c - .1)
 
 def held_out(c):
     return float(((c - .11) ** 2).sum())
@@ -88,12 +86,6 @@ def test_a_search_that_found_nothing_is_not_continued_with_the_other_sign() -> N
         search(maximize=True)
 
 
-def test_the_smallest_budget_gives_an_answer(write: Write, typed: Typed) -> None:
-    path = str(write(optimizers=["LCSCGradient"], settings={"gradient": "states_target:gradient"}))
-    assert "after 2 evaluations" in typed("run", path, "--budget", "1").err, "a step, and its check"
-    assert "The answer is" in typed("run", path, "--budget", "1").err
-
-
 def test_an_experiment_moves_with_its_folder(write: Write, workplace: Path, typed: Typed) -> None:
     write("before")
     database = ["--storage", "sqlite:///states.db"]
@@ -145,9 +137,7 @@ def test_a_search_that_another_process_ends_meanwhile_is_in_the_report(
 
     monkeypatch.setattr(experiment_room, "attach_images", attached)
     assert lcsc(["run", path, "--optimizer", "RandomSearch"]) == 0
-    report = StoredExperiment.open(open_storage("sqlite:///studies.db", write=False), "states").report
-    assert report is not None
-    assert report.evaluations == {"states/RandomSearch/0": 6, "states/LCSC/0": 6}
+    assert stored_report("states").evaluations == {"states/RandomSearch/0": 6, "states/LCSC/0": 6}
 
 
 def test_a_kill_while_a_study_is_deleted_leaves_no_answer_of_it(

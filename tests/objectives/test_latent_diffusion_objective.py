@@ -17,8 +17,6 @@ from lcsc_opt.base.paths import BuildContext
 from lcsc_opt.base.records import HELD_OUT, SEARCH, Candidate
 from lcsc_opt.base.study_spec import ObjectiveSpec
 from lcsc_opt.checkpoints.lora import lora_modules
-from lcsc_opt.database.connection import open_storage
-from lcsc_opt.database.experiment import StoredExperiment
 from lcsc_opt.database.names import LAST_CHECKPOINT
 from lcsc_opt.objective.loading import load_objective
 from lcsc_opt.objective.merge_sample_score import MergeSampleScore
@@ -27,6 +25,7 @@ from lcsc_opt.sampling.lora import to_diffusers
 from tests import tiny_pipelines
 from tests.contracts import check_objective
 from tests.objectives.image_objectives import one_line
+from tests.study_examples import stored_report
 
 if not (find_spec("peft") and find_spec("transformers")):
     pytest.skip("needs peft and transformers", allow_module_level=True)
@@ -163,9 +162,7 @@ def test_a_reward_on_prompts_is_searched_and_a_worse_one_that_no_search_saw_is_r
     finally:
         hook.remove()
     assert calls == 2 * [1, 1, 1], "each prompt once by the study, and once by the new network of its answer"
-    storage = open_storage("sqlite:///studies.db", write=False)
-    report = StoredExperiment.open(storage, "rewarded").report
-    assert report is not None
+    report = stored_report("rewarded")
     found = report.found[study.name]
     rows = {row.metric: row for row in report.rows(found, LAST_CHECKPOINT)}
     assert rows["reward"].gain == pytest.approx(-(rows["held_out_reward"].gain or 0))
