@@ -50,14 +50,6 @@ def test_states_beside_weights_are_never_checkpoints(tmp_path):
         assert found(tmp_path / name, tmp_path / name) == [f"{name}_1.pt", f"{name}_2.pt"]
 
 
-def test_several_rates_are_told_apart(tmp_path):
-    for step in ("000100", "000200", "000300"):
-        touch(tmp_path, f"ema_0.9999_{step}.pt", f"ema_0.999_{step}.pt", f"model{step}.pt", f"opt{step}.pt")
-    for patterns in (tmp_path, str(tmp_path / "ema*")):
-        with pytest.raises(TrajectoryError, match=r"several series.*ema_0\.999 \(3\), ema_0\.9999 \(3\)"):
-            find_checkpoints(patterns)
-
-
 def test_numbered_folders_with_the_final_model_next_to_them(tmp_path):
     names = ["checkpoint-5", "checkpoint-10", "checkpoint-100"]
     touch(tmp_path, *(f"{name}/{file}" for name in names for file in ("model.safetensors", "optimizer.bin")))

@@ -192,6 +192,7 @@ def test_series_of_a_list_are_told_apart_as_those_of_a_folder_are(tmp_path, othe
     for patterns in (folder, paths):
         with pytest.raises(TrajectoryError, match="several series") as refusal:
             find_checkpoints(patterns)
+        assert f"{other} (2)" in str(refusal.value)
         for choice in str(refusal.value).split("Choose one, quoted: ")[1].split(" or "):
             assert len(find_checkpoints(choice)) == 2
     assert len(find_checkpoints(paths, has_steps=True)) == 4
