@@ -57,19 +57,6 @@ def test_what_is_no_list_of_different_extractors_is_refused(setting):
         Loss.parse(setting)
 
 
-def test_the_yardstick_has_a_loss_of_one():
-    scores = fdr_suite()
-    _, units = fill(image_metrics(scores, 200), images(200, 1) * 0.8).compute()
-    yardstick = scores.loss.yardstick(units, 200)
-    assert fill(image_metrics(scores, 200, yardstick=yardstick), images(200, 1) * 0.8).compute()[0] == pytest.approx(
-        1.0
-    )
-    loss, values = fill(image_metrics(scores, 200, yardstick=yardstick), images(200, 2) * 0.9).compute()
-    expected = np.mean([values[metric] / units[metric] for metric in ("fid", "fid@pixels", "tones")])
-    assert loss == pytest.approx(expected)
-    assert scores.describe()["loss"] == {"fdr": ["inception", "pixels", "tones"]}
-
-
 def test_units_divide_and_one_that_is_nothing_beside_the_others_is_refused() -> None:
     loss = Loss.parse({"fdr": ["inception", "pixels"]})
     yardstick = loss.yardstick({"fid": 2.0, "fid@pixels": 4.0}, 100)

@@ -1,4 +1,4 @@
-"""A reward in the loss: its sign and gradient, its guard, and what reports have then."""
+"""A reward in the loss: its sign, its guard, and what reports have then."""
 
 from __future__ import annotations
 
@@ -8,9 +8,7 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import Mock
 
-import numpy as np
 import pytest
-import torch
 from torch import Tensor
 
 from lcsc_opt.base.errors import MetricError
@@ -22,9 +20,6 @@ from lcsc_opt.metrics.names import MetricName
 from tests.metrics.examples import (
     Pixels,
     build_scores,
-    differences,
-    fill,
-    image_metrics,
     images,
     pixels,
     reference,
@@ -55,17 +50,6 @@ def test_a_reward_is_raised_whether_its_weight_has_a_minus_or_not(weight: float)
     assert metrics["reward"] == pytest.approx(float(bright(images()).mean()), rel=1e-6)
     assert loss == pytest.approx(metrics["fid"] - 2 * metrics["reward"])
     assert list(score(made())[1]) == ["fid", "reward"], "it is reported where the loss has none"
-
-
-def test_gradient_in_the_images_is_that_of_central_differences() -> None:
-    scores, batch = made(loss={"reward": -3, "fid": 1}), images(8).double()
-    metrics = fill(image_metrics(scores, len(batch), gradient=True), batch, 3)
-    gradient = scores.image_gradient(batch, {n: torch.from_numpy(g) for n, g in metrics.gradients().items()})
-
-    def loss(at: np.ndarray) -> float:
-        return fill(image_metrics(scores, len(at), gradient=True), torch.from_numpy(at)).compute()[0]
-
-    np.testing.assert_allclose(gradient.numpy(), differences(loss, batch.numpy()), rtol=1e-3, atol=1e-6)
 
 
 @pytest.mark.parametrize("loss", [{"reward": -1, "near": 1}, {"reward": -1, "fid": 0}, "reward"])

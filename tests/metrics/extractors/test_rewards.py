@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from lcsc_opt.base.errors import MetricError
-from lcsc_opt.metrics.extractors.rewards import Reward, find_reward
+from lcsc_opt.metrics.extractors.rewards import Reward
 
 PROMPTS = ["a cat", "two dogs, old"]
 
@@ -40,8 +40,3 @@ def test_lists_are_scores_without_a_graph() -> None:
 def test_prompts_that_a_sampler_has_not_are_asked_for() -> None:
     with pytest.raises(MetricError, match="needs prompts, and the sampler has none"):
         Reward("my:f", lambda images, prompts: [len(one) for one in prompts])(images())
-
-
-def test_a_reward_that_is_not_there_is_refused() -> None:
-    with pytest.raises(MetricError, match="reward: expected 'module:function', got 'pickscore'"):
-        find_reward("pickscore")
