@@ -105,15 +105,6 @@ def test_other_losses_have_their_own_gradient(loss: Any, trajectory: Trajectory)
         assert found @ direction == pytest.approx(difference(objective, direction, 1e-3), rel=2e-2, abs=1e-3)
 
 
-@pytest.mark.parametrize("changes", [{"batch_size": 49}, {"gradient_batch_size": 3}])
-def test_batches_change_nothing(changes: dict[str, Any], trajectory: Trajectory) -> None:
-    sampler = BUILD["consistency in three steps"](Smooth().double())
-    expected = build(trajectory, sampler).evaluate(Candidate(EMA, gradient=True))
-    found = build(trajectory, sampler, **changes).evaluate(Candidate(EMA, gradient=True))
-    assert found.loss == pytest.approx(expected.loss, rel=1e-12)
-    np.testing.assert_allclose(found.gradient, expected.gradient, rtol=1e-9)  # type: ignore[arg-type]
-
-
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_loss_and_metrics_are_those_of_a_plain_evaluation(name: str, trajectory: Trajectory) -> None:
     objective = build(trajectory, BUILD[name](Smooth()))
