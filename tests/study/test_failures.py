@@ -149,10 +149,6 @@ class TestManyInARow:
         search(study, Breaking(0, 1), failures=policy)
         assert states(study) == ["COMPLETE"] * 2 + ["FAIL"] * 5 + ["COMPLETE"]
 
-    def test_a_search_in_which_everything_failed_has_failed(self, study: StoredStudy) -> None:
-        with pytest.raises(SearchFailedError, match="all 8 trials failed; the last failed with: KeyError"):
-            search(study, Breaking(*range(99), reason="b"))
-
 
 class TestRetryFailed:
     def test_what_had_no_result_yet_is_forgotten_too_and_is_no_failure(self, study: StoredStudy) -> None:
