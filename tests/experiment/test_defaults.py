@@ -35,8 +35,7 @@ class WithoutWeights(Images):
     trajectory = None
 
 
-def objective(*, images: bool, gradient: bool) -> Objective:
-    kind = Images if images else Items
+def objective(kind: type[CoefficientFunction], *, gradient: bool) -> Objective:
     return kind(max, (1, 2, 3), name="max", gradient=(lambda a: a) if gradient else None)
 
 
@@ -58,23 +57,19 @@ def chosen(study: StudyFile, stored: Mapping[str, Mapping[str, Any]], made: Obje
 
 
 @pytest.mark.parametrize(
-    ("images", "gradient", "expected"),
+    ("kind", "gradient", "expected"),
     [
-        (True, True, [(["EMAGrid"], None), (["LCSCGradient"], "layers")]),
-        (True, False, [(["EMAGrid", "LCSCQuadratic"], None)]),
-        (False, True, [(["EMAGrid", "LCSCGradient"], None)]),
-        (False, False, [(["EMAGrid", "LCSCQuadratic"], None)]),
+        (Images, True, [(["EMAGrid"], None), (["LCSCGradient"], "layers")]),
+        (Images, False, [(["EMAGrid", "LCSCQuadratic"], None)]),
+        (Items, True, [(["EMAGrid", "LCSCGradient"], None)]),
+        (Items, False, [(["EMAGrid", "LCSCQuadratic"], None)]),
+        (WithoutWeights, True, [(["EMAGrid", "LCSCGradient"], None)]),
     ],
 )
 def test_optimizers_and_rows_follow_from_what_the_objective_gives(
-    images: bool, gradient: bool, expected: Chosen
+    kind: type[CoefficientFunction], gradient: bool, expected: Chosen
 ) -> None:
-    assert chosen(spec(), {}, objective(images=images, gradient=gradient)) == expected
-
-
-def test_without_weights_there_are_no_layers() -> None:
-    made = WithoutWeights(max, (1, 2, 3), name="max", gradient=lambda a: a)
-    assert chosen(spec(), {}, made) == [(["EMAGrid", "LCSCGradient"], None)]
+    assert chosen(spec(), {}, objective(kind, gradient=gradient)) == expected
 
 
 def test_what_is_said_is_not_chosen_and_loads_nothing() -> None:
@@ -98,7 +93,7 @@ def test_stored_studies_keep_what_they_have() -> None:
 
 
 def test_a_grid_alone_was_interrupted_before_its_search() -> None:
-    made = objective(images=True, gradient=True)
+    made = objective(Images, gradient=True)
     studies = {"s/EMAGrid/0": stored("EMAGrid", None)}
     assert chosen(spec(), studies, made) == [(["EMAGrid"], None), (["LCSCGradient"], "layers")]
 

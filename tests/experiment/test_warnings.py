@@ -142,16 +142,18 @@ def test_where_nothing_was_found_the_searches_were_too_short_or_overfitted(of_se
     assert warned(report({"fid": 2.0}, {"fid": 8.0}), searches) == ""
 
 
-def test_a_loss_on_other_noise_is_said_to_be_worse() -> None:
-    nothing = report({"fid": 9.0}, {"fid": 8.0}, answer="last checkpoint")
+@pytest.mark.parametrize(
+    ("found", "gain", "said"),
+    [
+        (9.0, -0.13, "13 % worse than the best you had, with an error of 3 %"),
+        (2.0, 0.5, "certainly worse in the cross-check, so it is no answer"),
+    ],
+)
+def test_a_finalist_that_was_not_chosen_is_worse_on_other_noise_or_in_the_cross_check(
+    found: float, gain: float, said: str
+) -> None:
+    nothing = report({"fid": found}, {"fid": 8.0}, answer="last checkpoint")
     searches = [searched(4.0, optimizer="EMAGrid"), searched(3.0)]
-    said = "\n".join(warnings_of(nothing, choice_of(nothing, gain=-0.13), searches, None))
-    assert "13 % worse than the best you had, with an error of 3 %" in said
-
-
-def test_a_gain_that_the_cross_check_forbids_is_not_called_uncertain() -> None:
-    nothing = report({"fid": 2.0}, {"fid": 8.0}, answer="last checkpoint")
-    searches = [searched(4.0, optimizer="EMAGrid"), searched(3.0)]
-    said = "\n".join(warnings_of(nothing, choice_of(nothing, gain=0.5), searches, None))
-    assert "certainly worse in the cross-check, so it is no answer" in said
-    assert "nothing certainly better" not in said
+    warning = "\n".join(warnings_of(nothing, choice_of(nothing, gain=gain), searches, None))
+    assert said in warning
+    assert ("nothing certainly better" in warning) == (gain < 0)
