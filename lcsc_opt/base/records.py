@@ -122,12 +122,14 @@ class ReportedMetrics:
         cross_check: the one that shows whether a gain in the loss is real, such as FID in features that the loss does
             not see; lower is better.
         cross_check_text: that metric, and what sees the images there, in words.
+        judges: further metrics in which no answer may be certainly worse than what the user had; lower is better.
         real_halves: metric → its value for held-out real images in place of samples; empty if none are held out.
     """
 
     signs: Mapping[str, int] = dataclasses.field(default_factory=dict)
     cross_check: str | None = None
     cross_check_text: str | None = None
+    judges: tuple[str, ...] = ()
     real_halves: Mapping[str, float] = dataclasses.field(default_factory=dict)
 
 

@@ -6,8 +6,9 @@ step is often safer where the data are few.
 
 Three rules decide. Along a search's path, the earliest model is taken that is behind the best by no more than one
 standard error: the longer a search, the more it fits the real images that it sees (Breiman et al. 1984, Section 3.4.3).
-The answer is the best of what the user had, unless something found is *certainly* better. What is certainly worse in
-features that are not in the loss is no answer. All go by the paired error of a difference, over the images of both
+The answer is the best of what the user had, unless something found is *certainly* better. What is certainly worse to a
+judge is no answer: in features that are not in the loss, or in the network of an ``fdr``, which can fall by its pixels
+and tones alone. All go by the paired error of a difference, over the images of both
 models and over the real images that both are compared with.
 """
 
@@ -96,20 +97,19 @@ def lowest(models: Sequence[Measurement]) -> Measurement:
     return max(models, key=lambda model: gain(models[0], model).value)
 
 
-def is_vetoed(model: Measurement, had: Sequence[Measurement], judge: str | None) -> bool:
+def is_vetoed(model: Measurement, had: Sequence[Measurement], judges: Sequence[str]) -> bool:
     """Whether a model is certainly worse than the best that the user had, by the third rule of this module.
 
     Args:
         model: what was found.
         had: models that need no search.
-        judge: a metric in features that are not in the loss, if there is one; lower is better.
+        judges: metrics; lower is better. Those that were not measured of both say nothing.
     """
     if not had:
         return False
     best_had = lowest(had)
-    if judge is None or not all(judge in measured.values for measured in (model, best_had)):
-        return False
-    return gain(model, best_had, judge).is_certain
+    known = [judge for judge in judges if judge in model.values and judge in best_had.values]
+    return any(gain(model, best_had, judge).is_certain for judge in known)
 
 
 def gain(base: Measurement, model: Measurement, metric: str = LOSS) -> Gain:

@@ -84,7 +84,8 @@ class Race:
         self._measurer = measurer
         self._top = top
         self._steps = steps
-        self._judge = measurer.reported.cross_check
+        reported = measurer.reported
+        self._judges = list(filter(None, (reported.cross_check, *reported.judges)))
         self._had: list[Measurement] = []
         self._found: dict[str, list[Measurement]] = {}  # study → what is still in the race
         self._ways: list[Measurement] = []
@@ -147,7 +148,7 @@ class Race:
         return {study: models for study, models in self._found.items() if study not in grids}
 
     def _best(self, models: Sequence[Measurement]) -> Measurement:
-        """The best model of one or more searches: one that the judge does not veto, if there is such."""
+        """The best model of one or more searches: one that no judge vetoes, if there is such."""
         allowed = self._without_vetoed(models) or models
         of_name = {measured.model.name: measured for measured in allowed}
         return best_of(allowed, [of_name[name] for name in self._path if name in of_name])
@@ -161,8 +162,8 @@ class Race:
         return choose(self._had, best_of_each)
 
     def _without_vetoed(self, models: Iterable[Measurement]) -> list[Measurement]:
-        """Without models that the judge finds certainly worse than what the user had."""
-        return [measured for measured in models if not is_vetoed(measured, self._had, self._judge)]
+        """Without models that a judge finds certainly worse than what the user had."""
+        return [measured for measured in models if not is_vetoed(measured, self._had, self._judges)]
 
     def _first_round(self, name: str) -> None:
         """Measure all finalists, the trainer's models, EMA*, and points on the way from it to the best."""

@@ -106,7 +106,8 @@ def _why_nothing_found(choice: Choice, searches: Sequence[Searched]) -> Iterator
     if choice.gain is not None and choice.gain.is_certain:  # and still no answer
         yield (
             "what the searches found has a lower loss on other noise, too, but is certainly worse in the cross-check, "
-            f"so it is no answer. {_COMPARE_IMAGES}: lcsc export EXPERIMENT/OPTIMIZER/SEED writes it"
+            f"or in the network of the loss, so it is no answer. {_COMPARE_IMAGES}: "
+            "lcsc export EXPERIMENT/OPTIMIZER/SEED writes it"
         )
     elif min(searched) < min(grids):
         line = "nothing certainly better was found: on their own noise the searches were better than EMA*"

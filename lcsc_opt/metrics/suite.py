@@ -190,6 +190,13 @@ class MetricSuite:
         return None
 
     @property
+    def judges(self) -> list[str]:
+        """FID in the network of ``fdr``, whose weights are not the user's: no answer may be worse there."""
+        if not self.loss.relative:
+            return []
+        return [str(metric) for metric in self.loss.weights if metric.extractor not in WITHOUT_NETWORK]
+
+    @property
     def cross_check_text(self) -> str | None:
         """The cross-check, and what sees the images there; ``None`` without one."""
         metric = self.cross_check_metric

@@ -164,6 +164,7 @@ class MergeSampleScore(StagedObjective):
                 signs=self.scores.signs,
                 cross_check=None if cross_check is None else str(cross_check),
                 cross_check_text=self.scores.cross_check_text,
+                judges=tuple(self.scores.judges),
                 real_halves=self.scores.real_halves(),
             )
 

@@ -120,14 +120,15 @@ def test_of_a_path_the_earliest_model_is_taken_that_is_within_one_error_of_the_b
     assert best_of([*path, measured("¾", 0.69, own=0.1)], path).model.name == "3"
 
 
-def test_a_judge_in_other_features_vetoes_what_is_certainly_worse_there() -> None:
+def test_a_judge_vetoes_what_is_certainly_worse_there() -> None:
     had = [measured("last", 1.5, 3.0), measured("EMA*", 1.0, 4.0)]
-    assert is_vetoed(measured("cheats", 0.7, 6.0), had, JUDGE)
-    assert not is_vetoed(measured("honest", 0.9, 3.6), had, JUDGE)
-    assert not is_vetoed(measured("worse by chance", 0.9, 4.1, own=0.1), had, JUDGE)
-    assert not is_vetoed(measured("unknown", 0.7), had, JUDGE)
-    assert not is_vetoed(measured("cheats", 0.7, 6.0), had, None)
-    assert not is_vetoed(measured("cheats", 0.7, 6.0), [], JUDGE)
+    assert is_vetoed(measured("cheats", 0.7, 6.0), had, [JUDGE])
+    assert is_vetoed(measured("cheats", 0.7, 6.0), had, ["unknown", JUDGE])
+    assert not is_vetoed(measured("honest", 0.9, 3.6), had, [JUDGE])
+    assert not is_vetoed(measured("worse by chance", 0.9, 4.1, own=0.1), had, [JUDGE])
+    assert not is_vetoed(measured("unknown", 0.7), had, [JUDGE])
+    assert not is_vetoed(measured("cheats", 0.7, 6.0), had, [])
+    assert not is_vetoed(measured("cheats", 0.7, 6.0), [], [JUDGE])
 
 
 def test_where_no_error_is_known_two_percent_count_as_noise_and_negative_scores_have_shares_too() -> None:

@@ -83,7 +83,10 @@ class Measuring:
                 continue
             draws = np.random.default_rng(abs(hash(model.key)) % 2**32).standard_normal(GROUPS)
             column = 1 + abs(place - 1) + self.error(place) * draws / np.sqrt(GROUPS)
-            evaluation = Evaluation(1 + abs(place - 1), without_groups={"loss": [*column, *np.full(GROUPS, 1.0)]})
+            # what the searches found is worse in the network of their loss
+            fid = 1 + max(place - 0.5, 0.0)
+            groups = {"loss": [*column, *np.full(GROUPS, 1.0)], "fid": np.full(2 * GROUPS, fid).tolist()}
+            evaluation = Evaluation(1 + abs(place - 1), {"fid": fid}, without_groups=groups)
             measured.append(Measurement.of(model, evaluation, images=self.images, seed=noises[0].seed))
         return measured
 
@@ -191,6 +194,14 @@ def test_where_nothing_can_tell_the_answer_is_what_the_user_had_and_the_gain_is_
     assert choice.answer.name == "EMA*"
     assert choice.gain is not None
     assert not choice.gain.is_certain
+
+
+@pytest.mark.parametrize("judged", [{"cross_check": "fid"}, {"judges": ("unknown", "fid")}])
+def test_what_a_judge_finds_worse_is_no_answer(judged: dict[str, Any]) -> None:
+    measuring = Measuring()
+    assert race(measuring, GRID_SEARCH, path([0.9])).answer.name == "LCSCGradient, trial 10"
+    measuring.reported = ReportedMetrics(**judged)
+    assert race(measuring, GRID_SEARCH, path([0.9])).answer.name == "EMA*"
 
 
 def test_a_path_has_evenly_spaced_checks_and_means_of_its_last_steps_in_the_order_of_time() -> None:
