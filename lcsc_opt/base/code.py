@@ -12,11 +12,13 @@ import functools
 import hashlib
 import importlib.machinery
 import importlib.util
+import io
 import json
 import logging
 import re
 import sys
 import sysconfig
+import tokenize
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -28,6 +30,7 @@ _log = logging.getLogger("lcsc_opt")
 _STANDARD_LIBRARY = [Path(sysconfig.get_path(kind)) for kind in ("stdlib", "platstdlib")]
 _NOT_LOCAL = {folder.resolve() for folder in (Path(__file__).parents[1], SHIPPED / "objectives", *_STANDARD_LIBRARY)}
 _MODULE_AND_FUNCTION = re.compile(r"\"([^\":/\\]+):[^\W\d]\w*\"")  # a script may be called 01_search
+_LAYOUT_TOKENS = {tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT, tokenize.ENDMARKER}
 _INSTALLED = {"site-packages", "dist-packages"}
 
 _digests_at_import: dict[str, str] = {}
@@ -40,7 +43,7 @@ class CodeFile:
 
     Attributes:
         path: of the file.
-        sha256: of its bytes, in hex.
+        sha256: of its code, in hex, without comments and without what runs only where the file is the script.
         imported_names: of all modules that it may import.
     """
 
@@ -56,7 +59,7 @@ def local_code(sources: Mapping[str, Path]) -> dict[str, str]:
         sources: name → file; the name is the one by which other modules import it, if there is one.
 
     Returns:
-        Name → SHA-256 of the file's bytes in hex, sorted by name.
+        Name → :attr:`CodeFile.sha256`, sorted by name.
     """
     return {name: source.sha256 for name, source in sorted(local_sources(sources).items())}
 
@@ -95,7 +98,7 @@ def local_sources(sources: Mapping[str, Path]) -> dict[str, CodeFile]:
             imported_names = _imported_names(content, _package_of(name, path))
         except (OSError, SyntaxError, ValueError):
             continue
-        visited[name] = CodeFile(path, hashlib.sha256(content).hexdigest(), imported_names)
+        visited[name] = CodeFile(path, _sha256_of_code(content), imported_names)
         for imported in imported_names - visited.keys():
             file = module_file(imported)
             if file is not None:
@@ -114,6 +117,30 @@ def _package_of(name: str, path: Path) -> str:
     if path.name == "__init__.py":
         return name
     return name.rpartition(".")[0]
+
+
+@functools.lru_cache(maxsize=1024)
+def _sha256_of_code(content: bytes) -> str:
+    """SHA-256 of what a file does when it is imported: without comments, blank lines and the calls of a script.
+
+    Raises:
+        SyntaxError, ValueError: the content is not Python.
+    """
+    encoding, _ = tokenize.detect_encoding(io.BytesIO(content).readline)
+    text = content.decode(encoding)
+    lines = text.split("\n")
+    rows: set[int] = set()  # that have code, from 1
+    for token in tokenize.generate_tokens(io.StringIO(text, newline="\n").readline):
+        row, column = token.start
+        if token.type == tokenize.COMMENT:
+            lines[row - 1] = lines[row - 1][:column].rstrip()
+        elif token.type not in _LAYOUT_TOKENS:
+            rows.update(range(row, token.end[0] + 1))
+    for node in ast.parse(content).body:
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "__name__ == '__main__'" and not node.orelse:
+            rows.difference_update(range(node.lineno, (node.end_lineno or node.lineno) + 1))
+    code = "\n".join(lines[row - 1] for row in sorted(rows))
+    return hashlib.sha256(code.encode(errors="surrogatepass")).hexdigest()
 
 
 @functools.lru_cache(maxsize=1024)

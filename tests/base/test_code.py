@@ -75,6 +75,48 @@ def test_a_change_in_any_of_them_is_named(folder: Path, name: str) -> None:
     assert {changed for changed, _ in before.items() ^ read(folder).items()} == {module}
 
 
+WRITTEN = """# a sampler
+import math  # of Python
+
+TEXT = '''# no comment
+
+f{math.pi}'''
+
+
+def sample(net, noise):
+    return net(noise)
+
+
+if __name__ == "__main__":
+    print(sample(abs, 1))
+"""
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "is_other"),
+    [
+        ("# a sampler\n", "", False),
+        ("# of Python", "# of Guido", False),
+        ("    return", "\n    # the network's own\n    return", False),
+        ("print(sample(abs, 1))", "for budget in (40, 80):\n        print(sample(abs, budget))", False),
+        ("# no comment", "# a comment", True),
+        ("# no comment\n\n", "# no comment\n", True),
+        ("net(noise)", "net(-noise)", True),
+        ('if __name__ == "__main__":\n    print(sample(abs, 1))', "print(sample(abs, 1))", True),
+        ("    print(sample(abs, 1))", "    pass\nelse:\n    math.pi = 3", True),
+    ],
+)
+def test_comments_and_the_call_of_a_script_are_no_part_of_its_code(
+    folder: Path, old: str, new: str, is_other: bool
+) -> None:
+    script = folder / "code_script.py"
+    script.write_text(WRITTEN)
+    before = local_code({"code_script": script})
+    assert old in WRITTEN
+    script.write_text(WRITTEN.replace(old, new))
+    assert (local_code({"code_script": script}) != before) == is_other
+
+
 def test_what_is_installed_or_cannot_be_read_is_left_out(folder: Path) -> None:
     import torch
 
