@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from lcsc_opt.base.errors import RAISED_BY_USERS, MetricError, one_line
+from lcsc_opt.base.progress import notice
 from lcsc_opt.base.records import HELD_OUT, SELECTION, Candidate
 from lcsc_opt.metrics.distances import NEIGHBOURHOOD
 from lcsc_opt.metrics.extractors.base import FeatureExtractor, image_gradient
@@ -30,6 +31,7 @@ from lcsc_opt.metrics.names import (
     OUTSIDE,
     REWARD,
     TO_HELD_OUT,
+    TONES,
     WITHOUT_NETWORK,
     Formula,
     MetricName,
@@ -37,8 +39,13 @@ from lcsc_opt.metrics.names import (
 )
 from lcsc_opt.metrics.reference.reference import Reference
 from lcsc_opt.metrics.suite_metrics import SuiteMetrics
+from lcsc_opt.metrics.tones import tones
 
 REPORTED: tuple[Formula, ...] = ("precision", "recall")
+_FEWEST_IMAGES = 4  # whose tones say in which range they are
+_BYTES_ABOVE = 2.0  # images without a negative value are assumed to be bytes if they reach this
+_NEAR = 0.5  # tones; images of one value have 1 or more
+_MUCH_NEARER = 4  # times
 
 
 class MetricSuite:
@@ -75,6 +82,7 @@ class MetricSuite:
         self._metrics = metrics
         self._device = device
         self._build_report_references = report_references
+        self._range_checked = False
         self.references: dict[str, Reference] = {OUTSIDE: Reference(Outside()), **references}
         for metric in metrics.reported:
             if metric.extractor not in self.references:
@@ -91,6 +99,29 @@ class MetricSuite:
         """D of the largest D × D matrices that a metric of a search needs."""
         with_matrices = [metric for metric in self._metrics.searched if not metric.has_own_features]
         return max((self.references[metric.extractor].extractor.dimension for metric in with_matrices), default=1)
+
+    @torch.no_grad()
+    def warn_of_range(self, images: Tensor) -> None:
+        """Warn if the first images, ``[n, C, H, W]``, seem to be in another range than [-1, 1]."""
+        if self._range_checked or len(images) < _FEWEST_IMAGES:
+            return
+        self._range_checked = True
+        conversions = {"2 * images - 1": 2 * images - 1, "images / 127.5 - 1": images / 127.5 - 1}
+        real = self.references.get(TONES)
+        low, high = (float(value) for value in images.aminmax())
+        if 0 <= low < high:
+            likely = "images / 127.5 - 1" if high >= _BYTES_ABOVE else "2 * images - 1"
+            reason = "have no value below 0"
+        elif real is not None:
+            distances = {name: float(tones(real.extractor(taken), real)) for name, taken in conversions.items()}
+            likely = min(distances, key=distances.__getitem__)
+            distance = float(tones(real.extractor(images), real))
+            if distances[likely] >= min(distance / _MUCH_NEARER, _NEAR):
+                return
+            reason = f"have tones {distance:.3g} from the real ones, and would have {distances[likely]:.3g} so"
+        else:
+            return
+        notice(f"the sampler's images {reason}; expected images in [-1, 1]: let it return {likely}")
 
     def why_no_graph(self, sample: Callable[[], tuple[Tensor, Sequence[str] | None]]) -> str | None:
         """Why features in the loss have no graph back to the images, as the end of a sentence; ``None`` if they have.

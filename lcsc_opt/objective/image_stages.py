@@ -74,6 +74,7 @@ class ImageStages:
         Raises:
             MetricError: their features are not finite.
         """
+        self.scores.warn_of_range(images)
         prompts = prompts_of(self.sampler, noise, first, first + len(images))
         metrics.update(images, prompts=prompts)
 

@@ -15,14 +15,12 @@ from torch import Tensor, nn
 from lcsc_opt.base import accelerator
 from lcsc_opt.base.errors import RAISED_BY_USERS, LcscError, ObjectiveError, one_line
 from lcsc_opt.base.imports import has_parameter
-from lcsc_opt.base.progress import notice, without_bars
+from lcsc_opt.base.progress import without_bars
 from lcsc_opt.base.records import SEARCH, Noise
 from lcsc_opt.base.reproducibility import derive_seed
 from lcsc_opt.sampling.base import recomputed_calls
 from lcsc_opt.sampling.network import NetworkSampler, NetworkSettings
 from lcsc_opt.sampling.noise import ImageNoise
-
-BYTES_ABOVE = 2.0  # images without a negative value are assumed to be bytes if they reach this
 
 
 class FunctionSampler(NetworkSampler):
@@ -65,7 +63,6 @@ class FunctionSampler(NetworkSampler):
             self.options["nfe"] = nfe
         self.options |= options or {}
         self._takes_draw = has_parameter(function, "draw")
-        self._range_checked = False
 
     @property
     def nfe(self) -> int:  # type: ignore[override]
@@ -95,9 +92,6 @@ class FunctionSampler(NetworkSampler):
             images = self._checked(self._returned(noise, start, stop), stop - start)
         if not torch.is_grad_enabled():
             images = images.detach()  # a function may turn gradients on for itself, and its graph would hold memory
-        if not self._range_checked:
-            self._range_checked = True
-            self._warn_of_range(images.detach())
         return images.to(torch.promote_types(images.dtype, torch.float32))
 
     def _returned(self, noise: Noise, start: int, stop: int) -> Any:
@@ -188,18 +182,3 @@ class FunctionSampler(NetworkSampler):
                 f"expected floating point images [{count}, C, H, W] in [-1, 1]"
             )
         return images
-
-    def _warn_of_range(self, images: Tensor) -> None:
-        """Warn if the first images have no negative value: clipped to [-1, 1], they would be too bright."""
-        low, high = (float(value) for value in images.aminmax())
-        if not 0 <= low < high:
-            return
-        white = "1"
-        conversion = "2 * images - 1"
-        if high >= BYTES_ABOVE:
-            white = "255"
-            conversion = "images / 127.5 - 1"
-        notice(
-            f"the sampler {self.name} returned no value below 0, as if black were 0 and white {white}; expected "
-            f"images in [-1, 1]: let it return {conversion}"
-        )

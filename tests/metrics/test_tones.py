@@ -1,16 +1,20 @@
 """Tones: one-dimensional distributions of values and of their differences, compared with those of real images."""
 
+from collections.abc import Callable, Iterable
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
 from torch.nn import functional as F
 
 from lcsc_opt.base.errors import MetricError
-from lcsc_opt.metrics import Reference
+from lcsc_opt.metrics import MetricSuite, Reference
 from lcsc_opt.metrics.extractors.base import image_gradient
 from lcsc_opt.metrics.leave_out import group_of_each, without_each_group
 from lcsc_opt.metrics.tones import Tones, tones
-from tests.metrics.examples import build_scores, pixels, write_folder
+from tests.metrics.examples import Doubled, build_scores, images, pixels, reference, suite, write_folder
 
 
 def photographs(count, channels=1, side=8, seed=0):
@@ -118,3 +122,44 @@ def test_of_many_real_images_a_part_stands_for_all(tmp_path, monkeypatch):
     unseen = references["tones"].selection.count + references["tones"].held_out.count
     assert 40 < unseen < 60, "by chance a few more than were wanted"
     assert references["digits"].count == 200
+
+
+def said_of(scores: MetricSuite, batches: Iterable[Tensor], capsys: pytest.CaptureFixture[str]) -> str:
+    for batch in batches:
+        scores.warn_of_range(batch)
+    return capsys.readouterr().err
+
+
+UNIT, BYTES = "2 * images - 1", "images / 127.5 - 1"
+
+
+@pytest.mark.parametrize("loss", ["fid", {"fdr": ["inception", "tones"]}])
+@pytest.mark.parametrize(
+    ("scale", "shift", "expected"), [(1.0, 0.0, ""), (0.5, 0.5, UNIT), (0.6, 0.6, UNIT), (127.5, 127.5, BYTES)]
+)
+def test_images_of_another_range_are_said_once(
+    loss: Any, scale: float, shift: float, expected: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    references = {"inception": reference(Doubled()), "tones": Reference.of_images(Tones(), images(60, 9))}
+    batches = [scale * images(count, count) + shift for count in (3, 40, 40)]  # three are too few to tell
+    said = said_of(suite(references, loss=loss), batches, capsys)
+    assert (said.count("\n"), expected in said) == (int(bool(expected)), True)
+
+
+@pytest.mark.parametrize(
+    ("converted", "expected"),
+    [
+        (lambda batch: batch + 0.1, ""),
+        (lambda batch: 3 * batch, ""),
+        (lambda batch: 0.3 * batch, ""),
+        (lambda batch: 1000 * batch, ""),
+        (lambda batch: (batch + 1) / 2 - 0.02, UNIT),
+        (lambda batch: 127.5 * (batch + 1) - 1, BYTES),
+    ],
+)
+def test_a_value_below_zero_does_not_hide_another_range_from_the_tones(
+    converted: Callable[[Tensor], Tensor], expected: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    references = {"inception": reference(Doubled()), "tones": Reference.of_images(Tones(), images(60, 9))}
+    said = said_of(suite(references, loss={"fdr": ["inception", "tones"]}), [converted(images(40, 1))], capsys)
+    assert (bool(said), expected in said) == (bool(expected), True)
