@@ -27,6 +27,8 @@ more.
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Callable
 from typing import Annotated, Any
 
 from pydantic import Field, JsonValue
@@ -68,6 +70,11 @@ class Settings(ImageObjectiveSettings, AlsoSettings):
                 "are, and labels: balanced, random, or one of them"
             )
         labels = ClassLabels.choose(self.labels, classes=self.classes)
+        if labels is not None and not _takes_labels(function):
+            raise ObjectiveError(
+                f"sampler: {self.sampler} has no parameter labels, which would get the classes of the images: add it, "
+                "or leave out classes"
+            )
         if network is None:
             network = _network(self, context)
         return FunctionSampler(
@@ -79,6 +86,15 @@ class Settings(ImageObjectiveSettings, AlsoSettings):
             settings=self,
             name=f"{self.model}, {self.sampler}",  # without their settings, which may name places and secrets
         )
+
+
+def _takes_labels(function: Callable[..., Any]) -> bool:
+    """Whether a function can be called with ``labels``."""
+    try:
+        parameters = inspect.signature(function).parameters.values()
+    except ValueError:  # of one that is built in, Python does not know
+        return True
+    return any(parameter.name == "labels" or parameter.kind is parameter.VAR_KEYWORD for parameter in parameters)
 
 
 def build(settings: dict[str, Any], context: BuildContext) -> MergeSampleScore:

@@ -225,8 +225,8 @@ def score_as_trained(
                 kind = f" ({TRAINER_EMA})"
             notice(
                 f"{experiment.name}: {model.name}{kind}, step {objective.steps[-1]}, {noise.group} noise{size}: "
-                f"{_described(measurement, experiment.record.sign)}; compare this with your trainer's log: if they "
-                "differ, this score does not measure what your trainer does"
+                f"{_described(measurement, experiment.record.sign)}; compare this with your trainer's log, if that has "
+                "such a number: if they differ, this score does not measure what your trainer does"
             )
 
 

@@ -179,6 +179,6 @@ class FunctionSampler(NetworkSampler):
         if images.ndim != 4 or len(images) != count or not images.is_floating_point():
             raise ObjectiveError(
                 f"the sampler {self.name} returned {images.dtype} {list(images.shape)}; "
-                f"expected floating point images [{count}, C, H, W] in [-1, 1]"
+                f"expected floating point images [{count}, C, H, W] in [-1, 1]; of volumes, return slices"
             )
         return images

@@ -93,6 +93,7 @@ def test_labels_and_further_noise(study: Path) -> None:
         ({"sampler": f"{OWN}:sample_twice"}, "two settings say what the parameter labels of .* gets: classes"),
         ({"labels": "balanced"}, "two settings say what the parameter labels of .* gets: classes"),
         ({"classes": 4}, "labels: the model has 4 classes"),
+        ({"classes": 4, "labels": "balanced"}, f"sampler: {OWN}:sample has no parameter labels"),
     ],
 )
 def test_what_does_not_fit_is_one_line(study: Path, changes: dict[str, Any], message: str) -> None:

@@ -277,7 +277,7 @@ def _downloaded(url: str, name: str, setting: str, digest: str) -> Path:
                 f"the weights of {setting} cannot be downloaded ({error}); fetch {url} and put it at {path}, give its "
                 f"path in the setting weights: {{{setting}: PATH}}, or use a network that is here: "
                 "loss: fdr@features:mine for one of yours, fdr@mnist, fdr@digits or fdr@photographs for bundled ones"
-            ) from error
+            ) from None  # urllib's own three tracebacks say no more
     return path
 
 

@@ -139,7 +139,7 @@ class Reference:
             raise ObjectiveError(
                 f"samples are {height}x{width} and the images of the reference {real_height}x{real_width}; "
                 "the distance between them would measure how they are scaled. Give a reference of "
-                f"{height}x{width}, made by the code that made the training images"
+                f"{height}x{width}, made as the training images were, or sample {real_height}x{real_width}"
             )
 
     @property
