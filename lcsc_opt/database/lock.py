@@ -120,14 +120,18 @@ class Coordinator:
         self._lock = lock_of(storage, study)
         self._me = {"host": platform.node(), "process": os.getpid(), "since": time.time()}
 
-    def begin(self) -> None:
-        """Take the lock, and write to the database who holds it.
+    def take(self) -> None:
+        """Take the lock.
 
         Raises:
             StudyStoreError: within seconds; the message says who holds it.
         """
         if not self._take(WAIT_SECONDS):
             raise StudyStoreError(f"{self._study}: is being run {self._described_holder()}; wait for it, or end it")
+
+    def begin(self) -> None:
+        """Take the lock, and write to the database who holds it. Raises as :meth:`take`."""
+        self.take()
         in_database(self._storage, lambda: self._storage.set_study_user_attr(self._study_id, HOLDER, self._me))
 
     def _described_holder(self) -> str:

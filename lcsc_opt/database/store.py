@@ -256,6 +256,12 @@ class StoredStudy:
 
     # who may write
 
+    def check_free(self) -> None:
+        """Raise as :meth:`hold` would; nothing is written."""
+        coordinator = Coordinator(self.storage, self.name, self.key)
+        coordinator.take()
+        coordinator.end()
+
     @contextlib.contextmanager
     def hold(self) -> Iterator[None]:
         """Hold the study's lock while this is open; each write checks first that it is still held. Not to be nested.

@@ -38,7 +38,7 @@ from lcsc_opt.evaluation.pool import WorkerPool
 from lcsc_opt.evaluation.workers import check_workers, open_workers
 from lcsc_opt.experiment.finalists import Searched
 from lcsc_opt.experiment.measuring import Measurer, score_as_trained
-from lcsc_opt.experiment.origin import origin_of
+from lcsc_opt.experiment.origin import origin_of, start_of
 from lcsc_opt.experiment.outcome import outcome_of
 from lcsc_opt.experiment.problem import (
     ACCEPT,
@@ -319,6 +319,8 @@ class Experiment:
             LcscError: the study cannot run, or fails.
             Exception: what a callback raises.
         """
+        if spec.name in self.studies:  # before anything is loaded, since it may be held for long
+            StoredStudy.open(self.database.existing(), spec.name).check_free()
         search = self._opened(spec)
         self._say_how_long()
         stored = self.begun()
@@ -384,12 +386,15 @@ class Experiment:
         if self.refused is not None:
             raise self.refused
         check_workers(spec)
+        before = self.studies.get(spec.name)
+        start = None
+        if before is None:
+            start = start_of(spec, self.specs, self.database)
         try:
             objective = self.objective
         except LcscError as error:
             self.refused = error
             raise
-        before = self.studies.get(spec.name)
         now = environment()
         check_search(spec, self.studies)
         changed = ""
@@ -402,8 +407,8 @@ class Experiment:
             in_flight = before["parallelism"]["in_flight"]
             notice(f"{spec.name}: continues with other workers; candidates are still asked {in_flight} at a time")
         origin = None
-        if before is None:
-            origin = origin_of(spec, self.specs, self.database, objective)
+        if start is not None:
+            origin = origin_of(spec, start, self.database, objective)
         self._choose_layout()
         self._use(spec, spec.space.rows)
         self._rehearse(spec)

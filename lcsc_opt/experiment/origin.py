@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-from optuna.storages import RDBStorage
 
 from lcsc_opt.base.errors import StudySpecError, StudyStoreError
 from lcsc_opt.base.paths import KnownCheckpoints
@@ -23,29 +22,45 @@ from lcsc_opt.objective.contract import Objective
 from lcsc_opt.trajectory import Trajectory
 
 
-def origin_of(
-    spec: StudySpec, specs: Sequence[StudySpec], database: Database, objective: Objective
-) -> Coefficients | None:
-    """Where a new search begins: at the answer of its ``start``, else at the best of the EMA grid that has ended.
+def start_of(spec: StudySpec, specs: Sequence[StudySpec], database: Database) -> str | None:
+    """The study at which a new search begins: its ``start``, else the experiment's first EMA grid that has ended.
 
-    ``[K]``, or ``[S, K]`` if that has rows; ``None`` if it begins where its space or its algorithm does.
+    ``None`` if it begins where its space or its algorithm does.
 
     Args:
         spec: of the search.
         specs: of all searches of the run.
+        database: of the run.
+
+    Raises:
+        StudyStoreError: no grid has ended, and another process runs one of these searches.
+    """
+    if not spec.begins_at_ema or database.storage is None:
+        return spec.start
+    studies = read_contents(database.storage).of(spec.experiment)  # of now: another process may have run the grid
+    ended = ended_search(studies, EMA_GRID)
+    if ended is not None:
+        return ended
+    running = locked(database.storage, [grid.name for grid in specs if grid.optimizer.name == EMA_GRID])
+    if running:
+        raise StudyStoreError(f"{spec.name}: begins at the best of {min(running)}, which is being run; wait for it")
+    return None
+
+
+def origin_of(spec: StudySpec, start: str, database: Database, objective: Objective) -> Coefficients:
+    """The coefficients at which a new search begins: ``[K]``, or ``[S, K]`` if those of its start have rows.
+
+    Args:
+        spec: of the search.
+        start: as of :func:`start_of`.
         database: of the run.
         objective: of the run.
 
     Raises:
         StudySpecError: the study at which it begins has other rows.
         StudyStoreError: there is no such study, it has no complete trial, or the objective lacks one of its checkpoints
-            or has other weights; or another process runs the grid of this run.
+            or has other weights.
     """
-    start = spec.start
-    if start is None and spec.begins_at_ema and database.storage is not None:
-        start = _ended_grid(spec, specs, database.storage)
-    if start is None:
-        return None
     source = StoredStudy.open(database.existing(), start)
     coefficients: Coefficients | None
     if spec.start is None:
@@ -64,22 +79,6 @@ def origin_of(
     extended = np.zeros((*coefficients.shape[:-1], len(objective.steps)))
     extended[..., np.isin(objective.steps, experiment["steps"])] = coefficients
     return extended
-
-
-def _ended_grid(spec: StudySpec, specs: Sequence[StudySpec], storage: RDBStorage) -> str | None:
-    """The name of the experiment's first EMA grid that has ended, whose best is EMA*; ``None`` if none has.
-
-    Raises:
-        StudyStoreError: none has, and another process runs a grid of these searches.
-    """
-    studies = read_contents(storage).of(spec.experiment)  # of now: another process may have run the grid
-    ended = ended_search(studies, EMA_GRID)
-    if ended is not None:
-        return ended
-    running = locked(storage, [grid.name for grid in specs if grid.optimizer.name == EMA_GRID])
-    if running:
-        raise StudyStoreError(f"{spec.name}: begins at the best of {min(running)}, which is being run; wait for it")
-    return None
 
 
 def _check_checkpoints(source: str, experiment: Attributes, objective: Objective) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from lcsc_opt.base.errors import LcscError, SearchFailedError, StudySpecError, StudyStoreError
 from lcsc_opt.base.study_file import StudyFile
 from lcsc_opt.base.study_spec import HeldOutSpec, StudySpec
+from lcsc_opt.database.lock import locked
 from lcsc_opt.database.names import is_ours, split_name
 from lcsc_opt.database.opened import Database
 from lcsc_opt.database.report import REPORT, Report, ReportPlan
@@ -85,7 +86,8 @@ def run_studies(
 ) -> None:
     """Run the searches of an experiment, and report it. A search that fails does not stop the others.
 
-    A missing database is created when the first search has been rehearsed.
+    Where another process runs one of them, the report is left to that process. A missing database is created when the
+    first search has been rehearsed.
 
     Args:
         experiment: its workers are stopped at the end.
@@ -122,7 +124,10 @@ def run_studies(
                 on_end(f"{spec.name}: {outcome}")
             try:
                 report = None
-                if len(failed) < len(specs):
+                running = locked(database.storage, failed) if database.storage is not None else set()
+                if running:
+                    unreported = f". The report is left to the process that runs {', '.join(sorted(running))}"
+                elif len(failed) < len(specs):
                     report = experiment.report()
             except LcscError as error:
                 if not failed:

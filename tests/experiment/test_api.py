@@ -14,6 +14,7 @@ import lcsc_opt
 from lcsc_opt.cli import run as lcsc
 from lcsc_opt.database.connection import open_storage
 from lcsc_opt.database.store import StoredStudy, our_studies
+from lcsc_opt.objective.of_study import ObjectiveLoader
 from tests.commands import Typed
 from tests.study_examples import stored_report
 
@@ -51,19 +52,42 @@ def names(typed: Typed) -> set[str]:
 
 
 @pytest.mark.usefixtures("impatient")
-def test_a_study_that_another_process_runs_does_not_stop_the_others(study_file: str, typed: Typed) -> None:
+def test_a_search_that_another_process_runs_stops_no_others_and_leaves_the_report_to_that_process(
+    study_file: str, typed: Typed, monkeypatch: pytest.MonkeyPatch
+) -> None:
     run = ["run", study_file, f"objective.settings.held_out={HELD_OUT}", "held_out={top: 2}"]
     assert lcsc([*run, "--optimizer", "CMA", "--budget", "2"]) == 0
     held = StoredStudy.open(open_storage(STORAGE, write=True), "several/CMA/0")
     with held.hold():
         said = typed(*run, status=1).err
-    assert "several/CMA/0: is being run" in said
-    assert "lcsc: 1 of 3 studies did not finish: several/CMA/0" in said
+        with monkeypatch.context() as patch:
+            patch.setattr(ObjectiveLoader, "load", None)
+            at_once = typed(*run, status=1).err
+    for lines in (said, at_once):
+        assert "\nseveral/CMA/0: is being run" in lines
+        assert "lcsc: 1 of 3 studies did not finish: several/CMA/0" in lines
+        assert "The report is left to the process that runs several/CMA/0" in lines
+        assert "The answer is" not in lines
     assert states(typed) == {"LCSC": ("finished", 4), "CMA": ("finished", 2), "DE": ("finished", 4)}
-    assert stored_report("several").found.keys() == {"several/LCSC/0", "several/DE/0"}
+    assert stored_report("several").found.keys() == {"several/CMA/0"}, "that of before"
     assert lcsc(run) == 0
     assert states(typed)["CMA"] == ("finished", 4)
     assert stored_report("several").found.keys() == {"several/LCSC/0", "several/DE/0", "several/CMA/0"}
+
+
+@pytest.mark.usefixtures("impatient")
+def test_what_waits_for_a_grid_of_another_process_is_said_before_anything_is_loaded(
+    study_file: str, typed: Typed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = ["run", study_file, "optimizers=[EMAGrid, CMA]"]
+    assert lcsc([*run, "--optimizer", "EMAGrid"]) == 0
+    grid = StoredStudy.open(open_storage(STORAGE, write=True), "several/EMAGrid/0")
+    grid.set_attribute("search_ended", None)  # as of one that has not ended
+    monkeypatch.setattr(ObjectiveLoader, "load", None)
+    with grid.hold():
+        said = typed(*run, status=1).err
+    assert "several/EMAGrid/0: is being run" in said
+    assert "\nseveral/CMA/0: begins at the best of several/EMAGrid/0, which is being run; wait for it" in said
 
 
 def test_a_grid_is_evaluated_once_for_all_seeds(study_file: str, typed: Typed) -> None:

@@ -267,7 +267,7 @@ def test_a_search_begins_at_the_answer_of_its_start_also_where_that_is_a_mean(st
     spec = StudySpec(experiment="new", optimizer=OptimizerSpec(name="CMA"), objective=objective, start=STUDY)
 
     def origin() -> Any:
-        return origin_of(spec, [spec], Database(str(storage.url)), Measured())
+        return origin_of(spec, STUDY, Database(str(storage.url)), Measured())
 
     np.testing.assert_array_equal(origin(), coefficients(1))
     mean = Measurement(Model("LCSC, mean of the last half", np.full(3, 1 / 3), study=STUDY), 20, (0,), {"loss": (0.5,)})
