@@ -130,7 +130,7 @@ def run(
     from lcsc_opt.base.machine import collector_resting
     from lcsc_opt.base.paths import BuildContext
     from lcsc_opt.database.opened import Database
-    from lcsc_opt.database.urls import files_directory
+    from lcsc_opt.database.urls import files_directory, masked
 
     if "torch" not in sys.modules:  # it takes seconds, as Nevergrad does
         notice("importing torch")
@@ -147,11 +147,16 @@ def run(
 
     from lcsc_opt.experiment.running import experiment_of, run_studies  # and with it Nevergrad
 
-    experiment = experiment_of(study_file, Database(url), objectives, accept_changes=accept_changes)
+    database = Database(url)
+    experiment = experiment_of(study_file, database, objectives, accept_changes=accept_changes)
     if dry_run:
         _print_rehearsed(experiment)
-    else:
+        return
+    try:
         run_studies(experiment, on_end=say)
+    finally:
+        if database.storage is not None:
+            say(f"database: {masked(url)}")
 
 
 def _read(studies: str, overrides: Sequence[str], storage: str | None) -> tuple[StudyFile, Path | None, str]:

@@ -194,7 +194,7 @@ def search(
         call.place_checkpoints(files, chosen_name, contents.experiments.get(chosen_name))
         study_file = parse_study_file(content, source="lcsc_opt.search")  # which names checkpoints in memory only now
         experiment = experiment_of(study_file, database, objectives, accept_changes=options.accept_changes)
-        run_studies(experiment, on_finished=notice, callbacks=options.callbacks)
+        run_studies(experiment, callbacks=options.callbacks)
     studies = tuple(Study(spec.name, url, call.functions, temporary) for spec in experiment.specs)
     is_temporary = temporary is not None
     return Result(experiment.name, url, studies, content, call.not_importable, is_temporary)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 
 from lcsc_opt.base.errors import LcscError, SearchFailedError, StudySpecError, StudyStoreError
+from lcsc_opt.base.progress import notice
 from lcsc_opt.base.study_file import StudyFile
 from lcsc_opt.base.study_spec import HeldOutSpec, StudySpec
 from lcsc_opt.database.lock import locked
@@ -12,7 +13,6 @@ from lcsc_opt.database.names import is_ours, split_name
 from lcsc_opt.database.opened import Database
 from lcsc_opt.database.report import REPORT, Report, ReportPlan
 from lcsc_opt.database.states import Attributes, ended_search
-from lcsc_opt.database.urls import masked
 from lcsc_opt.experiment.defaults import completed
 from lcsc_opt.experiment.experiment import Experiment
 from lcsc_opt.experiment.outcome import outcome_of_finished
@@ -80,8 +80,7 @@ def searches_of(study_files: Sequence[StudyFile]) -> list[StudySpec]:
 def run_studies(
     experiment: Experiment,
     *,
-    on_end: Callable[[str], None] = lambda _: None,
-    on_finished: Callable[[str], None] = lambda _: None,
+    on_end: Callable[[str], None] = notice,
     callbacks: Sequence[TrialCallback] = (),
 ) -> None:
     """Run the searches of an experiment, and report it. A search that fails does not stop the others.
@@ -91,9 +90,7 @@ def run_studies(
 
     Args:
         experiment: its workers are stopped at the end.
-        on_end: called with one line when a search has ended or cannot run, with the answer of the experiment, and
-            with the database's URL at the end, if there is a database.
-        on_finished: called with that line of a search that had finished before.
+        on_end: called with one line when a search has ended or cannot run, and with the answer of the experiment.
         callbacks: as of :meth:`Experiment.search`.
 
     Raises:
@@ -106,39 +103,34 @@ def run_studies(
     database = experiment.database
     failed: dict[str, str] = {}  # name of a study → why
     unreported = ""  # why there is no report, in addition
-    try:
-        with experiment:
-            for spec in specs:
-                try:
-                    if experiment.is_finished(spec):
-                        experiment.check_finished(spec)
-                        outcome = outcome_of_finished(database.existing(), spec.name)
-                        on_finished(f"{spec.name}: {outcome}")
-                    else:
-                        outcome = experiment.search(spec, callbacks)
-                except LcscError as error:
-                    if len(specs) == 1 or experiment.refused is not None:
-                        raise
-                    outcome = str(error).removeprefix(f"{spec.name}: ")
-                    failed[spec.name] = outcome
-                on_end(f"{spec.name}: {outcome}")
+    with experiment:
+        for spec in specs:
             try:
-                report = None
-                running = locked(database.storage, failed) if database.storage is not None else set()
-                if running:
-                    unreported = f". The report is left to the process that runs {', '.join(sorted(running))}"
-                elif len(failed) < len(specs):
-                    report = experiment.report()
+                if experiment.is_finished(spec):
+                    experiment.check_finished(spec)
+                    outcome = outcome_of_finished(database.existing(), spec.name)
+                else:
+                    outcome = experiment.search(spec, callbacks)
             except LcscError as error:
-                if not failed:
+                if len(specs) == 1 or experiment.refused is not None:
                     raise
-                unreported = f"; no new report: {error}"
-            else:
-                if report is not None:
-                    on_end(f"{experiment.name}: {answer_line(report)}")
-    finally:
-        if database.storage is not None:
-            on_end(f"database: {masked(database.url)}")
+                outcome = str(error).removeprefix(f"{spec.name}: ")
+                failed[spec.name] = outcome
+            on_end(f"{spec.name}: {outcome}")
+        try:
+            report = None
+            running = locked(database.storage, failed) if database.storage is not None else set()
+            if running:
+                unreported = f". The report is left to the process that runs {', '.join(sorted(running))}"
+            elif len(failed) < len(specs):
+                report = experiment.report()
+        except LcscError as error:
+            if not failed:
+                raise
+            unreported = f"; no new report: {error}"
+        else:
+            if report is not None:
+                on_end(f"{experiment.name}: {answer_line(report)}")
     if failed:
         count = f"{len(failed)} of {len(specs)}"
         raise SearchFailedError(f"{count} studies did not finish: {_reasons_in_words(failed)}{unreported}")

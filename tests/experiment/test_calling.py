@@ -104,6 +104,21 @@ def test_the_answer_is_better_than_ema_and_can_be_shown(search: Any, workplace: 
     assert result.coefficients.sum() == pytest.approx(1)
 
 
+def test_a_call_says_why_each_search_ended_as_the_command_line_does(
+    search: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    functions = {"score": lambda net: distance(net), "held_out": lambda net: 2 * distance(net), "resume": True}
+    result = search(states(), **functions)
+    said = capsys.readouterr().err
+    assert (
+        f"lcsc: tried/LCSCGradient/0: best {result.studies[1].searched:.4g} after 4 evaluations; cut by its budget"
+        in said
+    )
+    assert "lcsc: tried: The answer is" in said
+    search(states(), **functions)
+    assert "lcsc: tried/LCSCGradient/0: finished already, 20" in capsys.readouterr().err
+
+
 def test_the_answer_may_be_of_an_earlier_call(search: Any) -> None:
     functions = {"score": lambda net: distance(net), "held_out": lambda net: 2 * distance(net)}
     first = search(states(), **functions, optimizers="LCSCGradient", rows="layers", budget=12)
