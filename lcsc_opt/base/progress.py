@@ -27,6 +27,8 @@ SLOW_SECONDS = 1.0  # without a line, of which a user wonders
 STILL_SECONDS = 4.0  # after which what has no steps to count says that it goes on
 _LINE_SECONDS = 10.0  # how often a log that is not a terminal gets a line
 
+INTERRUPTED = "interrupted; what finished is kept"  # and how to continue
+
 log = logging.getLogger("lcsc_opt")
 log.addHandler(logging.NullHandler())
 

@@ -21,7 +21,7 @@ import typer
 from lcsc_opt.base import VERSION
 from lcsc_opt.base.errors import LcscError
 from lcsc_opt.base.machine import let_waiting_threads_sleep
-from lcsc_opt.base.progress import each_notice_once, log, messages_on_stderr, notice
+from lcsc_opt.base.progress import INTERRUPTED, each_notice_once, log, messages_on_stderr, notice
 from lcsc_opt.base.streams import results_apart, results_on_a_descriptor_of_their_own
 from lcsc_opt.cli import deleting, exports, results, studies, training, trajectory
 
@@ -150,7 +150,7 @@ def run(arguments: Sequence[str]) -> int:
     except (KeyboardInterrupt, typer.Abort):
         status = _INTERRUPTED
     if status == _INTERRUPTED:  # raised as an exception, or returned by some versions of typer
-        notice("interrupted; what finished is kept; run the same command to continue (lcsc train: with --resume)")
+        notice(f"{INTERRUPTED}; run the same command to continue (lcsc train: with --resume)")
     return status
 
 

@@ -17,7 +17,7 @@ from lcsc_opt.base.errors import StudySpecError, TrajectoryError
 from lcsc_opt.base.imports import HANDED_OVER, importable_name
 from lcsc_opt.base.inputs import read_arguments
 from lcsc_opt.base.paths import SHIPPED, BuildContext
-from lcsc_opt.base.progress import each_notice_once, messages_by_default, notice
+from lcsc_opt.base.progress import INTERRUPTED, each_notice_once, messages_by_default, notice
 from lcsc_opt.base.settings import excerpt, parse_settings, plain
 from lcsc_opt.base.study_file import parse_study_file
 from lcsc_opt.base.study_spec import AUTO, Budget, BudgetSpec, experiment_name
@@ -194,7 +194,13 @@ def search(
         call.place_checkpoints(files, chosen_name, contents.experiments.get(chosen_name))
         study_file = parse_study_file(content, source="lcsc_opt.search")  # which names checkpoints in memory only now
         experiment = experiment_of(study_file, database, objectives, accept_changes=options.accept_changes)
-        run_studies(experiment, callbacks=options.callbacks)
+        try:
+            run_studies(experiment, callbacks=options.callbacks)
+        except KeyboardInterrupt:
+            if temporary is None:  # else the database ends with this call
+                again = "call search again with resume=True" if call.not_importable else "run the same call"
+                notice(f"{INTERRUPTED}; {again} to continue")
+            raise
     studies = tuple(Study(spec.name, url, call.functions, temporary) for spec in experiment.specs)
     is_temporary = temporary is not None
     return Result(experiment.name, url, studies, content, call.not_importable, is_temporary)

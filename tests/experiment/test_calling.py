@@ -119,6 +119,30 @@ def test_a_call_says_why_each_search_ended_as_the_command_line_does(
     assert "lcsc: tried/LCSCGradient/0: finished already, 20" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("storage", "by_name", "said"),
+    [
+        ("studies.db", True, ["lcsc: interrupted; what finished is kept; run the same call to continue"]),
+        (
+            "studies.db",
+            False,
+            ["lcsc: interrupted; what finished is kept; call search again with resume=True to continue"],
+        ),
+        (None, True, []),
+    ],
+)
+def test_a_call_that_is_interrupted_says_how_to_continue_if_anything_is_kept(
+    search: Any, module: Any, capsys: pytest.CaptureFixture[str], storage: str | None, by_name: bool, said: list[str]
+) -> None:
+    def interrupt(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    functions = {"build": module.build, "score": module.score if by_name else lambda net: distance(net)}
+    with pytest.raises(KeyboardInterrupt):
+        search(states(), **functions, storage=storage, callbacks=[interrupt])
+    assert [line for line in capsys.readouterr().err.splitlines() if "interrupted" in line] == said
+
+
 def test_the_answer_may_be_of_an_earlier_call(search: Any) -> None:
     functions = {"score": lambda net: distance(net), "held_out": lambda net: 2 * distance(net)}
     first = search(states(), **functions, optimizers="LCSCGradient", rows="layers", budget=12)
