@@ -22,11 +22,13 @@ def how_it_ended(trials: Sequence[FrozenTrial], *, by_itself: bool, patience: in
         by_itself: whether the optimizer had nothing more to ask.
         patience: after how many evaluations without a lower loss it ended; ``None`` if that did not happen.
     """
-    if by_itself:
-        return "ended by itself: nothing more was gained"
+    compared = compared_trials(trials)
+    if by_itself:  # LCSCGradient did, by the rule of its checks
+        if any("without_groups" in trial.user_attrs for trial in compared):
+            return "ended by itself: the last third of its steps gained no more than the error of the gain"
+        return "ended by itself: the later half of its checks shows no downward trend"
     if patience is not None:
         return f"ended: {patience} evaluations in a row brought no lower loss"
-    compared = compared_trials(trials)
     earlier = [trial for trial in compared if trial.number <= trials[-1].number - RECENT]
     if not earlier:
         return "cut by its budget"
