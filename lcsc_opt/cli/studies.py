@@ -15,7 +15,7 @@ from lcsc_opt.base.overrides import with_overrides
 from lcsc_opt.base.progress import notice
 from lcsc_opt.base.settings import parse_yaml
 from lcsc_opt.base.study_file import StudyFile, lines_to_fill_in, parse_study_file, read_study_file
-from lcsc_opt.base.study_spec import ModelKind
+from lcsc_opt.base.study_spec import BudgetSpec, ModelKind
 from lcsc_opt.cli.options import (
     AcceptChanges,
     Output,
@@ -203,8 +203,9 @@ def _print_rehearsed(experiment: Experiment) -> None:
         options = {**attributes[spec.name]["optimizer_defaults"], **spec.optimizer.options}
         named_options = ", ".join(f"{key}={value}" for key, value in options.items())
         in_rows = "one row" if spec.is_grid or spec.space.rows is None else f"rows: {spec.space.rows}"
+        budget = BudgetSpec(**attributes[spec.name]["budget"])
         done = f"{evaluations.get(spec.name, 0)} evaluations"
-        rows.append((spec.name, named_options or "defaults", f"{spec.space.kind}, {in_rows}", spec.budget, done))
+        rows.append((spec.name, named_options or "defaults", f"{spec.space.kind}, {in_rows}", budget, done))
     print_table(
         ("study", "optimizer options", "space", "budget", "done"), rows, title=f"would run, in {masked(database.url)}"
     )

@@ -60,7 +60,7 @@ from lcsc_opt.objective.of_study import ObjectiveLoader, code_now, moved
 from lcsc_opt.optimizers.registry import configure
 from lcsc_opt.study.loop import TrialCallback
 from lcsc_opt.study.opening import Search, evaluator_of
-from lcsc_opt.study.planning import check, first_candidate, is_maximized, parallelism
+from lcsc_opt.study.planning import check, first_candidate, is_maximized, parallelism, usable_budget
 from lcsc_opt.trajectory import Trajectory
 
 
@@ -337,7 +337,7 @@ class Experiment:
         """Do all that comes before the first trial of each search; nothing is written.
 
         Returns:
-            Name → attributes of each study, as stored or as it would begin with.
+            Name → attributes of each study, as stored or as it would begin or continue with.
 
         Raises:
             LcscError: the first thing that is wrong.
@@ -349,7 +349,8 @@ class Experiment:
             else:
                 search = self._opened(spec)
                 search.ask_once()
-                attributes[spec.name] = search.attributes
+                budget = usable_budget(spec, self.objective)
+                attributes[spec.name] = {**search.attributes, "budget": budget.model_dump()}
         self._say_how_long()
         return attributes
 

@@ -98,6 +98,25 @@ def test_the_command_line_takes_the_same_budgets(typed: Typed, workplace: Path) 
         assert f'expected a whole number of evaluations, or a time such as "5 min", got {wrong!r}' in said
 
 
+@pytest.mark.parametrize("budget", ["100", "5 min"])
+def test_a_dry_run_shows_no_larger_budget_of_a_grid_than_it_has_candidates(
+    typed: Typed, workplace: Path, budget: str
+) -> None:
+    Path("norm.yaml").write_text(
+        "name: norm\nobjective: {file: function.py, settings: {callable: 'numpy.linalg:norm', steps: [100, 200]}}\n"
+        "optimizers: [EMAGrid]\nbudget: {evaluations: 2}\n"
+    )
+    dry = ("run", "norm.yaml", "--budget", budget, "--dry-run")
+    new = typed(*dry).out
+    typed("run", "norm.yaml")  # which the budget cuts
+    continued = typed(*dry).out
+    typed(*dry[:-1])
+    [study] = typed.json("list")
+    for shown in (new, continued, typed(*dry).out):
+        assert f" {study['evaluations']} evaluations " in shown.splitlines()[-1]
+    assert study["evaluations"] > 2
+
+
 # seeds and optimizers
 
 
