@@ -418,6 +418,6 @@ def _check_failure(name: str, failure: Failure, candidate: Candidate) -> None:
 
 def about(seconds: float) -> str:
     """A duration, for people."""
-    if seconds >= 100:
+    if round(seconds) >= 100:
         return f"about {datetime.timedelta(seconds=round(seconds))}"
     return f"about {seconds:.2g} s"

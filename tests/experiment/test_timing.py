@@ -14,7 +14,7 @@ from lcsc_opt.base.records import SEARCH, Candidate, Cost, Evaluation
 from lcsc_opt.base.study_file import parse_study_file
 from lcsc_opt.base.study_spec import StudySpec
 from lcsc_opt.database.states import is_searched
-from lcsc_opt.experiment.rehearsal import rehearse
+from lcsc_opt.experiment.rehearsal import about, rehearse
 from lcsc_opt.experiment.running import searches_of
 from lcsc_opt.experiment.timing import Pace, Seconds, evaluations_in, report_seconds, searches_seconds
 from lcsc_opt.objective.contract import Objective, Samples
@@ -42,6 +42,12 @@ class Images(Objective):
 def planned(optimizers: list[str], **changes: Any) -> list[StudySpec]:
     content = {"name": "e", "objective": {"file": "a.py"}, "optimizers": optimizers, "budget": "1 min", **changes}
     return searches_of([parse_study_file(content, source="test")])
+
+
+def test_durations_are_numbers_as_people_write_them() -> None:
+    shown = [about(seconds) for seconds in (0.123, 9.96, 54.2, 99.4, 99.6, 100)]
+    numbers = ["0.12 s", "10 s", "54 s", "99 s", "0:01:40", "0:01:40"]
+    assert shown == [f"about {number}" for number in numbers]
 
 
 def test_an_optimizer_plans_with_what_fits_into_the_time() -> None:
