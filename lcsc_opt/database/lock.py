@@ -138,8 +138,8 @@ class Coordinator:
         holder = in_database(self._storage, self._stored_holder)
         if holder is None:  # it has taken the lock and not written its name yet
             return "by another process"
-        since = datetime.datetime.fromtimestamp(holder["since"]).astimezone().isoformat(" ", "seconds")
-        return f"on {holder['host']} by process {holder['process']} since {since}"
+        since = datetime.datetime.fromtimestamp(holder["since"])
+        return f"on {holder['host']} by process {holder['process']} since {since:%Y-%m-%d %H:%M}"
 
     def check(self) -> None:
         """Take a lock again that was lost, with its connection or its file, unless somebody ran the study meanwhile.
