@@ -239,6 +239,8 @@ def show(
     from lcsc_opt.database.names import split_name
     from lcsc_opt.views.study_status import overview
 
+    if Path(study).suffix in (".yaml", ".yml"):
+        raise StudySpecError(f"{study}: is the name of a study file; see what it runs: lcsc run {study} --dry-run")
     if Path(study).exists() or Path(study).suffix:
         from lcsc_opt.exports.recipe import Recipe
 

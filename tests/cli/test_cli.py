@@ -178,6 +178,7 @@ def test_studies_are_listed_and_shown(ran: Path, typed: Typed) -> None:
     assert shown["optimizer_options"] == {"step_size": 0.05}
     assert shown["checkpoints"] == len(shown["coefficients"]) == 20
     assert typed.refused("show", "tiny/CMA").endswith("; its studies are: tiny/CMA/0")
+    assert typed.refused("show", "tiny.yaml").endswith("a study file; see what it runs: lcsc run tiny.yaml --dry-run")
     printed = typed("show", "tiny/CMA/0").out
     assert not re.search(r"^(maximized|failed|images)\b", printed, re.M), "nothing failed, and no images were sampled"
     assert "step_size: 0.05" in printed
