@@ -145,11 +145,11 @@ class Experiment:
         changed = self._code_changes("decides")
         checkpoints = checkpoint_changes(self._before, self._objectives.context.files)
         if not changed and checkpoints.written_again:
-            changed = "its checkpoints were written again"
+            changed = "the checkpoints were written again"
         if changed:
             raise StudyStoreError(
-                f"{spec.name}: finished before this changed: {changed}. Give the new search another name: lcsc run "
-                f"FILE name=NEW; {ACCEPT}"
+                f"{spec.name}: the stored results are older than a change: {changed}. Give the new search another "
+                f"name: lcsc run FILE name=NEW; {ACCEPT}"
             )
         if checkpoints.has_later_steps:
             notice(f"{self.name}: there are newer checkpoints now; to search with these: lcsc run FILE name=NEW")

@@ -133,7 +133,7 @@ def run_studies(
                 on_end(f"{experiment.name}: {answer_line(report)}")
     if failed:
         count = f"{len(failed)} of {len(specs)}"
-        raise SearchFailedError(f"{count} studies did not finish: {_reasons_in_words(failed)}{unreported}")
+        raise SearchFailedError(f"{count} studies did not succeed: {_reasons_in_words(failed)}{unreported}")
 
 
 def _reasons_in_words(failed: Mapping[str, str]) -> str:

@@ -65,7 +65,7 @@ def test_a_search_that_another_process_runs_stops_no_others_and_leaves_the_repor
             at_once = typed(*run, status=1).err
     for lines in (said, at_once):
         assert "\nseveral/CMA/0: is being run" in lines
-        assert "lcsc: 1 of 3 studies did not finish: several/CMA/0" in lines
+        assert "lcsc: 1 of 3 studies did not succeed: several/CMA/0" in lines
         assert "The report is left to the process that runs several/CMA/0" in lines
         assert "The answer is" not in lines
     assert states(typed) == {"LCSC": ("finished", 4), "CMA": ("finished", 2), "DE": ("finished", 4)}
@@ -105,7 +105,7 @@ def test_a_search_that_is_refused_stops_neither_the_others_nor_their_report(stud
     run = ["run", study_file, f"objective.settings.held_out={HELD_OUT}", "held_out={top: 2}"]
     assert lcsc([*run, "--optimizer", "CMA"]) == 0
     said = typed(*run, "optimizers=[CMA: {popsize: 5}, DE]", status=1).err
-    assert "lcsc: 1 of 2 studies did not finish: several/CMA/0: differs from the stored several/CMA/0: " in said
+    assert "lcsc: 1 of 2 studies did not succeed: several/CMA/0: differs from the stored several/CMA/0: " in said
     assert "no new report" not in said
     assert stored_report("several").found.keys() == {"several/CMA/0", "several/DE/0"}
 

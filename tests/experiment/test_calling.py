@@ -272,7 +272,7 @@ for jobs in (1, 2):
     assert printed(text, "4", in_processes) == "score 4\n"
     assert printed(text, "6", in_processes) == "score 6\n"
     text = text.replace("- 5", "- 50")
-    changed = "finished before this changed: 01_search changed. Give the new search another name"
+    changed = "the stored results are older than a change: 01_search changed. Give the new search another name"
     assert printed(text, "6", changed) == "", "no answer of the old function"
     assert printed(text.replace("budget=", "accept_changes=True, budget="), "6", in_processes) == "score 6\n"
 

@@ -177,7 +177,7 @@ def test_what_was_found_in_checkpoints_that_were_written_again_is_not_returned(b
     assert "written again" not in typed(*RUN).err
     save(*STEPS, shift=1)
     for option in ((), ("--dry-run",)):
-        assert "its checkpoints were written again" in typed(*RUN, *option, status=2).err
+        assert "the checkpoints were written again" in typed(*RUN, *option, status=2).err
     typed("run", NAME, "name=second")
     assert stored("second").attributes["checkpoints"] != stored().attributes["checkpoints"]
 

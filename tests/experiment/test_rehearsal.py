@@ -195,7 +195,7 @@ def test_a_search_that_cannot_run_does_not_stop_one_that_continues(sampled: Path
     typed(*begin, "--optimizer", "EMAGrid", "budget.evaluations=2")
     said = typed(*begin, "budget.evaluations=4", status=1).err
     assert "after 4 evaluations" in said
-    assert "1 of 2 studies did not finish: sampled/LCSCGradient/0: " in said
+    assert "1 of 2 studies did not succeed: sampled/LCSCGradient/0: " in said
     assert "have no autograd graph" in said
 
 
