@@ -141,21 +141,19 @@ def run(
     if ray is not None:
         study_file = study_file.on_ray(ray)
     objectives = ObjectiveLoader(BuildContext(directory, files=files_directory(url)))
-    has_said = say_found(study_file.objective, objectives.context)
-    if not has_said and "nevergrad" not in sys.modules:
+    if not say_found(study_file.objective, objectives.context) and "nevergrad" not in sys.modules:
         notice("importing the optimizers")
 
     from lcsc_opt.experiment.running import experiment_of, run_studies  # and with it Nevergrad
 
-    database = Database(url)
-    experiment = experiment_of(study_file, database, objectives, accept_changes=accept_changes)
+    experiment = experiment_of(study_file, Database(url), objectives, accept_changes=accept_changes)
     if dry_run:
         _print_rehearsed(experiment)
         return
     try:
         run_studies(experiment, on_end=say)
     finally:
-        if database.storage is not None:
+        if experiment.database.storage is not None:
             say(f"database: {masked(url)}")
 
 
@@ -192,14 +190,13 @@ def _print_rehearsed(experiment: Experiment) -> None:
 
     with experiment:
         attributes = experiment.rehearse()
-    specs = experiment.specs
     database = experiment.database
     evaluations: dict[str, int] = {}
     if database.storage is not None:
-        stored = HistoryReader(database.storage).read_studies([spec.name for spec in specs])
+        stored = HistoryReader(database.storage).read_studies([spec.name for spec in experiment.specs])
         evaluations = {study.study: study.summary.evaluations for study in stored}
     rows = []
-    for spec in specs:
+    for spec in experiment.specs:
         options = {**attributes[spec.name]["optimizer_defaults"], **spec.optimizer.options}
         named_options = ", ".join(f"{key}={value}" for key, value in options.items())
         in_rows = "one row" if spec.is_grid or spec.space.rows is None else f"rows: {spec.space.rows}"

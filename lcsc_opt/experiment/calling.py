@@ -202,8 +202,7 @@ def search(
                 notice(f"{INTERRUPTED}; {again} to continue")
             raise
     studies = tuple(Study(spec.name, url, call.functions, temporary) for spec in experiment.specs)
-    is_temporary = temporary is not None
-    return Result(experiment.name, url, studies, content, call.not_importable, is_temporary)
+    return Result(experiment.name, url, studies, content, call.not_importable, temporary is not None)
 
 
 class _Call:

@@ -209,8 +209,7 @@ class Experiment:
     @property
     def _has_succeeded(self) -> bool:
         """Whether a trial of the experiment has a loss."""
-        storage = self.database.existing()
-        return any(has_succeeded(storage, name) for name in self.studies)
+        return any(has_succeeded(self.database.existing(), name) for name in self.studies)
 
     def begun(self) -> StoredExperiment:
         """What is stored of the experiment, which begins or continues in the database with the first call.
@@ -349,8 +348,8 @@ class Experiment:
             else:
                 search = self._opened(spec)
                 search.ask_once()
-                budget = usable_budget(spec, self.objective)
-                attributes[spec.name] = {**search.attributes, "budget": budget.model_dump()}
+                budget = usable_budget(spec, self.objective).model_dump()
+                attributes[spec.name] = {**search.attributes, "budget": budget}
         self._say_how_long()
         return attributes
 
@@ -388,9 +387,7 @@ class Experiment:
             raise self.refused
         check_workers(spec)
         before = self.studies.get(spec.name)
-        start = None
-        if before is None:
-            start = start_of(spec, self.specs, self.database)
+        start = start_of(spec, self.specs, self.database) if before is None else None
         try:
             objective = self.objective
         except LcscError as error:
@@ -407,9 +404,7 @@ class Experiment:
         if before is not None and before["specification"]["workers"] != spec.model_dump(mode="json")["workers"]:
             in_flight = before["parallelism"]["in_flight"]
             notice(f"{spec.name}: continues with other workers; candidates are still asked {in_flight} at a time")
-        origin = None
-        if start is not None:
-            origin = origin_of(spec, start, self.database, objective)
+        origin = origin_of(spec, start, self.database, objective) if start is not None else None
         self._choose_layout()
         self._use(spec, spec.space.rows)
         self._rehearse(spec)
@@ -494,9 +489,7 @@ class Experiment:
             return
         self._scored_as_trained = True
         plan = self._plan()
-        images = None
-        if plan is not None:
-            images = plan.images
+        images = plan.images if plan is not None else None
         score_as_trained(self.begun(), self.objective, self._measurer(images or 0), images)
 
     def _plan(self) -> ReportPlan | None:

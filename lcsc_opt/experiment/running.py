@@ -118,19 +118,17 @@ def run_studies(
                 failed[spec.name] = outcome
             on_end(f"{spec.name}: {outcome}")
         try:
-            report = None
             running = locked(database.storage, failed) if database.storage is not None else set()
             if running:
                 unreported = f". The report is left to the process that runs {', '.join(sorted(running))}"
             elif len(failed) < len(specs):
                 report = experiment.report()
+                if report is not None:
+                    on_end(f"{experiment.name}: {answer_line(report)}")
         except LcscError as error:
             if not failed:
                 raise
             unreported = f"; no new report: {error}"
-        else:
-            if report is not None:
-                on_end(f"{experiment.name}: {answer_line(report)}")
     if failed:
         count = f"{len(failed)} of {len(specs)}"
         raise SearchFailedError(f"{count} studies did not succeed: {_reasons_in_words(failed)}{unreported}")
