@@ -164,7 +164,7 @@ def test_a_finished_study_is_told_where_its_checkpoints_are_now(begun: None, typ
     assert "lcsc run FILE objective.settings.checkpoints=PLACE" in said
     assert "others: does not hold the 3" in typed(*RUN, "objective.settings.checkpoints=others", status=2).err
     assert lcsc(export) == 2
-    Path("grown_model.py").write_text(f"{OBJECTIVE_HERE}# edited\n")
+    Path("grown_model.py").write_text(f"{OBJECTIVE_HERE}EDITED = True\n")
     moved = [*RUN, "objective.settings.checkpoints=elsewhere"]
     assert "grown_model.py changed" in typed(*moved, status=2).err
     typed(*moved, "--accept-changes")
