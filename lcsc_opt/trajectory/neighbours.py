@@ -1,15 +1,19 @@
-"""Whether checkpoints are the steps of one run: no weights twice, and each nearest to its neighbours."""
+"""Whether checkpoints are the steps of one run: no weights twice, each nearest to its neighbours, and none far off."""
 
 from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
 
 from lcsc_opt.base.errors import TrajectoryError
 from lcsc_opt.base.progress import notice
 from lcsc_opt.trajectory.manifest import Manifest, SavedRow
 from lcsc_opt.trajectory.trajectory import Trajectory
 
-_FEWEST = 5  # checkpoints that tell anything
+_FEWEST = 4  # checkpoints that tell anything
 _NEARER = 0.6  # of the distance between neighbours; unrelated weights of one size have 1, a steady run has 2
 _SHARE = 0.75  # of the places at which that is so
+_FURTHER = 4.0  # of a last checkpoint, times the largest distance between others
 
 
 def check_distinct(manifest: Manifest) -> None:
@@ -33,21 +37,29 @@ def check_distinct(manifest: Manifest) -> None:
 def check_neighbours(trajectory: Trajectory, *, steps_given: bool) -> None:
     """Refuse checkpoints of mixed runs, or in a wrong order: each is nearer to the second next than to the next.
 
+    Where this is not so, a notice names each checkpoint that is far from those beside it.
+
     Args:
         trajectory: all checkpoints of a run.
-        steps_given: whether the user has named the steps, and knows better: then this is only a notice.
+        steps_given: whether the user has named the steps, and knows better: then there is only a notice.
 
     Raises:
         TrajectoryError: naming three files.
     """
     if len(trajectory) < _FEWEST or not trajectory.varying:
         return
-    place = _mixed_at(trajectory)
-    if place is None:
+    apart, across = _distances(trajectory)
+    is_nearer = [distance < _NEARER * min(apart[index : index + 2]) for index, distance in enumerate(across)]
+    names = [source or f"step {step}" for source, step in zip(trajectory.sources, trajectory.steps, strict=True)]
+    if len(trajectory) == _FEWEST or sum(is_nearer) < _SHARE * len(is_nearer):  # one more tells of mixed runs
+        for index in _far_from_others(trajectory.steps, apart, across):
+            notice(
+                f"{names[index]}, at step {trajectory.steps[index]}, is much further from the checkpoints next to it "
+                "than these are from others: it may be of another run; to leave it out, list the other files"
+            )
         return
-    first, between, second = (
-        trajectory.sources[index] or f"step {trajectory.steps[index]}" for index in range(place, place + 3)
-    )
+    place = is_nearer.index(True)
+    first, between, second = names[place : place + 3]
     problem = (
         f"{first} is nearer to {second} than to {between}, which comes between them by its step, and most checkpoints "
         "are so: they are of several runs, or not in the order of the training"
@@ -58,20 +70,32 @@ def check_neighbours(trajectory: Trajectory, *, steps_given: bool) -> None:
     raise TrajectoryError(f"{problem}: name the files of one run; or give the steps (lcsc trajectory pack --steps).")
 
 
-def _mixed_at(trajectory: Trajectory) -> int | None:
-    """The index of the first checkpoint that is nearer to the second next than to the next; ``None`` if few are.
-
-    Three samples are in memory at a time.
-    """
-    is_nearer: list[bool] = []
-    first = trajectory.sample(0)
-    between = trajectory.sample(1)
-    for index in range(2, len(trajectory)):
+def _distances(trajectory: Trajectory) -> tuple[list[float], list[float]]:
+    """Of each checkpoint to the next ``[K − 1]``, and to the second next ``[K − 2]``; three samples are in memory."""
+    apart: list[float] = []
+    across: list[float] = []
+    first = between = trajectory.sample(0)
+    for index in range(1, len(trajectory)):
         second = trajectory.sample(index)
-        to_next = min(float((between - first).norm()), float((second - between).norm()))
-        is_nearer.append(float((second - first).norm()) < _NEARER * to_next)
+        apart.append(float((second - between).norm()))
+        across.append(float((second - first).norm()))
         first = between
         between = second
-    if sum(is_nearer) < _SHARE * len(is_nearer):
-        return None
-    return is_nearer.index(True)
+    return apart, across[1:]  # its first number is of the first two
+
+
+def _far_from_others(steps: Sequence[int], apart: Sequence[float], across: Sequence[float]) -> list[int]:
+    """The indices of checkpoints that may be of another run, from the distances to the next and the second next ones.
+
+    One is far from both neighbours, which are near to each other and to those beyond: without the latter, it may be
+    the start of a cycle of the learning rate. The last one is far from the one before, and after no more steps.
+    """
+    found = []
+    for index, distance in enumerate(across):
+        others = [distance, *apart[max(index - 2, 0) : index], *apart[index + 2 : index + 4]]
+        if max(others) < _NEARER * min(apart[index : index + 2]):
+            found.append(index + 1)
+    gaps = [later - step for step, later in itertools.pairwise(steps)]
+    if apart[-1] > _FURTHER * max(apart[:-1]) > 0 and gaps[-1] <= max(gaps[:-1]):
+        found.append(len(apart))
+    return found

@@ -406,6 +406,76 @@ def test_a_run_that_wanders_is_no_mixture(tmp_path):
     assert len(pack(tmp_path, tmp_path / "t")) == 12
 
 
+def walked(lengths, seed=0):
+    """Weights after moves of these lengths, each in a direction of its own."""
+    draw = torch.Generator().manual_seed(seed)
+    moves = torch.randn(len(lengths), 50, generator=draw)
+    return (moves * torch.tensor(lengths)[:, None]).cumsum(0)
+
+
+def scattered(spreads):
+    """Weights around one mean, each as far from it as its learning rate lets it be."""
+    draw = torch.Generator().manual_seed(1)
+    return torch.randn(len(spreads), 50, generator=draw) * torch.tensor(spreads)[:, None]
+
+
+def save_run(folder, rows, steps):
+    for step, row in zip(steps, rows, strict=True):
+        torch.save({"w": row.clone()}, folder / f"ckpt_{step}.pt")
+
+
+@pytest.mark.parametrize("place", [1, 4, 6, -1])
+def test_a_single_checkpoint_of_another_run_is_named(tmp_path, caplog, place):
+    caplog.set_level("INFO", logger="lcsc_opt")
+    steps = range(100, 900, 100)
+    rows = walked([1.0] * 8)
+    rows[place] = 10 * walked([1.0], seed=5)[0]
+    save_run(tmp_path, rows, steps)
+    assert len(pack(tmp_path, tmp_path / "t")) == 8
+    said = [line for line in caplog.messages if "of another run" in line]
+    assert len(said) == 1
+    assert f"ckpt_{steps[place]}.pt, at step {steps[place]}, is much further from the checkpoints next to it" in said[0]
+    assert "list the other files" in said[0]
+
+
+@pytest.mark.parametrize(
+    ("rows", "steps"),
+    [
+        (torch.arange(8.0)[:, None].expand(8, 50), range(1, 9)),
+        (walked([1.0] * 20), range(1, 21)),
+        (scattered([1.0] * 20), range(1, 21)),
+        (scattered([1.0, 0.8, 0.5, 0.3, 0.1, 0.05, 0.01]), range(1, 8)),
+        (scattered([1.0, 0.7, 0.05] * 4), range(1, 13)),
+        (scattered([1.0, 0.05, 1.0, 0.05, 1.0]), range(1, 6)),
+        (walked([1.0, 0.5, 0.1, 1.0, 0.5, 0.1]), range(1, 7)),
+        (walked([2.0**power for power in range(12)]), [2**power for power in range(12)]),
+        (walked([1.0] * 5 + [9.0]), [1, 2, 3, 4, 5, 86]),
+        (walked([1.0, 1.0, 1.0, 9.0, 1.0, 1.0]), [10, 20, 30, 90, 100, 110]),
+        (walked([1.0, 9.0, 50.0]), [1, 2, 3]),
+        (walked([1.0, 9.0]), [1, 2]),
+    ],
+    ids=[
+        "steady",
+        "a random walk",
+        "around a mean",
+        "a learning rate that decays",
+        "one that restarts",
+        "two in each cycle",
+        "a walk that restarts",
+        "steps that double",
+        "a late last one",
+        "a run that was resumed later",
+        "three",
+        "two",
+    ],
+)
+def test_no_checkpoint_of_a_run_is_called_another_runs(tmp_path, caplog, rows, steps):
+    caplog.set_level("INFO", logger="lcsc_opt")
+    save_run(tmp_path, rows, steps)
+    assert len(pack(tmp_path, tmp_path / "t")) == len(steps)
+    assert "of another run" not in caplog.text
+
+
 @pytest.mark.parametrize("change", ["cut", "longer", "gone"])
 def test_a_checkpoint_that_is_written_over_while_it_is_packed_is_named(tmp_path, monkeypatch, change):
     """Reading the map of a file that was cut would end the process."""
