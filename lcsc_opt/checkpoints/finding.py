@@ -18,6 +18,7 @@ from lcsc_opt.base.errors import TrajectoryError
 from lcsc_opt.base.paths import MANIFEST, WEIGHTS, expanded_path, natural_order
 from lcsc_opt.base.progress import notice
 from lcsc_opt.base.settings import FrozenModel
+from lcsc_opt.checkpoints.counters import read_counters
 from lcsc_opt.checkpoints.folders import find_weights
 from lcsc_opt.checkpoints.left_out import shown_left_out, why_left_out
 from lcsc_opt.checkpoints.names import (
@@ -233,7 +234,7 @@ def _is_same(path: Path, other: Path) -> bool:
 
 
 def _only_series(place: str, paths: list[Path], left_out: dict[Path, str]) -> list[Path]:
-    """The paths of a series, in their order; ``last.ckpt`` and its like are left out of a numbered one.
+    """The paths of a series, in their order; ``last.ckpt`` and its like are its end, or left out of it.
 
     Args:
         place: what the user named, for messages.
@@ -243,13 +244,6 @@ def _only_series(place: str, paths: list[Path], left_out: dict[Path, str]) -> li
     Raises:
         TrajectoryError: the paths are of several series; the message has a glob for each.
     """
-    final = _final_file(paths)
-    if final is not None:
-        rest = _only_series(place, [path for path in paths if path != final], left_out)
-        if _is_later(final, rest):
-            return [*rest, final]
-        left_out[final] = "no later step in its metadata"
-        return rest
     numbered = [path for path in paths if is_numbered(path)]
     unnumbered = [path for path in paths if not is_numbered(path)]
     numbered_names = read_names(numbered)
@@ -258,42 +252,33 @@ def _only_series(place: str, paths: list[Path], left_out: dict[Path, str]) -> li
     if 0 < len(others) < len(numbered):
         left_out.update(dict.fromkeys(others, "of another series"))
         return _only_series(place, [path for path in paths if path not in others], left_out)
-    is_one_series = len({named.series for named in numbered_names}) == 1
-    patterns = Counter(named.glob for named in numbered_names)
+    sizes = Counter(named.series for named in numbered_names)
+    # one file is no series: MONAI's checkpoint_final_iteration=8000.pt beside its epochs, kohya's hat_v2.safetensors
+    alone = [path for path, named in zip(numbered, numbered_names, strict=True) if sizes[named.series] == 1]
+    is_one_series = len(sizes) - len(alone) == 1
+    patterns = Counter(named.glob for named in numbered_names if sizes[named.series] > 1)
     if is_one_series and len({_numbered_parts(pattern) for pattern in patterns}) > 1:
         listed = ", ".join(f"{pattern} ({count})" for pattern, count in sorted(patterns.items())[:_MOST_SERIES_NAMED])
         raise TrajectoryError(
             f"{place} holds files of several patterns, whose numbers may count other things: {listed}. Choose one, "
             "quoted, or give the steps (lcsc trajectory pack --steps)."
         )
-    if unnumbered and is_one_series and len(numbered) > 1:
+    if is_one_series:
+        numbered = [path for path in numbered if path not in alone]
         used = numbered
-        for path in unnumbered:
+        for path in unnumbered + alone:
             if _is_later(path, used):
                 used = [*numbered, path]  # a run has one end: of final.pt and last.pt, the later one
-        reason = "no step in the name, and none inside after the others"
-        left_out.update((path, reason) for path in unnumbered if path not in used)
+        reason = "not of the series by its name, and not clearly its end by a step inside"
+        left_out.update((path, reason) for path in unnumbered + alone if path not in used)
         return used
     names_read = read_names(paths)
     sizes = Counter(named.series for named in names_read)
-    if not is_one_series and len(sizes) > 1 and max(sizes.values()) > 1:
+    if len(sizes) > 1 and max(sizes.values()) > 1:
         listed = ", ".join(f"{series} ({count})" for series, count in sorted(sizes.items()))
         choices = " or ".join(sorted({named.glob for named in names_read})[:_MOST_SERIES_NAMED])
         raise TrajectoryError(f"{place} holds several series of checkpoints: {listed}. Choose one, quoted: {choices}")
     return paths
-
-
-def _final_file(paths: Sequence[Path]) -> Path | None:
-    """``lora.safetensors`` beside ``lora-000001.safetensors`` …: the end of a LoRA's training, as kohya and ai-toolkit
-    write it; ``None`` where the files have other names.
-    """
-    if len(paths) < 3 or any(path.suffix != ".safetensors" for path in paths):
-        return None
-    shortest = min(paths, key=lambda path: len(path.name))
-    numbered = [path for path in paths if path != shortest]
-    if all(re.fullmatch(rf"{re.escape(shortest.stem)}[-_]\D*[0-9]+", path.stem) for path in numbered):
-        return shortest
-    return None
 
 
 def _numbered_parts(pattern: str) -> tuple[str, ...]:
@@ -303,6 +288,8 @@ def _numbered_parts(pattern: str) -> tuple[str, ...]:
 
 def _is_later(path: Path, others: Sequence[Path]) -> bool:
     """Whether a checkpoint is the end of a run that has these others: all tell their steps, and its own is the last."""
+    if is_numbered(path) and read_counters(path).step is None:  # the number in its name may count something else
+        return False
     try:
         *steps, last = checkpoint_steps([*others, path])
     except TrajectoryError:  # the files do not tell it

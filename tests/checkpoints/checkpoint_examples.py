@@ -130,6 +130,16 @@ def jit(folder: Path, step: int) -> Weights:
     return prefixed("net.", step)
 
 
+def monai(folder: Path, step: int) -> Weights:
+    """Its ``CheckpointSaver``, with ``save_final`` and ``save_key_metric``; ignite's handler writes the optimizer's."""
+    content = {"net": weights(step + 1), "opt": optimizer_state(), "ema": weights(step)}
+    torch.save(content, folder / f"checkpoint_epoch={step}.pt")
+    torch.save(content, folder / "checkpoint_final_iteration=9000.pt")
+    torch.save(content, folder / f"checkpoint_key_metric=-{step / 1e4:.4f}.pt")
+    torch.save(optimizer_state(), folder / f"opt_checkpoint_epoch={step}.pt")
+    return weights(step)
+
+
 def compvis(folder: Path, step: int) -> Weights:
     names = prefixed("model.", step + 1)
     names |= {f"model_ema.{name.replace('.', '')}": tensor for name, tensor in weights(step).items()}
@@ -295,6 +305,7 @@ EXAMPLES: dict[str, Callable[[Path, int], Weights]] = {
     "denoising-diffusion-pytorch, ema-pytorch": lucidrains,
     "imagen-pytorch": imagen,
     "JiT, RiT, JLT": jit,
+    "MONAI, ignite": monai,
     "latent-diffusion (CompVis)": compvis,
     "NVlabs EDM": edm,
     "NVlabs EDM2": edm2,

@@ -28,11 +28,12 @@ def test_folder_of_files_in_natural_order(tmp_path):
 
 
 def test_states_beside_weights_are_never_checkpoints(tmp_path):
-    """The names that openai's code bases, Accelerate, diffusers, transformers, DeepSpeed and NVlabs write."""
+    """The names that openai's code bases, Accelerate, diffusers, transformers, DeepSpeed, NVlabs and ignite write."""
     states = ["opt012345.pt", "opt012346.pt", "optimizer.bin", "optimizer_1.bin", "optimizer.pt", "scheduler.bin"]
     states += ["scheduler.pt", "random_states_0.pkl", "rng_state_1.pth", "training-state-0001000.pt", "scaler.pt"]
     states += ["training_args.bin", "bf16_zero_pp_rank_0_mp_rank_00_optim_states.pt", "sampler.bin", "scaler_2.pt"]
     states += ["custom_checkpoint_0.pkl", "lr_scheduler.pt", "optim_100.pt", "dl_state_dict.bin"]
+    states += ["opt_checkpoint_epoch=1.pt", "opt_checkpoint_12.pt"]
     weights = ["model012345.pt", "model012346.pt"]
     touch(tmp_path, *states, *weights)
     assert found(tmp_path, tmp_path) == weights
@@ -45,7 +46,7 @@ def test_states_beside_weights_are_never_checkpoints(tmp_path):
             find_checkpoints(patterns)
         assert found(patterns, tmp_path, key="net") == ["training-state-0001000.pt"]  # the raw weights of EDM
     assert found(str(tmp_path / "*.p*"), tmp_path, key="net") == weights
-    for name in ("optimal", "resampler"):  # which only sound like states
+    for name in ("optimal", "opt-125m", "resampler"):  # which only sound like states
         touch(tmp_path / name, f"{name}_1.pt", f"{name}_2.pt")
         assert found(tmp_path / name, tmp_path / name) == [f"{name}_1.pt", f"{name}_2.pt"]
 
@@ -163,4 +164,21 @@ def test_of_final_models_the_latest_is_used_if_its_step_is_inside(tmp_path, capl
     assert len(found) == 3 + (used is not None)
     if used is not None:
         assert found[-1].name == f"{used}.ckpt"
-    assert ("end.ckpt (no step in the name, and none inside after the others" in caplog.text) == (used != "end")
+    assert ("end.ckpt (not of the series by its name, and not clearly its end by a step inside" in caplog.text) == (
+        used != "end"
+    )
+
+
+def test_a_file_whose_series_has_no_other_is_no_series(tmp_path, capsys):
+    """As MONAI's CheckpointSaver leaves: epochs, the last iteration, and the best ones by a metric."""
+    epochs = [f"checkpoint_epoch={epoch}.pt" for epoch in range(1, 21)]
+    others = ["checkpoint_final_iteration=8000.pt", "checkpoint_key_metric=0.9.pt", "checkpoint_key_metric=-0.0312.pt"]
+    for name in [*epochs, *others]:
+        torch.save({"net": {"w": torch.ones(2)}}, tmp_path / name)
+    assert found(tmp_path, tmp_path) == epochs
+    said = capsys.readouterr().err
+    assert f"{', '.join(others)} (not of the series by its name, and not clearly its end by a step inside)" in said
+    for name in ("ema_epoch=1.pt", "ema_epoch=2.pt"):  # but two files are
+        torch.save({"net": {"w": torch.ones(2)}}, tmp_path / name)
+    with pytest.raises(TrajectoryError, match="several series"):
+        find_checkpoints(tmp_path)

@@ -21,6 +21,7 @@ RAW_BESIDE_AVERAGES = (  # formats whose raw weights are searched unless a user 
     "denoising-diffusion-pytorch, ema-pytorch",
     "imagen-pytorch",
     "JiT, RiT, JLT",
+    "MONAI, ignite",
     "latent-diffusion (CompVis)",
     "diffusers training",
 )

@@ -139,7 +139,7 @@ def test_the_last_file_of_a_loras_training_is_its_last_epoch(
     for no_later in (None, {"ss_steps": "200"}):
         save(final, no_later)
         assert find_checkpoints(tmp_path) == expected
-        assert "(no later step in its metadata)" in capsys.readouterr().err
+        assert "(not of the series by its name, and not clearly its end by a step inside)" in capsys.readouterr().err
 
 
 def _written(folder: Path, contents: Mapping[str, Mapping[str, object]]) -> list[Path]:
