@@ -178,15 +178,14 @@ class ReferenceSettings(FrozenModel):
         builder = _Builder(alias, extractor, batch_size, sets.folder)
         images = sets.of(self.train)
         unseen_images = None
-        if images is None and self.held_out_fraction:
-            raise MetricError(
-                f"reference: {self.train} is not a folder, .zip or data set, so no fraction of it can be held out; "
-                "give train: and held_out:"
-            )
-        if images is not None:
-            fraction = self._fraction(images)
-            if fraction:
-                images, unseen_images = _divided(images, fraction)
+        fraction = self._fraction(images)
+        if fraction:
+            if images is None:
+                raise MetricError(
+                    f"reference: {self.train} is not a folder, .zip or data set, so no fraction of it can be held out; "
+                    "give train: and held_out:"
+                )
+            images, unseen_images = _divided(images, fraction)
         seen = builder.of(self.train, images, features=features)
         if held_out and self.held_out is not None:
             unseen_images = sets.of(self.held_out)
@@ -196,16 +195,16 @@ class ReferenceSettings(FrozenModel):
             return seen
         return builder.with_unseen(seen, unseen_images)
 
-    def _fraction(self, images: ImageSet) -> float:
-        """The fraction of ``train`` that is held out: the setting, else a fifth of many images."""
+    def _fraction(self, images: ImageSet | None) -> float:
+        """The fraction of ``train`` that is held out: the setting, else a fifth of many images; none of an ``.npz``."""
         if self.held_out_fraction is not None:
             return self.held_out_fraction
         if self.held_out is not None:
             return 0.0
-        if images.count < LARGE_ENOUGH:
+        if images is None or images.count < LARGE_ENOUGH:
             notice(
-                f"reference: none of the {images.count:,} images of {self.train} is held out, so the search and its "
-                "report see the same ones; {train: ..., held_out_fraction: 0.2} holds a fifth out"
+                f"reference: none of the images of {self.train} is held out, so the search and its report see the same "
+                "ones; {train: ..., held_out: ...} holds others out, and held_out_fraction: 0.2 a fifth of a folder"
             )
             return 0.0
         notice(

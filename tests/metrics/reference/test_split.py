@@ -75,7 +75,14 @@ def test_many_images_are_divided_and_that_is_said_as_is_that_few_are_not(
     monkeypatch.setattr(building, "LARGE_ENOUGH", 60)
     large, small = write(tmp_path / "a", 60), write(tmp_path / "b", 59)
     assert build(str(small), tmp_path).held_out is None
-    assert "none of the 59 images" in capsys.readouterr().err
+    assert f"none of the images of {small} is held out" in capsys.readouterr().err
+    array = tmp_path / "array.npz"
+    np.savez(array, arr_0=pixels(70, seed=0))
+    assert build(str(array), tmp_path).held_out is None
+    assert f"none of the images of {array} is held out" in capsys.readouterr().err
+    for quiet in ({"held_out_fraction": 0}, {"held_out": str(small)}):
+        build({"train": str(array), **quiet}, tmp_path)
+        assert "is held out" not in capsys.readouterr().err
     found = build(str(large), tmp_path)
     assert "held_out_fraction: 0} uses all of them" in capsys.readouterr().err
     asked = build({"train": str(large), "held_out_fraction": 0.2}, tmp_path)
