@@ -22,7 +22,7 @@ from lcsc_opt.base.progress import notice, progress
 from lcsc_opt.base.settings import FrozenModel, near_miss, parse_settings
 from lcsc_opt.metrics.extractors.base import FeatureExtractor, features_in_parts
 from lcsc_opt.metrics.frechet import Moments
-from lcsc_opt.metrics.reference.files import SUFFIX, has_images, read_reference_file
+from lcsc_opt.metrics.reference.files import CONTENT, SUFFIX, has_images, read_reference_file
 from lcsc_opt.metrics.reference.images import DATASETS, ImageSet
 from lcsc_opt.metrics.reference.reference import NO_FEATURES, Reference
 
@@ -223,7 +223,7 @@ def _path(source: str) -> Path | None:
             return None
         raise MetricError(f"reference: {path} does not exist, and is not a data set; known: {', '.join(DATASETS)}")
     if not (path.is_dir() or path.suffix.lower() in (".zip", SUFFIX)):
-        raise MetricError(f"{path}: is not a reference; expected a folder of images, .zip or {SUFFIX}")
+        raise MetricError(f"{path}: is not a reference; expected a folder or .zip of images, or {CONTENT}")
     return path
 
 

@@ -21,6 +21,7 @@ from lcsc_opt.metrics.reference.images import ImageSet
 
 SUFFIX = ".npz"
 IMAGES = "arr_0"  # ADM's name (Dhariwal & Nichol 2021), and numpy's for an array without one
+CONTENT = f"an {SUFFIX} with {IMAGES} (images [N, H, W, 1 or 3] in uint8), or with mu and sigma"  # for messages
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -83,7 +84,7 @@ def _archive(path: Path) -> Iterator[Mapping[str, Any]]:
 def _statistics(arrays: Mapping[str, Any]) -> Statistics:
     """The statistics in the arrays of a file. Raises MetricError if there are none, or they are none."""
     if not {"mu", "sigma"} <= set(arrays):
-        raise MetricError("holds no mu and sigma; expected pytorch-fid statistics or images")
+        raise MetricError(f"holds neither images nor statistics; expected {CONTENT}")
     count = None
     if "count" in arrays:
         count = int(arrays["count"])

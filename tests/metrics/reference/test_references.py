@@ -139,7 +139,7 @@ def test_references_of_another_extractor_are_refused(tmp_path):
     ("name", "content", "message"),
     [
         ("a.npz", b"no zip", "cannot be read"),
-        ("a.txt", b"", r"is not a reference; expected a folder of images, .zip or .npz"),
+        ("a.txt", b"", r"is not a reference; expected a folder or .zip of images, or an .npz with arr_0 \(images"),
     ],
 )
 def test_broken_and_unknown_files_are_refused(tmp_path, name, content, message):
@@ -149,6 +149,17 @@ def test_broken_and_unknown_files_are_refused(tmp_path, name, content, message):
     if name == "a.npz":
         with network_files.refused(tmp_path / name, message):
             _ = ReferenceSettings.parse(str(tmp_path / name)).holds_images
+
+
+def test_an_array_of_other_content_is_told_what_it_must_hold_and_one_channel_is_enough(tmp_path):
+    np.savez(tmp_path / "real.npz", images=IMAGES)
+    with network_files.refused(tmp_path / "real.npz", r"arr_0 \(images \[N, H, W, 1 or 3\] in uint8\), or with mu"):
+        build(tmp_path / "real.npz")
+    np.savez(tmp_path / "real.npz", IMAGES)
+    colours = build(tmp_path / "real.npz", need=True)
+    np.savez(tmp_path / "grey.npz", examples.pixels(30, height=3, width=4, channels=1))
+    grey = build(tmp_path / "grey.npz", need=True, cache=tmp_path / "other")
+    assert (len(colours.features), len(grey.features)) == (30, 30)
 
 
 def test_features_are_extracted_once_for_the_same_images_and_extractor(tmp_path):
