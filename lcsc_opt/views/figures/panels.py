@@ -114,7 +114,16 @@ def draw(panels: Sequence[Panel], *, x: Axis, theme: Theme, view: str, **layout:
                 colorbar = {"lenmode": "pixels", "len": length, "yanchor": "top", "y": upper_edge}
                 drawn.data[-1].update(colorbar=colorbar)
         if panel.level is not None:
-            _add_level(drawn, panel.level, suffix, logarithmic=panel.y.logarithmic)
+            height_in_axis = math.log10(panel.level.y) if panel.y.logarithmic else panel.level.y
+            drawn.add_hline(
+                panel.level.y,
+                line={"color": GREY, "dash": "dash", "width": 1},
+                # plotly itself takes no logarithm of an annotation's height, as it does of the line's
+                annotation={"text": panel.level.name, "y": height_in_axis, "font": {"color": GREY}},
+                annotation_position="top right",
+                row=row,
+                col=1,
+            )
     drawn.update_layout(figure_layout(theme, view=view, height=height), margin={"t": top})
     return drawn.update_layout(layout)
 
@@ -124,28 +133,3 @@ def _lines(panel: Panel) -> int:
     if panel.title:
         return len(panel.title.split("<br>"))
     return 0
-
-
-def _add_level(drawn: go.Figure, level: Level, suffix: str, *, logarithmic: bool) -> None:
-    """Draw a level over the axes of a panel; plotly expects the logarithm in annotations, and not in shapes."""
-    drawn.add_shape(
-        type="line",
-        xref=f"x{suffix} domain",
-        yref=f"y{suffix}",
-        x0=0,
-        x1=1,
-        y0=level.y,
-        y1=level.y,
-        line={"color": GREY, "dash": "dash", "width": 1},
-    )
-    drawn.add_annotation(
-        text=level.name,
-        xref=f"x{suffix} domain",
-        yref=f"y{suffix}",
-        x=1,
-        y=math.log10(level.y) if logarithmic else level.y,
-        xanchor="right",
-        yanchor="bottom",
-        showarrow=False,
-        font={"color": GREY},
-    )
