@@ -30,18 +30,16 @@ class Pipeline:
         torch_threads = None
         if "torch" in sys.modules:  # otherwise nothing here uses it
             torch_threads = sys.modules["torch"].get_num_threads()
-        self._merging = self._new_thread("merge", torch_threads)
-        self._sampling = self._new_thread("sample", torch_threads)
-        self._scoring = self._new_thread("score", torch_threads)
 
-    def _new_thread(self, stage: str, torch_threads: int | None) -> ThreadPoolExecutor:
-        """One thread, which does what is submitted in its order."""
-        return ThreadPoolExecutor(
-            max_workers=1,
-            thread_name_prefix=f"lcsc-{stage}",
-            initializer=_begin_thread,
-            initargs=(self._stop, torch_threads),
-        )
+        def begin_thread() -> None:
+            stop_flag.set(self._stop)  # which stop_if_told looks at in this thread
+            if torch_threads is not None:  # in a new thread, some of torch's libraries would use all cores
+                sys.modules["torch"].set_num_threads(torch_threads)
+
+        # each of one thread, which does what is submitted in its order
+        self._merging = ThreadPoolExecutor(1, "lcsc-merge", begin_thread)
+        self._sampling = ThreadPoolExecutor(1, "lcsc-sample", begin_thread)
+        self._scoring = ThreadPoolExecutor(1, "lcsc-score", begin_thread)
 
     def submit(self, candidate: Candidate) -> Future[Outcome]:
         """Start a whole evaluation."""
@@ -87,13 +85,3 @@ class Pipeline:
             return part
         outcome = attempt(lambda: self._objective.score(candidate, [part])[0])
         return checked(outcome, candidate)
-
-
-def _begin_thread(stop: threading.Event, torch_threads: int | None) -> None:
-    """Limit torch's threads in a new thread, where some of its libraries would use all cores; ``None`` without torch.
-
-    ``stop`` is what :func:`stop_if_told` looks at in this thread.
-    """
-    stop_flag.set(stop)
-    if torch_threads is not None:
-        sys.modules["torch"].set_num_threads(torch_threads)
