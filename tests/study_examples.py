@@ -136,10 +136,8 @@ def attach(storage: RDBStorage, name: str, content: bytes = PNG, experiment: str
     """Store a file with an experiment, as a report does; the path of what is stored."""
     folder = artifact_directory(storage.url)
     folder.mkdir(exist_ok=True)
-    file = folder.with_name(name)
-    file.write_bytes(content)
     record = write_experiment(storage, experiment).record
-    record.attach(folder, file)
+    record.attach(folder, name, content)
     (meta,) = (meta for meta in record.artifacts() if meta["filename"] == name)
     return folder / str(meta["artifact_id"])
 

@@ -468,23 +468,23 @@ class StoredStudy:
         artifacts = [json.loads(text) for name, text in system_attributes.items() if name.startswith(_ARTIFACT)]
         return sorted(artifacts, key=lambda artifact: str(artifact.get("filename")))
 
-    def attach(self, folder: Path, path: Path) -> None:
-        """Store the file at ``path`` with the study; it replaces one of its name.
+    def attach(self, folder: Path, name: str, content: bytes) -> None:
+        """Store a file of this name with the study; it replaces one of the same name.
 
         It lies in the folder of Optuna's artifacts.
 
         Raises:
-            OSError: the file cannot be read, or the folder is missing or cannot be written.
+            OSError: the folder is missing or cannot be written.
         """
         # the same for a file of this name; another one for a study that was deleted and made again
-        identity = f"{self.name} {self.attributes['created']} {path.name}"
+        identity = f"{self.name} {self.attributes['created']} {name}"
         artifact_id = str(uuid.uuid5(uuid.NAMESPACE_URL, identity))
         with replacing(folder / artifact_id) as pending:
-            pending.write_bytes(path.read_bytes())
-        mimetype, encoding = mimetypes.guess_type(path)
+            pending.write_bytes(content)
+        mimetype, encoding = mimetypes.guess_type(name)
         artifact = {
             "artifact_id": artifact_id,
-            "filename": path.name,
+            "filename": name,
             "mimetype": mimetype or "application/octet-stream",
             "encoding": encoding,
         }

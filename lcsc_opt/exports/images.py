@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
-from pathlib import Path
-
 import numpy as np
 
 from lcsc_opt.base.contact_sheet import contact_sheet
@@ -55,8 +52,5 @@ def attach_images(experiment: StoredExperiment, objective: Objective, report: Re
     real_images = objective.real_images(SHOWN)
     if real_images is not None:
         images_of_name[REAL_SAMPLES] = real_images
-    with tempfile.TemporaryDirectory() as temporary:
-        for name, images in images_of_name.items():
-            path = Path(temporary) / name
-            path.write_bytes(contact_sheet(images.numpy()))
-            experiment.record.attach(folder, path)
+    for name, images in images_of_name.items():
+        experiment.record.attach(folder, name, contact_sheet(images.numpy()))

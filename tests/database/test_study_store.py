@@ -119,11 +119,10 @@ def test_a_trial_that_plain_optuna_adds_meanwhile_takes_no_number_of_ours(study:
 
 
 def test_an_artifact_replaces_the_one_of_the_same_name(study: StoredStudy, tmp_path: Path, url: str) -> None:
-    store, picture = tmp_path / "artifacts", tmp_path / "curve.png"
+    store = tmp_path / "artifacts"
     store.mkdir()
     for content in (b"first", b"second"):
-        picture.write_bytes(content)
-        study.attach(store, picture)
+        study.attach(store, "curve.png", content)
     (meta,) = optuna.artifacts.get_all_artifact_meta(optuna.load_study(study_name=NAME, storage=url))
     assert (meta.filename, meta.mimetype) == ("curve.png", "image/png")
     assert (store / meta.artifact_id).read_bytes() == b"second"
