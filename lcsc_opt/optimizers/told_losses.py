@@ -28,7 +28,8 @@ class ToldLosses:
     def of_success(self, evaluation: Evaluation) -> Evaluation:
         """The evaluation with its losses and gradient in units of the first loss that is not zero."""
         if self._unit is None and evaluation.loss != 0:
-            self._unit = _power_of_two(evaluation.loss)
+            _, exponent = math.frexp(evaluation.loss)
+            self._unit = math.ldexp(1.0, exponent - 1)  # the largest power of two that is not above the absolute loss
         unit = 1.0 if self._unit is None else self._unit
         loss = max(min(evaluation.loss / unit, LARGEST_LOSS), -LARGEST_LOSS)
         if self._worst is None or loss > self._worst:
@@ -47,9 +48,3 @@ class ToldLosses:
         if self._worst is None:
             return FIRST_FAILURE_LOSS
         return self._worst
-
-
-def _power_of_two(value: float) -> float:
-    """The largest power of two that is not above the absolute value, which is not zero."""
-    _, exponent = math.frexp(value)
-    return math.ldexp(1.0, exponent - 1)
