@@ -59,33 +59,6 @@ STEP_WITH_FEW_CHECKPOINTS = 0.2
 NOISE_STRIDE = 2**20  # seeds of one search's noise; below 2^31 times this they are exact in JSON
 
 
-def averaging_share(step: int) -> float:
-    """The share that the iterate of a step gets in the average; 1 for step 1.
-
-    Polynomial-decay averaging (Shamir and Zhang 2013) needs no number of steps beforehand.
-    """
-    return (_AVERAGING + 1) / (step + _AVERAGING)
-
-
-class DualAscent:
-    """The weight of a kept metric: grows when the metric was worse than its bound, and falls when it was better.
-
-    It follows the iterates, which are evaluated on fresh images. Their average, which is the answer, is mostly better;
-    but a short search may end before the weight has grown enough. Checks measure the average, but have a quarter of the
-    images, of one noise.
-    """
-
-    def __init__(self) -> None:
-        self.weight = FIRST_KEEP_WEIGHT
-
-    def update(self, evaluation: Evaluation | None) -> None:
-        """Adjust the weight after a step; without a kept metric nothing changes."""
-        if evaluation is None or evaluation.violation is None:
-            return
-        violation = min(max(evaluation.violation, -_MOST_VIOLATION), _MOST_VIOLATION)
-        self.weight = max(self.weight * math.exp(_KEEP_RATE * violation), _LEAST_KEEP_WEIGHT)
-
-
 @dataclasses.dataclass(frozen=True)
 class _PendingAsk:
     """A candidate between ask and tell.
@@ -152,7 +125,7 @@ class _LCSCGradient(Optimizer):  # type: ignore[misc]
         self._pending: dict[str, _PendingAsk] = {}  # by uid
         self._retreated_at = 0
         self._best_told = np.inf  # of candidates that it did not ask
-        self._dual_ascent = DualAscent()
+        self._keep_weight = FIRST_KEEP_WEIGHT  # of a kept metric; by dual ascent
 
     def plan_budget(self, *, evaluations: int | None, images: int | None, images_per_evaluation: int) -> None:
         """Plan the checks, so that the last one ends the budget; exactly one of the two numbers is given.
@@ -255,7 +228,7 @@ class _LCSCGradient(Optimizer):  # type: ignore[misc]
             first = int(min(self._options["images"], most))
             growing = min(self._options["growth"] * self._gradient_images, most)
             images = max(1, int(growing / first)) * first
-        weight = self._dual_ascent.weight
+        weight = self._keep_weight
         step = Candidate(asked.value, images=images, noise=noise, gradient=True, keep_weight=weight, unbiased=True)
         ask_with(asked, step)
 
@@ -277,7 +250,19 @@ class _LCSCGradient(Optimizer):  # type: ignore[misc]
             self._retreat(pending)
             return
         self._path.step(candidate.value, evaluation.gradient, delay=self._path.steps - pending.steps)
-        self._dual_ascent.update(evaluation)
+        self._adjust_keep_weight(evaluation)
+
+    def _adjust_keep_weight(self, evaluation: Evaluation) -> None:
+        """Dual ascent: the weight grows when the kept metric was worse than its bound, and falls when it was better.
+
+        It follows the iterates, which are evaluated on fresh images. Their average, which is the answer, is mostly
+        better; but a short search may end before the weight has grown enough. Checks measure the average, but have a
+        quarter of the images, of one noise.
+        """
+        if evaluation.violation is None:
+            return
+        violation = min(max(evaluation.violation, -_MOST_VIOLATION), _MOST_VIOLATION)
+        self._keep_weight = max(self._keep_weight * math.exp(_KEEP_RATE * violation), _LEAST_KEEP_WEIGHT)
 
     def _tell_check(self, candidate: ng.p.Parameter, loss: float) -> None:
         """Remember the loss of a check, and whether it brought something."""
@@ -307,7 +292,7 @@ class _LCSCGradient(Optimizer):  # type: ignore[misc]
             self._gradient_images += evaluated.images or self._check_images or 0
             self._path.free = free
             self._path.step(candidate.value, evaluation.gradient, delay=0)
-            self._dual_ascent.update(evaluation)
+            self._adjust_keep_weight(evaluation)
         elif self._path.steps == 0 and loss < self._best_told and evaluated.compares():
             self._best_told = loss
             self._path.free = free
@@ -315,8 +300,7 @@ class _LCSCGradient(Optimizer):  # type: ignore[misc]
 
     def _internal_provide_recommendation(self) -> _Floats:
         """The average of the iterates, in Nevergrad's form."""
-        child = self.parametrization.spawn_child(new_value=self._space.to_coefficients(self._path.average))
-        data: _Floats = child.get_standardized_data(reference=self.parametrization)
+        data: _Floats = self._spawn(self._path.average).get_standardized_data(reference=self.parametrization)
         return data
 
 
@@ -381,7 +365,9 @@ class _Path:
         size = self._step_size / (1 + _DELAY * delay)
         moved = self.free - size * np.apply_along_axis(self._vector, -1, ratio)
         self.free = self._space.to_free(self._space.to_coefficients(moved))  # a convex space clips
-        self.average = self.average + averaging_share(self.steps) * (self.free - self.average)
+        # polynomial-decay averaging (Shamir and Zhang 2013), which needs no number of steps beforehand
+        share = (_AVERAGING + 1) / (self.steps + _AVERAGING)
+        self.average = self.average + share * (self.free - self.average)
 
     # These two products use no BLAS, whose last bits depend on its threads. They take one row: the terms of all rows
     # may be gigabytes.
