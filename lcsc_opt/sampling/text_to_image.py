@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from lcsc_opt.base.errors import LcscError, ObjectiveError, text_of
-from lcsc_opt.base.imports import import_extra
+from lcsc_opt.base.imports import has_parameter, import_extra
 from lcsc_opt.base.libraries import quiet_libraries
 from lcsc_opt.base.machine import collector_resting
 from lcsc_opt.base.records import HELD_OUT, SEARCH, SELECTION, Noise
@@ -176,7 +176,8 @@ class LatentDiffusionSampler:
         self._negative_prompt = negative_prompt
         # a network that embeds the guidance needs no second call
         embeds_guidance = self.denoiser.config.get("time_cond_proj_dim") is not None
-        self._guided = self._has_argument("negative_prompt") and not embeds_guidance and guidance_scale > 1
+        takes_negative_prompt = has_parameter(pipeline.__call__, "negative_prompt")
+        self._guided = takes_negative_prompt and not embeds_guidance and guidance_scale > 1
         if negative_prompt is not None and not self._guided:
             raise ObjectiveError(
                 "negative_prompt: only classifier-free guidance has one, with a guidance_scale above 1 and not of a "
@@ -286,7 +287,7 @@ class LatentDiffusionSampler:
         if self._guided and self._negative_prompt is not None:
             options["negative_prompt"] = [self._negative_prompt] * len(prompts)
         for name in ("clean_caption", "use_resolution_binning"):  # PixArt's, which would change prompts and sizes
-            if self._has_argument(name):
+            if has_parameter(self.pipeline.__call__, name):
                 options[name] = False
         return options
 
@@ -312,9 +313,6 @@ class LatentDiffusionSampler:
             "noise_seed": self.noise.seed,
             "dtype": str(self.denoiser.dtype).removeprefix("torch."),
         }
-
-    def _has_argument(self, name: str) -> bool:
-        return name in inspect.signature(self.pipeline.__call__).parameters
 
     def _modules(self) -> dict[str, nn.Module]:
         """The pipeline's components that have weights, by name: those that are merged, and those that stay."""
