@@ -252,7 +252,7 @@ class DiffusersSampler(NetworkSampler):
             self._guidance = noise.labels.guidance
         self._takes_generator = has_parameter(scheduler.step, "generator")
         calls_of_step = 1 if self._guidance is None else 2
-        self.nfe = calls_of_step * len(self._timesteps())
+        self.nfe = calls_of_step * len(set_timesteps(scheduler, schedule))
         self.recomputed = self.nfe - calls_of_step
 
     def sample(self, noise: Noise, start: int, stop: int) -> Tensor:
@@ -264,7 +264,7 @@ class DiffusersSampler(NetworkSampler):
         options: dict[str, Any] = dict(self._schedule.step)
         if self._takes_generator:
             options["generator"] = self.noise.generators(noise, start, stop)
-        timesteps = self._timesteps()
+        timesteps = set_timesteps(self.scheduler, self._schedule)
         for step, timestep in enumerate(timesteps):
             scaled = images
             if hasattr(self.scheduler, "scale_model_input"):
@@ -273,7 +273,8 @@ class DiffusersSampler(NetworkSampler):
             output = self._predict(scaled, timestep, labels, recompute=not is_last)
             with self._clipping(is_last=is_last):
                 images = self.scheduler.step(output, timestep, images, **options).prev_sample
-        self._timesteps()  # frees the outputs that multistep schedulers hold, and with them the graph
+        # frees the outputs that multistep schedulers hold, and with them the graph
+        set_timesteps(self.scheduler, self._schedule)
         return self._decoded(images)
 
     def describe(self) -> dict[str, object]:
@@ -305,10 +306,6 @@ class DiffusersSampler(NetworkSampler):
             yield
         finally:
             self.scheduler.register_to_config(**clips)
-
-    def _timesteps(self) -> Tensor:
-        """``[T]`` timesteps; also resets the scheduler to its first step."""
-        return set_timesteps(self.scheduler, self._schedule)
 
     def _predict(
         self,
