@@ -40,9 +40,7 @@ def average_coefficients(kind: str, steps: Sequence[int]) -> Coefficients:
         return profiles.uniform_coefficients(len(steps), number)
     if number not in steps:
         raise StudySpecError(f"{kind}: there is no checkpoint of this step; the steps are {shown_steps(steps)}")
-    one_hot = np.zeros(len(steps))
-    one_hot[list(steps).index(number)] = 1.0
-    return one_hot
+    return np.asarray(np.eye(len(steps))[list(steps).index(number)])
 
 
 def is_average(source: str) -> bool:
