@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,8 +10,8 @@ import plotly.graph_objects as go
 
 from lcsc_opt.database.history import Standing, ema_grid, loss_name
 from lcsc_opt.views.curves import AXES, Curve, curves, default_axis
-from lcsc_opt.views.figures.panels import Axis, Level, Panel, draw
-from lcsc_opt.views.figures.theme import Theme, empty_figure, inert, style, with_alpha
+from lcsc_opt.views.figures.panels import Axis, Panel, draw
+from lcsc_opt.views.figures.theme import GREY, Theme, empty_figure, inert, style, with_alpha
 
 _FEW_EVALUATIONS = 10
 
@@ -36,21 +37,26 @@ def comparison_figure(
     level = None
     ema = ema_grid(studies)
     if ema is not None and ema.searched is not None:
-        level = Level(ema.searched, "EMA*")
-        lowest = min(lowest, level.y)
+        level = ema.searched
+        lowest = min(lowest, level)
     traces = [trace for line in lines for trace in _range_traces(line)]  # under all lines
     traces += map(_line_trace, lines)
     x_options: dict[str, Any] = {}
     if axis == "evaluations" and max(line.positions[-1] for line in lines) < _FEW_EVALUATIONS:
         x_options["dtick"] = 1  # no ticks between whole numbers
-    panel = Panel(
-        traces,
-        y=Axis(f"best {inert(loss_name(studies))} so far", logarithmic=lowest > 0, tick_format="~g"),
-        level=level,
-    )
+    panel = Panel(traces, y=Axis(f"best {inert(loss_name(studies))} so far", logarithmic=lowest > 0, tick_format="~g"))
     view = f"comparison/{studies[0].experiment}/{axis}"
     x = Axis(AXES[axis], tick_format="~s", options=x_options)
-    return draw([panel], x=x, theme=theme, view=view, hovermode="x unified")
+    figure = draw([panel], x=x, theme=theme, view=view, hovermode="x unified")
+    if level is not None:
+        figure.add_hline(
+            level,
+            line={"color": GREY, "dash": "dash", "width": 1},
+            # plotly takes no logarithm of an annotation's height, as it does of the line's
+            annotation={"text": "EMA*", "y": math.log10(level) if lowest > 0 else level, "font": {"color": GREY}},
+            annotation_position="top right",
+        )
+    return figure
 
 
 def _range_traces(curve: Curve) -> list[go.Scatter]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -11,7 +10,7 @@ import plotly.graph_objects as go
 from plotly.basedatatypes import BaseTraceType
 from plotly.subplots import make_subplots
 
-from lcsc_opt.views.figures.theme import GREY, Theme, figure_layout
+from lcsc_opt.views.figures.theme import Theme, figure_layout
 
 _FRAME = 180  # pixels around the panels: titles, labels of axes, a legend
 _GAP = 25  # pixels between two panels, without a title
@@ -51,14 +50,6 @@ class Axis:
         return layout
 
 
-@dataclasses.dataclass(frozen=True)
-class Level:
-    """A dashed line across a panel at this height, with its name at the right end."""
-
-    y: float
-    name: str
-
-
 @dataclasses.dataclass(frozen=True, eq=False)
 class Panel:
     """What is drawn above one vertical axis.
@@ -68,14 +59,12 @@ class Panel:
         y: the vertical axis.
         title: above the panel.
         height: pixels.
-        level: a value that the traces are compared with.
     """
 
     traces: Sequence[BaseTraceType]
     y: Axis = Axis()
     title: str = ""
     height: int = 240
-    level: Level | None = None
 
 
 def draw(panels: Sequence[Panel], *, x: Axis, theme: Theme, view: str, **layout: Any) -> go.Figure:
@@ -113,17 +102,6 @@ def draw(panels: Sequence[Panel], *, x: Axis, theme: Theme, view: str, **layout:
                 upper_edge = drawn.layout[f"yaxis{suffix}"].domain[1]
                 colorbar = {"lenmode": "pixels", "len": length, "yanchor": "top", "y": upper_edge}
                 drawn.data[-1].update(colorbar=colorbar)
-        if panel.level is not None:
-            height_in_axis = math.log10(panel.level.y) if panel.y.logarithmic else panel.level.y
-            drawn.add_hline(
-                panel.level.y,
-                line={"color": GREY, "dash": "dash", "width": 1},
-                # plotly itself takes no logarithm of an annotation's height, as it does of the line's
-                annotation={"text": panel.level.name, "y": height_in_axis, "font": {"color": GREY}},
-                annotation_position="top right",
-                row=row,
-                col=1,
-            )
     drawn.update_layout(figure_layout(theme, view=view, height=height), margin={"t": top})
     return drawn.update_layout(layout)
 
