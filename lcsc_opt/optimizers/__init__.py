@@ -8,14 +8,13 @@ with collector_resting(), kept_generators():  # nevergrad draws from them while 
 
 from lcsc_opt.optimizers.evolution import LCSC
 from lcsc_opt.optimizers.gradient import LCSCGradient
-from lcsc_opt.optimizers.grids import PlaneGrid, ProfileGrid
+from lcsc_opt.optimizers.grids import ProfileGrid
 from lcsc_opt.optimizers.parametrization import (
     ask_with,
     attach_evaluation,
     candidate_of,
     coefficient_array,
     evaluation_of,
-    space_of,
 )
 from lcsc_opt.optimizers.quadratic import LCSCQuadratic
 from lcsc_opt.optimizers.registry import build_optimizer
@@ -24,7 +23,6 @@ __all__ = [
     "LCSC",
     "LCSCGradient",
     "LCSCQuadratic",
-    "PlaneGrid",
     "ProfileGrid",
     "ask_with",
     "attach_evaluation",
@@ -32,5 +30,4 @@ __all__ = [
     "candidate_of",
     "coefficient_array",
     "evaluation_of",
-    "space_of",
 ]

@@ -1,7 +1,6 @@
 """From a merged model to images: noise that belongs to an image's index, and samplers."""
 
 from lcsc_opt.sampling.base import DifferentiableSampler, Sampler
-from lcsc_opt.sampling.consistency import ConsistencyFunction, noise_levels
 from lcsc_opt.sampling.diffusers_folder import DiffusersFolder
 from lcsc_opt.sampling.diffusers_sampler import DiffusersSampler, SchedulerSettings, build_scheduler
 from lcsc_opt.sampling.edm import EdmDenoiser, HeunSampler, HeunSchedule
@@ -12,7 +11,6 @@ from lcsc_opt.sampling.noise import ClassLabels, ImageNoise, Labels
 
 __all__ = [
     "ClassLabels",
-    "ConsistencyFunction",
     "DecoderSettings",
     "DifferentiableSampler",
     "DiffusersFolder",
@@ -29,5 +27,4 @@ __all__ = [
     "SchedulerSettings",
     "build_scheduler",
     "load_weights",
-    "noise_levels",
 ]

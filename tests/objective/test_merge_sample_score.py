@@ -13,7 +13,8 @@ from lcsc_opt.base.records import CHANNELS_LAST, CONTIGUOUS, HELD_OUT, SEARCH, S
 from lcsc_opt.coefficients.profiles import ema_coefficients
 from lcsc_opt.metrics import FrechetReference, MetricSuite, Reference
 from lcsc_opt.objective.merge_sample_score import MergeSampleScore
-from lcsc_opt.sampling import ConsistencyFunction, ImageNoise
+from lcsc_opt.sampling import ImageNoise
+from lcsc_opt.sampling.consistency import ConsistencyFunction
 from lcsc_opt.trajectory import Trajectory, TrajectoryWriter
 from tests.metrics.examples import Pixels, suite
 from tests.sampling.consistency_sampler import ConsistencySampler

@@ -14,8 +14,8 @@ from lcsc_opt.coefficients.profiles import (
     power_ema_coefficients,
     window_ema_rates,
 )
-from lcsc_opt.optimizers import PlaneGrid, ProfileGrid, coefficient_array
-from lcsc_opt.optimizers.grids import PROFILES
+from lcsc_opt.optimizers import ProfileGrid, coefficient_array
+from lcsc_opt.optimizers.grids import PROFILES, PlaneGrid
 from tests.optimizers.asking import AFFINE, STEPS
 
 

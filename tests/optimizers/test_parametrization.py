@@ -13,8 +13,8 @@ from lcsc_opt.base.errors import StudySpecError
 from lcsc_opt.base.records import HELD_OUT, Candidate, Evaluation, Noise
 from lcsc_opt.coefficients.profiles import default_origin
 from lcsc_opt.coefficients.spaces import CoefficientSpace, ConvexSpace
-from lcsc_opt.optimizers import ask_with, attach_evaluation, candidate_of, coefficient_array, space_of
-from lcsc_opt.optimizers.parametrization import DEFAULT_STEP_SIZE, failed, start_of
+from lcsc_opt.optimizers import ask_with, attach_evaluation, candidate_of, coefficient_array
+from lcsc_opt.optimizers.parametrization import DEFAULT_STEP_SIZE, failed, space_of, start_of
 from tests.optimizers.asking import AFFINE, PLAIN_ASK, STEPS, how
 
 ORIGIN = AFFINE.origin

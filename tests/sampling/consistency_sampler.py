@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from lcsc_opt.base.records import Noise
-from lcsc_opt.sampling import ConsistencyFunction, ImageNoise, NetworkSettings
+from lcsc_opt.sampling import ImageNoise, NetworkSettings
+from lcsc_opt.sampling.consistency import ConsistencyFunction
 from lcsc_opt.sampling.network import NetworkSampler
 
 

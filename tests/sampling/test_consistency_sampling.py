@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from lcsc_opt.sampling import ConsistencyFunction, noise_levels
+from lcsc_opt.sampling.consistency import ConsistencyFunction, noise_levels
 
 SHAPE = (1, 4, 4)
 SIGMA_MIN, SIGMA_MAX = 0.002, 80.0

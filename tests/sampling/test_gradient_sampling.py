@@ -15,7 +15,6 @@ from torch import Tensor, nn
 from lcsc_opt.base.records import SEARCH
 from lcsc_opt.sampling import (
     ClassLabels,
-    ConsistencyFunction,
     DecoderSettings,
     DifferentiableSampler,
     DiffusersSampler,
@@ -30,6 +29,7 @@ from lcsc_opt.sampling import (
     build_scheduler,
 )
 from lcsc_opt.sampling.base import ModuleWeights
+from lcsc_opt.sampling.consistency import ConsistencyFunction
 from lcsc_opt.sampling.diffusers_sampler import SCHEDULERS
 from tests.sampling.consistency_sampler import ConsistencySampler
 

@@ -18,7 +18,8 @@ from lcsc_opt.base.paths import SHIPPED
 from lcsc_opt.base.records import SEARCH
 from lcsc_opt.base.study_file import StudyFile, read_study_file
 from lcsc_opt.cli import run as lcsc
-from lcsc_opt.sampling import ConsistencyFunction, ImageNoise
+from lcsc_opt.sampling import ImageNoise
+from lcsc_opt.sampling.consistency import ConsistencyFunction
 from lcsc_opt.sampling.function import FunctionSampler
 from lcsc_opt.trajectory import Trajectory
 from tests.objectives.image_objectives import PIXELS, settings
