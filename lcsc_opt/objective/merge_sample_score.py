@@ -258,7 +258,7 @@ class MergeSampleScore(StagedObjective):
         feature_gradients: list[FeatureGradients | None] = [None] * len(parts)
         unseen = None
         with watch.timing("metric"), self._metric_threads():
-            metrics = self._metrics(candidate)
+            metrics = self.scores.image_metrics(candidate, self.images_of(candidate))
             for state, _ in parts:
                 metrics.merge(state)
             if candidate.gradient:  # first: the loss then shares its decomposition
@@ -334,10 +334,6 @@ class MergeSampleScore(StagedObjective):
         """One BLAS thread for small matrices: a second one would wait until the sampler's threads stop spinning."""
         return blas_threads(1 if self.scores.dimension <= SMALL_MATRICES else None)
 
-    def _metrics(self, candidate: Candidate) -> ImageMetrics:
-        """Metrics without images, for those of a candidate or for a part of them."""
-        return self.scores.image_metrics(candidate, self.images_of(candidate))
-
     def _load(self, weights: Mapping[str, Tensor], coefficients: Coefficients) -> None:
         """Put merged weights into the model. The graph of its former weights is useless then.
 
@@ -354,7 +350,7 @@ class MergeSampleScore(StagedObjective):
         watch: Stopwatch,
     ) -> ImageMetrics:
         """The metrics of the images ``[first, last)``; for a gradient, :meth:`vjp` gets the graph of the last batch."""
-        metrics = self._metrics(candidate)
+        metrics = self.scores.image_metrics(candidate, self.images_of(candidate))
         stages = self._stages[candidate.sampler]
         end_without_graph = last
         if candidate.gradient:

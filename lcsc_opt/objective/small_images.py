@@ -14,7 +14,7 @@ from lcsc_opt.base import accelerator
 from lcsc_opt.base.errors import MetricError
 from lcsc_opt.base.settings import AlsoSettings, Count
 from lcsc_opt.checkpoints.finding import Selection
-from lcsc_opt.metrics import FeatureExtractor, MetricSuite, Reference, SuiteMetrics
+from lcsc_opt.metrics import FeatureExtractor, MetricSuite, Reference
 from lcsc_opt.metrics.bundled_images import Bundled, bundled_images
 from lcsc_opt.metrics.extractors.bundled import feature_network
 from lcsc_opt.metrics.extractors.pixels import Thumbnails, pixel_reference
@@ -50,16 +50,11 @@ class SmallSettings(ScoreSettings, AlsoSettings):
         Raises:
             MetricError: a metric is unknown, needs another network, or cannot be kept.
         """
-        for metric in self._suite_metrics.reported:
+        for metric in self.suite_metrics(self.parsed_loss()).reported:
             if metric.extractor not in (INCEPTION, PIXELS, THUMBNAILS, TONES, OUTSIDE, *self.rewards):
                 raise MetricError(f"{metric}: these images have features of one network only; leave out what follows @")
         for reward in self.rewards.values():
             find_reward(reward)
-
-    @property
-    def _suite_metrics(self) -> SuiteMetrics:
-        """The loss and all metrics that these settings name."""
-        return self.suite_metrics(self.parsed_loss())
 
     def objective(
         self,
@@ -112,7 +107,7 @@ class SmallSettings(ScoreSettings, AlsoSettings):
                 return built
             return built.with_unseen(Reference.of_images(extractor, images[held_out]))
 
-        metrics = self._suite_metrics
+        metrics = self.suite_metrics(self.parsed_loss())
         loss_reference = reference(feature_network(dataset).to(device))
         references = {INCEPTION: loss_reference, PIXELS: pixel_reference(reference(Thumbnails()))}
         if any(metric.extractor == TONES for metric in metrics.reported):
