@@ -34,7 +34,6 @@ import contextlib
 import dataclasses
 import functools
 import json
-import mimetypes
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -469,7 +468,7 @@ class StoredStudy:
         return sorted(artifacts, key=lambda artifact: str(artifact.get("filename")))
 
     def attach(self, folder: Path, name: str, content: bytes) -> None:
-        """Store a file of this name with the study; it replaces one of the same name.
+        """Store a PNG under this name with the study; it replaces one of the same name.
 
         It lies in the folder of Optuna's artifacts.
 
@@ -481,12 +480,11 @@ class StoredStudy:
         artifact_id = str(uuid.uuid5(uuid.NAMESPACE_URL, identity))
         with replacing(folder / artifact_id) as pending:
             pending.write_bytes(content)
-        mimetype, encoding = mimetypes.guess_type(name)
         artifact = {
             "artifact_id": artifact_id,
             "filename": name,
-            "mimetype": mimetype or "application/octet-stream",
-            "encoding": encoding,
+            "mimetype": "image/png",
+            "encoding": None,
         }
         key = f"{_ARTIFACT}{artifact_id}"
         self._write(lambda: self.storage.set_study_system_attr(self.key, key, json.dumps(artifact)))

@@ -129,7 +129,7 @@ def test_every_write_survives_a_lost_connection(
         study.finish(first, Evaluation(0.25, {"fid": 1.5}))
         study.fail(second, [{"reason": "no", "seconds": 0.0}])
         for _ in range(2):
-            study.attach(tmp_path, "curve.txt", b"a curve")
+            study.attach(tmp_path, "curve.png", b"a curve")
         study.set_attribute("budget", {"images": 1})
         create(storage, "fork/LCSC/0", {"steps": [1]})
     assert disturbed.lost >= 7
