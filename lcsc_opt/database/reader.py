@@ -191,20 +191,14 @@ class HistoryReader:
         study = _standing(study_id, name, attributes)
         summary = Summary.stored(attributes) or Summary.of(self.trials(study))
         study = dataclasses.replace(study, summary=summary, metric=_name_for_people(summary.metric, attributes))
-        study = self._with_average(study)
+        if study.optimizer in BASELINES:
+            coefficients = self.answer(study)
+            if coefficients is not None:
+                study = dataclasses.replace(study, average=average_name(coefficients, study.steps))
         holder = attributes.get(HOLDER)  # the last one, which may have ended
         if not is_running or holder is None:  # a first holder takes the lock before it writes its name
             return study
         return dataclasses.replace(study, holder=holder["host"])
-
-    def _with_average(self, study: Standing) -> Standing:
-        """The study; of a baseline with the name of the average that is its answer."""
-        if study.optimizer not in BASELINES:
-            return study
-        coefficients = self.answer(study)
-        if coefficients is None:
-            return study
-        return dataclasses.replace(study, average=average_name(coefficients, study.steps))
 
 
 def _standing(study_id: int, name: str, attributes: Mapping[str, Any]) -> Standing:
