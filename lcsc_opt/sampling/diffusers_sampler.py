@@ -148,7 +148,14 @@ def build_scheduler(
     if name is not None:
         class_name, changes = _in_family(name, pipeline_config)
     changes = {**changes, **(options or {})}  # what a user says replaces what the name stands for
-    scheduler_class = _scheduler_class(class_name)
+    names = ", ".join(SCHEDULERS)
+    if not class_name:
+        raise ObjectiveError(f"sampler.name: the model comes without a scheduler; name one of {names}")
+    scheduler_class = find_diffusers_class(class_name, "SchedulerMixin")
+    if scheduler_class is None:
+        raise ObjectiveError(
+            f"sampler.name: the pipeline's {class_name!r} is not a scheduler of diffusers; name one of {names}"
+        )
     parameters = list(inspect.signature(scheduler_class).parameters)
     for option in changes:
         if option not in parameters:
@@ -185,19 +192,6 @@ def _in_family(name: SchedulerName, config: Mapping[str, Any]) -> tuple[str, dic
     if "shift" in config and "use_flow_sigmas" in settings:
         settings = {**settings, "flow_shift": config["shift"]}  # what those other schedulers call it
     return class_name, settings
-
-
-def _scheduler_class(class_name: str) -> Any:
-    """The scheduler of diffusers with this name; an empty name stands for a pipeline without a scheduler."""
-    names = ", ".join(SCHEDULERS)
-    if not class_name:
-        raise ObjectiveError(f"sampler.name: the model comes without a scheduler; name one of {names}")
-    scheduler_class = find_diffusers_class(class_name, "SchedulerMixin")
-    if scheduler_class is None:
-        raise ObjectiveError(
-            f"sampler.name: the pipeline's {class_name!r} is not a scheduler of diffusers; name one of {names}"
-        )
-    return scheduler_class
 
 
 def set_timesteps(scheduler: Any, schedule: SchedulerSettings) -> Tensor:
