@@ -128,10 +128,13 @@ def _study(reader: HistoryReader, study: Standing, studies: Sequence[Standing]) 
     metrics: list[tuple[str | None, TextTable]] = []
     if study.report is not None and study.found is not None:
         metrics = _tables(study.report, study.found.model.name)
+    state = f"{study.state}: {count(study.budget_spent, study.budget_total)} {study.budget_unit}"
+    if study.summary.failed:
+        state += f", {study.summary.failed} trials failed"
     coefficients = coefficients_figure(reader, study, ema_grid(studies))
     return {
         "name": study.study,
-        "state": _state(study),
+        "state": f"{state}.",
         "metrics": metrics,
         "coefficients": _drawn(coefficients) if coefficients.data else None,
         "failures": [[failure.reason, failure.attempts, failure.lost] for failure in reader.failures(study)],
@@ -141,14 +144,6 @@ def _study(reader: HistoryReader, study: Standing, studies: Sequence[Standing]) 
 def _tables(report: Report, name: str) -> list[tuple[str | None, TextTable]]:
     """For each sampler, its name and the metrics of a model."""
     return [(part.sampler, report_table(report, name, part=index)) for index, part in enumerate(report.parts)]
-
-
-def _state(study: Standing) -> str:
-    """A study's progress as a sentence."""
-    state = f"{study.state}: {count(study.budget_spent, study.budget_total)} {study.budget_unit}"
-    if study.summary.failed:
-        state += f", {study.summary.failed} trials failed"
-    return f"{state}."
 
 
 def _drawn(figure: go.Figure) -> _Drawn:

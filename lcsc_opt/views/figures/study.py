@@ -39,7 +39,15 @@ def coefficients_figure(
     if ema is not None and ema.study != study.study:
         ema_coefficients = reader.answer(ema)
         if ema_coefficients is not None:
-            traces.append(_ema_line(ema, ema_coefficients))
+            ema_line = go.Scatter(
+                x=ema.steps,
+                y=ema_coefficients,
+                mode="lines",
+                line={"color": GREY, "width": 2, "shape": "vh"},  # steps that end where the bars do
+                name="EMA*",
+                hovertemplate=_COEFFICIENT_HOVER,
+            )
+            traces.append(ema_line)
     bars = Panel(
         traces,
         y=Axis("mean coefficient" if has_rows else "coefficient"),
@@ -68,18 +76,6 @@ def _bars(study: Standing, coefficients: Floats) -> go.Bar:
         y=coefficients,
         name=inert(f"{study.label}/{study.seed}"),
         marker={"color": style(study.optimizer).colour, "line": {"width": 0}},
-        hovertemplate=_COEFFICIENT_HOVER,
-    )
-
-
-def _ema_line(ema: Standing, coefficients: Floats) -> go.Scatter:
-    """The coefficients ``[K]`` of EMA*, as steps that end where the bars do."""
-    return go.Scatter(
-        x=ema.steps,
-        y=coefficients,
-        mode="lines",
-        line={"color": GREY, "width": 2, "shape": "vh"},
-        name="EMA*",
         hovertemplate=_COEFFICIENT_HOVER,
     )
 
