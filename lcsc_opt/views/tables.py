@@ -52,7 +52,10 @@ def report_table(report: Report, name: str, *, part: int = 0) -> TextTable:
     for row in rows:
         cells = [with_arrow(row.metric, row.sign), with_interval(row.value, row.interval)]
         if against is not None:
-            cells += [with_interval(row.baseline, row.baseline_interval), _gain(row)]
+            gain = with_interval(row.gain, row.gain_interval, "+.3g")
+            if row.lost:  # certainly worse
+                gain = f"{gain} (worse)"
+            cells += [with_interval(row.baseline, row.baseline_interval), gain]
         cells += [number(measured.value(row.metric)) for measured in others_shown]
         if has_real_images:
             cells.append(number(row.real_halves))
@@ -70,14 +73,6 @@ def _column(report: Report, name: str) -> str:
 def with_arrow(metric: str, sign: int | None) -> str:
     """``precision ↑``: the metric, and whether lower or higher values are better, as far as that is known."""
     return f"{metric}{_ARROWS[sign]}"
-
-
-def _gain(row: MetricRow) -> str:
-    """``+0.31 [0.2, 0.4]``: how much better than the baseline; marked where it is certainly worse."""
-    gain = with_interval(row.gain, row.gain_interval, "+.3g")
-    if row.lost:
-        return f"{gain} (worse)"
-    return gain
 
 
 def with_interval(value: float | None, interval: Interval | None, form: str = ".4g") -> str:
