@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from lcsc_opt.base.catalog import find, load_file
 from lcsc_opt.base.code import code_of_settings
@@ -48,8 +46,11 @@ def load_objective(
     path = find("objectives", spec.file, study_folder=context.directory)
     module = load_file(path)
     code = code_of_settings(path, spec.settings)  # before build, which may take long: files may be edited meanwhile
-    with naming_setting(spec.settings), same_working_folder():
-        objective = _built(path, module.build, dict(spec.settings), context)
+    with naming_setting(spec.settings), same_working_folder(), raised_as(StudySpecError, f"{path}: build"):
+        arguments = {}
+        if has_parameter(module.build, "context"):  # which it may leave out
+            arguments["context"] = context
+        objective = module.build(dict(spec.settings), **arguments)
     if not isinstance(objective, Objective):
         returned = type(objective).__name__
         raise StudySpecError(f"{path}: build returned {returned}, expected an Objective")
@@ -85,15 +86,3 @@ def make_importable(study_folder: Path | None) -> None:
         resolved = str(folder.resolve())
         if resolved not in sys.path:
             sys.path.append(resolved)
-
-
-def _built(path: Path, build: Callable[..., Any], settings: dict[str, Any], context: BuildContext) -> Any:
-    """What ``build`` of the objective's file ``path`` returns; it gets the context if it has a parameter of that name.
-
-    Raises:
-        LcscError: as ``build`` raises it; a :class:`StudySpecError` in place of all other exceptions.
-    """
-    with raised_as(StudySpecError, f"{path}: build"):
-        if has_parameter(build, "context"):
-            return build(settings, context=context)
-        return build(settings)
