@@ -228,21 +228,14 @@ class NetworkScorer:
         except (LcscError, torch.OutOfMemoryError):  # the second says nothing about the function
             raise
         except RAISED_BY_USERS as error:
-            self._check_without_graph(draw)
+            # without one, as where it calls numpy(), it may work; else this raises
+            with raised_as(ObjectiveError, f"score: {self._name}:"), same_working_folder(), without_bars():
+                self._metrics(draw)
             return f"with an autograd graph, {self._name} raised {one_line(error)}"
         if _has_graph(score):
             return None
         outcomes(self._metric, score)
         return f"{self._metric} returned {_no_graph(score)}"
-
-    def _check_without_graph(self, draw: Draw) -> None:
-        """Call a function that failed with a graph, as where it calls numpy(), without one.
-
-        Raises:
-            ObjectiveError: it fails all the same.
-        """
-        with raised_as(ObjectiveError, f"score: {self._name}:"), same_working_folder(), without_bars():
-            self._metrics(draw)
 
     def statistics(self, weights: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         """Statistics of batch normalization, if they are estimated again."""
