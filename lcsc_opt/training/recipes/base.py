@@ -46,10 +46,6 @@ class Batch:
         """Standard normal noise of the images' shape."""
         return torch.randn(self.images.shape, generator=self.generator, device=self.images.device)
 
-    def normal_each(self) -> Tensor:
-        """One standard normal number an image: ``[N]``."""
-        return torch.randn(len(self.images), generator=self.generator, device=self.images.device)
-
     def function(self, sigma_data: float, sigma_min: float = 0.0, *, target: bool = False) -> ConsistencyFunction:
         """The consistency function of the network, or of its target, with the boundary at ``sigma_min``.
 

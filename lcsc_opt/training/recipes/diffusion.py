@@ -86,7 +86,8 @@ class Edm(TrainingRecipe):
 
         lambda(sigma) is (sigma^2 + sigma_data^2) / (sigma sigma_data)^2.
         """
-        sigma = (batch.normal_each() * self.noise_std + self.noise_mean).exp()
+        normal = torch.randn(len(batch.images), generator=batch.generator, device=batch.images.device)
+        sigma = (normal * self.noise_std + self.noise_mean).exp()
         denoised = batch.function(self.sigma_data)(batch.images + column(sigma) * batch.normal(), sigma)
         weight = column((sigma**2 + self.sigma_data**2) / (sigma * self.sigma_data) ** 2)
         loss: Tensor = (weight * (denoised - batch.images).square()).mean()
