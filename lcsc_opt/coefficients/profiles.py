@@ -358,14 +358,7 @@ def check_coefficients(coefficients: npt.ArrayLike, count: int, *, rows: Sized |
         values = np.asarray(coefficients, dtype=np.float64)
     except (TypeError, ValueError, OverflowError) as error:
         raise StudySpecError(f"Coefficients are not numbers: {error}.") from None
-    is_one_row = values.shape == (count,)
-    if not is_one_row and (rows is None or values.shape != (len(rows), count)):
-        expected = f"[{count}], one for each checkpoint"
-        if rows is not None:
-            expected = (
-                f"[{count}] or [{len(rows)}, {count}], one for each checkpoint, in one row or one for each layer group"
-            )
-        raise StudySpecError(f"Coefficients have shape {list(values.shape)}; expected {expected}.")
+    _check_shape(values.shape, count, None if rows is None else len(rows))
     if not np.isfinite(values).all():
         raise StudySpecError("Coefficients have to be finite; some are NaN or infinite.")
     off = max(abs(exact_sum(row) - 1.0) for row in values.reshape(-1, count))
@@ -374,6 +367,16 @@ def check_coefficients(coefficients: npt.ArrayLike, count: int, *, rows: Sized |
             f"Coefficients have to sum to one; the sum is off by {off:.3g}. Divide them by their sum, in float64."
         )
     return values
+
+
+def _check_shape(shape: tuple[int, ...], count: int, rows: int | None) -> None:
+    """Refuse what is neither ``[K]`` nor, where there are S ``rows``, ``[S, K]``."""
+    if shape == (count,) or (rows is not None and shape == (rows, count)):
+        return
+    expected = f"[{count}], one for each checkpoint"
+    if rows is not None:
+        expected = f"[{count}] or [{rows}, {count}], one for each checkpoint, in one row or one for each layer group"
+    raise StudySpecError(f"Coefficients have shape {list(shape)}; expected {expected}.")
 
 
 def default_origin(steps: Sequence[int]) -> Coefficients:
