@@ -39,13 +39,12 @@ from lcsc_opt.metrics.names import (
 )
 from lcsc_opt.metrics.reference.reference import Reference
 from lcsc_opt.metrics.suite_metrics import SuiteMetrics
-from lcsc_opt.metrics.tones import tones
+from lcsc_opt.metrics.tones import distance_of_values
 
 REPORTED: tuple[Formula, ...] = ("precision", "recall")
-_FEWEST_IMAGES = 4  # whose tones say in which range they are
-_BYTES_ABOVE = 2.0  # images without a negative value are assumed to be bytes if they reach this
-_NEAR = 0.5  # tones; images of one value have 1 or more
-_MUCH_NEARER = 4  # times
+_FEWEST_IMAGES = 4  # whose values say in which range they are
+_BYTES_ABOVE = 50.0  # images that reach this are assumed to be bytes
+_NEAR = 0.2  # of 2, between black and white: images of a fair model, if they are in the range of the real ones
 
 
 class MetricSuite:
@@ -82,7 +81,7 @@ class MetricSuite:
         self._metrics = metrics
         self._device = device
         self._build_report_references = report_references
-        self._range_checked = False
+        self._range_known = False
         self.references: dict[str, Reference] = {OUTSIDE: Reference(Outside()), **references}
         for metric in metrics.reported:
             if metric.extractor not in self.references:
@@ -102,25 +101,29 @@ class MetricSuite:
 
     @torch.no_grad()
     def warn_of_range(self, images: Tensor) -> None:
-        """Warn if the first images, ``[n, C, H, W]``, seem to be in another range than [-1, 1]."""
-        if self._range_checked or len(images) < _FEWEST_IMAGES:
+        """Warn if images, ``[n, C, H, W]``, are in another range than [-1, 1]; nothing is done once that is known.
+
+        Images without a value below 0 are. Of others, the values of the real ones tell, as soon as a model is good
+        enough for its own to be near them in one of the ranges.
+        """
+        if self._range_known or len(images) < _FEWEST_IMAGES:
             return
-        self._range_checked = True
-        conversions = {"2 * images - 1": 2 * images - 1, "images / 127.5 - 1": images / 127.5 - 1}
-        real = self.references.get(TONES)
+        ranges = {"2 * images - 1": 2 * images - 1, "images / 127.5 - 1": images / 127.5 - 1}
         low, high = (float(value) for value in images.aminmax())
-        if 0 <= low < high:
-            likely = "images / 127.5 - 1" if high >= _BYTES_ABOVE else "2 * images - 1"
-            reason = "have no value below 0"
-        elif real is not None:
-            distances = {name: float(tones(real.extractor(taken), real)) for name, taken in conversions.items()}
-            likely = min(distances, key=distances.__getitem__)
-            distance = float(tones(real.extractor(images), real))
-            if distances[likely] >= min(distance / _MUCH_NEARER, _NEAR):
+        likely = "images / 127.5 - 1" if high >= _BYTES_ABOVE else "2 * images - 1"
+        reason = "have no value below 0"
+        if not 0 <= low < high:
+            real = self.references.get(TONES)
+            if real is None:
+                self._range_known = True
                 return
-            reason = f"have tones {distance:.3g} from the real ones, and would have {distances[likely]:.3g} so"
-        else:
-            return
+            distance = distance_of_values(real.extractor(images), real)
+            in_range = distance_of_values(real.extractor(ranges[likely]), real)
+            self._range_known = distance < _NEAR
+            if in_range >= min(distance / 2, _NEAR):
+                return
+            reason = f"differ by {distance:.2g} from the real ones in their values, and converted by only {in_range:.2g}"
+        self._range_known = True
         notice(f"the sampler's images {reason}; expected images in [-1, 1]: let it return {likely}")
 
     def why_no_graph(self, sample: Callable[[], tuple[Tensor, Sequence[str] | None]]) -> str | None:

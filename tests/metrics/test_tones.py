@@ -133,6 +133,10 @@ def said_of(scores: MetricSuite, batches: Iterable[Tensor], capsys: pytest.Captu
 UNIT, BYTES = "2 * images - 1", "images / 127.5 - 1"
 
 
+def references() -> dict[str, Reference]:
+    return {"inception": reference(Doubled()), "tones": Reference.of_images(Tones(), images(60, 9))}
+
+
 @pytest.mark.parametrize("loss", ["fid", {"fdr": ["inception", "tones"]}])
 @pytest.mark.parametrize(
     ("scale", "shift", "expected"), [(1.0, 0.0, ""), (0.5, 0.5, UNIT), (0.6, 0.6, UNIT), (127.5, 127.5, BYTES)]
@@ -140,10 +144,14 @@ UNIT, BYTES = "2 * images - 1", "images / 127.5 - 1"
 def test_images_of_another_range_are_said_once(
     loss: Any, scale: float, shift: float, expected: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    references = {"inception": reference(Doubled()), "tones": Reference.of_images(Tones(), images(60, 9))}
     batches = [scale * images(count, count) + shift for count in (3, 40, 40)]  # three are too few to tell
-    said = said_of(suite(references, loss=loss), batches, capsys)
+    said = said_of(suite(references(), loss=loss), batches, capsys)
     assert (said.count("\n"), expected in said) == (int(bool(expected)), True)
+
+
+def unit(batch: Tensor) -> Tensor:
+    """In [0, 1] but for some values, as the samples of a model are."""
+    return (1.02 * batch + 1) / 2
 
 
 @pytest.mark.parametrize(
@@ -153,13 +161,20 @@ def test_images_of_another_range_are_said_once(
         (lambda batch: 3 * batch, ""),
         (lambda batch: 0.3 * batch, ""),
         (lambda batch: 1000 * batch, ""),
-        (lambda batch: (batch + 1) / 2 - 0.02, UNIT),
-        (lambda batch: 127.5 * (batch + 1) - 1, BYTES),
+        (unit, UNIT),
+        (lambda batch: 255 * unit(batch), BYTES),
     ],
 )
-def test_a_value_below_zero_does_not_hide_another_range_from_the_tones(
+def test_values_below_zero_do_not_hide_another_range(
     converted: Callable[[Tensor], Tensor], expected: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    references = {"inception": reference(Doubled()), "tones": Reference.of_images(Tones(), images(60, 9))}
-    said = said_of(suite(references, loss={"fdr": ["inception", "tones"]}), [converted(images(40, 1))], capsys)
+    said = said_of(suite(references(), loss={"fdr": ["inception", "tones"]}), [converted(images(40, 1))], capsys)
     assert (bool(said), expected in said) == (bool(expected), True)
+
+
+def test_the_range_is_looked_for_until_a_model_samples_well(capsys: pytest.CaptureFixture[str]) -> None:
+    noise = 5 * torch.randn(40, 1, 4, 4, generator=torch.Generator().manual_seed(0))
+    scores = suite(references(), loss={"fdr": ["inception", "tones"]})
+    assert UNIT in said_of(scores, [unit(noise), unit(images(40, 1))], capsys)
+    scores = suite(references(), loss={"fdr": ["inception", "tones"]})
+    assert said_of(scores, [noise, images(40, 1), unit(images(40, 1))], capsys) == "", "it is known to be right"
