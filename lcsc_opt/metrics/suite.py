@@ -122,7 +122,7 @@ class MetricSuite:
             self._range_known = distance < _NEAR
             if in_range >= min(distance / 2, _NEAR):
                 return
-            reason = f"differ by {distance:.2g} from the real ones in their values, and converted by only {in_range:.2g}"
+            reason = f"differ by {distance:.2g} from the real ones in their values, converted by only {in_range:.2g}"
         self._range_known = True
         notice(f"the sampler's images {reason}; expected images in [-1, 1]: let it return {likely}")
 
