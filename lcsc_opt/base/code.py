@@ -13,6 +13,7 @@ import hashlib
 import importlib.machinery
 import importlib.util
 import io
+import itertools
 import json
 import logging
 import re
@@ -121,13 +122,16 @@ def _package_of(name: str, path: Path) -> str:
 
 @functools.lru_cache(maxsize=1024)
 def _sha256_of_code(content: bytes) -> str:
-    """SHA-256 of what a file does when it is imported: without comments, blank lines and the calls of a script.
+    """SHA-256 of what a file does when it is imported: without comments, blank lines and the calls of a script."""
+    try:
+        code = _code_of(importlib.util.decode_source(content))
+    except (SyntaxError, ValueError, tokenize.TokenError):
+        code = content  # Python may take it all the same, as with Latin-1 in comments
+    return hashlib.sha256(code).hexdigest()
 
-    Raises:
-        SyntaxError, ValueError: the content is not Python.
-    """
-    encoding, _ = tokenize.detect_encoding(io.BytesIO(content).readline)
-    text = content.decode(encoding)
+
+def _code_of(text: str) -> bytes:
+    """The lines that have code."""
     lines = text.split("\n")
     rows: set[int] = set()  # that have code, from 1
     for token in tokenize.generate_tokens(io.StringIO(text, newline="\n").readline):
@@ -136,11 +140,30 @@ def _sha256_of_code(content: bytes) -> str:
             lines[row - 1] = lines[row - 1][:column].rstrip()
         elif token.type not in _LAYOUT_TOKENS:
             rows.update(range(row, token.end[0] + 1))
-    for node in ast.parse(content).body:
-        if isinstance(node, ast.If) and ast.unparse(node.test) == "__name__ == '__main__'" and not node.orelse:
+    tree = ast.parse(text)
+    for node in tree.body:
+        if isinstance(node, ast.If) and _is_call_of_script(node, tree):
             rows.difference_update(range(node.lineno, (node.end_lineno or node.lineno) + 1))
-    code = "\n".join(lines[row - 1] for row in sorted(rows))
-    return hashlib.sha256(code.encode(errors="surrogatepass")).hexdigest()
+    return "\n".join(lines[row - 1] for row in sorted(rows)).encode(errors="surrogatepass")
+
+
+def _is_call_of_script(block: ast.If, tree: ast.Module) -> bool:
+    """Whether it is ``if __name__ == "__main__":``, and gives the rest of the file nothing that may decide a loss."""
+    if ast.unparse(block.test) != "__name__ == '__main__'" or block.orelse:
+        return False
+    bound = set()
+    for node in ast.walk(block):
+        is_stored = isinstance(getattr(node, "ctx", None), ast.Store)
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef | ast.Lambda):
+            return False
+        if is_stored and isinstance(node, ast.Attribute | ast.Subscript):
+            return False
+        if is_stored and isinstance(node, ast.Name):
+            bound.add(node.id)
+        elif isinstance(node, ast.alias):
+            bound.add((node.asname or node.name).partition(".")[0])
+    outside = itertools.chain.from_iterable(ast.walk(node) for node in tree.body if node is not block)
+    return bound.isdisjoint(node.id for node in outside if isinstance(node, ast.Name))
 
 
 @functools.lru_cache(maxsize=1024)

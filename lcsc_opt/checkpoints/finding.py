@@ -267,7 +267,9 @@ def _only_series(place: str, paths: list[Path], left_out: dict[Path, str]) -> li
         numbered = [path for path in numbered if path not in alone]
         used = numbered
         for path in unnumbered + alone:
-            if _is_later(path, used):
+            # kohya's hat_v2.safetensors beside hat_v2-000001.safetensors: no average or other network is called so
+            has_their_name = all(other.stem.startswith(path.stem) for other in numbered)
+            if (path in unnumbered or has_their_name) and _is_later(path, used):
                 used = [*numbered, path]  # a run has one end: of final.pt and last.pt, the later one
         reason = "not of the series by its name, and not clearly its end by a step inside"
         left_out.update((path, reason) for path in unnumbered + alone if path not in used)

@@ -44,7 +44,7 @@ _NUMBERED_FOLDER = re.compile(rf"(?:{_FOLDER_WORDS}[-_=]?){{0,2}}([0-9]{{1,18}})
 # names of files that lie with weights and hold none: of openai's code bases, Accelerate, diffusers, transformers,
 # DeepSpeed, NVlabs, Lightning and ignite
 _STATE_FILES = re.compile(
-    r"(.*[-_.])?(optimizer|scheduler|scaler)([-_.0-9].*)?|opt[-_.]?([0-9]*|checkpoint[-_.].*)|optim([-_.0-9].*)?|"
+    r"(.*[-_.])?(optimizer|scheduler|scaler)([-_.0-9].*)?|opt[-_.]?[0-9]*|opt_checkpoint[-_.].*|optim([-_.0-9].*)?|"
     r".*_optim(_states)?|(random_states|rng_state|training[-_]?(state|args)|trainer_state|dataloader).*|"
     r"custom_checkpoint.*|sampler([-_.0-9].*)?|dl_state.*",
     re.IGNORECASE,

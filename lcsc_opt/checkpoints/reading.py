@@ -216,7 +216,7 @@ def naming(path: Path) -> Iterator[None]:
             raise TrajectoryError("is empty: the save was interrupted; leave it out.")
         yield
     except TrajectoryError as error:
-        if str(error).startswith(f"{path.parent}{os.sep}"):  # it names a part that this file lists
+        if str(error).startswith(f"{path.absolute().parent}{os.sep}"):  # it names a part that this file lists
             raise
         raise TrajectoryError(f"{path} {error}") from error
     except OSError as error:
@@ -327,7 +327,7 @@ def _read_shards(index: Path) -> dict[str, Tensor]:
         path = index.parent / file
         if not path.is_file():
             raise TrajectoryError(f"lists {shown(file)}, which does not exist: save or copy the model again.")
-        with naming(path):
+        with naming(path.absolute()):
             shard = _tensors(path, Inventory(_read_value(path)).state_dict(""), "")
         for name in names:
             if name not in shard:

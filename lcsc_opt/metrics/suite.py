@@ -81,7 +81,7 @@ class MetricSuite:
         self._metrics = metrics
         self._device = device
         self._build_report_references = report_references
-        self._range_known = False
+        self._known_ranges: set[int] = set()  # of samplers
         self.references: dict[str, Reference] = {OUTSIDE: Reference(Outside()), **references}
         for metric in metrics.reported:
             if metric.extractor not in self.references:
@@ -100,31 +100,36 @@ class MetricSuite:
         return max((self.references[metric.extractor].extractor.dimension for metric in with_matrices), default=1)
 
     @torch.no_grad()
-    def warn_of_range(self, images: Tensor) -> None:
+    def warn_of_range(self, images: Tensor, sampler: object) -> None:
         """Warn if images, ``[n, C, H, W]``, are in another range than [-1, 1]; nothing is done once that is known.
 
-        Images without a value below 0 are. Of others, the values of the real ones tell, as soon as a model is good
-        enough for its own to be near them in one of the ranges.
+        The values of the real ones tell, as soon as a model is good enough for its own to be near them in one of the
+        ranges. Where the loss does not see values, it is the first images: no negative value is no chance.
+
+        Args:
+            images: of any model, as it gives them.
+            sampler: by which they were sampled.
         """
-        if self._range_known or len(images) < _FEWEST_IMAGES:
+        if id(sampler) in self._known_ranges:
             return
-        ranges = {"2 * images - 1": 2 * images - 1, "images / 127.5 - 1": images / 127.5 - 1}
         low, high = (float(value) for value in images.aminmax())
-        likely = "images / 127.5 - 1" if high >= _BYTES_ABOVE else "2 * images - 1"
-        reason = "have no value below 0"
-        if not 0 <= low < high:
-            real = self.references.get(TONES)
-            if real is None:
-                self._range_known = True
-                return
+        in_bytes = high >= _BYTES_ABOVE
+        likely = "images / 127.5 - 1" if in_bytes else "2 * images - 1"
+        real = self.references.get(TONES)
+        if real is None or len(images) < _FEWEST_IMAGES:
+            is_known = True
+            is_other = 0 <= low < high
+            reason = "have no value below 0"
+        else:
             distance = distance_of_values(real.extractor(images), real)
-            in_range = distance_of_values(real.extractor(ranges[likely]), real)
-            self._range_known = distance < _NEAR
-            if in_range >= min(distance / 2, _NEAR):
-                return
-            reason = f"differ by {distance:.2g} from the real ones in their values, converted by only {in_range:.2g}"
-        self._range_known = True
-        notice(f"the sampler's images {reason}; expected images in [-1, 1]: let it return {likely}")
+            converted = distance_of_values(real.extractor(images / 127.5 - 1 if in_bytes else 2 * images - 1), real)
+            is_other = converted < min(distance / 2, _NEAR)
+            is_known = is_other or distance < _NEAR
+            reason = f"differ by {distance:.2g} from the real ones in their values, converted by only {converted:.2g}"
+        if is_known:
+            self._known_ranges.add(id(sampler))
+        if is_other:
+            notice(f"the sampler's images {reason}; expected images in [-1, 1]: let it return {likely}")
 
     def why_no_graph(self, sample: Callable[[], tuple[Tensor, Sequence[str] | None]]) -> str | None:
         """Why features in the loss have no graph back to the images, as the end of a sentence; ``None`` if they have.

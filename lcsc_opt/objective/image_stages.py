@@ -74,9 +74,9 @@ class ImageStages:
         Raises:
             MetricError: their features are not finite.
         """
-        self.scores.warn_of_range(images)
         prompts = prompts_of(self.sampler, noise, first, first + len(images))
         metrics.update(images, prompts=prompts)
+        self.scores.warn_of_range(images, self.sampler)
 
     def image_gradient(
         self, images: Tensor, noise: Noise, first: int, feature_gradients: Mapping[str, Tensor]

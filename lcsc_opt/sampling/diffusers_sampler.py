@@ -357,4 +357,5 @@ def public_keys(config: object) -> dict[str, object]:
     """
     if not isinstance(config, import_extra("diffusers.configuration_utils").FrozenDict):
         return {}
-    return {name: value for name, value in config.items() if not name.startswith("_") and value != -math.inf}
+    public = {name: value for name, value in config.items() if not name.startswith("_")}
+    return {name: value for name, value in public.items() if not (isinstance(value, float) and math.isinf(value))}

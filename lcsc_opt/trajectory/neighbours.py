@@ -37,7 +37,7 @@ def check_distinct(manifest: Manifest) -> None:
 def check_neighbours(trajectory: Trajectory, *, steps_given: bool) -> None:
     """Refuse checkpoints of mixed runs, or in a wrong order: each is nearer to the second next than to the next.
 
-    Where this is not so, a notice names each checkpoint that is far from those beside it.
+    Where this is not so, a notice names a single checkpoint that is far from those beside it.
 
     Args:
         trajectory: all checkpoints of a run.
@@ -52,10 +52,11 @@ def check_neighbours(trajectory: Trajectory, *, steps_given: bool) -> None:
     is_nearer = [distance < _NEARER * min(apart[index : index + 2]) for index, distance in enumerate(across)]
     names = [source or f"step {step}" for source, step in zip(trajectory.sources, trajectory.steps, strict=True)]
     if len(trajectory) == _FEWEST or sum(is_nearer) < _SHARE * len(is_nearer):  # one more tells of mixed runs
-        for index in _far_from_others(trajectory.steps, apart, across):
+        far = _far_from_others(trajectory.steps, apart, across)
+        if len(far) == 1:  # several are how the run was trained, such as in cycles
             notice(
-                f"{names[index]}, at step {trajectory.steps[index]}, is much further from the checkpoints next to it "
-                "than these are from others: it may be of another run; to leave it out, list the other files"
+                f"{names[far[0]]} is much further from the checkpoints beside it than these are from others: it may be "
+                "of another run, or after a higher learning rate; to leave it out, list the others"
             )
         return
     place = is_nearer.index(True)

@@ -310,13 +310,9 @@ class Trajectory:
             raise TrajectoryError(f"trainer_ema: {error}") from error
 
     def _renamed(self, averages: Mapping[str, Tensor]) -> StateDict:
-        """Averages under the names of :attr:`tensors`, which they may have already, without those of other parts."""
-        own_names = {spec.name for spec in self.tensors}
-        renamed = {}
-        for name, tensor in averages.items():
-            if name.startswith(self.renaming.removed) or name in own_names:
-                renamed[self.renaming(name)] = tensor
-        return renamed
+        """Averages under the names of :attr:`tensors`, without those of the parts that :meth:`fitting` left out."""
+        other_parts = {name for name in self.packed_layout.shapes if not name.startswith(self.renaming.removed)}
+        return {self.renaming(name): tensor for name, tensor in averages.items() if name not in other_parts}
 
     @functools.cached_property
     def trainer_ema_sha256(self) -> str | None:

@@ -104,17 +104,31 @@ if __name__ == "__main__":
         ("net(noise)", "net(-noise)", True),
         ('if __name__ == "__main__":\n    print(sample(abs, 1))', "print(sample(abs, 1))", True),
         ("    print(sample(abs, 1))", "    pass\nelse:\n    math.pi = 3", True),
+        ("    print(sample(abs, 1))", "    TEXT = 3", True),
+        ("    print(sample(abs, 1))", "    math.pi = 3", True),
+        ("    print(sample(abs, 1))", "    def score(net):\n        return 1", True),
+        ("    print(sample(abs, 1))", "    print(sample(lambda noise: 1, 1))", True),
+        ("\n", "\r\n", False),
     ],
 )
 def test_comments_and_the_call_of_a_script_are_no_part_of_its_code(
     folder: Path, old: str, new: str, is_other: bool
 ) -> None:
     script = folder / "code_script.py"
-    script.write_text(WRITTEN)
+    script.write_bytes(WRITTEN.encode())
     before = local_code({"code_script": script})
     assert old in WRITTEN
-    script.write_text(WRITTEN.replace(old, new))
+    script.write_bytes(WRITTEN.replace(old, new).encode())
     assert (local_code({"code_script": script}) != before) == is_other
+
+
+def test_code_that_python_runs_and_its_tokenizer_refuses_is_compared_byte_for_byte(folder: Path) -> None:
+    script = folder / "code_script.py"
+    digests = set()
+    for content in (b"x = 1  # Gr\xf6\xdfe\n", b"x = 2  # Gr\xf6\xdfe\n"):
+        script.write_bytes(content)
+        digests.add(local_code({"code_script": script})["code_script"])
+    assert len(digests) == 2
 
 
 def test_what_is_installed_or_cannot_be_read_is_left_out(folder: Path) -> None:

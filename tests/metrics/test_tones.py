@@ -126,7 +126,7 @@ def test_of_many_real_images_a_part_stands_for_all(tmp_path, monkeypatch):
 
 def said_of(scores: MetricSuite, batches: Iterable[Tensor], capsys: pytest.CaptureFixture[str]) -> str:
     for batch in batches:
-        scores.warn_of_range(batch)
+        scores.warn_of_range(batch, scores)
     return capsys.readouterr().err
 
 
@@ -144,9 +144,10 @@ def references() -> dict[str, Reference]:
 def test_images_of_another_range_are_said_once(
     loss: Any, scale: float, shift: float, expected: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    batches = [scale * images(count, count) + shift for count in (3, 40, 40)]  # three are too few to tell
-    said = said_of(suite(references(), loss=loss), batches, capsys)
-    assert (said.count("\n"), expected in said) == (int(bool(expected)), True)
+    for counts in [(40, 40), (3, 3)]:
+        batches = [scale * images(count, count) + shift for count in counts]
+        said = said_of(suite(references(), loss=loss), batches, capsys)
+        assert (said.count("\n"), expected in said) == (int(bool(expected)), True)
 
 
 def unit(batch: Tensor) -> Tensor:
@@ -178,3 +179,10 @@ def test_the_range_is_looked_for_until_a_model_samples_well(capsys: pytest.Captu
     assert UNIT in said_of(scores, [unit(noise), unit(images(40, 1))], capsys)
     scores = suite(references(), loss={"fdr": ["inception", "tones"]})
     assert said_of(scores, [noise, images(40, 1), unit(images(40, 1))], capsys) == "", "it is known to be right"
+    scores.warn_of_range(unit(images(40, 1)), "another sampler")
+    assert UNIT in capsys.readouterr().err
+
+
+def test_real_images_without_a_dark_value_are_sampled_as_they_are(capsys: pytest.CaptureFixture[str]) -> None:
+    bright = {**references(), "tones": Reference.of_images(Tones(), (images(60, 9) + 1) / 2)}
+    assert said_of(suite(bright, loss={"fdr": ["inception", "tones"]}), [(images(40, 1) + 1) / 2], capsys) == ""

@@ -275,6 +275,9 @@ def test_a_trainers_average_may_be_a_file_of_its_own_or_another_key(tmp_path):
         average = part.trainer_ema()
         assert average is not None
         assert same_bits(average, state_dict(5))
+    save_file({"ema.bias": torch.zeros(2)}, tmp_path / "average.safetensors")
+    with pytest.raises(TrajectoryError, match=r"does not fit the checkpoints: its model has also 'ema.bias'"):
+        part.trainer_ema()
     unasked = pack(sorted(tmp_path.glob("m*.pt")), tmp_path / "unasked", key="model")
     assert unasked.trainer_ema() is None
 
