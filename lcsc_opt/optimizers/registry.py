@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import importlib
 import inspect
+import json
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -99,7 +100,15 @@ def configure(spec: OptimizerSpec) -> Configured:
     Raises:
         StudySpecError: an unknown optimizer, or an option that is unknown or does not work; the message names it.
     """
-    build, step_size = _with_options(spec.name, spec.options)
+    # a mapping is no key of a cache; a name may be registered again
+    return _configured(spec.name, json.dumps(spec.options), id(ng.optimizers.registry.get(spec.name)))
+
+
+@functools.cache
+def _configured(name: str, options_json: str, _: int) -> Configured:
+    """The optimizer of this name in the registry with these options; the identity of its entry is only a cache key."""
+    options: dict[str, Any] = json.loads(options_json)
+    build, step_size = _with_options(name, options)
     layers = [*_layers(build)]
 
     def has_flag(attribute: str) -> bool:
