@@ -169,14 +169,20 @@ def test_of_final_models_the_latest_is_used_if_its_step_is_inside(tmp_path, capl
     )
 
 
+@pytest.mark.parametrize("average", ["ema_4000.pt", "swa_model_2500.pt"])
+def test_an_average_is_not_the_end_of_a_run_although_its_step_is_later(tmp_path, average):
+    for name in ("model_1000.pt", "model_2000.pt", average):
+        step = int("".join(filter(str.isdigit, name)))
+        torch.save({"model": {"w": torch.ones(2) * step}, "step": step}, tmp_path / name)
+    assert found(tmp_path, tmp_path) == ["model_1000.pt", "model_2000.pt"]
+
+
 def test_a_file_whose_series_has_no_other_is_no_series(tmp_path, capsys):
     """As MONAI's CheckpointSaver leaves: epochs, the last iteration, and the best ones by a metric."""
     epochs = [f"checkpoint_epoch={epoch}.pt" for epoch in range(1, 21)]
     others = ["checkpoint_final_iteration=8000.pt", "checkpoint_key_metric=-0.0312.pt"]
     for name in [*epochs, *others]:
         torch.save({"net": {"w": torch.ones(2)}}, tmp_path / name)
-    torch.save({"net": {"w": torch.ones(2)}, "epoch": 25}, tmp_path / "swa_epoch=25.pt")  # later, and an average
-    others.append("swa_epoch=25.pt")
     assert found(tmp_path, tmp_path) == epochs
     said = capsys.readouterr().err
     assert f"{', '.join(others)} (not of the series by its name, and not clearly its end by a step inside)" in said
