@@ -8,8 +8,8 @@ Three rules decide. Along a search's path, the earliest model is taken that is b
 standard error: the longer a search, the more it fits the real images that it sees (Breiman et al. 1984, Section 3.4.3).
 The answer is the best of what the user had, unless something found is *certainly* better. What is certainly worse to a
 judge is no answer: in features that are not in the loss, or in the network of an ``fdr``, which can fall by its pixels
-and tones alone. All go by the paired error of a difference, over the images of both
-models and over the real images that both are compared with.
+and tones alone. All go by the paired error of a difference, over the images of both models and over the real images
+that both are compared with.
 """
 
 from __future__ import annotations

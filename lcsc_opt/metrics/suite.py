@@ -42,7 +42,7 @@ from lcsc_opt.metrics.suite_metrics import SuiteMetrics
 from lcsc_opt.metrics.tones import distance_of_values
 
 REPORTED: tuple[Formula, ...] = ("precision", "recall")
-_FEWEST_IMAGES = 4  # whose values say in which range they are
+_FEWEST_IMAGES = 4  # whose values are compared with those of real ones
 _BYTES_ABOVE = 50.0  # images that reach this are assumed to be bytes
 _NEAR = 0.2  # of 2, between black and white: images of a fair model, if they are in the range of the real ones
 
@@ -104,7 +104,7 @@ class MetricSuite:
         """Warn if images, ``[n, C, H, W]``, are in another range than [-1, 1]; nothing is done once that is known.
 
         The values of the real ones tell, as soon as a model is good enough for its own to be near them in one of the
-        ranges. Where the loss does not see values, it is the first images: no negative value is no chance.
+        ranges. Where the loss does not compare values, the first images tell: some value is negative, or none is.
 
         Args:
             images: of any model, as it gives them.
@@ -117,16 +117,16 @@ class MetricSuite:
         likely = "images / 127.5 - 1" if in_bytes else "2 * images - 1"
         real = self.references.get(TONES)
         if real is None or len(images) < _FEWEST_IMAGES:
-            is_known = True
+            is_known = real is None  # further images may tell more
             is_other = 0 <= low < high
             reason = "have no value below 0"
         else:
             distance = distance_of_values(real.extractor(images), real)
             converted = distance_of_values(real.extractor(images / 127.5 - 1 if in_bytes else 2 * images - 1), real)
+            is_known = distance < _NEAR
             is_other = converted < min(distance / 2, _NEAR)
-            is_known = is_other or distance < _NEAR
             reason = f"differ by {distance:.2g} from the real ones in their values, converted by only {converted:.2g}"
-        if is_known:
+        if is_known or is_other:
             self._known_ranges.add(id(sampler))
         if is_other:
             notice(f"the sampler's images {reason}; expected images in [-1, 1]: let it return {likely}")

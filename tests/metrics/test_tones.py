@@ -144,9 +144,8 @@ def references() -> dict[str, Reference]:
 def test_images_of_another_range_are_said_once(
     loss: Any, scale: float, shift: float, expected: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for counts in [(40, 40), (3, 3)]:
-        batches = [scale * images(count, count) + shift for count in counts]
-        said = said_of(suite(references(), loss=loss), batches, capsys)
+    for batch in (images(40, 40), torch.linspace(-1, 1, 48).reshape(3, 1, 4, 4)):
+        said = said_of(suite(references(), loss=loss), 2 * [scale * batch + shift], capsys)
         assert (said.count("\n"), expected in said) == (int(bool(expected)), True)
 
 
@@ -177,6 +176,8 @@ def test_the_range_is_looked_for_until_a_model_samples_well(capsys: pytest.Captu
     noise = 5 * torch.randn(40, 1, 4, 4, generator=torch.Generator().manual_seed(0))
     scores = suite(references(), loss={"fdr": ["inception", "tones"]})
     assert UNIT in said_of(scores, [unit(noise), unit(images(40, 1))], capsys)
+    scores = suite(references(), loss={"fdr": ["inception", "tones"]})
+    assert UNIT in said_of(scores, [images(2, 1), unit(images(40, 1))], capsys), "two images tell nothing for good"
     scores = suite(references(), loss={"fdr": ["inception", "tones"]})
     assert said_of(scores, [noise, images(40, 1), unit(images(40, 1))], capsys) == "", "it is known to be right"
     scores.warn_of_range(unit(images(40, 1)), "another sampler")
