@@ -94,8 +94,8 @@ def overview(study: StoredStudy) -> dict[str, Any]:
         StudyStoreError: its name is not ``experiment/optimizer/seed``, or it no longer exists.
     """
     reader = HistoryReader(study.storage)
-    attributes = our_studies(study.storage)[study.name]
     standing = reader.read_study(study.name)
+    attributes = our_studies(study.storage)[study.name]
     failures = reader.failures(standing)
     specification = attributes.get("specification", {})
     space = specification.get("space", {})

@@ -150,3 +150,10 @@ def test_an_answer_that_is_no_trial_is_one_error(url: str) -> None:
     write_report(study.storage, reported(5.0, trial=9))
     with pytest.raises(StudyStoreError, match="has no trial 9 of a search"):
         overview(study)
+
+
+def test_a_study_that_was_deleted_meanwhile_is_one_error(url: str) -> None:
+    study = searched_with_failures(url)
+    study.delete()
+    with pytest.raises(StudyStoreError, match="is not in the database"):
+        overview(study)

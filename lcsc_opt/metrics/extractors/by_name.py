@@ -115,7 +115,8 @@ def _weights_of(extractor: FeatureExtractor) -> list[Mapping[str, Tensor]]:
             # a copy in native byte order: torch takes no reversed, read-only or byte-swapped array
             tensors[name] = torch.from_numpy(value.astype(value.dtype.newbyteorder("="), order="C"))
         elif isinstance(value, nn.Module):
-            state_dicts.append(value.state_dict())
+            state = value.state_dict()  # beside its weights there may be a module's own extra state
+            state_dicts.append({key: tensor for key, tensor in state.items() if isinstance(tensor, Tensor)})
     return [tensors, *state_dicts]
 
 

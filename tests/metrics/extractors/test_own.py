@@ -13,6 +13,17 @@ from torch import Tensor, nn
 from tests.metrics.examples import found
 
 
+class Counting(nn.Module):
+    """A module with state that is no tensor, as some quantized layers have."""
+
+    def __init__(self, value: float) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.tensor(value))
+
+    def get_extra_state(self) -> dict[str, int]:
+        return {"calls": 3}
+
+
 class Holder:
     name, dimension = "own", 4
 
@@ -38,6 +49,7 @@ def name_of(made: Any) -> str:
     "made",
     [
         lambda value: Holder(network=linear(value)),
+        lambda value: Holder(network=Counting(value)),
         lambda value: Holder(mean=np.full(3, value)),
         lambda value: Holder(scale=torch.tensor(value)),
         lambda value: Holder(networks=[linear(1.0), linear(value)]),
