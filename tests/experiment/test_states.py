@@ -19,32 +19,38 @@ from lcsc_opt.cli import run as lcsc
 from lcsc_opt.database.connection import open_storage
 from lcsc_opt.database.experiment import StoredExperiment
 from lcsc_opt.database.reader import HistoryReader
-from lcsc_opt.database.store import StoredStudy
-from lcsc_opt.experiment import experiment as experiment_room
+from lcsc_opt.database.store import our_studies
 from lcsc_opt.views.answer import first_line
 from tests.commands import Typed
 from tests.study_examples import stored_report
 
 TARGET = """
+calls = []
+
 def norm(c):
+    calls.append("searched")
     return float(((c - .1) ** 2).sum()){of_search}
 
 def held_out(c):
+    if calls.count("searched") > 6 and "reported" not in calls:  # a rehearsal asks for fewer, a search for as many
+        calls.append("reported")
+        {in_report}
     return float(((c - .11) ** 2).sum())
 """
 Write = Callable[..., Path]
 
 
 @pytest.fixture
-def write(workplace: Path) -> Write:
-    """Writes a study file and its function into a folder; returns the study file."""
+def write(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> Write:
+    """Writes a study file and its functions into a folder; a report begins with ``in_report``. Gives the file."""
+    monkeypatch.setattr(sys, "path", [*sys.path])  # no other test finds these functions
 
-    def written(folder: str = ".", of_search: str = "", **changes: Any) -> Path:
+    def written(folder: str = ".", of_search: str = "", in_report: str = "", **changes: Any) -> Path:
         place = workplace / folder
         place.mkdir(exist_ok=True)
         sys.modules.pop("states_target", None)
         importlib.invalidate_caches()
-        (place / "states_target.py").write_text(TARGET.replace("{of_search}", of_search))
+        (place / "states_target.py").write_text(TARGET.format(of_search=of_search, in_report=in_report))
         settings = {"callable": "states_target:norm", "held_out": "states_target:held_out", "steps": [1, 2, 3, 4]}
         settings |= changes.pop("settings", {})
         study = {
@@ -105,15 +111,9 @@ def test_a_report_that_was_forgotten_is_not_printed(write: Write, typed: Typed) 
     assert "The answer is" not in changed
 
 
-def test_until_there_is_a_report_the_line_names_the_best_trial(
-    write: Write, typed: Typed, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def interrupted(*_: Any) -> None:
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patched:
-        patched.setattr(experiment_room, "make_report", interrupted)
-        assert lcsc(["run", str(write(optimizers=["RandomSearch", "LCSC"], seeds=[0, 1]))]) != 0
+def test_until_there_is_a_report_the_line_names_the_best_trial(write: Write, typed: Typed) -> None:
+    searches = {"optimizers": ["RandomSearch", "LCSC"], "seeds": [0, 1]}
+    assert lcsc(["run", str(write(in_report="raise KeyboardInterrupt", **searches))]) == 130
     studies = HistoryReader(open_storage("sqlite:///studies.db", write=False)).read("states")
     line = first_line(studies)
     assert line.endswith("its report is not made yet: run the same command again")
@@ -122,20 +122,9 @@ def test_until_there_is_a_report_the_line_names_the_best_trial(
     assert line in typed("compare", "states").err
 
 
-def test_a_search_that_another_process_ends_meanwhile_is_in_the_report(
-    write: Write, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    path = str(write(optimizers=["RandomSearch", "LCSC"]))
-    attach = experiment_room.attach_images
-    calls: list[int] = []
-
-    def attached(*arguments: Any) -> None:
-        attach(*arguments)
-        calls.append(1)
-        if len(calls) == 1:
-            assert lcsc(["run", path, "--optimizer", "LCSC"]) == 0
-
-    monkeypatch.setattr(experiment_room, "attach_images", attached)
+def test_a_search_that_another_process_ends_meanwhile_is_in_the_report(write: Write) -> None:
+    another = "from lcsc_opt.cli import run; assert run(['run', 'states.yaml', '--optimizer', 'LCSC']) == 0"
+    path = str(write(in_report=another, optimizers=["RandomSearch", "LCSC"]))
     assert lcsc(["run", path, "--optimizer", "RandomSearch"]) == 0
     assert stored_report("states").evaluations == {"states/RandomSearch/0": 6, "states/LCSC/0": 6}
 
@@ -144,14 +133,15 @@ def test_a_kill_while_a_study_is_deleted_leaves_no_answer_of_it(
     write: Write, typed: Typed, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert lcsc(["run", str(write(optimizers=["RandomSearch", "LCSC"]))]) == 0
-    delete = StoredStudy.delete
 
-    def killed(study: StoredStudy) -> None:
-        delete(study)
-        raise KeyboardInterrupt
+    def interrupted(text: str) -> None:
+        if text.startswith("deleted: "):
+            raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr(StoredStudy, "delete", killed)
-        assert lcsc(["delete", "states/LCSC/0", "--yes"]) != 0
-    assert StoredExperiment.open(open_storage("sqlite:///studies.db", write=False), "states").report is None
+        patched.setattr(sys.stderr, "write", interrupted)
+        assert lcsc(["delete", "states/LCSC/0", "--yes"]) == 130
+    database = open_storage("sqlite:///studies.db", write=False)
+    assert list(our_studies(database)) == ["states/RandomSearch/0"]
+    assert StoredExperiment.open(database, "states").report is None
     assert "The answer is" in typed("run", "states.yaml").err
