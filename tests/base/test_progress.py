@@ -42,14 +42,11 @@ def become_a_terminal(monkeypatch: pytest.MonkeyPatch) -> io.StringIO:
     return stream
 
 
-def test_a_log_gets_lines_with_rate_and_note(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_log_gets_lines_with_rate_and_note(capsys: pytest.CaptureFixture[str]) -> None:
     with progress("search", 40, done=10) as advance:
         advance(10)
     assert capsys.readouterr().err == "", "of a short loop"
-    monkeypatch.setattr(module, "_LINE_SECONDS", 1e-9)
-    with progress("search", 40, done=10) as advance:
+    with progress("search", 40, done=10, after=1e-9) as advance:
         advance(10, note="best 1.25")
         advance(0)
     first, _ = capsys.readouterr().err.splitlines()
@@ -160,11 +157,17 @@ assert notices == ["for the parent"], notices
     assert (done.returncode, done.stderr) == (0, "")
 
 
-@pytest.mark.parametrize(("seconds", "is_said"), [(0.0, True), (60.0, False)])
+@pytest.fixture
+def anything_is_slow(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "SLOW_SECONDS", 0.0)
+
+
+@pytest.mark.parametrize("is_said", [True, False])
 def test_what_takes_long_is_said_while_it_does(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, seconds: float, is_said: bool
+    request: pytest.FixtureRequest, caplog: pytest.LogCaptureFixture, is_said: bool
 ) -> None:
-    monkeypatch.setattr(module, "SLOW_SECONDS", seconds)
+    if is_said:
+        request.getfixturevalue("anything_is_slow")
     caplog.set_level(logging.INFO, logger="lcsc_opt")
     with said_if_slow("loading"):
         deadline = time.monotonic() + 30
@@ -173,10 +176,10 @@ def test_what_takes_long_is_said_while_it_does(
     assert caplog.messages == ["loading"] * is_said
 
 
+@pytest.mark.usefixtures("anything_is_slow")
 def test_what_takes_longer_says_that_it_goes_on_while_nothing_else_does(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(module, "SLOW_SECONDS", 0.0)
     monkeypatch.setattr(module, "STILL_SECONDS", 0.05)
     caplog.set_level(logging.INFO, logger="lcsc_opt")
     with said_if_slow("loading"), said_if_slow("importing"):
@@ -194,11 +197,7 @@ def test_what_takes_longer_says_that_it_goes_on_while_nothing_else_does(
     assert not talking, "nothing is said later"
 
 
-def test_bars_of_a_users_code_are_left_out_and_ours_are_shown(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr(module, "_LINE_SECONDS", 1e-9)
-
+def test_bars_of_a_users_code_are_left_out_and_ours_are_shown(capsys: pytest.CaptureFixture[str]) -> None:
     def sample(description: str) -> None:
         for _ in trange(3, desc=description, disable=False):
             pass
@@ -209,7 +208,7 @@ def test_bars_of_a_users_code_are_left_out_and_ours_are_shown(
             while bar.n < bar.total:
                 bar.update()
                 bar.set_description("steps again")
-        with progress("features", 2) as advance:
+        with progress("features", 2, after=1e-9) as advance:
             sample("steps inside ours")
             advance(2)
     assert set(re.findall("steps[a-z ]*|features", capsys.readouterr().err)) == {"features"}
@@ -222,10 +221,9 @@ def test_a_terminal_without_a_size_gets_lines_and_no_bar(monkeypatch: pytest.Mon
     with os.fdopen(ours, "rb") as shown_there, os.fdopen(terminal, "w") as stderr:
         os.set_blocking(ours, False)
         monkeypatch.setattr(sys, "stderr", stderr)
-        monkeypatch.setattr(module, "_LINE_SECONDS", 1e-9)
         for columns, is_bar in ((80, True), (0, False)):
             fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
-            with progress("searching", 2) as advance:
+            with progress("searching", 2, after=1e-9) as advance:
                 advance()
                 advance()
             shown = shown_there.read()
