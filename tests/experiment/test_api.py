@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import importlib
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +18,6 @@ import lcsc_opt
 from lcsc_opt.cli import run as lcsc
 from lcsc_opt.database.connection import open_storage
 from lcsc_opt.database.store import StoredStudy, our_studies
-from lcsc_opt.objective.of_study import ObjectiveLoader
 from tests.commands import Typed
 from tests.study_examples import stored_report
 
@@ -43,6 +46,16 @@ def study_file(workplace: Path) -> str:
     return "several.yaml"
 
 
+@contextlib.contextmanager
+def nothing_can_be_loaded() -> Iterator[None]:
+    """The user's module is gone, also from this process."""
+    module = Path("losses_of_several.py").rename("moved_away")
+    del sys.modules["losses_of_several"]
+    yield
+    module.rename("losses_of_several.py")
+    importlib.invalidate_caches()
+
+
 def states(typed: Typed) -> dict[str, tuple[str, int]]:
     return {row["optimizer"]: (row["state"], row["evaluations"]) for row in typed.json("list")}
 
@@ -53,15 +66,14 @@ def names(typed: Typed) -> set[str]:
 
 @pytest.mark.usefixtures("impatient")
 def test_a_search_that_another_process_runs_stops_no_others_and_leaves_the_report_to_that_process(
-    study_file: str, typed: Typed, monkeypatch: pytest.MonkeyPatch
+    study_file: str, typed: Typed
 ) -> None:
     run = ["run", study_file, f"objective.settings.held_out={HELD_OUT}", "held_out={top: 2}"]
     assert lcsc([*run, "--optimizer", "CMA", "--budget", "2"]) == 0
     held = StoredStudy.open(open_storage(STORAGE, write=True), "several/CMA/0")
     with held.hold():
         said = typed(*run, status=1).err
-        with monkeypatch.context() as patch:
-            patch.setattr(ObjectiveLoader, "load", None)
+        with nothing_can_be_loaded():
             at_once = typed(*run, status=1).err
     for lines in (said, at_once):
         assert "\nseveral/CMA/0: is being run" in lines
@@ -77,14 +89,13 @@ def test_a_search_that_another_process_runs_stops_no_others_and_leaves_the_repor
 
 @pytest.mark.usefixtures("impatient")
 def test_what_waits_for_a_grid_of_another_process_is_said_before_anything_is_loaded(
-    study_file: str, typed: Typed, monkeypatch: pytest.MonkeyPatch
+    study_file: str, typed: Typed
 ) -> None:
     run = ["run", study_file, "optimizers=[EMAGrid, CMA]"]
     assert lcsc([*run, "--optimizer", "EMAGrid"]) == 0
     grid = StoredStudy.open(open_storage(STORAGE, write=True), "several/EMAGrid/0")
     grid.set_attribute("search_ended", None)  # as of one that has not ended
-    monkeypatch.setattr(ObjectiveLoader, "load", None)
-    with grid.hold():
+    with grid.hold(), nothing_can_be_loaded():
         said = typed(*run, status=1).err
     assert "several/EMAGrid/0: is being run" in said
     assert "\nseveral/CMA/0: begins at the best of several/EMAGrid/0, which is being run; wait for it" in said
