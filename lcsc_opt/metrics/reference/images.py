@@ -39,7 +39,6 @@ _OF_TORCHVISION = {  # name → class in torchvision, and whether it is the part
 }
 DATASETS = (*_OF_TORCHVISION, *get_args(Bundled))
 """The data sets of torchvision that hold all images in one array, and check the MD5 of their files; bundled images."""
-MOST_DECODED_BYTES = 2**26  # of a set whose images are decoded once
 THREADS = min(8, os.cpu_count() or 1)
 MIXER = np.uint32(2654435761)  # odd, so that no two products are equal (Knuth, Computer Programming, Section 6.4)
 
@@ -80,11 +79,11 @@ class ImageSet:
         return cls(size, digest.hexdigest(), _as_prefixes(hash_prefixes), lambda rows: pixels[rows])
 
     @classmethod
-    def of_files(cls, path: Path, *, folder: Path) -> ImageSet:
+    def of_files(cls, path: Path, *, folder: Path, most_decoded: int = 2**26) -> ImageSet:
         """The images in a folder and its subfolders, or in a zip file, in the order of their names.
 
         All files are read once for their size and content. The result is kept in ``folder`` until a file changes its
-        name, length or time.
+        name, length or time. Images are decoded once if all have at most ``most_decoded`` bytes.
 
         Raises:
             MetricError: there are no images, one cannot be read, or they differ in size.
@@ -108,7 +107,7 @@ class ImageSet:
                 return np.stack(list(threads.map(lambda row: _pixels(entries[row], mode), rows)))
 
         hash_prefixes = _as_prefixes(bytes.fromhex(prefixes))
-        if len(entries) * height * width * len(mode) > MOST_DECODED_BYTES:
+        if len(entries) * height * width * len(mode) > most_decoded:
             return cls((height, width), content, hash_prefixes, pixels)
         # small enough to stay in memory: every extractor sees them
         decoded = functools.cache(lambda: pixels(np.arange(len(entries))))
