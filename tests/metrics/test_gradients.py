@@ -52,10 +52,9 @@ def test_images_that_are_all_alike_have_the_gradient_of_their_mean(count):
     np.testing.assert_allclose(gradient, np.full((count, 8), 2 / count), atol=1e-6)
 
 
-@pytest.mark.parametrize("real", [12, 9], ids=["all", "subsets of the samples"])
-def test_gradient_of_kid_is_that_of_central_differences(real, monkeypatch):
-    monkeypatch.setattr("lcsc_opt.metrics.distances.SUBSETS", 5)  # each is computed for 120 differences
-    samples, others = features(12, 5, 0), torch.from_numpy(features(real, 5, 1))
+@pytest.mark.parametrize("real", [6, 4], ids=["all", "subsets of the samples"])
+def test_gradient_of_kid_is_that_of_central_differences(real):
+    samples, others = features(6, 2, 0), torch.from_numpy(features(real, 2, 1))
 
     def value(at):
         return kernel_distance(torch.from_numpy(at), others)[0]

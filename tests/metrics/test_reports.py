@@ -192,9 +192,9 @@ def test_what_is_missing_for_other_features_is_one_line(settings: Any, capsys: p
 def test_a_report_goes_on_without_a_cross_check_that_cannot_be_computed(
     settings: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("lcsc_opt.metrics.from_settings.SecondFeatures", Mock(side_effect=RuntimeError("no memory")))
-    extractor = f"{__name__}:Colors"
-    scores = build_scores(**{**settings, "loss": f"fid@{extractor}", "weights": {}})
+    monkeypatch.setattr(torch.nn.Module, "to", Mock(side_effect=torch.OutOfMemoryError("no memory")))
+    grey = write_folder(Path("grey"), REAL[..., 0])
+    scores = build_scores(**{**settings, "loss": f"fid@{__name__}:Colors", "reference": str(grey), "weights": {}})
     assert scores.cross_check_metric is None
     [line] = [line for line in capsys.readouterr().err.splitlines() if "cross-check" in line]
     assert line.endswith("is not measured: no memory")
