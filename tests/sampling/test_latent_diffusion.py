@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from lcsc_opt.base.errors import ObjectiveError
-from lcsc_opt.base.records import CHANNELS_LAST, CONTIGUOUS, HELD_OUT, SEARCH, SELECTION
+from lcsc_opt.base.records import CHANNELS_LAST, HELD_OUT, SEARCH, SELECTION
 from lcsc_opt.checkpoints.lora import LoraAlphas
 from lcsc_opt.sampling import DifferentiableSampler, ImageNoise, SchedulerSettings
 from lcsc_opt.sampling.base import prompts_of
@@ -21,6 +21,7 @@ from lcsc_opt.sampling.layout import fastest_layout, lay_out
 from lcsc_opt.sampling.network import NetworkSettings
 from lcsc_opt.sampling.text_to_image import LatentDiffusionSampler, load_pipeline, read_prompts
 from tests import tiny_pipelines
+from tests.sampling.conftest import Clock
 
 if not (find_spec("peft") and find_spec("transformers")):
     pytest.skip("needs peft and transformers", allow_module_level=True)
@@ -93,17 +94,14 @@ def test_a_layout_changes_neither_images_nor_what_identifies_the_pipeline(pipeli
     assert made.describe() == sampler(load(Path(pipeline.config._name_or_path))).describe()
 
 
-def test_a_layout_is_chosen_by_calls_of_the_denoiser_and_of_the_decoder(
-    pipeline: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("lcsc_opt.sampling.layout.SECONDS_TO_SHORTEN", 0.0)
+def test_a_layout_is_chosen_by_calls_of_the_denoiser_and_of_the_decoder(pipeline: Any, clock: Clock) -> None:
     ran = []
     made = sampler(pipeline)
     for network in made.networks_to_lay_out:
         network.register_forward_hook(lambda network, *_: ran.append(network))
+    clock(made, 0.2, 0.1)
     layout, relative = fastest_layout(made, trial_images=3, gradient=True)
-    assert layout in (CONTIGUOUS, CHANNELS_LAST)
-    assert 0 < relative <= 1
+    assert (layout, round(relative, 6)) == (CHANNELS_LAST, 0.5)
     assert set(ran[-2:]) == {pipeline.unet, pipeline.vae.decoder}
     assert len(ran) > 8
 

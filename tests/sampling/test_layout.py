@@ -1,16 +1,15 @@
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from types import SimpleNamespace
+from collections.abc import Mapping
 
 import pytest
 import torch
 from torch import nn
 
 from lcsc_opt.base.records import CHANNELS_LAST, CONTIGUOUS, Noise
-from lcsc_opt.sampling import layout as room
 from lcsc_opt.sampling.base import ModuleWeights
 from lcsc_opt.sampling.layout import fastest_layout, has_layouts, lay_out
+from tests.sampling.conftest import Clock
 from tests.unet_examples import unet
 
 
@@ -38,40 +37,13 @@ class OneNetwork:
         return {}
 
 
-@pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> Callable[[OneNetwork, float, float], list[int]]:
-    """Sets how long the network of a sampler takes, for an image and in each layout. Gives the images of its calls."""
-
-    def set_clock(sampler: OneNetwork, contiguous: float, channels_last: float) -> list[int]:
-        now = 0.0
-        batches: list[int] = []
-
-        def take_time(network: nn.Module, arguments: tuple[torch.Tensor], _: object) -> None:
-            nonlocal now
-            weight = network.get_parameter("weight")
-            is_contiguous = weight.is_contiguous()
-            now += len(arguments[0]) * (contiguous if is_contiguous else channels_last)
-            batches.append(len(arguments[0]))
-
-        sampler.network.register_forward_hook(take_time)
-        monkeypatch.setattr(room, "SECONDS_TO_SHORTEN", 0.3)
-        monkeypatch.setattr(room, "time", SimpleNamespace(perf_counter=lambda: now))
-        return batches
-
-    return set_clock
-
-
 @pytest.mark.parametrize("gradient", [False, True])
 @pytest.mark.parametrize(
     ("contiguous", "channels_last", "expected"),
     [(0.1, 0.05, (CHANNELS_LAST, 0.5)), (0.1, 0.097, (CONTIGUOUS, 1.0)), (0.05, 0.1, (CONTIGUOUS, 1.0))],
 )
 def test_the_faster_layout_is_chosen_if_it_gains_enough(
-    clock: Callable[[OneNetwork, float, float], list[int]],
-    gradient: bool,
-    contiguous: float,
-    channels_last: float,
-    expected: tuple[str, float],
+    clock: Clock, gradient: bool, contiguous: float, channels_last: float, expected: tuple[str, float]
 ) -> None:
     sampler = OneNetwork(nn.Conv2d(3, 4, 3))
     clock(sampler, contiguous, channels_last)
@@ -83,10 +55,7 @@ def test_the_faster_layout_is_chosen_if_it_gains_enough(
 
 @pytest.mark.parametrize(("seconds", "is_said"), [(1.0, True), (0.02, False)])
 def test_a_measurement_that_takes_long_is_said_before_it(
-    clock: Callable[[OneNetwork, float, float], list[int]],
-    caplog: pytest.LogCaptureFixture,
-    seconds: float,
-    is_said: bool,
+    clock: Clock, caplog: pytest.LogCaptureFixture, seconds: float, is_said: bool
 ) -> None:
     caplog.set_level("INFO", logger="lcsc_opt")
     sampler = OneNetwork(nn.Conv2d(3, 4, 3))
@@ -95,7 +64,7 @@ def test_a_measurement_that_takes_long_is_said_before_it(
     assert any("timing in which layout" in message for message in caplog.messages) == is_said
 
 
-def test_short_trials_are_not_worth_the_measurement(clock: Callable[[OneNetwork, float, float], list[int]]) -> None:
+def test_short_trials_are_not_worth_the_measurement(clock: Clock) -> None:
     sampler = OneNetwork(nn.Conv2d(3, 4, 3))
     batches = clock(sampler, 0.01, 0.001)
     assert fastest_layout(sampler, trial_images=20, gradient=False) == (CONTIGUOUS, 1.0)
@@ -103,9 +72,7 @@ def test_short_trials_are_not_worth_the_measurement(clock: Callable[[OneNetwork,
 
 
 @pytest.mark.parametrize("gradient", [False, True])
-def test_many_steps_are_timed_by_a_call_with_several_images(
-    clock: Callable[[OneNetwork, float, float], list[int]], gradient: bool
-) -> None:
+def test_many_steps_are_timed_by_a_call_with_several_images(clock: Clock, gradient: bool) -> None:
     """Fifty steps of one image, and then as many calls as of one step."""
     sampler = OneNetwork(nn.Conv2d(3, 4, 3), nfe=50)
     batches = clock(sampler, 0.01, 0.005)
@@ -116,15 +83,12 @@ def test_many_steps_are_timed_by_a_call_with_several_images(
 
 
 @pytest.mark.parametrize("by_keyword", [False, True])
-def test_what_goes_with_the_images_is_repeated_with_them(by_keyword: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_goes_with_the_images_is_repeated_with_them(by_keyword: bool, clock: Clock) -> None:
     """However a sampler calls its network: some pipelines name every argument."""
-    monkeypatch.setattr(room, "SECONDS_TO_SHORTEN", 0.0)
-    batches = []
 
     class Conditioned(nn.Conv2d):
         def forward(self, images: torch.Tensor, *, conditions: Mapping[str, torch.Tensor]) -> torch.Tensor:
             assert {len(condition) for condition in conditions.values()} == {len(images)}
-            batches.append(len(images))
             return super().forward(images)
 
     class WithConditions(OneNetwork):
@@ -138,13 +102,13 @@ def test_what_goes_with_the_images_is_repeated_with_them(by_keyword: bool, monke
                 output = self.network(images, conditions=conditions)
             return output
 
-    fastest_layout(WithConditions(Conditioned(3, 4, 3)), trial_images=100, gradient=False)
+    sampler = WithConditions(Conditioned(3, 4, 3))
+    batches = clock(sampler, 0.01, 0.01)
+    fastest_layout(sampler, trial_images=100, gradient=False)
     assert max(batches) > 1
 
 
-def test_a_layout_in_which_images_are_others_is_not_chosen(
-    clock: Callable[[OneNetwork, float, float], list[int]],
-) -> None:
+def test_a_layout_in_which_images_are_others_is_not_chosen(clock: Clock) -> None:
     class Bound(nn.Conv2d):
         def forward(self, images: torch.Tensor) -> torch.Tensor:
             scale = 2.0 if self.weight.is_contiguous(memory_format=torch.channels_last) else 1.0
