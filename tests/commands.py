@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+import io
 import json
 from typing import Any
 
 import pytest
 
 import lcsc_opt.optimizers  # noqa: F401 - else the first command says that it imports them
+
+
+def become_a_terminal(monkeypatch: pytest.MonkeyPatch) -> io.StringIO:
+    """Of stderr; called by a test itself, since pytest puts its own stderr back after the fixtures."""
+    stream = io.StringIO()
+    stream.isatty = lambda: True  # type: ignore[method-assign]
+    monkeypatch.setenv("COLUMNS", "150")
+    monkeypatch.setattr("sys.stderr", stream)
+    return stream
 
 
 class Typed:

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import fcntl
 import functools
-import io
 import logging
 import os
 import pty
@@ -30,16 +29,8 @@ from lcsc_opt.base.progress import (
     without_bars,
 )
 from lcsc_opt.experiment import running
+from tests.commands import become_a_terminal
 from tests.processes import Lcsc
-
-
-def become_a_terminal(monkeypatch: pytest.MonkeyPatch) -> io.StringIO:
-    """Called by a test itself, since pytest puts its own stderr back after the fixtures."""
-    stream = io.StringIO()
-    stream.isatty = lambda: True  # type: ignore[method-assign]
-    monkeypatch.setenv("COLUMNS", "150")
-    monkeypatch.setattr("sys.stderr", stream)
-    return stream
 
 
 def test_a_log_gets_lines_with_rate_and_note(capsys: pytest.CaptureFixture[str]) -> None:

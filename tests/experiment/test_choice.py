@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import dataclasses
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import re
+from collections.abc import Callable, Iterable, Sequence
 from types import SimpleNamespace
 from typing import Any
 
@@ -20,6 +20,7 @@ from lcsc_opt.database.arrays import coefficients_of, stored_array
 from lcsc_opt.database.measurement import Measurement, Model
 from lcsc_opt.experiment.choice import FEWEST_IMAGES, MOST_IMAGES, SHARE_OF_SEARCH, Race
 from lcsc_opt.experiment.finalists import Searched
+from tests.commands import become_a_terminal
 
 STEPS = (1, 2, 3)
 PER_EVALUATION = 2000
@@ -127,16 +128,10 @@ def test_as_many_models_are_announced_as_are_measured(
     measuring.objective.samples.per_evaluation = (
         100_000  # no model is left out of the first round because images are few
     )
-    totals = []
-
-    @contextlib.contextmanager
-    def progress(_: str, total: int) -> Iterator[None]:
-        totals.append(total)
-        yield
-
-    monkeypatch.setattr("lcsc_opt.experiment.choice.progress", progress)
+    terminal = become_a_terminal(monkeypatch)
     race(measuring, *searches)
-    assert totals[0] == len([name for name, _, noise in measuring.asked if noise.seed == 0])
+    announced = re.findall(r"small: choosing: .* 0/(\d+) ", terminal.getvalue())
+    assert {int(total) for total in announced} == {len([name for name, _, noise in measuring.asked if noise.seed == 0])}
 
 
 def test_where_one_model_is_left_nothing_more_is_measured() -> None:
