@@ -21,7 +21,6 @@ from lcsc_opt.coefficients.profiles import ema_coefficients, power_ema_coefficie
 from lcsc_opt.metrics import FrechetReference, Reference, extract
 from lcsc_opt.metrics.bundled_images import bundled_images
 from lcsc_opt.metrics.extractors.bundled import feature_network
-from lcsc_opt.objective import small_images
 from lcsc_opt.objective.loading import load_objective
 from lcsc_opt.objective.merge_sample_score import MergeSampleScore
 from lcsc_opt.sampling import ImageNoise
@@ -34,11 +33,6 @@ ROOT = Path(__file__).parents[2]
 TINY = {"images": 70, "batch_size": 32}
 FIRST, LAST = np.array([0.5, -0.5, 1.0]), np.array([0.0, 0.0, 1.0])
 MODULE = load_file(ROOT / "objectives" / "trained.py")
-DIGITS, CLASSES = bundled_images("digits")
-FEW = {
-    "digits": (DIGITS[::4].clone(), CLASSES[::4].clone()),
-    "mnist": bundled_images("mnist"),
-}
 
 
 @pytest.fixture(scope="session")
@@ -60,11 +54,6 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
         )
     AcceleratorState._reset_state(reset_partial_state=True)
     return folder
-
-
-@pytest.fixture(autouse=True)
-def few_images(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(small_images, "bundled_images", FEW.__getitem__)
 
 
 @pytest.fixture
@@ -96,13 +85,14 @@ def test_it_is_an_objective_whose_loss_is_fid_against_the_real_images(build: Any
     assert len({first.loss, other, held_out}) == 3
     assert objective.describe() == json.loads(json.dumps(objective.describe()))
     sampled = objective.features(objective.images(coefficients, SEARCH, 70))
-    real = objective.features(FEW["digits"][0])
+    real = objective.features(bundled_images("digits")[0])
     assert first.loss == pytest.approx(fid(sampled, real.mean(0), np.cov(real, rowvar=False)), rel=1e-4)
 
 
 def test_the_default_loss_is_relative_to_one_average_whatever_is_evaluated_first(build: Any) -> None:
     average, other = power_ema_coefficients((2, 4, 6), 0.10), ema_coefficients((2, 4, 6), 0.7)
     first, again = build("digits"), build("digits")
+    described = first.describe()
     assert first(average) == pytest.approx(1.0)
     assert first.fixed_average.tolist() == average.tolist()
     measured = again.evaluate(Candidate(average))
@@ -111,7 +101,7 @@ def test_the_default_loss_is_relative_to_one_average_whatever_is_evaluated_first
     assert first(other) == found.loss
     ratios = [found.metrics[name] / units[name] for name in ("fid", "fid@pixels", "tones")]
     assert found.loss == pytest.approx(sum(ratios) / 3)
-    assert first.describe() == again.describe() == build("digits").describe()
+    assert first.describe() == again.describe() == described
 
 
 def test_a_network_that_no_search_looks_at_sees_what_is_reported(build: Any) -> None:
@@ -129,7 +119,7 @@ def test_a_network_that_no_search_looks_at_sees_what_is_reported(build: Any) -> 
     assert build("digits").reported_metrics().judges == ("fid",), "fdr can fall by pixels and tones alone"
     second = feature_network("digits", second=True)
     features = extract(second, objective.images(coefficients, HELD_OUT, 70), batch_size=70)
-    real = Reference.of_images(second, FEW["digits"][0]).frechet
+    real = Reference.of_images(second, bundled_images("digits")[0]).frechet
     assert reported.metrics["fid@cross_check"] == pytest.approx(fid(features, real.mean, real.cov), rel=1e-4)
 
 
@@ -153,7 +143,7 @@ def test_named_metrics_and_the_second_network_are_reported_and_nothing_if_none_i
 
 def test_searches_of_mnist_see_one_quarter_and_reports_another() -> None:
     objective = load_file(ROOT / "objectives" / "mnist.py").build({**TINY, "nfe": 2, "loss": "fid"})
-    digits = FEW["mnist"][0]
+    digits = bundled_images("mnist")[0]
     last = np.eye(len(objective.steps))[-1]
     searched = Reference.of_images(objective.scores.extractor, digits[2_500:3_750]).frechet
     held_out = Reference.of_images(objective.scores.extractor, digits[3_750:][::2]).frechet
@@ -183,8 +173,8 @@ def test_a_selection_is_as_if_training_had_ended_there(build: Any) -> None:
 
 
 def test_settings_replace_the_record_of_the_training(build: Any, models: Path) -> None:
-    assert build("digits_ddpm").sampler.nfe == 10
-    assert build("digits_ddpm", nfe=3).sampler.nfe == 3
+    assert build("digits_ddpm", loss="fid").sampler.nfe == 10
+    assert build("digits_ddpm", loss="fid", nfe=3).sampler.nfe == 3
     record = models / "digits_ddpm.model" / "training.json"
     written = record.read_text()
     record.unlink()
@@ -193,7 +183,7 @@ def test_settings_replace_the_record_of_the_training(build: Any, models: Path) -
             build("digits_ddpm")
         with pytest.raises(ObjectiveError, match=r"nfe: digits_ddpm\.trajectory has no record of its training"):
             build("digits_ddpm", dataset="digits")
-        assert build("digits_ddpm", dataset="digits", nfe=2).sampler.nfe == 2
+        assert build("digits_ddpm", loss="fid", dataset="digits", nfe=2).sampler.nfe == 2
     finally:
         record.write_text(written)
 
