@@ -3,6 +3,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import itertools
+import mmap
 import os
 import shutil
 import sys
@@ -14,6 +15,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import save_file
+from tqdm import tqdm
 
 from lcsc_opt.base.errors import TrajectoryError
 from lcsc_opt.base.paths import KnownCheckpoints
@@ -122,15 +124,20 @@ def test_an_average_that_never_changes_is_not_the_trainers(tmp_path):
 
 
 @pytest.mark.parametrize("count", [1, 4])
-def test_interrupted_pack_goes_on_where_it_stopped(files, tmp_path, monkeypatch, count):
+def test_interrupted_pack_goes_on_where_it_stopped(files, tmp_path, monkeypatch, caplog, count):
+    caplog.set_level("INFO", logger="lcsc_opt")
     with monkeypatch.context() as patch:
-        interrupt(patch, filling, "read_checkpoint", count + 2, KeyboardInterrupt())  # the first is read twice
+        interrupt(patch, tqdm, "set_postfix_str", count, KeyboardInterrupt())  # while the progress is shown
         with pytest.raises(KeyboardInterrupt):
             pack(files, tmp_path / "t")
     assert not (tmp_path / "t").exists()
     assert Trajectory.open(tmp_path / "t.partial").steps == STEPS[:count]
-    interrupt(monkeypatch, filling, "read_checkpoint", len(STEPS) - count + 1, AssertionError("read again"))
+    for packed in files[:count]:  # they are not used again: of this size and time, they would be refused
+        before = packed.stat()
+        save_file({name.replace("w", "W"): tensor for name, tensor in state_dict(1).items()}, packed)
+        os.utime(packed, ns=(before.st_atime_ns, before.st_mtime_ns))
     assert pack(files, tmp_path / "t").sha256 == make_trajectory(tmp_path / "whole").sha256
+    assert caplog.text.count("packing 5 checkpoints") == 1, "where the key was chosen"
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
@@ -483,19 +490,18 @@ def test_a_checkpoint_that_is_written_over_while_it_is_packed_is_named(tmp_path,
     """Reading the map of a file that was cut would end the process."""
     for step in (1, 2, 3):
         torch.save({"w": torch.randn(1 << 16)}, tmp_path / f"m_{step}.pt")
-    read = filling.read_checkpoint
+    path = tmp_path / "m_3.pt"
+    size, number = path.stat().st_size, path.stat().st_ino
+    changes = {"cut": lambda: os.truncate(path, 0), "longer": lambda: os.truncate(path, size + 1), "gone": path.unlink}
+    plain = mmap.mmap
 
-    def overwritten(path, **options):
-        checkpoint = read(path, **options)
-        if path.name == "m_3.pt" and change == "cut":
-            os.truncate(path, 0)
-        elif path.name == "m_3.pt" and change == "longer":
-            path.write_bytes(path.read_bytes() + b"x")
-        elif path.name == "m_3.pt":
-            path.unlink()
-        return checkpoint
+    def map_and_change(descriptor, length, **options):
+        mapped = plain(descriptor, length, **options)
+        if os.fstat(descriptor).st_ino == number and options["access"] == mmap.ACCESS_COPY:  # of its tensors
+            changes[change]()
+        return mapped
 
-    monkeypatch.setattr(filling, "read_checkpoint", overwritten)
+    monkeypatch.setattr(mmap, "mmap", map_and_change)
     with pytest.raises(TrajectoryError, match=r"m_3\.pt: was written over while it was read"):
         pack(tmp_path, tmp_path / "t")
 
