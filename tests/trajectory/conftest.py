@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from lcsc_opt.trajectory import Trajectory, merge, tiles
+from lcsc_opt.trajectory import Trajectory, merge
 from tests.trajectory.trajectory_examples import make_trajectory
 
 
@@ -17,4 +17,3 @@ def trajectory(tmp_path: Path) -> Trajectory:
 def small_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
     """Tiles that end inside tensors."""
     monkeypatch.setattr(merge, "TILE_BYTES", 1)
-    monkeypatch.setattr(tiles, "FEWEST_COLUMNS", 4)

@@ -29,8 +29,7 @@ def way(request: pytest.FixtureRequest) -> Placement:
 @pytest.fixture(autouse=True)
 def small_reads(monkeypatch: pytest.MonkeyPatch, small_tiles: None) -> None:
     """So that segments have several reads, and reads several tiles."""
-    monkeypatch.setattr(placement, "READ_BYTES", 100)
-    monkeypatch.setattr(placement, "FEWEST_COLUMNS", 7)
+    monkeypatch.setattr(placement, "READ_BYTES", 2**13)
 
 
 def assert_close(merged: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> None:

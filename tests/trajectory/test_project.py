@@ -17,7 +17,7 @@ K = len(STEPS)
 
 def gradients_like(tensors: dict[str, Tensor], names: tuple[str, ...], dtype: torch.dtype) -> dict[str, Tensor]:
     generator = torch.Generator().manual_seed(11)
-    return {name: torch.randn(tensors[name].shape, generator=generator, dtype=dtype) for name in names}
+    return {name: torch.randn(tensors[name].shape, generator=generator, dtype=dtype) / 20 for name in names}
 
 
 def dense(gradients: dict[str, Tensor]) -> np.ndarray:

@@ -28,16 +28,16 @@ def _drawn(step: int) -> dict[str, Tensor]:
     def normal(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
         return torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype)
 
-    weight = normal(7, 5)
+    weight = normal(37, 25)
     weight[0, 0] = -0.0
     return {
         "weight": weight,
         "bias": normal(3),
         "scale": normal(),
         "nothing": torch.empty(0, 4),
-        "double": normal(4, dtype=torch.float64),
-        "bfloat": normal(9, dtype=torch.bfloat16),
-        "half": normal(2, 3, dtype=torch.float16),
+        "double": normal(600, dtype=torch.float64),
+        "bfloat": normal(900, dtype=torch.bfloat16),
+        "half": normal(30, 30, dtype=torch.float16),
         "constant": torch.tensor([0.1, -0.0, 1e-40]),
         "batches": torch.tensor(step),
         "flags": torch.tensor([True, False]),
