@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 
+import lcsc_opt
 from lcsc_opt.base import accelerator
 from lcsc_opt.base.errors import ObjectiveError, TrajectoryError
 from lcsc_opt.base.paths import BuildContext
@@ -69,9 +70,13 @@ def trajectory(tmp_path: Path) -> Trajectory:
 
 
 @pytest.fixture
-def large(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Trajectory:
+def small_reads(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(placement, "READ_BYTES", 2**14)
+
+
+@pytest.fixture
+def large(tmp_path: Path, small_reads: None) -> Trajectory:
     """Six checkpoints that are streamed in many pieces."""
-    monkeypatch.setattr(placement, "READ_BYTES", 2**16)
     with TrajectoryWriter(tmp_path / "large.trajectory") as writer:
         for step in range(6):
             generator = torch.Generator().manual_seed(step)
@@ -151,6 +156,30 @@ def test_several_threads_merge_at_once_and_are_back_on_their_own_streams(large: 
 
     with ThreadPoolExecutor(4) as pool:
         assert all(pool.map(merged, rows))
+
+
+OWN_OBJECTIVE = """
+from lcsc_opt.base import accelerator
+from lcsc_opt.objective.contract import CoefficientFunction
+from lcsc_opt.trajectory import Trajectory
+
+def build(settings, context):
+    trajectory = Trajectory.open("run.trajectory").on(accelerator.find("auto"))
+    objective = CoefficientFunction(lambda coefficients: 1.0, trajectory.steps, name="own")
+    objective.trajectory = trajectory
+    return objective
+"""
+
+
+def test_a_model_that_was_merged_there_is_given_to_its_user_on_the_cpu(
+    trajectory: Trajectory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("own.py").write_text(OWN_OBJECTIVE)
+    study = {"name": "own", "objective": {"file": "own.py"}, "optimizers": ["LCSC"], "budget": {"evaluations": 1}}
+    [found] = lcsc_opt.run(study)
+    close(found.objective.trajectory.merge(ROW), trajectory.merge(ROW))  # type: ignore[union-attr]
+    assert {tensor.device.type for tensor in found.merge(ROW).values()} == {"cpu"}
 
 
 @pretended
@@ -474,13 +503,13 @@ def test_a_merge_launches_once_a_segment_whatever_checkpoints_and_tensors_it_has
 
 
 @pretended
+@pytest.mark.usefixtures("small_reads")
 @pytest.mark.parametrize("stored", ["float16", "bfloat16"])
 @pytest.mark.parametrize(("how", "halves"), [("resident", True), ("resident", False), ("streamed", True)])
 def test_rows_of_half_types_are_merged_as_exactly_as_in_float32(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stored: str, how: Any, halves: bool
 ) -> None:
     monkeypatch.setattr(Options, "halves", halves)
-    monkeypatch.setattr(placement, "READ_BYTES", 2**14)
     count = 100
     with TrajectoryWriter(tmp_path / "many", dtype=stored, keep_last=count) as writer:
         for step in range(count + 2):  # two slots are free, or hold what was overwritten

@@ -9,12 +9,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
-import torch
 import yaml
 
-import lcsc_opt
 from lcsc_opt.cli import run as lcsc
 from lcsc_opt.database.connection import open_storage
 from lcsc_opt.database.store import StoredStudy, our_studies
@@ -152,24 +149,3 @@ def test_another_seed_with_other_settings_is_refused(study_file: str, typed: Typ
     assert list(our_studies(open_storage(STORAGE, write=False))) == before, "and what changes no loss is allowed"
     assert lcsc([*other, "budget.evaluations=3"]) == 0
     assert lcsc(["run", study_file, "optimizers=[CMA]", "space=convex"]) == 0
-
-
-def test_a_merged_model_is_on_the_cpu_wherever_it_was_merged(study_file: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The meta device stands for a GPU: its tensors have no numbers, so moving them is only recorded."""
-    moved = []
-
-    class Trajectory:
-        layer_groups = None
-
-        def merge(self, coefficients: np.ndarray) -> dict[str, torch.Tensor]:
-            return {"weight": torch.empty(len(coefficients), device="meta")}
-
-    def cpu(tensor: torch.Tensor) -> torch.Tensor:
-        moved.append(tensor.device.type)
-        return torch.zeros(tensor.shape)
-
-    [study] = lcsc_opt.run(study_file, optimizers=["LCSC"])
-    monkeypatch.setattr(study.objective, "trajectory", Trajectory())
-    monkeypatch.setattr(torch.Tensor, "cpu", cpu)
-    assert {name: tensor.device.type for name, tensor in study.merge().items()} == {"weight": "cpu"}
-    assert moved == ["meta"]
