@@ -78,61 +78,66 @@ def test_a_run_lasts_as_long_as_its_searches_and_its_one_report() -> None:
     assert searches_seconds([grid, timed], objective, pace) > 301, "a grid is not cut"
 
 
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
+    """Of the rehearsal, which nothing moves but the evaluations of :func:`rehearsed`."""
+    clock = SimpleNamespace(now=0.0)
+    monkeypatch.setattr("lcsc_opt.experiment.rehearsal.time", SimpleNamespace(perf_counter=lambda: clock.now))
+    return clock
+
+
 def rehearsed(
-    monkeypatch: pytest.MonkeyPatch,
+    clock: SimpleNamespace,
     seconds: Callable[[Candidate, int], Cost],
     loading: float,
     *,
     gradient: bool = False,
 ) -> Pace:
     """What a rehearsal finds out about evaluations of these costs; the first on each noise takes longer."""
-    clock = {"now": 0.0}
     loaded: set[str] = set()
 
     def evaluate(candidate: Candidate) -> Evaluation:
         cost = seconds(candidate, candidate.images or 16)
-        clock["now"] += cost.sample_seconds + cost.features_seconds + cost.metric_seconds
+        clock.now += cost.sample_seconds + cost.features_seconds + cost.metric_seconds
         if candidate.noise.group not in loaded:
-            clock["now"] += loading
+            clock.now += loading
         loaded.add(candidate.noise.group)
         return Evaluation(1.0, cost=cost)
 
-    monkeypatch.setattr("lcsc_opt.experiment.rehearsal.TIMED_SECONDS", 1.0)
-    monkeypatch.setattr("lcsc_opt.experiment.rehearsal.time", SimpleNamespace(perf_counter=lambda: clock["now"]))
     return rehearse("s", Images(), evaluate, Candidate(np.full(4, 0.25), gradient=gradient), report=True).pace
 
 
 @pytest.mark.parametrize("loading", [0.0, 60.0])
-def test_what_a_trial_takes_is_known_from_few_images(monkeypatch: pytest.MonkeyPatch, loading: float) -> None:
+def test_what_a_trial_takes_is_known_from_few_images(clock: SimpleNamespace, loading: float) -> None:
     def cost(candidate: Candidate, images: int) -> Cost:
         return Cost(images=images, sample_seconds=0.1 * images, metric_seconds=0.5)
 
-    pace = rehearsed(monkeypatch, cost, loading)
+    pace = rehearsed(clock, cost, loading)
     assert pace.search.of(1000) == pytest.approx(100.5)
     assert pace.held_out.of(5000) == pytest.approx(500.5)
 
 
-def test_where_few_images_take_no_time_more_are_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_where_few_images_take_no_time_more_are_timed(clock: SimpleNamespace) -> None:
     """A call of a network costs something, too."""
 
     def cost(candidate: Candidate, images: int) -> Cost:
         return Cost(images=images, sample_seconds=0.2 + 0.001 * images)
 
-    assert rehearsed(monkeypatch, cost, 0.0).search.of(1000) < 5
+    assert rehearsed(clock, cost, 0.0).search.of(1000) < 5
 
 
-def test_where_calls_take_the_time_a_trial_does_not_take_as_many_times_longer(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_where_calls_take_the_time_a_trial_does_not_take_as_many_times_longer(clock: SimpleNamespace) -> None:
     """As those of a small network do, each of whose kernels waits for a core that others use."""
 
     def cost(candidate: Candidate, images: int) -> Cost:
         return Cost(images=images, sample_seconds=14 + 0.01 * images)
 
-    pace = rehearsed(monkeypatch, cost, 0.0, gradient=True)
+    pace = rehearsed(clock, cost, 0.0, gradient=True)
     assert 24 <= pace.gradient.of(1000) < 72
     assert 24 <= pace.search.of(1000) < 72
 
 
-def test_a_gradient_is_not_timed_with_more_images_than_tell(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_gradient_is_not_timed_with_more_images_than_tell(clock: SimpleNamespace) -> None:
     """A U-Net of a few layers and fifty steps: two numbers of images say what further ones cost."""
     sampled = []
 
@@ -141,19 +146,19 @@ def test_a_gradient_is_not_timed_with_more_images_than_tell(monkeypatch: pytest.
         warm_up = 0.5 if len(sampled) == 1 else 0.0
         return Cost(images=images, sample_seconds=warm_up + 1.6 + 0.02 * images)
 
-    pace = rehearsed(monkeypatch, cost, 0.0, gradient=True)
+    pace = rehearsed(clock, cost, 0.0, gradient=True)
     assert pace.gradient.of(1000) == pytest.approx(21.6)
     assert max(images for gradient, images in sampled if gradient) == 64
 
 
-def test_a_slow_first_evaluation_is_compared_with_fewer_images(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_slow_first_evaluation_is_compared_with_fewer_images(clock: SimpleNamespace) -> None:
     def cost(candidate: Candidate, images: int) -> Cost:
         return Cost(images=images, sample_seconds=3.2 + 0.2 * images)
 
-    assert rehearsed(monkeypatch, cost, 0.0).search.of(1000) == pytest.approx(203.2)
+    assert rehearsed(clock, cost, 0.0).search.of(1000) == pytest.approx(203.2)
 
 
-def test_other_noise_takes_as_long_and_its_further_features_are_added(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_noise_takes_as_long_and_its_further_features_are_added(clock: SimpleNamespace) -> None:
     """Of two numbers of images, the further ones cost less each than the first, which pay for the calls."""
     sampled = []
 
@@ -162,7 +167,7 @@ def test_other_noise_takes_as_long_and_its_further_features_are_added(monkeypatc
         features = 0.001 if candidate.noise == SEARCH else 0.004
         return Cost(images=images, sample_seconds=0.6 + 0.006 * images, features_seconds=features * images)
 
-    pace = rehearsed(monkeypatch, cost, 60.0, gradient=True)
+    pace = rehearsed(clock, cost, 60.0, gradient=True)
     assert pace.gradient is not None
     assert pace.gradient.of(1000) == pace.search.of(1000) == pytest.approx(7.6)
     assert pace.selection.of(1000) == pace.held_out.of(1000) == pytest.approx(10.6)

@@ -29,7 +29,6 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 
         for network in sampler.networks_to_lay_out:
             network.register_forward_hook(take_time, with_kwargs=True)
-        monkeypatch.setattr(layout, "SECONDS_TO_SHORTEN", 0.3)
         monkeypatch.setattr(layout, "time", SimpleNamespace(perf_counter=lambda: now))
         return batches
 
