@@ -58,7 +58,7 @@ class FileState:
         else:
             pieces = list(zip(torch.split(place.view(-1), PIECE), torch.split(mapped.view(-1), PIECE), strict=True))
         for to, piece in pieces:
-            self._copied += piece.numel()
-            if self._copied > PIECE:
+            if self._copied + piece.numel() > PIECE:
                 self.check()
             to.copy_(piece)
+            self._copied += piece.numel()
