@@ -16,7 +16,7 @@ Both modules are imported like any other; they may also be in the working direct
 ``sample`` gets standard normal noise ``[N, *image_shape]`` and returns images ``[N, C, H, W]``, nominally in [-1, 1],
 not clipped. If it has parameters of these names, it also gets
 
-* ``labels``: the classes ``[N]`` (``labels: balanced``, ``random`` or one class, of ``classes``);
+* ``labels``: the classes ``[N]`` (``labels: balanced``, ``random``, one class, or a number for each, of ``classes``);
 * ``nfe``: the number of model calls per image; counted if it is not given;
 * ``draw``: ``draw(1)``, ``draw(2)``, … return more noise of the same shape, for samplers that add noise in every step.
   A sampler's own ``torch.randn`` is seeded, too, but its numbers depend on the batch size.
@@ -67,7 +67,7 @@ class Settings(ImageObjectiveSettings, AlsoSettings):
         if self.classes is None and (needs_labels or self.labels is not None):
             raise ObjectiveError(
                 f"sampler: two settings say what the parameter labels of {self.sampler} gets: classes, how many there "
-                "are, and labels: balanced, random, or one of them"
+                "are, and labels: balanced, random, one of them, or how many images each has"
             )
         labels = ClassLabels.choose(self.labels, classes=self.classes)
         if labels is not None and not _takes_labels(function):

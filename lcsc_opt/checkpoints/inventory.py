@@ -33,7 +33,7 @@ _SETTINGS = ("decay", "num_updates")  # of LitEma, among its averages
 _DDIM_LIST = ("model", "optimizer", "epoch", "step", "ema")  # torch.save([...]) of DDIM's code
 _MAX_PARTS = 1000  # that are looked at
 _MAX_SAMPLED = 10_000  # entries of a dict among which a tensor is searched
-_MAX_LISTED = 8  # keys in a message
+_MAX_LISTED = 16  # keys in a message
 _MAX_PREFIX = 2_000  # characters
 _MAX_KEY_PARTS = 32
 
@@ -383,7 +383,8 @@ def _beginning_with(prefix: str, parts: Mapping[Any, Any]) -> dict[str, Any]:
 
 def _listed(parts: Mapping[Any, Any]) -> str:
     """The first names of parts, for a message."""
-    return ", ".join(shown(name) for name in list(parts)[:_MAX_LISTED])
+    names = [shown(name) for name in list(parts)[:_MAX_LISTED]]
+    return ", ".join([*names, "…"] if len(parts) > _MAX_LISTED else names)
 
 
 def _without_extra_states(parts: Mapping[Any, Any]) -> Mapping[Any, Any]:

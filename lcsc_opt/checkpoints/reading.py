@@ -18,7 +18,7 @@ from lcsc_opt.base.errors import TrajectoryError
 from lcsc_opt.base.progress import notice
 from lcsc_opt.checkpoints.distributed import METADATA, ShardedRef, read_distributed
 from lcsc_opt.checkpoints.folders import find_weights
-from lcsc_opt.checkpoints.inventory import CHOOSE, Inventory
+from lcsc_opt.checkpoints.inventory import CHOOSE, Inventory, Role
 from lcsc_opt.checkpoints.matching import unwrapped, without_data_parallel
 from lcsc_opt.checkpoints.modules import init_arguments_of
 from lcsc_opt.checkpoints.names import CHECKPOINT_SUFFIXES, TORCH_SUFFIXES, is_plain_name
@@ -226,10 +226,11 @@ def naming(path: Path) -> Iterator[None]:
         raise TrajectoryError(f"{path} {MALFORMED}") from error
 
 
-def _say_choice(path: Path, used: str, alternatives: Iterable[str]) -> None:
-    """Say which key is used where nobody chose, and which others there are."""
+def _say_choice(path: Path, used: str, alternatives: Iterable[str], role: Role = Role.OTHER) -> None:
+    """Say which key is used where nobody chose, whether it is an average, and which others there are."""
     names = ", ".join(shown(name) for name in alternatives)
-    notice(f"{path.name}: using {used!r}; there is also {names} ({CHOOSE}).")
+    what = f", {role.value}" if role is Role.AVERAGE else ""
+    notice(f"{path.name}: using {used!r}{what}; there is also {names} ({CHOOSE}).")
 
 
 def _read_file(path: Path, key: str | None) -> Checkpoint:
@@ -239,7 +240,7 @@ def _read_file(path: Path, key: str | None) -> Checkpoint:
         key = inventory.guess()
         other_keys = inventory.others(key)
         if other_keys:
-            _say_choice(path, key, other_keys)
+            _say_choice(path, key, other_keys, next(part.role for part in inventory.containers if part.key == key))
     tensors = unwrapped(_tensors(path, inventory.state_dict(key), key))
     bare, prefix = without_data_parallel(tensors)
     return Checkpoint(bare, key, prefix)

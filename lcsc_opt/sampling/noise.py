@@ -7,6 +7,7 @@ image's index, so the noise depends neither on the batch size nor on how images 
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Literal
 
@@ -21,8 +22,11 @@ from lcsc_opt.base.reproducibility import derive_seed
 
 CACHE_BYTES = 256 * 2**20
 
-Labels = Literal["balanced", "random"] | int
-"""``balanced``: image i is of class i mod C; ``random``: drawn for each image; a number: all of that class."""
+Labels = Literal["balanced", "random"] | int | list[float]
+"""``balanced``: image i is of class i mod C; ``random``: drawn for each image; a number: all of that class.
+
+C numbers: drawn as often as they say, such as how many of the real images are of each class.
+"""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,7 +40,7 @@ class ClassLabels:
             null), with two model calls a step. The null label stood for a dropped label in training.
 
     Raises:
-        ObjectiveError: the label is none of the classes.
+        ObjectiveError: the label is none of the classes, or numbers are not those of all classes.
     """
 
     classes: int
@@ -46,6 +50,12 @@ class ClassLabels:
     def __post_init__(self) -> None:
         if isinstance(self.labels, int) and not 0 <= self.labels < self.classes:
             raise ObjectiveError(f"labels: the model has the classes 0 to {self.classes - 1}, got {self.labels}")
+        if isinstance(self.labels, list):
+            is_possible = min(self.labels, default=0) >= 0 and 0 < sum(self.labels) < math.inf
+            if len(self.labels) != self.classes or not is_possible:
+                raise ObjectiveError(
+                    f"labels: got {self.labels}; give {self.classes} numbers, how many images each class has"
+                )
 
     @classmethod
     def choose(
@@ -80,7 +90,8 @@ class ClassLabels:
             return None
         if labels is None:
             raise ObjectiveError(
-                f"labels: the model has {classes} classes; give balanced, random, or one of them{advice}"
+                f"labels: the model has {classes} classes; give balanced, random, one of them, or the list of how many "
+                f"images each has{advice}"
             )
         if guidance is not None:
             _check_null_label(guidance[1], classes, null_label)
@@ -160,9 +171,11 @@ class ImageNoise:
         if chosen == "balanced":
             return torch.arange(start, stop) % below
 
+        ends = np.cumsum([1] * below if chosen == "random" else chosen)  # of the part of each class
+
         def drawn() -> Tensor:
-            streams = self._streams(noise, start, stop, "labels", 0)
-            return torch.tensor([int(stream.integers(below)) for stream in streams])
+            numbers = [stream.random() * ends[-1] for stream in self._streams(noise, start, stop, "labels", 0)]
+            return torch.from_numpy(np.searchsorted(ends, numbers, side="right"))
 
         return self._cached(("labels", noise, start, stop), drawn)
 

@@ -159,7 +159,8 @@ def test_guess_is_said_once_where_there_was_a_choice(tmp_path, capsys):
     read_checkpoint(both, key="ema")
     assert capsys.readouterr().err == ""
     read_checkpoint(both)
-    assert capsys.readouterr().err == f"lcsc: both.pt: using 'ema'; there is also model ({CHOOSE}).\n"
+    said = f"lcsc: both.pt: using 'ema', an average of the weights; there is also model ({CHOOSE}).\n"
+    assert capsys.readouterr().err == said
 
 
 @pytest.mark.parametrize(("key", "wrap"), [("", lambda module: module), ("model", lambda module: {"model": module})])
@@ -219,6 +220,13 @@ def test_of_several_state_dicts_one_has_to_be_chosen(tmp_path, content):
     with pytest.raises(TrajectoryError, match=rf"several state dicts \({first}, {second}\): choose one \(key: NAME"):
         read_checkpoint(path)
     assert same_bits(read_checkpoint(path, key=second).tensors, OTHER)
+
+
+@pytest.mark.parametrize(("count", "listed"), [(12, "key11; pass"), (100, "key15, …; pass")])
+def test_a_wrong_key_is_refused_with_those_that_there_are(tmp_path, count, listed):
+    path = saved(tmp_path / "m.pt", {f"key{number}": WEIGHTS for number in range(count)})
+    with pytest.raises(TrajectoryError, match=f"'key' is not among key0, key1, .*{listed} another --key"):
+        read_checkpoint(path, key="key")
 
 
 @pytest.mark.parametrize(

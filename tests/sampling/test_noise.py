@@ -113,6 +113,17 @@ def test_balanced_labels_take_turns_and_random_labels_belong_to_an_image_a_group
     assert counts.max() < 80
 
 
+def test_labels_are_drawn_as_often_as_numbers_say() -> None:
+    drawn = classes(3, [1, 0, 3], stop=1000)
+    parts = [classes(3, [1, 0, 3], stop=7), classes(3, [1, 0, 3], start=7, stop=1000)]
+    assert torch.equal(torch.cat(parts), drawn)
+    counts = torch.bincount(drawn, minlength=3).tolist()
+    assert counts[1] == 0
+    assert 200 < counts[0] < 300
+    assert torch.equal(classes(3, [0.25, 0.0, 0.75], stop=1000), drawn), "shares say the same"
+    assert ClassLabels(3, [1, 0, 3]).describe()["labels"] == [1, 0, 3]
+
+
 def test_the_null_class_at_the_end_is_not_sampled() -> None:
     for null_label, of_model, classes in ((10, None, 10), (0, None, 11), (11, 11, 11)):
         labels = ClassLabels.choose("balanced", classes=11, null_label=of_model, guidance=(2.0, null_label))
@@ -124,7 +135,10 @@ def test_the_null_class_at_the_end_is_not_sampled() -> None:
     ("labels", "guidance", "classes", "null_label", "message"),
     [
         ("balanced", None, None, None, "labels: the model has no classes"),
-        (None, None, 10, None, "labels: the model has 10 classes; give balanced, random, or one of them: so it is"),
+        (None, None, 10, None, "labels: the model has 10 classes; give balanced, .* of how many images each has: so it is"),
+        ([1.0, 2.0], None, 3, None, "give 3 numbers, how many images each class has"),
+        ([1.0, -1.0, 3.0], None, 3, None, "give 3 numbers"),
+        ([0.0, 0.0, 0.0], None, 3, None, "give 3 numbers"),
         (10, (2.0, 10), 11, None, "classes 0 to 9, got 10"),
         ("balanced", (2.0, 11), 10, 10, "guidance.null_label: the model has the labels 0 to 10, got 11"),
         ("balanced", (2.0, 11), 11, None, "guidance.null_label: the model has the labels 0 to 10, got 11"),
