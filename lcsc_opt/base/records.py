@@ -124,6 +124,7 @@ class ReportedMetrics:
         cross_check_text: that metric, and what sees the images there, in words.
         judges: further metrics in which no answer may be certainly worse than what the user had; lower is better.
         real_halves: metric → its value for held-out real images in place of samples; empty if none are held out.
+        real_count: how many these are. Distances of fewer images are larger.
     """
 
     signs: Mapping[str, int] = dataclasses.field(default_factory=dict)
@@ -131,6 +132,7 @@ class ReportedMetrics:
     cross_check_text: str | None = None
     judges: tuple[str, ...] = ()
     real_halves: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    real_count: int = 0
 
 
 @dataclasses.dataclass(frozen=True)

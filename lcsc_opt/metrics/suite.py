@@ -302,6 +302,12 @@ class MetricSuite:
             values[str(metric)] = feature_metrics[name].compute(formula)
         return values
 
+    @property
+    def real_count(self) -> int:
+        """How many images are held out from a reference, at most."""
+        held_out = (reference.held_out for reference in self.references.values() if reference.held_out is not None)
+        return max((len(images.known_features) for images in held_out), default=0)
+
     def warnings(self, images: int) -> list[str]:
         """Warnings about FID of ``images`` samples against these references, a line each."""
         lines: list[str] = []

@@ -166,6 +166,7 @@ class MergeSampleScore(StagedObjective):
                 cross_check_text=self.scores.cross_check_text,
                 judges=tuple(self.scores.judges),
                 real_halves=self.scores.real_halves(),
+                real_count=self.scores.real_count,
             )
 
     def why_no_gradient(self) -> str | None:

@@ -22,7 +22,8 @@ def first_line(studies: Sequence[Standing]) -> str:
 def answer_line(report: Report) -> str:
     """The model, a number that does not depend on the experiment, and the same of the best that the user had.
 
-    That is the best by this number. Where the loss or a judge of it has another best, that is said, too.
+    That is the best by this number. Of FID, the same gain against real images that no search saw is said, which no
+    search can have fitted, and where the loss or a judge of it has another best, that.
     """
     metric = report.headline_metric
     answer = report.of_answer
@@ -38,16 +39,31 @@ def answer_line(report: Report) -> str:
         return f"{line}."
     had = value_of(report, best, metric)
     compared = _compared(value, had, report.direction(metric))
-    line += f": {compared} the best model you had, {named(best.model)}, with {had:.4g}."
+    line += f": {compared} the best model you had, {named(best.model)}, with {had:.4g}.{_unseen(report, best, metric)}"
     values_of: dict[str, list[str]] = {}  # another model that the user had → the metrics by which it was the best
     for row in (loss, *(row for row in metrics if row.is_judge)):
         other = report.best_had(row.metric)
         if other is None or other.model.name == best.model.name:
             continue
-        values = f"{value_of(report, other, row.metric):.4g} → {value_of(report, answer, row.metric):.4g}"
+        values = f"{value_of(report, other, row.metric):.4g}; answer {value_of(report, answer, row.metric):.4g}"
         values_of.setdefault(named(other.model), []).append(f"{row.metric} ({values})")
-    sentences = [f"By {in_words(values)}, the best you had was {name}." for name, values in values_of.items()]
-    return " ".join([line, *sentences])
+    for name, values in values_of.items():
+        line += f" By {in_words(values)}, {name} was better than {named(best.model)}."
+    return line
+
+
+def _unseen(report: Report, best: Measurement, metric: str) -> str:
+    """The gain over ``best`` against real images that no search saw, as a sentence; empty unless that was measured."""
+    name = f"fid_held_out{metric.removeprefix('fid')}"
+    row = next((row for row in report.rows(report.answer, best.model.name) if row.metric == name), None)
+    if row is None or row.baseline is None:
+        return ""
+    chance = ""
+    if row.gain_interval is not None and row.gain_interval[0] <= 0 <= row.gain_interval[1]:
+        chance = ", perhaps by chance"
+    compared = _compared(row.value, row.baseline, 1)
+    values = f"{row.baseline:.4g} → {row.value:.4g}{chance}"
+    return f" Against real images that no search saw, it is {compared} that model ({values})."
 
 
 def _better_alone(report: Report, metric: str) -> str:

@@ -47,7 +47,7 @@ def report_table(report: Report, name: str, *, part: int = 0) -> TextTable:
         header += [f"{_column(report, against)}{level}", f"gain{level}"]
     header += [_column(report, measured.model.name) for measured in others_shown]
     if has_real_images:
-        header.append("real images")
+        header.append(_real_images(report))
     texts = []
     for row in rows:
         cells = [with_arrow(row.metric, row.sign), with_interval(row.value, row.interval)]
@@ -68,6 +68,11 @@ def _column(report: Report, name: str) -> str:
     if name == report.answer:
         return f"{ANSWER}: {name}"
     return name
+
+
+def _real_images(report: Report) -> str:
+    """The title of their values, with how many they are: distances of fewer images are larger."""
+    return f"real images ({report.metrics.real_count:,})"
 
 
 def with_arrow(metric: str, sign: int | None) -> str:
@@ -111,7 +116,7 @@ def comparison_tables(report: Report | None, metric: str, *, all_metrics: bool =
             spreads = [Spread.of(measured.value(row.metric) for measured in models) for row in shown]
             lines.append([title, spread_text(losses), *map(spread_text, spreads)])
         if any(row.real_halves is not None for row in shown):
-            lines.append(["real images", UNKNOWN, *(number(row.real_halves) for row in shown)])
+            lines.append([_real_images(report), UNKNOWN, *(number(row.real_halves) for row in shown)])
         headers = [with_arrow(row.metric, row.sign) for row in shown]
         title = "held out" if part.sampler is None else f"held out, {part.sampler}"
         tables.append((title, (("model", f"held-out {metric}", *headers), lines)))

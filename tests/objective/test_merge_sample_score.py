@@ -108,6 +108,7 @@ def test_reports_know_what_held_out_real_images_would_have(tmp_path: Path) -> No
     unseen = dataclasses.replace(real(), held_out=real())
     reported = build(tmp_path, suite({"inception": unseen}, held_out_metrics=["fid_held_out"])).reported_metrics()
     assert reported.real_halves == {"fid_held_out": pytest.approx(0.0, abs=1e-9)}
+    assert reported.real_count == len(real().known_features)
     assert (reported.cross_check, reported.cross_check_text) == (None, None)
 
 

@@ -135,7 +135,13 @@ def test_the_null_class_at_the_end_is_not_sampled() -> None:
     ("labels", "guidance", "classes", "null_label", "message"),
     [
         ("balanced", None, None, None, "labels: the model has no classes"),
-        (None, None, 10, None, "labels: the model has 10 classes; give balanced, .* of how many images each has: so it is"),
+        (
+            None,
+            None,
+            10,
+            None,
+            "labels: the model has 10 classes; give balanced, .* of how many images each has: so it is",
+        ),
         ([1.0, 2.0], None, 3, None, "give 3 numbers, how many images each class has"),
         ([1.0, -1.0, 3.0], None, 3, None, "give 3 numbers"),
         ([0.0, 0.0, 0.0], None, 3, None, "give 3 numbers"),

@@ -103,13 +103,15 @@ def test_a_report_has_what_was_measured_of_the_answer_and_of_each_search(storage
     values: list[dict[str, Any]] = [{"precision": 0.5, HOSTILE: 0.557}, {"precision": 0.4, HOSTILE: 0.62}]
     found = {"digits/LCSC/0": measured(2.5, trial=1, **values[0])}
     last = measured(9.0, name=LAST_CHECKPOINT, **values[1])
-    known = ReportedMetrics(signs={HOSTILE: -1}, real_halves={HOSTILE: 0.9}, cross_check_text="it saw nothing")
+    known = ReportedMetrics(
+        signs={HOSTILE: -1}, real_halves={HOSTILE: 0.9}, real_count=9, cross_check_text="it saw nothing"
+    )
     write_study(storage, "digits/LCSC/0", [4.0, 2.0])
     store_report(storage, report_of(found, last, metrics=known, warnings=("it lost",)))
     write_study(storage, "other/CMA/0", [], ended=False)
     page = Page(write_report(storage, "digits", tmp_path / "report.html").read_text())
     shown = " ".join(" ".join(page.texts).split())
-    header = "metric answer: LCSC, trial 1 last checkpoint gain real images"
+    header = "metric answer: LCSC, trial 1 last checkpoint gain real images (9)"
     assert shown.count(header) == 2, "of the answer, and of the search that found it"
     assert shown.count(f"{HOSTILE} ↑ 0.557 0.62 -0.063 (worse) 0.9") == 2
     assert "Warning: it lost." in shown

@@ -18,9 +18,11 @@ def test_a_model_is_compared_with_the_best_that_the_user_had_and_the_others_are_
     last = measured(2.0, name=LAST_CHECKPOINT, precision=0.7)
     ema = measured(1.9, name=EMA, precision=0.62, near=2.87)
     found = {"digits/LCSC/0": measured(1.5, precision=0.557, near=3.05), "digits/CMA/0": measured(1.7, precision=0.6)}
-    report = report_of(found, last, ema, metrics=ReportedMetrics(signs=SIGNS, real_halves={"near": 2.2}))
+    report = report_of(
+        found, last, ema, metrics=ReportedMetrics(signs=SIGNS, real_halves={"near": 2.2}, real_count=1234)
+    )
     header, texts = report_table(report, ANSWER)
-    assert header == ("metric", f"answer: {ANSWER}", LAST_CHECKPOINT, "gain", EMA, "real images")
+    assert header == ("metric", f"answer: {ANSWER}", LAST_CHECKPOINT, "gain", EMA, "real images (1,234)")
     assert texts == [
         ["loss ↓", "1.5", "2", "+0.5", "1.9", "–"],
         ["precision ↑", "0.557", "0.7", "-0.143 (worse)", "0.62", "–"],
@@ -53,7 +55,8 @@ def test_intervals_are_shown_where_they_are_known() -> None:
 def test_a_comparison_begins_with_the_answer_and_has_what_judges_it_precision_and_recall() -> None:
     metrics: dict[str, Any] = {"kid": 0.1, "recall": 0.5, "fid@clip": 4.0, "fid_held_out": 3.0}
     signs = dict.fromkeys(metrics, 1) | {"recall": -1}
-    reported = ReportedMetrics(signs=signs, cross_check="fid@clip", real_halves={"fid_held_out": 1.0, "recall": 0.9})
+    real = {"fid_held_out": 1.0, "recall": 0.9}
+    reported = ReportedMetrics(signs=signs, cross_check="fid@clip", real_halves=real, real_count=40)
     found = {
         "digits/EMAGrid/0": measured(8.0, **metrics),
         "digits/EMAGrid/1": measured(9.0, **metrics),
@@ -68,7 +71,7 @@ def test_a_comparison_begins_with_the_answer_and_has_what_judges_it_precision_an
         ["LCSC", "3 ± 1.4", "0.5 ± 0", "4 ± 0", "3 ± 0"],
         ["EMA*", "8", "0.5", "4", "3"],
         ["last checkpoint", "9.5", "0.5", "4", "3"],
-        ["real images", "–", "0.9", "–", "1"],
+        ["real images (40)", "–", "0.9", "–", "1"],
     ]
     [(_, (everything, _))] = comparison_tables(report, "FID", all_metrics=True)
     assert {*everything} - {*header} == {"kid ↓"}
