@@ -215,6 +215,12 @@ def any_storage(any_url: str) -> RDBStorage:
 
 
 @pytest.fixture
+def anything_is_slow(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What takes no time is said, too."""
+    monkeypatch.setattr("lcsc_opt.base.progress.SLOW_SECONDS", 0.0)
+
+
+@pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nobody waits for long: for a lock, or for a server that comes back."""
     monkeypatch.setattr(lock, "WAIT_SECONDS", 0.3)

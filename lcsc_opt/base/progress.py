@@ -152,7 +152,11 @@ class _Listener(logging.Handler):
 
 
 def hand_notices_to(listener: Callable[[str], None]) -> None:
-    """Hand this process's notices to ``listener`` from now on, for the process that started this one."""
+    """Hand this process's notices to ``listener`` from now on, for the process that started this one.
+
+    It shows the progress, and this one shows none.
+    """
+    _showing.acquire(blocking=False)
     for handler in list(log.handlers):
         log.removeHandler(handler)
     log.addHandler(_Listener(listener))
@@ -166,13 +170,17 @@ def progress(description: str, total: int, *, done: int = 0, after: float = 0.0)
 
     It yields ``advance(steps=1, *, note=None, more=0)``, which counts more steps as done; a note replaces the text
     after the bar, and ``more`` steps come to the total. On a terminal this is a bar, elsewhere (CI, SLURM) a line about
-    every ten seconds, or every ``after`` seconds. While one loop is shown, loops that begin inside it or in other
-    threads show nothing. Nothing is shown where notices are silenced, nor of a loop that ends within ``after`` seconds,
-    or before the first line of a log is due.
+    every ten seconds, or every ``after`` seconds. While one loop is shown, those that begin inside it or in other
+    threads stand behind its bar, if they take longer than a second. Nothing is shown where notices are silenced, nor of
+    a loop that ends within ``after`` seconds, or before the first line of a log is due.
     """
-    is_silenced = log.level > logging.INFO
-    if is_silenced or not _showing.acquire(blocking=False):
+    global _shown
+    if log.level > logging.INFO:
         yield lambda *_, **__: None
+        return
+    if not _showing.acquire(blocking=False):
+        with _behind(_shown, description, total) as advance:
+            yield advance
         return
     try:
         bar_class, options = _way_to_show(after)
@@ -186,12 +194,43 @@ def progress(description: str, total: int, *, done: int = 0, after: float = 0.0)
                     bar.set_postfix_str(note, refresh=False)
                 bar.update(steps)
 
+            _shown = bar
             yield advance
     finally:
+        _shown = None
         _showing.release()
 
 
+@contextlib.contextmanager
+def _behind(bar: Any, description: str, total: int) -> Iterator[Callable[..., None]]:
+    """As :func:`progress`, of a loop beside the one whose bar is shown; ``None`` for no bar."""
+    if bar is None or bar.disable:
+        yield lambda *_, **__: None
+        return
+    start = time.time()
+    before = bar.postfix or ""
+    done = 0
+
+    def advance(steps: int = 1, *, more: int = 0, **_: Any) -> None:
+        nonlocal done, total
+        done += steps
+        total += more
+        now = time.time()  # which tqdm looks at
+        if now - start >= SLOW_SECONDS and not bar.disable:
+            text = f"{description} {done:,}/{total:,}"
+            bar.set_postfix_str(f"{before}, {text}" if before else text, refresh=False)
+            if now - bar.last_print_t >= bar.mininterval and now - bar.start_t >= bar.delay:
+                bar.last_print_t = now
+                bar.refresh()
+
+    try:
+        yield advance
+    finally:
+        bar.set_postfix_str(before, refresh=False)
+
+
 _showing = threading.Lock()
+_shown: Any = None  # the bar
 _bars_are_shown = contextvars.ContextVar("_bars_are_shown", default=True)
 
 

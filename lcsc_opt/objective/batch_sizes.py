@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Literal, TypeVar
 
 import torch
@@ -12,13 +12,14 @@ from lcsc_opt.base import accelerator
 from lcsc_opt.base.accelerator import CPU
 from lcsc_opt.base.batches import MOST, Batches, Range
 from lcsc_opt.base.machine import free_memory
-from lcsc_opt.base.progress import notice
+from lcsc_opt.base.progress import notice, progress
 
 AUTO: Literal["auto"] = "auto"
 DEFAULT_BATCH = 500
 GRAPH_MEMORY = 4  # a graph multiplies the memory of a batch by about this
 _FIRST = 16  # images in the first batch on a device, which is measured
 _FIRST_WITH_GRAPH = 8
+_SILENT_SECONDS = 10.0  # of an evaluation that nobody else shows
 
 Size = int | Literal["auto"]
 T = TypeVar("T")
@@ -77,12 +78,12 @@ class BatchSizes:
 
     def batches(self, first: int, last: int) -> Iterator[Range]:
         """``[first, last)`` in batches without a graph."""
-        return self._plain.ranges(first, last)
+        return _counted(self._plain.ranges(first, last), last - first)
 
     def batches_with_graph(self, first: int, last: int) -> Iterator[Range]:
         """``[first, last)`` in batches with a graph."""
         self._graph.size = self.with_graph  # which the size without a graph may have bounded meanwhile
-        return self._graph.ranges(first, last)
+        return _counted(self._graph.ranges(first, last), last - first)
 
     def start_of_last(self, first: int, last: int) -> int:
         """The first image of the last batch of ``[first, last)``, if that one has a graph and the others have none.
@@ -109,3 +110,11 @@ class BatchSizes:
             self._plain.halve()
             self._graph.halve()
             notice(f"batch_size: auto: out of memory; continuing with {self.without_graph} images at once")
+
+
+def _counted(batches: Iterable[Range], images: int) -> Iterator[Range]:
+    """The batches, with a progress of their images where they take long."""
+    with progress("images", images, after=_SILENT_SECONDS) as advance:
+        for start, stop in batches:
+            yield start, stop
+            advance(stop - start)

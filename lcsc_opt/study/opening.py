@@ -235,7 +235,7 @@ class Search:
                 """Advance to what the loop has spent, in the unit of its budget."""
                 nonlocal shown
                 # a last check may be one more than the budget
-                spent = loop.seconds_spent if is_timed else min(loop.spent, loop.budget.total)
+                spent = min(loop.seconds_spent if is_timed else loop.spent, loop.budget.total)
                 advance(max(spent - shown, 0), note=self._progress_note(loop, pool))
                 shown = max(shown, spent)
 

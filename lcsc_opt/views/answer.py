@@ -47,8 +47,8 @@ def answer_line(report: Report) -> str:
             continue
         values = f"{value_of(report, other, row.metric):.4g}; answer {value_of(report, answer, row.metric):.4g}"
         values_of.setdefault(named(other.model), []).append(f"{row.metric} ({values})")
-    for name, values in values_of.items():
-        line += f" By {in_words(values)}, {name} was better than {named(best.model)}."
+    for name, better_in in values_of.items():
+        line += f" By {in_words(better_in)}, {name} was better than {named(best.model)}."
     return line
 
 

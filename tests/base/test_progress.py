@@ -148,11 +148,6 @@ assert notices == ["for the parent"], notices
     assert (done.returncode, done.stderr) == (0, "")
 
 
-@pytest.fixture
-def anything_is_slow(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "SLOW_SECONDS", 0.0)
-
-
 @pytest.mark.parametrize("is_said", [True, False])
 def test_what_takes_long_is_said_while_it_does(
     request: pytest.FixtureRequest, caplog: pytest.LogCaptureFixture, is_said: bool
@@ -205,6 +200,24 @@ def test_bars_of_a_users_code_are_left_out_and_ours_are_shown(capsys: pytest.Cap
     assert set(re.findall("steps[a-z ]*|features", capsys.readouterr().err)) == {"features"}
     sample("steps of a script")
     assert "steps of a script: 100%" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("anything_is_slow")
+def test_a_loop_inside_of_another_stands_behind_its_bar_while_it_lasts(capsys: pytest.CaptureFixture[str]) -> None:
+    with progress("report", 3, after=1e-9) as advance:
+        advance(note="1.25")
+        with progress("images", 2000) as sampled:
+            sampled(900)
+            with progress("features", 10) as computed:
+                computed(4, more=2)
+            sampled(1100)
+        advance()
+        with progress("images", 2000):
+            pass
+    notes = re.findall(r"1\.25.*(?=\])", capsys.readouterr().err)
+    inside = ["images 900/2,000", "images 900/2,000, features 4/12", "images 2,000/2,000"]
+    assert list(dict.fromkeys(notes)) == ["1.25", *(f"1.25, {text}" for text in inside)]
+    assert notes[-1] == "1.25"
 
 
 def test_a_terminal_without_a_size_gets_lines_and_no_bar(monkeypatch: pytest.MonkeyPatch) -> None:

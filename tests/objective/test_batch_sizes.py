@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
 from lcsc_opt.base.accelerator import CPU
+from lcsc_opt.base.progress import progress
 from lcsc_opt.objective.batch_sizes import AUTO, BatchSizes, Size, images_at_once
 
 
@@ -28,3 +31,14 @@ def test_the_cpu_has_numbers_that_no_batch_changes(
         assert ranges[-1][1] == 1803
     assert (sizes.without_graph, sizes.with_graph) == expected
     assert images_at_once(given, CPU, on_cpu=8) == (8 if given is None else given)
+
+
+@pytest.mark.usefixtures("anything_is_slow")
+def test_images_of_a_long_evaluation_are_counted_behind_the_bar(capsys: pytest.CaptureFixture[str]) -> None:
+    sizes = BatchSizes(64, with_graph=None, images=1150)
+    for batches in (sizes.batches, sizes.batches_with_graph):
+        with progress("report", 1, after=1e-9) as advance:
+            assert list(batches(1000, 1150)) == [(1000, 1064), (1064, 1128), (1128, 1150)]
+            advance()
+        counted = re.findall(r"images [\d,/]+", capsys.readouterr().err)
+        assert list(dict.fromkeys(counted)) == ["images 64/150", "images 128/150", "images 150/150"]
