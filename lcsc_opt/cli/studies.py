@@ -86,7 +86,7 @@ def init(
     missing = lines_to_fill_in(text, parse_yaml(text))
     if missing:
         say("\n".join(["to be filled in:", *missing]))
-    say(f"next: lcsc run {out}")
+    say(f"next: lcsc run {out} --dry-run")
 
 
 def run(

@@ -42,6 +42,7 @@ from lcsc_opt.experiment.origin import origin_of, start_of
 from lcsc_opt.experiment.outcome import outcome_of
 from lcsc_opt.experiment.problem import (
     ACCEPT,
+    ANEW,
     Problem,
     check_environment,
     check_search,
@@ -149,10 +150,10 @@ class Experiment:
         if changed:
             raise StudyStoreError(
                 f"{spec.name}: the stored results are older than a change: {changed}. Give the new search another "
-                f"name: lcsc run FILE name=NEW; {ACCEPT}"
+                f"name: {ANEW}; {ACCEPT}"
             )
         if checkpoints.has_later_steps:
-            notice(f"{self.name}: there are newer checkpoints now; to search with these: lcsc run FILE name=NEW")
+            notice(f"{self.name}: there are newer checkpoints now; to search with these: {ANEW}")
 
     def _code_changes(self, part: str) -> str:
         """What of the stored code is other by now; what is no longer there counts as unchanged. Nothing is loaded.
@@ -198,7 +199,7 @@ class Experiment:
         if other:
             raise StudyStoreError(
                 f"{self.name}: differs from the stored experiment: {'; '.join(other)}. Give the new one another name: "
-                "lcsc run FILE name=NEW"
+                f"{ANEW}"
             )
         self._accepted = changes.decides
         if changes.decides:

@@ -33,6 +33,7 @@ _MACHINE = frozenset(("batch_size", "gradient_batch_size", "device"))
 _SEARCH = ("optimizer", "space", "start")  # what of a specification decides the candidates of a search
 _ENVIRONMENT = ("packages", "blas", "machine")  # Python's version and the number of cores change no results
 _MOST_CHARACTERS = 60  # of a value in a message
+ANEW = "lcsc run FILE name=NEW (in Python: name='NEW')"
 ACCEPT = "if that cannot change a loss, continue with --accept-changes (in Python: accept_changes=True)"
 
 
@@ -131,19 +132,19 @@ class Changes:
         if self.checkpoints:
             raise StudyStoreError(
                 f"{name}: began with other checkpoints: {self.decides}. Put them back, or give the new search another "
-                "name: lcsc run FILE name=NEW"
+                f"name: {ANEW}"
             )
         if not succeeded or not self.decides:
             return
         if self.settings:
             raise StudyStoreError(
                 f"{name}: differs from the stored experiment, so losses would not be comparable: {self.decides}. Give "
-                "the new one another name: lcsc run FILE name=NEW"
+                f"the new one another name: {ANEW}"
             )
         if not accept:
             raise StudyStoreError(
-                f"{name}: changed since it began: {self.decides}. Undo the change, or give another name: lcsc run FILE "
-                f"name=NEW; {ACCEPT}"
+                f"{name}: changed since it began: {self.decides}. Undo the change, or give another name: {ANEW}; "
+                f"{ACCEPT}"
             )
 
 

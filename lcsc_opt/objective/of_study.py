@@ -13,7 +13,7 @@ from lcsc_opt.base.catalog import find
 from lcsc_opt.base.code import code_of_settings
 from lcsc_opt.base.errors import LcscError
 from lcsc_opt.base.files import shown_size
-from lcsc_opt.base.paths import BuildContext, KnownCheckpoints, from_here
+from lcsc_opt.base.paths import BuildContext, KnownCheckpoints, from_here, natural_order
 from lcsc_opt.base.progress import notice, said_if_slow
 from lcsc_opt.base.study_spec import ObjectiveSpec
 from lcsc_opt.checkpoints.finding import find_checkpoints
@@ -87,7 +87,7 @@ def say_found(spec: ObjectiveSpec, context: BuildContext) -> bool:
     key: Any = spec.settings.get("key")
     try:
         patterns = [context.path(pattern) for pattern in patterns_in(spec.settings)]
-        paths = find_checkpoints(patterns, key=key, has_steps="steps" in spec.settings)
+        paths = sorted(find_checkpoints(patterns, key=key, has_steps="steps" in spec.settings), key=natural_order)
         size = sum(size_and_time(path)[0] for path in paths)
     except (LcscError, TypeError):  # loading the objective says it
         return False
