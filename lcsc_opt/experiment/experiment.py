@@ -365,7 +365,7 @@ class Experiment:
         prepared = time.perf_counter() - self._objectives.made_at
         parts = [f"what came before {about(prepared)}", f"its searches {about(searches)}"]
         if reports:
-            parts.append(f"choosing the answer and its report {about(reports)}")
+            parts.append(f"scores as trained, the choice and its report {about(reports)}")
         total = about(prepared + searches + reports)
         notice(f"{self.name}: the whole run takes up to {total}: {', '.join(parts)}")
 
