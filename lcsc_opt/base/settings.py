@@ -85,18 +85,6 @@ def parse_settings(model: type[Model], content: Any, *, source: str) -> Model:
         raise StudySpecError(f"{source}: {problems}") from error
 
 
-def check_keys(model: type[pydantic.BaseModel], content: Mapping[str, Any], *, source: str) -> None:
-    """Refuse the keys that :func:`parse_settings` refuses. Values are not looked at: some may still be missing.
-
-    Raises:
-        StudySpecError: ``source: key: unknown key …``.
-    """
-    keys = list(model.model_fields)
-    problems = [f"{key}: {_unknown(key, keys)}" for key in content if key not in keys]
-    if problems:
-        raise StudySpecError(f"{source}: {'; '.join(problems)}")
-
-
 def check_options(
     function: Callable[..., Any], options: Mapping[str, Any], *, source: str, positional: Collection[str] = ()
 ) -> None:
