@@ -148,16 +148,13 @@ def _problem(model: type[pydantic.BaseModel], detail: Any) -> str:
     kind = detail["type"]
     message: str = detail["msg"].removeprefix("Value error, ")
     if kind == "extra_forbidden":
-        message = _unknown(str(location[-1]), _keys_at(model, location[:-1]))
+        keys = _keys_at(model, location[:-1])
+        message = f"unknown key{near_miss(str(location[-1]), keys)}; expected one of {', '.join(keys)}"
     elif kind not in ("missing", "value_error"):
         message = f"{message}, got {excerpt(detail['input'])}"
     if path:
         return f"{path}: {message}"
     return message
-
-
-def _unknown(key: str, keys: Sequence[str]) -> str:
-    return f"unknown key{near_miss(key, keys)}; expected one of {', '.join(keys)}"
 
 
 def _keys_at(model: type[pydantic.BaseModel], location: Sequence[str | int]) -> list[str]:

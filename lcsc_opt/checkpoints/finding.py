@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import filecmp
 import glob
-import math
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -341,12 +340,8 @@ class Selection(FrozenModel):
         Raises:
             TrajectoryError: fewer than two remain; the message names the available steps.
         """
-        lowest_step: float = -math.inf
-        highest_step: float = math.inf
-        if self.first_step is not None:
-            lowest_step = self.first_step
-        if self.last_step is not None:
-            highest_step = self.last_step
+        lowest_step = self.first_step or 0
+        highest_step = self.last_step or max(steps)
         final = max((step for step in steps if step <= highest_step), default=0)  # n_K; 0 where none is left
         if self.window is not None:
             lowest_step = max(lowest_step, final - self.window)

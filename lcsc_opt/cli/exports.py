@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -21,10 +21,13 @@ _Out = Annotated[
     ),
 ]
 _Form = Annotated[
-    str | None,
-    typer.Option("--as", help="safetensors, pt, diffusers or lora. Default: by the suffix of PATH."),
+    Literal["safetensors", "pt", "diffusers", "lora"] | None,
+    typer.Option("--as", help="The form. Default: by the suffix of PATH."),
 ]
-_Dtype = Annotated[str | None, typer.Option(help="float32, float16 or bfloat16. Default: the same as the checkpoints.")]
+_Dtype = Annotated[
+    Literal["float32", "float16", "bfloat16"] | None,
+    typer.Option(help="Of floating-point weights. Default: the same as the checkpoints."),
+]
 _Config = Annotated[Path | None, typer.Option(help="For a model folder: a folder with another config.json.")]
 _Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an existing export.")]
 

@@ -129,8 +129,6 @@ def rehearse(
     trial_seconds = (pace.gradient or pace.search).of(objective.samples.per_evaluation)
     if trial_seconds >= NOTICED_SECONDS:
         what_is_timed = "a trial takes"
-        if first.gradient:
-            what_is_timed = "a trial with its gradient takes"
         if first.gradient and objective.sampler is not None:  # most steps have fewer images
             what_is_timed = f"{objective.samples.per_evaluation:,} images with their gradient take"
         notice(f"{name}: {what_is_timed} {about(trial_seconds)}")

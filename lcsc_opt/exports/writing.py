@@ -5,11 +5,10 @@ from __future__ import annotations
 import dataclasses
 import json
 import types
-import typing
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple
 
 import torch
 from safetensors import SafetensorError
@@ -68,27 +67,22 @@ class Destination:
         cls,
         path: Path,
         *,
-        form: str | None = None,
-        dtype: str | None = None,
+        form: Form | None = None,
+        dtype: Dtype | None = None,
         config: Path | None = None,
         overwrite: bool = False,
     ) -> Destination:
         """Check what a user asked for; without a form, the suffix decides. Another export is replaced on request only.
 
         Raises:
-            StudySpecError: an unknown suffix, form or dtype; a path that exists already.
+            StudySpecError: an unknown suffix; a path that exists already.
         """
-        if form is None:
-            form = _form_of(path)
-        _check_choice("--as", form, get_args(Form))
-        if dtype is not None:
-            _check_choice("--dtype", dtype, get_args(Dtype))
         if path.exists() and not overwrite:
             raise StudySpecError(f"{path}: exists already; give another name, or pass --overwrite")
         is_export = (path / FILE).exists()
         if path.is_dir() and not is_export and any(path.iterdir()):
             raise StudySpecError(f"{path}: holds files other than an exported model; give another name")
-        return cls(path, typing.cast("Form", form), dtype, config)
+        return cls(path, form or _form_of(path), dtype, config)
 
     def write(self, content: Content) -> None:
         """Write a model. No reader ever sees a part of it.
@@ -152,11 +146,6 @@ def _form_of(path: Path) -> Form:
     if torch_suffix(path) not in ("", ".pkl"):  # a .pkl is expected to be a pickled network
         return "pt"
     raise StudySpecError(f"{path}: {path.suffix} is not a known form; use .safetensors or .pt, or pass --as")
-
-
-def _check_choice(option: str, value: str, allowed: tuple[str, ...]) -> None:
-    if value not in allowed:
-        raise StudySpecError(f"{option}: expected one of {', '.join(allowed)}, got {value!r}")
 
 
 def _named_by_diffusers(weights: Mapping[str, Tensor], naming: LoraNaming) -> dict[str, Tensor]:

@@ -346,21 +346,15 @@ def _to_first_order(
     return np.array(distances)
 
 
-def effective_dimension(cov: npt.ArrayLike) -> float:
+def effective_dimension(cov: Array) -> float:
     """The participation ratio of a covariance ``[D, D]``, ``(tr C)² / tr C²``: between 1 and D, 0 for zero.
 
     It is the number of directions in which features vary: D if all vary alike, 1 if only one does.
-
-    Raises:
-        MetricError: it is not a square matrix of finite numbers.
     """
-    checked = _checked(cov, "covariance", None, None)
-    if checked.shape[0] != checked.shape[1]:
-        raise MetricError(f"covariance: expected a square matrix, got the shape {list(checked.shape)}")
-    trace_of_square = float(np.square(checked).sum())  # of a symmetric matrix
+    trace_of_square = float(np.square(cov).sum())  # of a symmetric matrix
     if trace_of_square == 0:
         return 0.0
-    return float(np.trace(checked)) ** 2 / trace_of_square
+    return float(np.trace(cov)) ** 2 / trace_of_square
 
 
 def check_covariance(cov: npt.ArrayLike, name: str) -> None:

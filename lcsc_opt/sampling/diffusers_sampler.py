@@ -9,7 +9,7 @@ import contextlib
 import inspect
 import math
 from collections.abc import Iterator, Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import torch
 from pydantic import Field, JsonValue, model_validator
@@ -24,20 +24,7 @@ from lcsc_opt.sampling.latents import LatentDecoder
 from lcsc_opt.sampling.network import NetworkSampler, NetworkSettings
 from lcsc_opt.sampling.noise import ImageNoise
 
-SchedulerName = Literal[
-    "ddpm",
-    "ddim",
-    "dpm-solver++",
-    "sde-dpm-solver++",
-    "unipc",
-    "heun",
-    "euler",
-    "euler-ancestral",
-    "consistency",
-    "lcm",
-]
-
-Schedulers = dict[SchedulerName, tuple[str, dict[str, Any]]]
+Schedulers = dict[str, tuple[str, dict[str, Any]]]
 """Name → class in diffusers, and the settings of its configuration that the name stands for."""
 
 SCHEDULERS: Schedulers = {
@@ -101,7 +88,7 @@ class SchedulerSettings(AlsoSettings):
     """``sampler:`` of a study file.
 
     Attributes:
-        name: which scheduler; without it the pipeline's own.
+        name: which of :data:`SCHEDULERS`; without it the pipeline's own.
         steps: how many; for most samplers that is the number of model calls.
         timesteps: the steps themselves, if the scheduler accepts them: ``[22, 0]`` for a consistency model.
         scheduler: settings that replace those of its configuration: ``{solver_order: 3, clip_sample: false}``.
@@ -109,14 +96,16 @@ class SchedulerSettings(AlsoSettings):
         also: what differs in the sampler that only reports use: ``{steps: 50}``.
     """
 
-    name: SchedulerName | None = None
+    name: str | None = None
     steps: Count | None = None
     timesteps: Annotated[list[int], Field(min_length=1)] | None = None
     scheduler: dict[str, JsonValue] = Field(default={})
     step: dict[str, JsonValue] = Field(default={})
 
     @model_validator(mode="after")
-    def _steps_or_timesteps(self) -> SchedulerSettings:
+    def _check(self) -> SchedulerSettings:
+        if self.name not in (None, *SCHEDULERS):
+            raise ValueError(f"name: expected one of {', '.join(SCHEDULERS)}, got {self.name!r}")
         if (self.steps is None) == (self.timesteps is None):
             raise ValueError("expected either steps or timesteps")
         return self
@@ -130,7 +119,7 @@ class SchedulerSettings(AlsoSettings):
 
 
 def build_scheduler(
-    name: SchedulerName | None, config: Mapping[str, Any] | None, options: Mapping[str, Any] | None = None
+    name: str | None, config: Mapping[str, Any] | None, options: Mapping[str, Any] | None = None
 ) -> Any:
     """A scheduler of diffusers, as ``Scheduler.from_config(config, **options)`` makes it.
 
@@ -169,7 +158,7 @@ def build_scheduler(
         raise ObjectiveError(f"sampler.scheduler: {class_name}: {text_of(error)}") from error
 
 
-def _in_family(name: SchedulerName, config: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+def _in_family(name: str, config: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
     """The class of a scheduler for networks like the pipeline's, and its settings.
 
     Raises:

@@ -120,15 +120,13 @@ def load_autoencoder(folder: Path) -> nn.Module:
     """
     diffusers = import_extra("diffusers")
     expected = f"expected the folder of an {' or an '.join(AUTOENCODERS)}"
-    config = folder / "config.json"
-    if not config.is_file():
-        raise ObjectiveError(f"decoder: {folder} holds no config.json; {expected}")
     try:
-        name = json.loads(config.read_text(encoding="utf-8")).get("_class_name", AUTOENCODERS[0])
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        name = config.get("_class_name", AUTOENCODERS[0])
         if name not in AUTOENCODERS:
             raise ObjectiveError(f"decoder: {folder} is a {name}; {expected}")
         autoencoder_class = getattr(diffusers, name)
         autoencoder: nn.Module = autoencoder_class.from_pretrained(folder, local_files_only=True, use_safetensors=True)
     except (OSError, ValueError, RuntimeError, AttributeError) as error:
-        raise ObjectiveError(f"decoder: {folder} cannot be loaded: {text_of(error)[:300]}") from error
+        raise ObjectiveError(f"decoder: {folder} cannot be loaded: {text_of(error)[:300]}; {expected}") from error
     return autoencoder

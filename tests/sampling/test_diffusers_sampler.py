@@ -343,7 +343,7 @@ def test_what_makes_no_scheduler_is_refused(name: Any, config: Any, options: Any
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"name": "dpm-solver"}, "name: Input should be .*, got 'dpm-solver'"),
+        ({"name": "dpm-solver"}, "name: expected one of ddpm, .*, got 'dpm-solver'"),
         ({"name": "ddim"}, "either steps or timesteps"),
         ({"steps": 0}, "steps: "),
     ],

@@ -89,5 +89,5 @@ def test_an_autoencoder_comes_from_a_folder_of_diffusers(tmp_path: Path) -> None
     (tmp_path / "vae" / "diffusion_pytorch_model.safetensors").write_bytes(b"broken")
     with pytest.raises(ObjectiveError, match=r"decoder: .* cannot be loaded"):
         load_autoencoder(tmp_path / "vae")
-    with pytest.raises(ObjectiveError, match=r"decoder: .* holds no config\.json"):
+    with pytest.raises(ObjectiveError, match=r"cannot be loaded: .*config\.json'; expected the folder of an Auto"):
         load_autoencoder(tmp_path)

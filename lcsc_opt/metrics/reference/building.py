@@ -185,7 +185,8 @@ class ReferenceSettings(FrozenModel):
                     f"reference: {self.train} is not a folder, .zip or data set, so no fraction of it can be held out; "
                     "give train: and held_out:"
                 )
-            images, unseen_images = _divided(images, fraction)
+            unseen_images = images.part(fraction, held_out=True)
+            images = images.part(fraction, held_out=False)
         seen = builder.of(self.train, images, features=features)
         if held_out and self.held_out is not None:
             unseen_images = sets.of(self.held_out)
@@ -225,19 +226,6 @@ def _path(source: str) -> Path | None:
     if not (path.is_dir() or path.suffix.lower() in (".zip", SUFFIX)):
         raise MetricError(f"{path}: is not a reference; expected a folder or .zip of images, or {CONTENT}")
     return path
-
-
-def _divided(images: ImageSet, fraction: float) -> tuple[ImageSet, ImageSet]:
-    """The images that the loss sees, and those that are held out from it; MetricError unless there are two of each."""
-    train = images.part(fraction, held_out=False)
-    held_out = images.part(fraction, held_out=True)
-    if min(train.count, held_out.count) < 2:
-        advice = "larger" if held_out.count < 2 else "smaller"
-        raise MetricError(
-            f"reference: held_out_fraction {fraction:g} leaves {train.count} of {images.count} images for the loss and "
-            f"{held_out.count} for reports, and each needs at least 2; choose a {advice} fraction"
-        )
-    return train, held_out
 
 
 @dataclasses.dataclass(frozen=True)
@@ -288,7 +276,10 @@ class _Builder:
     def _of_all(self, images: ImageSet, *, features: bool) -> Reference:
         """The reference of all of these images, also where fewer would be enough."""
         if images.count < 2:
-            raise MetricError("reference: one image is not a distribution; give at least two")
+            raise MetricError(
+                f"reference: a distribution needs at least 2 images, and there are {images.count} for the loss, or "
+                "held out from it; give more images, or another held_out_fraction"
+            )
         identity = _digest(images.content, self.extractor.name)
         statistics_file = self.folder / f"{identity[:32]}.npz"
         features_file = self.folder / f"{identity[:32]}.npy"

@@ -97,8 +97,8 @@ def test_what_cannot_be_held_out(tmp_path: Path) -> None:
     with pytest.raises(MetricError, match="missing"):
         ReferenceSettings.parse({"train": str(tmp_path), "held_out": str(tmp_path / "missing")}).check()
     images = write(tmp_path / "images", 20)
-    for fraction, message in ((1e-6, "20 of 20 .* and 0 .* a larger fraction"), (0.999, "0 of 20 .* a smaller")):
-        with pytest.raises(MetricError, match=message):
+    for fraction in (1e-6, 0.999):
+        with pytest.raises(MetricError, match="needs at least 2 images, and there are 0 for the loss, or held out"):
             build({"train": str(images), "held_out_fraction": fraction}, tmp_path)
     np.savez(tmp_path / "statistics.npz", mu=np.zeros(12), sigma=np.eye(12))
     with pytest.raises(MetricError, match=r"not a folder, \.zip or data set"):
