@@ -25,8 +25,6 @@ Positive = Annotated[Finite, pydantic.Field(gt=0)]
 
 Model = TypeVar("Model", bound=pydantic.BaseModel)
 
-_SHOULD_BE = "Input should be "
-
 Second = TypeVar("Second", bound="AlsoSettings")
 
 
@@ -135,7 +133,7 @@ def _one_for_each_place(details: Sequence[Any]) -> list[Any]:
         if detail["type"] in ("extra_forbidden", "missing") or not _is_form(last):
             place = (*place, last)
         if place in merged:
-            merged[place]["msg"] += f" or {detail['msg'].removeprefix(_SHOULD_BE)}"
+            merged[place]["msg"] += f" or {detail['msg'].removeprefix('Input should be ')}"
         else:
             merged[place] = {**detail, "loc": place}
     return list(merged.values())

@@ -21,7 +21,6 @@ from lcsc_opt.checkpoints.torch_files import TensorRef, map_tensors, read_conten
 _STEP_KEYS = ("global_step", "step", "steps", "iteration", "iterations", "iter", "it", "train_step", "batch_idx_train")
 _EPOCH_KEYS = ("epoch", "current_epoch")
 _STEP_OF_AI_TOOLKIT = re.compile(r'"step":\s*(?P<step>[0-9]{1,18})\b')  # {"step": 250, "epoch": 1}
-_TRAINER_STATE = "trainer_state.json"
 _EXACT_DTYPES = ("torch.float32", "torch.float64", "torch.int")  # how the names of dtypes begin that round no step
 _MAX_NUMBER = 10**18  # so many digits are also read from names
 
@@ -54,7 +53,7 @@ def _counters_of_folder(folder: Path) -> Counters:
     """Those in the state of transformers, whose weights have none; else those in the file of the weights."""
     # there may be no such file, or another program's
     with contextlib.suppress(OSError, ValueError, TypeError, AttributeError, RecursionError):
-        state = json.loads((folder / _TRAINER_STATE).read_bytes())
+        state = json.loads((folder / "trainer_state.json").read_bytes())
         step = _first_number([state.get("global_step")], folder)
         epoch = _first_number([state.get("epoch")], folder)  # 1.5 in the middle of one, which counts as none
         if step is not None or epoch is not None:

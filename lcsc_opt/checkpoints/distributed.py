@@ -23,7 +23,6 @@ from lcsc_opt.checkpoints.torch_files import TensorRef, map_tensors, read_conten
 from lcsc_opt.checkpoints.watched import size_and_time
 
 METADATA = ".metadata"
-_OPTIMIZER = "optim"  # what the names of its states begin with
 _MAX_BYTES = 2**48  # of a tensor
 _MAX_OPCODES = 5_000_000  # a model of 300 tensors and Adam on 64 processes has 4,000,000
 
@@ -119,7 +118,7 @@ def read_distributed(metadata: Path) -> dict[str, Any]:
     bytes_left, _ = size_and_time(folder)  # a hostile file could have memory allocated for more than its parts hold
     for name, tensor in described["state_dict_metadata"].items():
         is_tensor = tensor.name.endswith(".TensorStorageMetadata")
-        if not is_tensor or name.startswith(_OPTIMIZER):
+        if not is_tensor or name.startswith("optim"):  # as the names of the optimizer's states do
             continue
         ref = _sharded_ref(folder, name, tensor.state, storages)
         bytes_left -= math.prod(ref.shape) * ref.dtype.itemsize

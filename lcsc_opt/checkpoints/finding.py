@@ -31,7 +31,6 @@ from lcsc_opt.checkpoints.names import (
 )
 from lcsc_opt.checkpoints.order import checkpoint_steps
 
-_INNER_FOLDER = "checkpoints"  # in which Lightning and Accelerate save them
 _COPY = re.compile(r"(.*[-_.])?(latest|last|best|newest|final)([-_.=0-9].*)?", re.IGNORECASE)  # names of copies
 _MOST_SERIES_NAMED = 8  # in a message
 Patterns = str | Path | Sequence[str | Path]
@@ -167,7 +166,7 @@ def _in_folder(folder: Path, key: str | None) -> list[Path]:
     if _why_no_checkpoint(folder, key, may_be_alone=False) is None:
         return [folder]
     files = [path for path in entries if is_weights_file(path)]
-    inner = folder / _INNER_FOLDER
+    inner = folder / "checkpoints"  # in which Lightning and Accelerate save them
     if inner.is_dir() and not any(map(is_numbered, files)):
         try:
             return [*_in_folder(inner, key), *files]
@@ -340,7 +339,7 @@ class Selection(FrozenModel):
         Raises:
             TrajectoryError: fewer than two remain; the message names the available steps.
         """
-        lowest_step = self.first_step or 0
+        lowest_step = self.first_step or min(steps)
         highest_step = self.last_step or max(steps)
         final = max((step for step in steps if step <= highest_step), default=0)  # n_K; 0 where none is left
         if self.window is not None:

@@ -315,7 +315,7 @@ class Inventory:
                     self._mixed_root = mixed
             for name, entry in first.items():
                 is_part = isinstance(name, str) and isinstance(entry, (dict, list, tuple, Record))
-                if is_part and not _is_state(name):
+                if is_part and (name in GUESSED_KEYS or not _STATES.fullmatch(name)):  # not of an optimizer or the like
                     pending.append((f"{key}.{name}".lstrip("."), entry))
 
 
@@ -407,11 +407,6 @@ def _flattened(parts: Mapping[Any, Any]) -> dict[str, Any]:
             else:
                 pending.append((f"{prefix}{name}.", value))
     return tensors
-
-
-def _is_state(name: str) -> bool:
-    """Whether an entry is the state of an optimizer, a scheduler or the like, by its name."""
-    return _STATES.fullmatch(name) is not None and name not in GUESSED_KEYS
 
 
 def _whole(key: str, value: Any, entries: Mapping[Any, Any]) -> Container | None:

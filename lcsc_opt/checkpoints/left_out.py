@@ -19,14 +19,6 @@ _MOST_FILES = 10_000  # that are looked at, for no more than a message
 _MOST_PATTERNS = 3  # for one reason, in a message
 _PIECES = ".distcp"  # of torch.distributed.checkpoint
 
-STATE = "states of the training"
-OBJECTS = "objects of the trainer, among which its average is looked for"
-AVERAGE = "averages of the weights"
-PART = "other parts of a checkpoint"
-EMPTY = "without weights"
-ELSEWHERE = "in other folders"
-OTHER = "of other names than the checkpoints"
-
 
 def why_left_out(folder: Path, used: Sequence[Path], key: str | None) -> dict[Path, str]:
     """What is not read below a run's folder, each with its reason; by names alone.
@@ -41,22 +33,22 @@ def why_left_out(folder: Path, used: Sequence[Path], key: str | None) -> dict[Pa
     read = {file for checkpoint in used for file in _files_read(checkpoint, key)}
     checkpoint_folders = {path for path in used if path.is_dir()}
     places = {path.parent for path in used}
-    left_out: dict[Path, str] = dict.fromkeys(_like(checkpoint_folders), EMPTY)
+    left_out: dict[Path, str] = dict.fromkeys(_like(checkpoint_folders), "without weights")
     for file in _weights_below(folder):
         if file in read or not left_out.keys().isdisjoint(file.parents):
             continue
         if file.name.startswith(OBJECTS_OF_ACCELERATE):
-            left_out[file] = OBJECTS
+            left_out[file] = "objects of the trainer, among which its average is looked for"
         elif is_state_file(file):
-            left_out[file] = STATE
+            left_out[file] = "states of the training"
         elif is_average(file.stem) or is_average(file.parent.name):
-            left_out[file] = AVERAGE
+            left_out[file] = "averages of the weights"
         elif not checkpoint_folders.isdisjoint(file.parents):
-            left_out[file] = PART
+            left_out[file] = "other parts of a checkpoint"
         elif file.parent in places:
-            left_out[file] = OTHER
+            left_out[file] = "of other names than the checkpoints"
         else:
-            left_out[file] = ELSEWHERE
+            left_out[file] = "in other folders"
     return left_out
 
 

@@ -26,7 +26,6 @@ Flavour = Literal["diffusers", "peft", "kohya"]
 
 ADAPTER_CONFIG = "adapter_config.json"  # PEFT's, next to the weights
 PACKED_ALPHAS = "lora_alphas"  # in the metadata of a packed trajectory
-_ADAPTER_METADATA = "lora_adapter_metadata"  # PEFT's configuration in files that diffusers writes
 _PEFT_PREFIX = "base_model.model."
 _COMPONENTS = ("unet", "transformer", "text_encoder", "text_encoder_2", "text_encoder_3")
 _KOHYA_PREFIXES = {
@@ -156,7 +155,7 @@ class LoraAlphas(pydantic.BaseModel):
             TrajectoryError: the configuration cannot be read, or is not one of a LoRA.
         """
         file = file_of_weights(Path(path), key)
-        text = read_metadata(file).get(_ADAPTER_METADATA)
+        text = read_metadata(file).get("lora_adapter_metadata")  # PEFT's configuration, in files that diffusers writes
         if text:
             return _parse(file, text)
         folder = file if file.is_dir() else file.parent

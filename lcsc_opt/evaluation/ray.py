@@ -30,7 +30,6 @@ from lcsc_opt.objective.contract import Objective
 
 _CONNECT_SECONDS = 5.0
 _START = "start it with `ray start --head`, or give another address (docs/cluster.md)"
-_LOG_FILTER = "RAY_DEDUP_LOGS_SKIP_REGEX"  # hides what Ray prints for each death: pages, where we print a line
 _CALLS_AT_ONCE = 8  # to one worker, which never has so many jobs
 _NODE_SECONDS = 1.0  # until Ray reports that a node went away
 
@@ -134,7 +133,7 @@ class _Cluster:
             actor = self._ray.remote(_RayWorker).options(**options).remote(settings)
             return _RayLink(self._ray, actor)
         except self._ray.exceptions.RayError as error:
-            raise OSError(f"Ray refused it ({_first_line(error)})") from error
+            raise OSError(f"Ray refused it ({text_of(error)[:200]})") from error
 
     def refused(self, link: Any, error: LcscError) -> LcscError:
         """The error of a worker that could not load the objective, with the name of its node."""
@@ -295,10 +294,6 @@ def _amount(node: Mapping[str, Any], resource: str) -> float:
     return float(node["Resources"].get(resource, 0.0))
 
 
-def _first_line(error: BaseException) -> str:
-    return next(iter(str(error).splitlines()), type(error).__name__)
-
-
 @contextlib.contextmanager
 def _connected(address: str, copies: str) -> Iterator[Any]:
     """Ray's module, connected so that jobs run in a copy of this folder; a program that is connected already stays so.
@@ -306,7 +301,8 @@ def _connected(address: str, copies: str) -> Iterator[Any]:
     Raises:
         StudySpecError: there is no Ray, or no cluster.
     """
-    os.environ.setdefault(_LOG_FILTER, ".")  # read when Ray is imported
+    # hides what Ray prints for each death: pages, where we print a line; read when Ray is imported
+    os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", ".")
     ray = import_extra("ray")
     if ray.is_initialized():
         yield ray
@@ -322,7 +318,7 @@ def _connected(address: str, copies: str) -> Iterator[Any]:
                 logging_level=logging.CRITICAL,
             )
         except Exception as error:  # of many kinds
-            reason = f"no Ray cluster can be reached at {checked_address} ({_first_line(error)})"
+            reason = f"no Ray cluster can be reached at {checked_address} ({text_of(error)[:200]})"
             raise StudySpecError(f"workers.ray: {reason}; {_START}") from error
         finally:
             if threading.current_thread() is threading.main_thread():

@@ -136,17 +136,8 @@ _NOT_OF_DIFFUSERS = re.compile(r"(diffusion_model|double_blocks|single_blocks)\.
 """How modules are called in the first code of FLUX, Qwen-Image and Wan. They have no names here: where q, k and v are
 one matrix, a factor is several of diffusers'. ``load_lora_weights`` translates such files as a whole."""
 _TRANSFORMER_BLOCKS = ("transformer_blocks.", "single_transformer_blocks.", "blocks.")  # no U-Net begins with these
-_UNET_BLOCKS = (
-    "down_blocks_",
-    "mid_block_",
-    "up_blocks_",
-    "input_blocks_",
-    "middle_block_",
-    "output_blocks_",
-    "conv_",
-    "time_",
-)
 SDXL_BLOCKS = ("input_blocks_", "middle_block_", "output_blocks_")  # kohya's names for the U-Net of SDXL
+_UNET_BLOCKS = ("down_blocks_", "mid_block_", "up_blocks_", *SDXL_BLOCKS, "conv_", "time_")
 
 
 def to_diffusers(

@@ -13,7 +13,6 @@ import torch
 
 from lcsc_opt.base.errors import TrajectoryError
 from lcsc_opt.checkpoints.finding import find_checkpoints, find_run
-from lcsc_opt.checkpoints.left_out import AVERAGE
 from lcsc_opt.checkpoints.names import CHECKPOINT_SUFFIXES
 from lcsc_opt.checkpoints.reading import read_checkpoint
 from lcsc_opt.trajectory.packing import open_or_pack
@@ -278,7 +277,7 @@ def test_an_average_beside_weights_in_several_files_is_accounted_for(tmp_path):
     saved(folder / "model_ema.safetensors", averaged(7))
     index = {"weight_map": dict.fromkeys(raw(7), file)}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
-    assert find_run(tmp_path / "run").left_out == {folder / "model_ema.safetensors": AVERAGE}
+    assert find_run(tmp_path / "run").left_out == {folder / "model_ema.safetensors": "averages of the weights"}
 
 
 @pytest.mark.parametrize("content", [b"", b"a part of a file"], ids=["empty", "truncated"])

@@ -23,7 +23,6 @@ from lcsc_opt.views.dashboard.pages import HOME, Application, site
 
 _HOST = "127.0.0.1"
 _LOOPBACK_NAMES = ("127.0.0.1", "localhost", "::1")
-_CALLBACKS = "/_dash-update-component"  # the only thing of a page that is posted to; it reads
 _HEADERS = {
     "X-Content-Type-Options": "nosniff",
     "X-Frame-Options": "SAMEORIGIN",
@@ -120,7 +119,8 @@ def guarded(inner: Application) -> Application:
 
 def _refusal(request: Request) -> Response | None:
     """The answer to a request that is refused; ``None`` if it may pass."""
-    is_of_page = request.path.startswith(HOME) and request.path.endswith(_CALLBACKS)
+    # the only thing of a page that is posted to; it reads
+    is_of_page = request.path.startswith(HOME) and request.path.endswith("/_dash-update-component")
     is_callback = request.method == "POST" and is_of_page
     if _host_name(request) not in _LOOPBACK_NAMES:
         reason = "this Host is not served; open the address that lcsc dashboard printed"

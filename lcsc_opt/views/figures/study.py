@@ -12,8 +12,6 @@ from lcsc_opt.database.reader import HistoryReader
 from lcsc_opt.views.figures.panels import Axis, Panel, draw
 from lcsc_opt.views.figures.theme import GREY, Theme, empty_figure, in_lines, inert, style
 
-_NO_RESULT = "No complete trial yet. Continue the search: lcsc run"
-_STEP_TITLE = "training step of the checkpoint"
 _COEFFICIENT_HOVER = "step %{x:,}: %{y:.4g}"
 # pixels
 _BARS_HEIGHT = 240
@@ -33,7 +31,7 @@ def coefficients_figure(
     """
     rows = reader.answer(study)
     if rows is None:
-        return empty_figure(_NO_RESULT, theme)
+        return empty_figure("No complete trial yet. Continue the search: lcsc run", theme)
     has_rows = rows.ndim > 1
     traces: list[go.Bar | go.Scatter] = [_bars(study, mean_of_rows(rows))]
     if ema is not None and ema.study != study.study:
@@ -56,7 +54,7 @@ def coefficients_figure(
     )
     return draw(
         [bars, _rows_panel(study, rows)] if has_rows else [bars],
-        x=Axis(_STEP_TITLE, tick_format="~s"),
+        x=Axis("training step of the checkpoint", tick_format="~s"),
         theme=theme,
         view=f"coefficients/{study.study}",
         barmode="overlay",
