@@ -356,14 +356,6 @@ class StudySpec(FrozenModel):
         """Whether candidates are listed, not searched."""
         return self.optimizer.name in GRIDS
 
-    @property
-    def begins_at_ema(self) -> bool:
-        """Whether a search begins at EMA*, the best average of a grid, where that is known.
-
-        ``start`` names another beginning, and Algorithm 1 of the paper (``LCSC``) has its own.
-        """
-        return not (self.is_grid or self.start is not None or self.optimizer.name == "LCSC")
-
     def content(self) -> dict[str, Any]:
         """The content of a study file that asks for this study alone."""
         shared = self.model_dump(mode="json", exclude={"experiment", "optimizer", "seed"})

@@ -72,7 +72,11 @@ def compare(
         if report.metrics.cross_check_text:
             say(f"{experiment}: the cross-check is {report.metrics.cross_check_text}")
     if plot is not None:
-        _draw(studies, axis, plot)
+        from lcsc_opt.views.figures.comparison import comparison_figure
+        from lcsc_opt.views.figures.writing import write_figure
+
+        write_figure(plot, comparison_figure(studies, axis))
+        say(f"drawn: {plot}")
 
 
 def _print_ranking(title: str, studies: Sequence[Standing]) -> None:
@@ -94,15 +98,6 @@ def _print_ranking(title: str, studies: Sequence[Standing]) -> None:
         cells += [f"{row.evaluations:.0f}", f"{row.images:,.0f}", f"{row.seconds:.1f}", spread_text(row.searched)]
         rows.append(cells)
     print_table(header, rows, title=title, optional=_OPTIONAL)
-
-
-def _draw(studies: Sequence[Standing], axis: str | None, path: Path) -> None:
-    """Write the curves; ``None`` leaves the axis to the figure."""
-    from lcsc_opt.views.figures.comparison import comparison_figure
-    from lcsc_opt.views.figures.writing import write_figure
-
-    write_figure(path, comparison_figure(studies, axis))
-    say(f"drawn: {path}")
 
 
 def report(

@@ -32,11 +32,3 @@ def array_of(stored: Mapping[str, Any]) -> npt.NDArray[np.float64]:
 def coefficients_of(trial: FrozenTrial) -> Coefficients:
     """The coefficients ``[K]`` or ``[S, K]`` of one of our trials."""
     return array_of(trial.user_attrs["coefficients"])
-
-
-def gradient_of(trial: FrozenTrial) -> Coefficients | None:
-    """The gradient of a trial's loss in its coefficients, of their shape; ``None`` without one."""
-    stored = trial.user_attrs.get("gradient")
-    if stored is None:
-        return None
-    return array_of(stored)

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from lcsc_opt.base.errors import StudySpecError, TrajectoryError
+from lcsc_opt.base.files import same_working_folder
 from lcsc_opt.base.paths import BuildContext, KnownCheckpoints
 from lcsc_opt.base.reproducibility import environment
 from lcsc_opt.base.study_spec import ObjectiveSpec
@@ -88,12 +89,10 @@ class NodeObjective:
             if copy.is_file():  # a program that was connected to Ray before has sent none
                 spec = spec.model_copy(update={"file": str(copy)})
         sys.path.append(str(copies))
-        if self.working_directory.is_dir():  # on a shared file system, paths in settings mean the same files
-            os.chdir(self.working_directory)
-        try:
+        with same_working_folder():
+            if self.working_directory.is_dir():  # on a shared file system, paths in settings mean the same files
+                os.chdir(self.working_directory)
             return load_objective(spec, self.context, rows=self.rows, layout=self.layout)
-        finally:
-            os.chdir(copies)
 
     def _check_trajectory(self) -> None:
         checkpoints = self.context.checkpoints

@@ -35,7 +35,8 @@ def start_of(spec: StudySpec, specs: Sequence[StudySpec], database: Database) ->
     Raises:
         StudyStoreError: no grid has ended, and another process runs one of these searches.
     """
-    if not spec.begins_at_ema or database.storage is None:
+    # ``start`` names a beginning, and Algorithm 1 of the paper has its own
+    if spec.is_grid or spec.start is not None or spec.optimizer.name == "LCSC" or database.storage is None:
         return spec.start
     studies = read_contents(database.storage).of(spec.experiment)  # of now: another process may have run the grid
     ended = ended_search(studies, EMA_GRID)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 
-from lcsc_opt.base.errors import LcscError, SearchFailedError, StudySpecError, StudyStoreError
+from lcsc_opt.base.errors import LcscError, SearchFailedError, StudySpecError
 from lcsc_opt.base.progress import notice
 from lcsc_opt.base.study_file import StudyFile
 from lcsc_opt.base.study_spec import HeldOutSpec, StudySpec
 from lcsc_opt.database.lock import locked
 from lcsc_opt.database.names import is_ours, split_name
 from lcsc_opt.database.opened import Database
+from lcsc_opt.database.reader import HistoryReader
 from lcsc_opt.database.report import REPORT, Report, ReportPlan
 from lcsc_opt.database.states import Attributes, ended_search
 from lcsc_opt.experiment.defaults import completed
@@ -173,12 +174,9 @@ def evaluate_again(
     """
     if is_ours(name):
         raise StudySpecError(f"{name}: reports are of experiments: lcsc evaluate {split_name(name)[0]}")
-    database.existing()  # raises if there is none
+    HistoryReader(database.existing()).read(name)  # raises if there is none
     contents = database.contents
     specs = [spec_of(study, contents) for study in contents.of(name)]
-    if not specs:
-        stored_names = ", ".join(contents.experiments) or "none"
-        raise StudyStoreError(f"{name}: no such experiment; the database holds: {stored_names}")
     stored = contents.experiments[name]
     planned = HeldOutSpec(**(stored.get("held_out") or {}))
     planned_images = planned.images_with(stored["report_images"])

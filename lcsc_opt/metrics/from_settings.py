@@ -294,7 +294,11 @@ class ScoreSources:
                     continue
                 count = reference.count or 0
                 if count > MOST_IMAGES:
-                    _notice_too_many(name, count)
+                    notice(
+                        f"{name}: held-out reports have no {', '.join(REPORTED)}, since the reference has {count:,} "
+                        f"images and more than {MOST_IMAGES:,} take long; to compute them all the same, name them in "
+                        "held_out_metrics"
+                    )
                     continue
             built = self._built(settings, name, reference.extractor, features=True, held_out=True)
             # the study was begun with this identity; ADM's archives have another one if their images are read, too
@@ -341,11 +345,3 @@ class ScoreSources:
             if settings is not None and settings.holds_images:
                 return settings
         raise MetricError(f"{name} needs real images; give them under reference: {{{name}: a folder, a .zip, ...}}")
-
-
-def _notice_too_many(name: str, count: int) -> None:
-    """Say that reports lack metrics in the features of this extractor, and why."""
-    notice(
-        f"{name}: held-out reports have no {', '.join(REPORTED)}, since the reference has {count:,} images and more "
-        f"than {MOST_IMAGES:,} take long; to compute them all the same, name them in held_out_metrics"
-    )

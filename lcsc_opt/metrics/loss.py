@@ -152,13 +152,8 @@ class Loss:
         extractor = INCEPTION if first.has_own_features else first.extractor
         return [MetricName.parse(f"{name}@{extractor}" if name in OF_LOSS_FEATURES else name) for name in names]
 
-    @property
-    def has_yardstick(self) -> bool:
-        """Whether it is relative to what one fixed average of the checkpoints measures."""
-        return self.relative or self.keep is not None
-
     def yardstick(self, measured: Mapping[str, float], images: int) -> Yardstick:
-        """The yardstick of a loss that has one.
+        """The yardstick of a loss that is relative to one, or keeps a metric.
 
         Args:
             measured: metric → its value for the fixed average; of a kept metric also its standard error.

@@ -255,7 +255,8 @@ class MetricSuite:
         metrics = list(self._metrics.reported)
         if self.cross_check_metric is not None:
             metrics.append(self.cross_check_metric)
-        for name in self._compared_extractors():
+        networks = [name for name in self.loss.extractors if name not in WITHOUT_NETWORK]
+        for name in networks or self.loss.extractors:  # whose features are compared with real images
             reference = self._report_references.get(name)
             if reference is None:
                 continue
@@ -269,10 +270,6 @@ class MetricSuite:
             metrics = [metric for metric in metrics if metric not in self.loss.weights]
         metrics.append(MetricName(OUTSIDE, OUTSIDE))
         return tuple(dict.fromkeys(metrics))
-
-    def _compared_extractors(self) -> Sequence[str]:
-        """The loss's extractors whose features reports compare with real images: networks, if it has any."""
-        return [name for name in self.loss.extractors if name not in WITHOUT_NETWORK] or self.loss.extractors
 
     @property
     def signs(self) -> dict[str, int]:

@@ -25,7 +25,7 @@ from lcsc_opt.base.errors import SearchFailedError, StudyStoreError
 from lcsc_opt.base.progress import notice
 from lcsc_opt.base.records import Candidate, Coefficients, Cost, Evaluation, Yardstick
 from lcsc_opt.base.study_spec import BudgetSpec, FailureSpec
-from lcsc_opt.database.arrays import array_of, coefficients_of, gradient_of
+from lcsc_opt.database.arrays import array_of, coefficients_of
 from lcsc_opt.database.states import SUCCEEDED
 from lcsc_opt.database.store import StoredStudy, candidate_attributes
 from lcsc_opt.evaluation.base import Evaluator, Failure, Outcome
@@ -389,6 +389,9 @@ def _stored_outcome(trial: FrozenTrial) -> Outcome:
     attributes = trial.user_attrs
     cost: Mapping[str, Any] = attributes.get("cost", {})
     if trial.state in SUCCEEDED and trial.value is not None:
+        gradient = None
+        if "gradient" in attributes:
+            gradient = array_of(attributes["gradient"])
         without_groups = {}
         if "without_groups" in attributes:
             without_groups["loss"] = array_of(attributes["without_groups"]).tolist()
@@ -396,7 +399,7 @@ def _stored_outcome(trial: FrozenTrial) -> Outcome:
             trial.value,
             attributes.get("metrics", {}),
             Cost(**cost),
-            gradient=gradient_of(trial),
+            gradient=gradient,
             violation=attributes.get("violation"),
             without_groups=without_groups,
         )

@@ -143,6 +143,10 @@ def _check_unchanged(training: Training) -> None:
         before = dict(json.loads(path.read_text(encoding="utf-8")))
     except FileNotFoundError as error:
         raise TrainingError(f"{training.out}: nothing to resume ({path} is missing); start without --resume") from error
+    except (OSError, ValueError, TypeError) as error:
+        raise TrainingError(
+            f"{path}: cannot be read ({error}); move the files of this training, or name another trajectory"
+        ) from error
     for name, value in _described(training).items():
         if name == "steps" and not training.recipe.curriculum and value >= before.get("steps", 0):
             continue  # without a curriculum, a longer training continues a shorter one

@@ -16,8 +16,7 @@ class Background:
     by an exception, as Ctrl-C does, is made again.
     """
 
-    def __init__(self, name: str) -> None:
-        self._name = name
+    def __init__(self) -> None:
         self._process = os.getpid()
         self._call: Callable[[], object] | None = None
         self._calling = threading.Lock()
@@ -40,7 +39,7 @@ class Background:
         if threading.main_thread().is_alive():  # else the interpreter is ending, and does not wait for new threads
             with contextlib.suppress(RuntimeError):  # no more threads can be started
                 # the interpreter waits at its end for threads that are not daemons
-                threading.Thread(target=self._make, name=self._name, daemon=False).start()
+                threading.Thread(target=self._make, name="lcsc-save", daemon=False).start()
                 return
         self.finish()
 

@@ -70,7 +70,7 @@ class TrajectoryWriter:
         self._every = every
         self._saver = MatrixWriter(self.path, keep_last=keep_last, metadata=metadata, dtype=dtype)
         self._row: Tensor | None = None  # memory for one checkpoint, used again for the next one
-        self._background = Background("lcsc-save")
+        self._background = Background()
         self._appending = threading.Lock()
         if resume is not None:
             try:

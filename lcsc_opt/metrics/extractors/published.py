@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from lcsc_opt.base.errors import MetricError, TrajectoryError
+from lcsc_opt.base.errors import MetricError, TrajectoryError, text_of
 from lcsc_opt.base.imports import import_extra
 from lcsc_opt.base.libraries import quiet_libraries
 from lcsc_opt.base.progress import notice
@@ -210,9 +210,8 @@ class DinoV2Extractor(_PublishedNetwork):
             hub = import_extra("huggingface_hub")
             return Path(hub.snapshot_download("facebook/dinov2-large", allow_patterns=files))
         except OSError as error:
-            reason = str(error).partition("\n")[0]
             raise MetricError(
-                f"the weights of dinov2 cannot be downloaded ({reason}); give the folder in weights: "
+                f"the weights of dinov2 cannot be downloaded ({text_of(error)[:200]}); give the folder in weights: "
                 f"{{dinov2: PATH}}, {cls.published}"
             ) from error
 
@@ -244,9 +243,9 @@ class DinoV2Extractor(_PublishedNetwork):
             with quiet_libraries():
                 network, loading = kind.from_pretrained(str(folder), dtype=torch.float32, **options)
         except Exception as error:  # torn weights and wrong configurations have exceptions of their own libraries
-            reason = str(error).partition("\n")[0]
             raise MetricError(
-                f"{folder}: cannot be read ({reason}); give the folder in weights: {{dinov2: PATH}}, {self.published}"
+                f"{folder}: cannot be read ({text_of(error)[:200]}); give the folder in weights: "
+                f"{{dinov2: PATH}}, {self.published}"
             ) from error
         if any(loading[keys] for keys in ("missing_keys", "unexpected_keys", "mismatched_keys")):
             raise ValueError("transformers would draw the rest at random")

@@ -283,14 +283,12 @@ class _Builder:
         identity = _digest(images.content, self.extractor.name)
         statistics_file = self.folder / f"{identity[:32]}.npz"
         features_file = self.folder / f"{identity[:32]}.npy"
+        # a study that needs no features may have kept the statistics alone
+        if not statistics_file.exists() or (features and _mapped(features_file) is None):
+            self._compute(images, statistics_file, features_file if features else None)
         rows = None
         if features:
             rows = _mapped(features_file)
-        # a study that needs no features may have kept the statistics alone
-        if not statistics_file.exists() or (features and rows is None):
-            self._compute(images, statistics_file, features_file if features else None)
-            if features:
-                rows = _mapped(features_file)
         statistics, _ = read_reference_file(statistics_file, self.alias, images=False)
         assert statistics is not None  # written by _compute
         return Reference(self.extractor, statistics.gaussian, statistics.count, identity, rows, images.size)
