@@ -13,7 +13,7 @@ from lcsc_opt.base.progress import progress
 from lcsc_opt.checkpoints.counters import read_counters
 from lcsc_opt.checkpoints.names import Named, read_names
 
-_ADVICE = "rename the files, as model-100.pt, or pass --steps"
+_ADVICE = "rename the files, as model-100.pt, or give their steps (--steps; steps: in a study file)"
 
 
 class _Clue(NamedTuple):

@@ -211,6 +211,8 @@ def score_as_trained(
     size = ""
     if images:
         size = f" on {images:,} {'items' if objective.sampler is None else 'images'}"
+    if objective.sampler is None:  # of a score, nobody but its user knows
+        size += f", {'lower' if experiment.record.sign > 0 else 'higher'} is better"
     merges_averages = objective.trajectory is not None and objective.trajectory.merges_averages
     models = trained_models(experiment, objective)
     with progress(f"{experiment.name} as trained", len(models)) as measurer.advance:

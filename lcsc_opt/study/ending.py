@@ -10,6 +10,7 @@ from optuna.trial import FrozenTrial
 from lcsc_opt.base.jackknife import standard_error
 from lcsc_opt.database.arrays import array_of
 from lcsc_opt.database.states import compared_trials
+from lcsc_opt.optimizers.gradient import LEAST_GAIN
 
 RECENT = 20  # evaluations, in which a search that still improves must have gained something
 
@@ -25,7 +26,7 @@ def how_it_ended(trials: Sequence[FrozenTrial], *, by_itself: bool, patience: in
     compared = compared_trials(trials)
     if by_itself:  # LCSCGradient did, by the rule of its checks
         if any("without_groups" in trial.user_attrs for trial in compared):
-            return "ended by itself: the last third of its steps gained no more than the error of the gain"
+            return "ended by itself: the last third of its steps gained no more than the error of the gain, or 0.1 %"
         return "ended by itself: the later half of its checks shows no downward trend"
     if patience is not None:
         return f"ended: {patience} evaluations in a row brought no lower loss"
@@ -39,9 +40,11 @@ def how_it_ended(trials: Sequence[FrozenTrial], *, by_itself: bool, patience: in
     gain = (before.value or 0.0) - (now.value or 0.0)
     if gain <= _error(before, now):
         return f"cut by its budget; the last {RECENT} evaluations have brought nothing that is certain"
-    percent = f"{100 * gain / abs(before.value or 1.0):.2g} %"
+    share = gain / abs(before.value or 1.0)
+    if share <= LEAST_GAIN:
+        return f"cut by its budget; the last {RECENT} evaluations have brought less than 0.1 %"
     evaluations = trials[-1].number - before.number
-    return f"cut by its budget, still improving: {evaluations} more evaluations have brought {percent}"
+    return f"cut by its budget, still improving: {evaluations} more evaluations have brought {100 * share:.2g} %"
 
 
 def _best(trials: Sequence[FrozenTrial]) -> FrozenTrial:

@@ -92,7 +92,7 @@ def _compared(value: float, had: float, direction: int) -> str:
         return "against"
     change = 100 * (value - had) / abs(had)
     better = "below" if change < 0 else "above"
-    form = ".0f" if abs(change) >= 1 else ".1g"
+    form = ".0f" if abs(change) >= 10 else ".2g"
     return f"{abs(change):{form}} % {'worse than' if direction * change > 0 else better}"
 
 

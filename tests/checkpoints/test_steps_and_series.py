@@ -212,6 +212,6 @@ def test_series_of_a_list_are_told_apart_as_those_of_a_folder_are(tmp_path, othe
 def test_steps_that_another_clue_contradicts_are_a_question(tmp_path, contents):
     """They begin again in each epoch, or in a run that was started again."""
     paths = find_checkpoints(_written(tmp_path, contents))
-    with pytest.raises(TrajectoryError, match=r"are in different orders.*pass --steps"):
+    with pytest.raises(TrajectoryError, match=r"are in different orders.*give their steps"):
         checkpoint_steps(paths)
     assert [*find_sources(paths, range(1, 1 + len(paths)))] == [*range(1, 1 + len(paths))]

@@ -211,7 +211,7 @@ def test_steps_that_no_name_tells_are_given_to_init_and_searched(typed: Typed) -
     Path("runs").mkdir()
     for name in ("first", "second"):
         save_file({"weight": torch.full((2,), float(len(name)))}, f"runs/{name}.safetensors")
-    assert "pass --steps" in typed.refused("init", "score", "runs", "maximize=true")
+    assert "give their steps (--steps" in typed.refused("init", "score", "runs", "maximize=true")
     files = [f"runs/{name}.safetensors" for name in ("second", "first")]
     settings, _ = init("score", *files, "maximize=true", "--steps", "100,200")
     assert (settings["checkpoints"], settings["steps"]) == (files, [100, 200])
