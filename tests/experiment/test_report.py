@@ -296,7 +296,9 @@ def test_the_last_checkpoint_is_scored_first_and_printed(
         measurer = Measurer(experiment, objective, evaluating(objective), images=images or 0)
         score_as_trained(experiment, objective, measurer, images)
         on_what = "search noise" if images is None else "held-out noise on 20 items"
-        expected = f"lcsc: small: last checkpoint, step 300, {on_what}, lower is better: fid 0.625, kid 0.3125; compare "
+        expected = (
+            f"lcsc: small: last checkpoint, step 300, {on_what}, lower is better: fid 0.625, kid 0.3125; compare "
+        )
         assert expected in capsys.readouterr().err
     assert len(objective.asked) == 1
 
