@@ -156,7 +156,8 @@ def hand_notices_to(listener: Callable[[str], None]) -> None:
 
     It shows the progress, and this one shows none.
     """
-    _showing.acquire(blocking=False)
+    global _is_shown_elsewhere
+    _is_shown_elsewhere = True
     for handler in list(log.handlers):
         log.removeHandler(handler)
     log.addHandler(_Listener(listener))
@@ -175,23 +176,25 @@ def progress(description: str, total: int, *, done: int = 0, after: float = 0.0)
     a loop that ends within ``after`` seconds, or before the first line of a log is due.
     """
     global _shown
-    if log.level > logging.INFO:
+    if log.level > logging.INFO or _is_shown_elsewhere:
         yield lambda *_, **__: None
         return
     if not _showing.acquire(blocking=False):
-        with _behind(_shown, description, total) as advance:
+        with progress_inside(description, total) as advance:
             yield advance
         return
     try:
         bar_class, options = _way_to_show(after)
         with _bars(are_shown=True):  # ours also inside an evaluation
             bar = bar_class(total=total, initial=done, desc=description, **options)
+        bar.note = ""
         with bar:
 
             def advance(steps: int = 1, *, note: str | None = None, more: int = 0) -> None:
                 bar.total += more
                 if note is not None:
-                    bar.set_postfix_str(note, refresh=False)
+                    bar.note = note
+                    _annotate(bar)
                 bar.update(steps)
 
             _shown = bar
@@ -202,35 +205,47 @@ def progress(description: str, total: int, *, done: int = 0, after: float = 0.0)
 
 
 @contextlib.contextmanager
-def _behind(bar: Any, description: str, total: int) -> Iterator[Callable[..., None]]:
-    """As :func:`progress`, of a loop beside the one whose bar is shown; ``None`` for no bar."""
+def progress_inside(description: str, total: int) -> Iterator[Callable[..., None]]:
+    """As :func:`progress`, of a loop that is shown only behind the bar of one around it, if it lasts for a second."""
+    bar = _shown
     if bar is None or bar.disable:
         yield lambda *_, **__: None
         return
-    start = time.time()
-    before = bar.postfix or ""
+    this = object()
+    begun = time.monotonic()
+    shown_at = begun - bar.mininterval
     done = 0
 
     def advance(steps: int = 1, *, more: int = 0, **_: Any) -> None:
-        nonlocal done, total
+        nonlocal done, total, shown_at
         done += steps
         total += more
-        now = time.time()  # which tqdm looks at
-        if now - start >= SLOW_SECONDS and not bar.disable:
-            text = f"{description} {done:,}/{total:,}"
-            bar.set_postfix_str(f"{before}, {text}" if before else text, refresh=False)
-            if now - bar.last_print_t >= bar.mininterval and now - bar.start_t >= bar.delay:
-                bar.last_print_t = now
-                bar.refresh()
+        now = time.monotonic()
+        if now - begun < SLOW_SECONDS or bar.disable:
+            return
+        _inside[this] = f"{description} {done:,}/{total:,}"
+        _annotate(bar)
+        # the bar's own clock is left alone, by which it tells the rate of the loop around
+        if now - shown_at >= bar.mininterval and time.time() - bar.start_t >= bar.delay:
+            shown_at = now
+            bar.refresh()
 
     try:
         yield advance
     finally:
-        bar.set_postfix_str(before, refresh=False)
+        if _inside.pop(this, None) is not None:
+            _annotate(bar)
+
+
+def _annotate(bar: Any) -> None:
+    """Put the note of the loop that is shown, and how far those inside are, behind its bar."""
+    bar.set_postfix_str(", ".join(filter(None, (bar.note, *_inside.values()))), refresh=False)
 
 
 _showing = threading.Lock()
 _shown: Any = None  # the bar
+_inside: dict[object, str] = {}  # a loop inside of the one that is shown → how far it is
+_is_shown_elsewhere = False  # by the process that started this one
 _bars_are_shown = contextvars.ContextVar("_bars_are_shown", default=True)
 
 

@@ -211,8 +211,6 @@ def score_as_trained(
     size = ""
     if images:
         size = f" on {images:,} {'items' if objective.sampler is None else 'images'}"
-    if objective.sampler is None:  # of a score, nobody but its user knows
-        size += f", {'lower' if experiment.record.sign > 0 else 'higher'} is better"
     merges_averages = objective.trajectory is not None and objective.trajectory.merges_averages
     models = trained_models(experiment, objective)
     with progress(f"{experiment.name} as trained", len(models)) as measurer.advance:
@@ -225,20 +223,25 @@ def score_as_trained(
             kind = ""
             if merges_averages and model.name == LAST_CHECKPOINT:
                 kind = f" ({TRAINER_EMA})"
+            described = _described(measurement, experiment.record.sign, is_score=objective.sampler is None)
             notice(
                 f"{experiment.name}: {model.name}{kind}, step {objective.steps[-1]}, {noise.group} noise{size}: "
-                f"{_described(measurement, experiment.record.sign)}; compare this with your trainer's log, if that has "
-                "such a number: if they differ, this score does not measure what your trainer does"
+                f"{described}; compare this with your trainer's log, if that has such a number: if they differ, this "
+                "score does not measure what your trainer does"
             )
 
 
-def _described(measurement: Measurement, sign: int) -> str:
+def _described(measurement: Measurement, sign: int, *, is_score: bool) -> str:
     """``fid 12.3, precision 0.6``: the metrics, and first the loss unless it is one of them.
 
-    ``sign`` is −1 for a maximized score, which is a metric, and whose loss is that times −1.
+    ``sign`` is −1 for a maximized score, which is a metric, and whose loss is that times −1. Of a score it is said
+    whether lower is better, since nobody but its user knows.
     """
     shown = {name: value for name, value in measurement.metrics.items() if not name.endswith(STANDARD_ERROR)}
     loss = measurement.loss
     if sign * loss not in shown.values():
         shown = {"loss": loss, **shown}
-    return ", ".join(f"{name} {value:.4g}" for name, value in shown.items())
+    first, *others = (f"{name} {value:.4g}" for name, value in shown.items())
+    if is_score:
+        first += f" ({'lower' if sign > 0 else 'higher'} is better)"
+    return ", ".join([first, *others])

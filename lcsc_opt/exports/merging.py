@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
@@ -358,7 +359,10 @@ def _statistics_in(recipe: Recipe) -> dict[str, Tensor]:
     """The tensors of a recipe that no merge gives, such as the statistics of batch normalization."""
     if recipe.statistics is None:
         return {}
-    return load(bytes.fromhex(recipe.statistics))
+    try:
+        return load(bytes.fromhex(recipe.statistics))
+    except (ValueError, SafetensorError) as error:
+        raise ObjectiveError(f"{recipe.study}: the recipe's statistics cannot be read: export it again") from error
 
 
 def _lora_naming(sampler: Sampler | None, alphas: LoraAlphas) -> LoraNaming:

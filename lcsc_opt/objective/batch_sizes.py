@@ -12,14 +12,13 @@ from lcsc_opt.base import accelerator
 from lcsc_opt.base.accelerator import CPU
 from lcsc_opt.base.batches import MOST, Batches, Range
 from lcsc_opt.base.machine import free_memory
-from lcsc_opt.base.progress import notice, progress
+from lcsc_opt.base.progress import notice, progress_inside
 
 AUTO: Literal["auto"] = "auto"
 DEFAULT_BATCH = 500
 GRAPH_MEMORY = 4  # a graph multiplies the memory of a batch by about this
 _FIRST = 16  # images in the first batch on a device, which is measured
 _FIRST_WITH_GRAPH = 8
-_SILENT_SECONDS = 10.0  # of an evaluation that nobody else shows
 
 Size = int | Literal["auto"]
 T = TypeVar("T")
@@ -113,8 +112,8 @@ class BatchSizes:
 
 
 def _counted(batches: Iterable[Range], images: int) -> Iterator[Range]:
-    """The batches, with a progress of their images where they take long."""
-    with progress("images", images, after=_SILENT_SECONDS) as advance:
+    """The batches, whose images are counted behind the bar of what evaluates."""
+    with progress_inside("images", images) as advance:
         for start, stop in batches:
             yield start, stop
             advance(stop - start)

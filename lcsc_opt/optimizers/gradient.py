@@ -44,7 +44,7 @@ _DELAY = 0.5  # how much a step shrinks for each step that was made since its gr
 _FEWEST_CHECKS = 5  # before the search may end by itself
 _IDLE_CHECKS = 2  # one after the other, which end it
 _FEWEST_TO_RANK = 20  # checks of a loss without an error
-LEAST_GAIN = 1e-3  # of a loss: less is not worth a third of a search, however certain it is
+LEAST_GAIN = 0.01  # of the whole gain: less is not worth a third of a search, however certain it is
 _AVERAGING = 3  # the exponent of the average; its mean age is a fifth of the steps
 
 # The weight of a kept metric, in units of the loss. Its dual ascent multiplies it, so from zero it could not return.
@@ -143,7 +143,7 @@ class _LCSCGradient(Optimizer):  # type: ignore[misc]
 
         Each check is compared with the one whose steps are nearest to two thirds of its own. It is better if it gained
         more than the paired error of the difference, over the images, which all checks share and no step uses, and over
-        the real images, and more than a thousandth. Losses without an error are judged by their trend.
+        the real images, and more than a hundredth of the whole gain. Losses without an error are judged by their trend.
         """
         return self._idle_checks >= _IDLE_CHECKS
 
@@ -167,7 +167,7 @@ class _LCSCGradient(Optimizer):  # type: ignore[misc]
         if before.without is None or len(before.without) != len(last.without):
             return False
         error = standard_error(np.subtract(before.without, last.without).tolist())
-        return before.loss - last.loss <= max(error, LEAST_GAIN * abs(before.loss))
+        return before.loss - last.loss <= max(error, LEAST_GAIN * (self._checks[0].loss - last.loss))
 
     def _internal_ask_candidate(self) -> ng.p.Parameter:
         if self._check_is_due():

@@ -171,11 +171,12 @@ class ImageNoise:
         if chosen == "balanced":
             return torch.arange(start, stop) % below
 
-        ends = np.cumsum([1] * below if chosen == "random" else chosen)  # of the part of each class
-
         def drawn() -> Tensor:
-            numbers = [stream.random() * ends[-1] for stream in self._streams(noise, start, stop, "labels", 0)]
-            return torch.from_numpy(np.searchsorted(ends, numbers, side="right"))
+            streams = self._streams(noise, start, stop, "labels", 0)
+            if chosen == "random":
+                return torch.tensor([int(stream.integers(below)) for stream in streams])
+            ends = np.cumsum(chosen)  # of the part of each class
+            return torch.from_numpy(np.searchsorted(ends, [stream.random() * ends[-1] for stream in streams], "right"))
 
         return self._cached(("labels", noise, start, stop), drawn)
 

@@ -26,7 +26,9 @@ def how_it_ended(trials: Sequence[FrozenTrial], *, by_itself: bool, patience: in
     compared = compared_trials(trials)
     if by_itself:  # LCSCGradient did, by the rule of its checks
         if any("without_groups" in trial.user_attrs for trial in compared):
-            return "ended by itself: the last third of its steps gained no more than the error of the gain, or 0.1 %"
+            return (
+                "ended by itself: the last third of its steps gained no more than its error, or 1 % of the whole gain"
+            )
         return "ended by itself: the later half of its checks shows no downward trend"
     if patience is not None:
         return f"ended: {patience} evaluations in a row brought no lower loss"
@@ -40,11 +42,11 @@ def how_it_ended(trials: Sequence[FrozenTrial], *, by_itself: bool, patience: in
     gain = (before.value or 0.0) - (now.value or 0.0)
     if gain <= _error(before, now):
         return f"cut by its budget; the last {RECENT} evaluations have brought nothing that is certain"
-    share = gain / abs(before.value or 1.0)
-    if share <= LEAST_GAIN:
-        return f"cut by its budget; the last {RECENT} evaluations have brought less than 0.1 %"
+    if gain <= LEAST_GAIN * ((compared[0].value or 0.0) - (now.value or 0.0)):
+        return f"cut by its budget; the last {RECENT} evaluations have brought less than 1 % of the whole gain"
+    percent = f"{100 * gain / abs(before.value or 1.0):.2g} %"
     evaluations = trials[-1].number - before.number
-    return f"cut by its budget, still improving: {evaluations} more evaluations have brought {100 * share:.2g} %"
+    return f"cut by its budget, still improving: {evaluations} more evaluations have brought {percent}"
 
 
 def _best(trials: Sequence[FrozenTrial]) -> FrozenTrial:

@@ -59,9 +59,9 @@ def _unseen(report: Report, best: Measurement, metric: str) -> str:
     if row is None or row.baseline is None:
         return ""
     chance = ""
-    if row.gain_interval is not None and row.gain_interval[0] <= 0 <= row.gain_interval[1]:
-        chance = ", perhaps by chance"
     compared = _compared(row.value, row.baseline, 1)
+    if row.gain_interval is not None and row.gain_interval[0] <= 0 <= row.gain_interval[1] and "%" in compared:
+        chance = ", perhaps by chance"
     values = f"{row.baseline:.4g} → {row.value:.4g}{chance}"
     return f" Against real images that no search saw, it is {compared} that model ({values})."
 

@@ -210,14 +210,29 @@ def test_a_loop_inside_of_another_stands_behind_its_bar_while_it_lasts(capsys: p
             sampled(900)
             with progress("features", 10) as computed:
                 computed(4, more=2)
+            advance(0, note="1.5")
             sampled(1100)
         advance()
         with progress("images", 2000):
             pass
-    notes = re.findall(r"1\.25.*(?=\])", capsys.readouterr().err)
-    inside = ["images 900/2,000", "images 900/2,000, features 4/12", "images 2,000/2,000"]
-    assert list(dict.fromkeys(notes)) == ["1.25", *(f"1.25, {text}" for text in inside)]
-    assert notes[-1] == "1.25"
+    notes = re.findall(r"1\.2?5.*(?=\])", capsys.readouterr().err)
+    before = ["1.25", "1.25, images 900/2,000", "1.25, images 900/2,000, features 4/12"]
+    assert list(dict.fromkeys(notes)) == [*before, "1.5, images 2,000/2,000", "1.5"]
+
+
+@pytest.mark.usefixtures("anything_is_slow")
+def test_a_loop_inside_leaves_the_rate_of_the_one_around_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal = become_a_terminal(monkeypatch)
+    with progress("search", 3) as advance:
+        for _ in range(3):
+            with progress("images", 4) as sampled:
+                for _ in range(4):
+                    time.sleep(0.06)
+                    sampled()
+            time.sleep(0.12)
+            advance()
+    rates = re.findall(r"([\d.]+)it/s", terminal.getvalue())
+    assert all(float(rate) < 5 for rate in rates)
 
 
 def test_a_terminal_without_a_size_gets_lines_and_no_bar(monkeypatch: pytest.MonkeyPatch) -> None:

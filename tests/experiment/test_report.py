@@ -296,9 +296,7 @@ def test_the_last_checkpoint_is_scored_first_and_printed(
         measurer = Measurer(experiment, objective, evaluating(objective), images=images or 0)
         score_as_trained(experiment, objective, measurer, images)
         on_what = "search noise" if images is None else "held-out noise on 20 items"
-        expected = (
-            f"lcsc: small: last checkpoint, step 300, {on_what}, lower is better: fid 0.625, kid 0.3125; compare "
-        )
+        expected = f"lcsc: small: last checkpoint, step 300, {on_what}: fid 0.625 (lower is better), kid 0.3125; "
         assert expected in capsys.readouterr().err
     assert len(objective.asked) == 1
 
@@ -378,7 +376,7 @@ def test_the_trainers_ema_is_scored_before_the_search_and_stands_in_every_table(
     average = state_dict(43)
     shift = 0.32  # of the held-out noise
     loss = sum((w.double() - shift).square().sum() for w in average.values() if w.is_floating_point())
-    assert f"small: trainer's EMA, step 50, held-out noise on 20 items, lower is better: fid {loss:.4g}" in ran
+    assert f"small: trainer's EMA, step 50, held-out noise on 20 items: fid {loss:.4g} (lower is better)" in ran
     assert ran.count("small: trainer's EMA") == 1, "it is measured once"
     made = stored_report("small")
     assert made.had == (LAST_CHECKPOINT, "trainer's EMA", EMA)

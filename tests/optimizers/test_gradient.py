@@ -222,8 +222,10 @@ def test_a_search_ends_when_its_last_third_brought_no_more_than_the_error() -> N
     assert still_falling(falling[:4], error=0.1), "so early nobody can say it"
     assert not still_falling([1, 0.5, 0.4, *[0.4] * 6], error=0.01)
     assert still_falling([1, 0.9, 0.8, 0.7, 0.6, 0.55, 0.6, 0.4], error=0.01), "one check is no sign"
-    assert still_falling([1 - 1e-3 * check for check in range(12)], error=1e-9)
-    assert not still_falling([1 - 1e-5 * check for check in range(12)], error=1e-9), "nobody would notice"
+    for offset in (0.0, 100.0):
+        assert still_falling([offset - 1e-3 * check for check in range(12)], error=1e-9)
+        slow = [offset + 1, *(offset - 1e-4 * check for check in range(12))]
+        assert not still_falling(slow, error=1e-9), "less than a hundredth of the whole gain"
 
 
 def test_a_search_in_noise_that_got_where_it_can_ends_by_itself() -> None:

@@ -37,7 +37,7 @@ def test_a_search_that_was_cut_while_it_gained_says_what_the_last_evaluations_ha
     assert "have brought nothing that is certain" in ended([*[1.0] * 20, *[1.1] * 20])
     assert "have brought nothing that is certain" in ended([*[1.0] * 20, *[0.9] * 20], error=1.0)
     assert "still improving: 20 more evaluations have brought 10 %" in ended([*[1.0] * 20, *[0.9] * 20], error=1e-4)
-    assert "have brought less than 0.1 %" in ended([*[1.0] * 20, *[0.9995] * 20])
+    assert "have brought less than 1 % of the whole gain" in ended([9.0, *[1.0] * 20, *[0.95] * 20])
     assert ended([1.0, 0.5]) == "cut by its budget"
 
 
@@ -54,7 +54,8 @@ def test_the_last_check_counts_of_a_search_by_gradients_also_if_its_first_trial_
 def test_one_that_has_ended_says_so() -> None:
     by_error = how_it_ended(trials([0.9294, 0.8823], error=0.1), by_itself=True, patience=None)
     assert (
-        by_error == "ended by itself: the last third of its steps gained no more than the error of the gain, or 0.1 %"
+        by_error
+        == "ended by itself: the last third of its steps gained no more than its error, or 1 % of the whole gain"
     )
     by_trend = how_it_ended(trials([0.9294, 0.8823]), by_itself=True, patience=None)
     assert by_trend == "ended by itself: the later half of its checks shows no downward trend"
