@@ -188,6 +188,7 @@ def progress(description: str, total: int, *, done: int = 0, after: float = 0.0)
         with _bars(are_shown=True):  # ours also inside an evaluation
             bar = bar_class(total=total, initial=done, desc=description, **options)
         bar.note = ""
+        bar.inside = {}  # a loop inside → how far it is; one that is never closed goes with the bar
         with bar:
 
             def advance(steps: int = 1, *, note: str | None = None, more: int = 0) -> None:
@@ -223,7 +224,7 @@ def progress_inside(description: str, total: int) -> Iterator[Callable[..., None
         now = time.monotonic()
         if now - begun < SLOW_SECONDS or bar.disable:
             return
-        _inside[this] = f"{description} {done:,}/{total:,}"
+        bar.inside[this] = f"{description} {done:,}/{total:,}"
         _annotate(bar)
         # the bar's own clock is left alone, by which it tells the rate of the loop around
         if now - shown_at >= bar.mininterval and time.time() - bar.start_t >= bar.delay:
@@ -233,18 +234,17 @@ def progress_inside(description: str, total: int) -> Iterator[Callable[..., None
     try:
         yield advance
     finally:
-        if _inside.pop(this, None) is not None:
+        if bar.inside.pop(this, None) is not None:
             _annotate(bar)
 
 
 def _annotate(bar: Any) -> None:
     """Put the note of the loop that is shown, and how far those inside are, behind its bar."""
-    bar.set_postfix_str(", ".join(filter(None, (bar.note, *_inside.values()))), refresh=False)
+    bar.set_postfix_str(", ".join(filter(None, (bar.note, *bar.inside.values()))), refresh=False)
 
 
 _showing = threading.Lock()
 _shown: Any = None  # the bar
-_inside: dict[object, str] = {}  # a loop inside of the one that is shown → how far it is
 _is_shown_elsewhere = False  # by the process that started this one
 _bars_are_shown = contextvars.ContextVar("_bars_are_shown", default=True)
 

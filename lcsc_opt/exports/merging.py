@@ -271,8 +271,10 @@ def _document(trajectory: Trajectory, weights: Mapping[str, Tensor], to: Destina
             f"{to.path}: the merged weights are in {' and '.join(document.replaced)}; all else is the last checkpoint's"
         )
     if document.left_out:
-        names = ", ".join(document.left_out[:_MOST_NAMED])
-        notice(f"{to.path}: left out, because they are more than plain data: {names} ({len(document.left_out)} in all)")
+        names = document.left_out[:_MOST_NAMED]
+        if len(document.left_out) > _MOST_NAMED:
+            names.append("…")
+        notice(f"{to.path}: left out, because they are more than plain data: {', '.join(names)}")
     return document.entries
 
 

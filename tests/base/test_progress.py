@@ -25,6 +25,7 @@ from lcsc_opt.base.progress import (
     messages_on_stderr,
     notice,
     progress,
+    progress_inside,
     said_if_slow,
     without_bars,
 )
@@ -218,6 +219,19 @@ def test_a_loop_inside_of_another_stands_behind_its_bar_while_it_lasts(capsys: p
     notes = re.findall(r"1\.2?5.*(?=\])", capsys.readouterr().err)
     before = ["1.25", "1.25, images 900/2,000", "1.25, images 900/2,000, features 4/12"]
     assert list(dict.fromkeys(notes)) == [*before, "1.5, images 2,000/2,000", "1.5"]
+
+
+@pytest.mark.usefixtures("anything_is_slow")
+def test_a_loop_that_an_error_left_open_does_not_stand_behind_later_bars(capsys: pytest.CaptureFixture[str]) -> None:
+    with progress("first", 1, after=1e-9):
+        left_open = progress_inside("images", 10)  # as where a notebook keeps the traceback
+        left_open.__enter__()(3)
+    assert "images 3/10" in capsys.readouterr().err
+    with progress("second", 1, after=1e-9) as advance:
+        advance(note="1.25")
+    said = capsys.readouterr().err
+    assert "1.25" in said
+    assert "images" not in said
 
 
 @pytest.mark.usefixtures("anything_is_slow")
