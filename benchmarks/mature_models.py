@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 from real import Array, Real, UNet, distances, precision_and_recall, sample_flow, train_classifier
+from sklearn.datasets import load_sample_images
 from torch import Tensor, nn
 
 BATCH, SAVED = 64, 300
@@ -96,6 +97,36 @@ def _emoji(work: Path, side: int) -> Images:
     )
 
 
+def _photographs(work: Path, side: int) -> Images:  # noqa: ARG001 - they come with scikit-learn
+    """Crops of scikit-learn's two photographs, halved in size; a judge's classes are the photograph and the height.
+
+    A square of twice the side has all its crops in one of the three parts, so that no two parts share a pixel.
+    """
+    tile = 2 * side
+    random = np.random.default_rng(0)
+    crops: dict[str, list[Tensor]] = {"trained_on": [], "unseen": [], "judged_by": []}
+    classes: list[int] = []
+    for number, photograph in enumerate(load_sample_images().images):
+        whole = torch.tensor(photograph).permute(2, 0, 1).float()
+        halved = F.avg_pool2d(whole, 2).round() / 127.5 - 1  # whole levels, as files have them
+        for top in range(0, halved.shape[1] - tile + 1, tile):
+            for left in range(0, halved.shape[2] - tile + 1, tile):
+                square = halved[:, top : top + tile, left : left + tile]
+                positions = square.unfold(1, side, 1).unfold(2, side, 1).permute(1, 2, 0, 3, 4).flatten(0, 1)
+                part = random.choice(list(crops), p=[0.6, 0.2, 0.2])
+                crops[part].append(positions)
+                if part == "judged_by":
+                    classes += len(positions) * [5 * number + 5 * top // halved.shape[1]]
+    joined = {part: torch.cat(squares) for part, squares in crops.items()}
+    order = {part: torch.from_numpy(random.permutation(len(images))) for part, images in joined.items()}
+    return Images(
+        joined["trained_on"][order["trained_on"]][:20_000],
+        joined["unseen"][order["unseen"]][:5_000],
+        joined["judged_by"],
+        torch.tensor(classes).long(),
+    )
+
+
 def _picture(work: Path, vendor: str, name: str, side: int) -> Tensor:
     """``[3, side, side]`` in [-1, 1], on white."""
     picture = Image.open(work / f"emoji-datasource-{vendor}" / "img" / vendor / "64" / name).convert("RGBA")
@@ -130,6 +161,7 @@ MODELS = {
         Model("digits16", 16, 1, build_grey, _digits, 24_000, "fdr@real:ImageNetFeatures"),
         Model("emoji", 16, 3, build_colour, _emoji, 24_000, "fdr@real:ImageNetFeatures"),
         Model("emoji8", 8, 3, build_colour, _emoji, 24_000, "fdr@real:ImageNetFeatures"),
+        Model("photographs8", 8, 3, build_colour, _photographs, 12_000, "fdr@mature_models:RotationFeatures"),
     )
 }
 
@@ -232,6 +264,31 @@ def _judge_body(kind: str, model: Model) -> nn.Sequential:
         nn.Linear(32 * (model.side // 4) ** 2, 64),
         nn.ReLU(),
     )
+
+
+class RotationFeatures:
+    """64 features of a small network that tells by how many quarters 8×8 crops of photographs are turned.
+
+    An extractor of the tool, which follows gradients; ImageNet's networks would take nearly all of a search's time. It
+    is trained on the images of the training, once, into the working folder.
+    """
+
+    dimension = 64
+    name = "rotations-of-8x8-photographs"
+
+    def __init__(self) -> None:
+        model = MODELS["photographs8"]
+        images = images_of(model, Path.cwd()).trained_on[:4000]
+        turned = torch.cat([images.rot90(quarters, (2, 3)) for quarters in range(4)])
+        torch.manual_seed(1)
+        net = nn.Sequential(_judge_body("convolutions", model), nn.Linear(64, 4))
+        train_classifier(net, turned, torch.arange(4).repeat_interleave(len(images)), Path("rotations.pt"))
+        self.network = net[0]
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """Features ``[B, 64]``."""
+        features: Tensor = self.network(images)
+        return features
 
 
 class Judges:

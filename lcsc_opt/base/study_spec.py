@@ -69,19 +69,37 @@ class ObjectiveSpec(FrozenModel):
 
 
 LAYERS: Final = "layers"
-"""The rule for rows, see :mod:`lcsc_opt.coefficients.layer_groups`."""
+CHANNELS: Final = "channels"
 AUTO: Final = "auto"
 """Rows that :mod:`lcsc_opt.experiment.defaults` chooses for each optimizer."""
 
 
-Rows = Literal["layers", "auto"] | None
+def _check_shared_rows(shared: dict[str, int]) -> dict[str, int]:
+    """Refuse all keys but ``channels``.
+
+    Raises:
+        ValueError: there is another one, or none.
+    """
+    if list(shared) != [CHANNELS]:
+        raise ValueError(f"expected {LAYERS}, {CHANNELS} or {{{CHANNELS}: 8}}, got {excerpt(shared)}")
+    return shared
+
+
+Rule = str | dict[str, int]
+"""How tensors are divided into rows of coefficients: ``layers``, ``channels``, or ``{channels: 8}``, of which eight
+neighbouring channels share one."""
+Rows = (
+    Literal["layers", "channels", "auto"]
+    | Annotated[dict[str, Count], pydantic.AfterValidator(_check_shared_rows)]
+    | None
+)
 
 
 class SpaceSpec(FrozenModel):
     """Which coefficients are searched.
 
-    ``kind`` is ``affine`` or ``convex``. ``rows: layers`` gives each layer coefficients of its own; ``None`` is one row
-    for all.
+    ``kind`` is ``affine`` or ``convex``. ``rows: layers`` gives each layer coefficients of its own, ``rows: channels``
+    each output channel; ``None`` is one row for all.
     """
 
     kind: Literal["affine", "convex"] = "affine"
@@ -107,10 +125,6 @@ class OptimizerSpec(FrozenModel):
             ((name, options),) = entry.items()
             return {"name": name, "options": {} if options is None else options}
         return entry
-
-    def with_defaults(self, defaults: Mapping[str, Any]) -> OptimizerSpec:
-        """The same optimizer; options that it does not name have these values."""
-        return self.model_copy(update={"options": {**defaults, **self.options}})
 
 
 def _list_optimizers(value: Any) -> Any:

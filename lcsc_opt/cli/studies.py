@@ -197,7 +197,7 @@ def _print_rehearsed(experiment: Experiment) -> None:
         evaluations = {study.study: study.summary.evaluations for study in stored}
     rows = []
     for spec in experiment.specs:
-        options = {**attributes[spec.name]["optimizer_defaults"], **spec.optimizer.options}
+        options = spec.optimizer.options
         named_options = ", ".join(f"{key}={value}" for key, value in options.items())
         in_rows = "one row" if spec.is_grid or spec.space.rows is None else f"rows: {spec.space.rows}"
         budget = BudgetSpec(**attributes[spec.name]["budget"])

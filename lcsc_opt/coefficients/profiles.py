@@ -289,7 +289,7 @@ def normalize(coefficients: npt.ArrayLike) -> Coefficients:
     """
     values = np.asarray(coefficients, dtype=np.float64)
     rows = np.atleast_2d(values)
-    totals = np.array([exact_sum(row) for row in rows])
+    totals = exact_sums(rows)
     divisible = np.isfinite(totals) & (np.abs(totals) >= NEAR_ZERO)
     if not divisible.all():
         total = totals[~divisible][0]
@@ -307,6 +307,24 @@ def exact_sum(numbers: npt.NDArray[np.float64]) -> float:
         return math.nan
 
 
+def exact_sums(rows: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """The sums of ``[S, K]``, ``[S]``: of few long rows as :func:`exact_sum`, of many short ones right to a bit or two.
+
+    Many are summed column by column with what rounding has lost (Neumaier 1974).
+    """
+    if len(rows) <= rows.shape[-1]:
+        return np.array([exact_sum(row) for row in rows])
+    total = np.zeros(len(rows))
+    lost = np.zeros(len(rows))
+    with np.errstate(over="ignore", invalid="ignore"):
+        for column in rows.T:
+            added = total + column
+            is_larger = np.abs(total) >= np.abs(column)
+            lost += np.where(is_larger, (total - added) + column, (column - added) + total)
+            total = added
+        return np.asarray(total + lost)
+
+
 def close_sum(coefficients: Coefficients) -> Coefficients:
     """Push the rounding error into the largest coefficient of ``[K]``, or of each row of ``[S, K]``.
 
@@ -314,11 +332,12 @@ def close_sum(coefficients: Coefficients) -> Coefficients:
     of that size cannot be changed by as little as the error; the coefficient nearest to zero then takes the rest.
     """
     closed = np.array(coefficients, dtype=np.float64)
-    for row in np.atleast_2d(closed):  # which are views: they change the copy
-        row[np.abs(row).argmax()] += 1.0 - math.fsum(row.tolist())
-        rest = 1.0 - math.fsum(row.tolist())
-        if abs(rest) > _COARSE:
-            row[np.abs(row).argmin()] += rest
+    rows = np.atleast_2d(closed)  # a view: changes are the copy's
+    every = np.arange(len(rows))
+    rows[every, np.abs(rows).argmax(axis=1)] += 1.0 - exact_sums(rows)
+    rest = 1.0 - exact_sums(rows)
+    far = every[np.abs(rest) > _COARSE]
+    rows[far, np.abs(rows[far]).argmin(axis=1)] += rest[far]
     return closed
 
 
@@ -361,7 +380,7 @@ def check_coefficients(coefficients: npt.ArrayLike, count: int, *, rows: Sized |
     _check_shape(values.shape, count, None if rows is None else len(rows))
     if not np.isfinite(values).all():
         raise StudySpecError("Coefficients have to be finite; some are NaN or infinite.")
-    off = max(abs(exact_sum(row) - 1.0) for row in values.reshape(-1, count))
+    off = float(np.abs(exact_sums(values.reshape(-1, count)) - 1.0).max())
     if off > _SUM_TOLERANCE:
         raise StudySpecError(
             f"Coefficients have to sum to one; the sum is off by {off:.3g}. Divide them by their sum, in float64."

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from lcsc_opt.base.records import Coefficients
-from lcsc_opt.coefficients.profiles import NEAR_ZERO, close_sum, normalize
+from lcsc_opt.coefficients.profiles import NEAR_ZERO, close_sum, exact_sums, normalize
 
 _Array = npt.NDArray[np.float64]
 _ROUNDING = 1e-14  # of a coefficient, on the way to a free vector and back
@@ -133,6 +133,4 @@ class ConvexSpace:
 
 def _sums(rows: _Array) -> _Array:
     """``[..., K]`` → ``[..., 1]``, correctly rounded."""
-    flat = rows.reshape(-1, rows.shape[-1]).tolist()
-    sums = np.array([math.fsum(row) for row in flat])
-    return sums.reshape(*rows.shape[:-1], 1)
+    return exact_sums(rows.reshape(-1, rows.shape[-1])).reshape(*rows.shape[:-1], 1)

@@ -45,7 +45,8 @@ class Standing:
         seed: of the study.
         summary: of its trials.
         steps: ``[K]`` training steps of the checkpoints.
-        layer_groups: ``[S]``, the names of the rows of coefficients; empty where all layers have the same.
+        layer_groups: layer → how many rows of coefficients it has, in their order; empty where all have the
+            same.
         settings: its specification, as nested mappings.
         budget: ``{"evaluations": n}``, ``{"images": n}``, or ``{"seconds": n}``.
         workers: how many evaluate at once.
@@ -67,7 +68,7 @@ class Standing:
     _: dataclasses.KW_ONLY
     summary: Summary = dataclasses.field(default_factory=Summary)
     steps: tuple[int, ...] = ()
-    layer_groups: tuple[str, ...] = ()
+    layer_groups: Mapping[str, int] = dataclasses.field(default_factory=dict)
     settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     budget: Mapping[str, int] = dataclasses.field(default_factory=dict)
     workers: int = 1

@@ -210,7 +210,7 @@ def _standing(study_id: int, name: str, attributes: Mapping[str, Any]) -> Standi
         name,
         *split_name(name),
         steps=tuple(attributes.get("steps") or ()),
-        layer_groups=tuple(attributes.get("layer_groups") or ()),
+        layer_groups=attributes.get("layer_groups") or {},
         settings=specification,
         workers=_worker_count(specification.get("workers", 1)),
         sign=sign_of(attributes),

@@ -7,15 +7,16 @@ is the index of its ask, until failed trials are forgotten. Everything is reacha
 trial                  value (the loss; of a maximized score the score, in a study of that direction), state
                        (``PRUNED`` where the loss does not compare with others),
                        ``datetime_start``, ``datetime_complete``; for Optuna's plots one parameter, ``sum_abs`` (Σ|a|)
-user attributes        ``coefficients`` [K] or [S, K] (see :mod:`lcsc_opt.database.arrays`), ``metrics``, ``cost``;
+user attributes        ``coefficients`` [K] or [S, K] (see :mod:`lcsc_opt.database.arrays`), of steps [S, K] only
+                       ``coefficients_sha256``; ``metrics``, ``cost``;
                        ``images`` and ``noise`` where other than the objective's were asked for, ``unbiased`` where
                        that was, ``gradient`` where one was, like ``coefficients``; ``violation``, and the loss's
                        ``without_groups``, where that is known (:class:`lcsc_opt.base.records.Evaluation`);
                        ``attempts`` that failed, each with its ``traceback``, and the ``reason`` of a failed trial
 study user attributes  when it is made: ``specification`` (but what its experiment has), ``environment``,
-                       ``maximize``, ``steps`` [K], ``budget``, ``optimizer_budget``, ``optimizer_defaults`` (options
-                       that the study file does not name), ``origin``, ``created``, ``created_by``, ``schema``,
-                       ``parallelism``, ``layer_groups`` [S] by name; later:
+                       ``maximize``, ``steps`` [K], ``budget``, ``optimizer_budget``, ``origin``, ``created``,
+                       ``created_by``, ``schema``,
+                       ``parallelism``, ``layer_groups`` (layer → its rows); later:
                        ``holder``, ``search_ended``, ``retry``, ``summary``
                        (see :mod:`lcsc_opt.database.summary`)
 =====================  =======================================================================================
@@ -54,7 +55,7 @@ from lcsc_opt.base.records import SEARCH, Candidate, Evaluation
 from lcsc_opt.base.study_spec import OF_EXPERIMENT
 from lcsc_opt.coefficients.profiles import sum_abs
 from lcsc_opt.database import names
-from lcsc_opt.database.arrays import stored_array
+from lcsc_opt.database.arrays import digest_of, stored_array
 from lcsc_opt.database.connection import in_database, one_transaction, quiet_optuna
 from lcsc_opt.database.history import sign_of
 from lcsc_opt.database.lock import Coordinator
@@ -151,9 +152,20 @@ def _check_schema(name: str, attributes: Mapping[str, Any]) -> None:
         )
 
 
+CANDIDATE_ATTRIBUTES = ("coefficients", "coefficients_sha256", "images", "noise", "unbiased")
+"""All that a trial may store of its candidate."""
+
+
 def candidate_attributes(candidate: Candidate) -> dict[str, Any]:
-    """The attributes of a trial that describe its candidate; all but coefficients only if they are not the defaults."""
-    attributes: dict[str, Any] = {"coefficients": stored_array(candidate.coefficients)}
+    """The attributes of a trial that describe its candidate; all but coefficients only if they are not the defaults.
+
+    Of a step of many rows only a digest is stored: replay gives its coefficients again.
+    """
+    attributes: dict[str, Any] = {}
+    if candidate.gradient and candidate.coefficients.ndim > 1:
+        attributes["coefficients_sha256"] = digest_of(candidate.coefficients)
+    else:
+        attributes["coefficients"] = stored_array(candidate.coefficients)
     if candidate.images is not None:
         attributes["images"] = candidate.images
     if candidate.noise != SEARCH:

@@ -16,8 +16,7 @@ from lcsc_opt.base.errors import StudySpecError, TrajectoryError
 from lcsc_opt.base.files import same_working_folder
 from lcsc_opt.base.paths import BuildContext, KnownCheckpoints
 from lcsc_opt.base.reproducibility import environment
-from lcsc_opt.base.study_spec import ObjectiveSpec
-from lcsc_opt.coefficients.layer_groups import Rule
+from lcsc_opt.base.study_spec import ObjectiveSpec, Rule
 from lcsc_opt.objective.contract import Objective
 from lcsc_opt.objective.loading import load_objective
 

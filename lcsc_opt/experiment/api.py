@@ -32,7 +32,7 @@ from lcsc_opt.base.settings import check_options, excerpt
 from lcsc_opt.base.study_file import StudyFile, parse_study_file, read_study_file
 from lcsc_opt.base.study_spec import Budget
 from lcsc_opt.coefficients.profiles import check_coefficients, trainer_ema
-from lcsc_opt.database.arrays import coefficients_of
+from lcsc_opt.database.arrays import coefficients_of, has_coefficients
 from lcsc_opt.database.connection import reading
 from lcsc_opt.database.history import Standing, as_known
 from lcsc_opt.database.names import split_name
@@ -144,8 +144,8 @@ class Study:
         return coefficients
 
     @property
-    def layer_groups(self) -> tuple[str, ...]:
-        """``[S]``, the names of the rows of coefficients; empty where all layers have the same."""
+    def layer_groups(self) -> Mapping[str, int]:
+        """Layer → how many rows of coefficients it has, in their order; empty where all layers have the same."""
         return self._summary.layer_groups
 
     @property
@@ -153,7 +153,8 @@ class Study:
         """A row for each trial, by its number, for people and for ``pandas.DataFrame``.
 
         Keys: ``number``, ``state`` (``COMPLETE``, ``FAIL``, ``RUNNING``; ``PRUNED`` if the loss does not compare with
-        others), ``loss`` (the score, if one is maximized), ``coefficients`` (a list, ``[K]`` or ``[S, K]``),
+        others), ``loss`` (the score, if one is maximized), ``coefficients`` (a list, ``[K]`` or ``[S, K]``;
+        ``None`` for a step of many rows),
         ``metrics`` (name → value), ``images``, ``seconds``, and the ``reason`` of a failure; ``None`` if unknown.
         """
         with reading(self.storage) as storage:
@@ -360,7 +361,7 @@ def _row(trial: FrozenTrial, sign: int) -> dict[str, Any]:
         "number": trial.number,
         "state": trial.state.name,
         "loss": as_known(trial.value, sign),
-        "coefficients": coefficients_of(trial).tolist(),
+        "coefficients": coefficients_of(trial).tolist() if has_coefficients(trial) else None,
         "metrics": attributes.get("metrics"),
         "images": cost.get("images"),
         "seconds": cost.get("seconds"),

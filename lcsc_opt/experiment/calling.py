@@ -20,8 +20,7 @@ from lcsc_opt.base.paths import SHIPPED, BuildContext
 from lcsc_opt.base.progress import INTERRUPTED, each_notice_once, messages_by_default, notice
 from lcsc_opt.base.settings import excerpt, parse_settings, plain
 from lcsc_opt.base.study_file import parse_study_file
-from lcsc_opt.base.study_spec import AUTO, Budget, BudgetSpec, experiment_name
-from lcsc_opt.coefficients.layer_groups import Rule
+from lcsc_opt.base.study_spec import AUTO, Budget, BudgetSpec, Rule, experiment_name
 from lcsc_opt.database.opened import Database
 from lcsc_opt.database.urls import files_directory, storage_url, url_of_file
 from lcsc_opt.experiment.api import Study, TemporaryFolder

@@ -25,8 +25,7 @@ from lcsc_opt.base.paths import KnownCheckpoints
 from lcsc_opt.base.progress import notice
 from lcsc_opt.base.records import SEARCH, Candidate
 from lcsc_opt.base.reproducibility import environment
-from lcsc_opt.base.study_spec import HeldOutSpec, ObjectiveSpec, StudySpec
-from lcsc_opt.coefficients.layer_groups import Rule
+from lcsc_opt.base.study_spec import HeldOutSpec, ObjectiveSpec, Rule, StudySpec
 from lcsc_opt.database.experiment import LAYOUT, PROBLEM, StoredExperiment
 from lcsc_opt.database.lock import locked
 from lcsc_opt.database.opened import Database

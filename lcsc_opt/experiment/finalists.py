@@ -11,7 +11,7 @@ from optuna.trial import FrozenTrial
 
 from lcsc_opt.base.study_spec import EMA_GRID
 from lcsc_opt.coefficients.profiles import average_name
-from lcsc_opt.database.arrays import coefficients_of
+from lcsc_opt.database.arrays import coefficients_of, has_coefficients
 from lcsc_opt.database.measurement import Model
 from lcsc_opt.database.names import split_name
 from lcsc_opt.database.states import SUCCEEDED, compared_trials
@@ -85,6 +85,7 @@ class Searched:
             count: of checks, at most; with one, there is one mean, too.
         """
         iterates = [trial for trial in self.trials if trial.state in SUCCEEDED and "gradient" in trial.user_attrs]
+        stored = [trial for trial in iterates if has_coefficients(trial)]
         checks = compared_trials(self.trials)
         if not iterates or not checks:
             return []
@@ -93,7 +94,7 @@ class Searched:
         *early, last = [self._model_of(checks[index]) for index in chosen]
         means = []
         for words, share in list(LATE.items())[:count]:
-            late = iterates[-int(share * len(iterates)) :]
+            late = stored[-int(share * len(stored)) :]
             if len(late) >= FEWEST_ITERATES:
                 mean = np.mean([coefficients_of(trial) for trial in late], axis=0)
                 means.append(Model(f"{name_of_search(self.study)}, mean of {words}", mean, study=self.study))

@@ -112,7 +112,7 @@ def _search_seconds(spec: StudySpec, objective: Objective, pace: Pace) -> float:
     seconds = 0.0
     spent = 0.0
     one_row = spec.model_copy(update={"space": SpaceSpec()})  # rows ask for the same
-    driver = new_driver(one_row, objective, budget, defaults={})
+    driver = new_driver(one_row, objective, budget)
     for candidate in itertools.islice(_candidates(driver), _SIMULATED):
         count = candidate.images or images
         of_one = pace.gradient if candidate.gradient else pace.plain

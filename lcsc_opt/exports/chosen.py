@@ -10,7 +10,7 @@ from typing import Any
 from optuna.storages import RDBStorage
 
 from lcsc_opt.base.errors import StudyStoreError
-from lcsc_opt.coefficients.layer_groups import Rule
+from lcsc_opt.base.study_spec import Rule
 from lcsc_opt.database.arrays import coefficients_of
 from lcsc_opt.database.history import best_searched
 from lcsc_opt.database.measurement import Model

@@ -23,7 +23,7 @@ from lcsc_opt.checkpoints.folders import folder_of_weights
 from lcsc_opt.checkpoints.lora import LoraAlphas, lora_flavour
 from lcsc_opt.checkpoints.names import torch_suffix
 from lcsc_opt.checkpoints.rewriting import with_weights
-from lcsc_opt.coefficients.layer_groups import LayerGroups
+from lcsc_opt.coefficients.layer_groups import LayerGroups, TensorRows
 from lcsc_opt.coefficients.profiles import trainer_ema
 from lcsc_opt.exports.chosen import Chosen
 from lcsc_opt.exports.coefficients import average_coefficients
@@ -289,7 +289,7 @@ def merge(trajectory: Trajectory, recipe: Recipe) -> dict[str, Tensor]:
         TrajectoryError: a checkpoint is missing or has other weights than the recipe's, or a weight is too large for
             its dtype.
     """
-    row_of, coefficients = recipe.in_rows()
+    coefficients = recipe.in_rows()
     places = recipe.find_needed(trajectory.steps)  # index in the recipe → index in the trajectory
     _check_checkpoints(trajectory, recipe, places)
     if recipe.trainer_ema:
@@ -303,11 +303,29 @@ def merge(trajectory: Trajectory, recipe: Recipe) -> dict[str, Tensor]:
     placed[:, list(places.values())] = coefficients[:, list(places)]
     groups = None
     if recipe.rows:
-        # tensors that are the same in all checkpoints may be in no row; any will do
-        row_of = {name: row_of.get(trajectory.renaming.undone(name), 0) for name in trajectory.names}
-        groups = LayerGroups(tuple(recipe.rows), row_of, LAYERS)
+        groups = _rows_in(trajectory, recipe)
     merged = trajectory.in_groups(groups).merge(placed[0] if groups is None else placed)
     return _cast(merged, recipe.dtype)
+
+
+def _rows_in(trajectory: Trajectory, recipe: Recipe) -> LayerGroups:
+    """The rows of a recipe for the tensors of a trajectory.
+
+    Raises:
+        TrajectoryError: a tensor has another number of channels.
+    """
+    of_recipe = recipe.rows_of
+    rows_of: dict[str, TensorRows] = {}
+    for spec in trajectory.tensors:
+        # tensors that are the same in all checkpoints may have no rows; any will do
+        rows = of_recipe.get(trajectory.renaming.undone(spec.name), TensorRows(0))
+        if rows.channels > 1 and spec.shape[rows.axis : rows.axis + 1] != (rows.channels,):
+            raise TrajectoryError(
+                f"{recipe.study}: the recipe has {rows.channels} channels for {spec.name!r} of shape "
+                f"{list(spec.shape)}: it is broken, export the model again."
+            )
+        rows_of[spec.name] = rows
+    return LayerGroups(("all",), (len(recipe.coefficients),), rows_of, LAYERS)
 
 
 def _check_checkpoints(trajectory: Trajectory, recipe: Recipe, places: Mapping[int, int]) -> None:

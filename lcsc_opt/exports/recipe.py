@@ -22,8 +22,7 @@ from lcsc_opt.base.settings import first_problem
 from lcsc_opt.checkpoints.finding import shown_steps
 from lcsc_opt.checkpoints.lora import LoraAlphas
 from lcsc_opt.checkpoints.reading import read_metadata
-from lcsc_opt.checkpoints.weights import Renaming
-from lcsc_opt.coefficients.layer_groups import LayerGroups
+from lcsc_opt.coefficients.layer_groups import TensorRows
 from lcsc_opt.coefficients.profiles import check_coefficients, last_alone, trainer_ema
 from lcsc_opt.exports.chosen import Chosen
 from lcsc_opt.objective.contract import Objective
@@ -36,6 +35,9 @@ _MAX_BYTES = 100_000_000  # of a recipe in an archive: a hostile one may unpack 
 _FORMAT = 1
 
 Dtype = Literal["float32", "float16", "bfloat16"]
+_Natural = Annotated[int, pydantic.Field(ge=0, lt=2**31)]
+_Positive = Annotated[int, pydantic.Field(ge=1, lt=2**31)]
+_Rows = tuple[_Natural, Annotated[int, pydantic.Field(ge=0, le=9)], _Positive, _Positive]
 _Sha256 = Annotated[str, pydantic.StringConstraints(pattern="^[0-9a-f]{64}$")]
 
 
@@ -65,7 +67,8 @@ class Recipe(pydantic.BaseModel):
         model: what the report of its experiment calls it; ``None`` without a search.
         coefficients: ``[K]``, or a row for each of ``rows``.
         trainer_ema: whether it is no combination, but the average that the trainer kept with the last checkpoint.
-        rows: group of layers → its tensors, where each has coefficients of its own.
+        rows: tensor → its rows of coefficients (:class:`~lcsc_opt.coefficients.layer_groups.TensorRows`: the first, the
+            axis of its channels, their number, and how many share a row), where there are several.
         steps: ``[K]`` training steps of the checkpoints.
         checkpoint_sha256: ``[K]``, of each checkpoint's tensors.
         trajectory_sha256: the SHA-256 of all checkpoints together.
@@ -90,7 +93,7 @@ class Recipe(pydantic.BaseModel):
     trial: int | None = None
     model: str | None = None
     coefficients: tuple[float, ...] | tuple[tuple[float, ...], ...]
-    rows: dict[str, tuple[str, ...]] | None = None
+    rows: dict[str, _Rows] | None = None
     trainer_ema: bool = False
     steps: tuple[int, ...]
     checkpoint_sha256: tuple[_Sha256, ...]
@@ -116,10 +119,15 @@ class Recipe(pydantic.BaseModel):
             raise ValueError("it combines no checkpoints")
         if len(self.checkpoint_sha256) != len(self.steps):
             raise ValueError(f"{len(self.checkpoint_sha256)} hashes for {len(self.steps)} steps")
-        names = [name for names_of_row in (self.rows or {}).values() for name in names_of_row]
-        if len(set(names)) < len(names):
-            raise ValueError("a tensor is in two rows")
+        last_row = max((rows.first + rows.row_count for rows in self.rows_of.values()), default=1)
+        if last_row > len(self.coefficients):
+            raise ValueError(f"a tensor has row {last_row} of {len(self.coefficients)}")
         return self
+
+    @property
+    def rows_of(self) -> dict[str, TensorRows]:
+        """Tensor → its rows; empty where all have the same."""
+        return {name: TensorRows(*numbers) for name, numbers in (self.rows or {}).items()}
 
     @classmethod
     def of(cls, trajectory: Trajectory, coefficients: Coefficients, **fields: Any) -> Recipe:
@@ -133,7 +141,11 @@ class Recipe(pydantic.BaseModel):
         rows = None
         numbers = tuple(coefficients.tolist())
         if trajectory.layer_groups is not None and coefficients.ndim > 1:
-            rows = _tensors_of_groups(trajectory.layer_groups, trajectory.renaming)
+            undone = trajectory.renaming.undone  # to the names of the files
+            rows = {
+                undone(name): (of.first, of.axis, of.channels, of.size)
+                for name, of in trajectory.layer_groups.rows_of.items()
+            }
             numbers = tuple(tuple(row) for row in coefficients.tolist())
         return cls(
             coefficients=numbers,
@@ -211,17 +223,15 @@ class Recipe(pydantic.BaseModel):
                 f"{path} holds a broken recipe ({first_problem(error)}): export the model again."
             ) from error
 
-    def in_rows(self) -> tuple[dict[str, int], Coefficients]:
-        """Tensor → the index of its row, and the coefficients ``[S, K]``. Without rows: an empty mapping, and S = 1.
+    def in_rows(self) -> Coefficients:
+        """The coefficients ``[S, K]``; S is 1 without rows.
 
         Raises:
             StudySpecError: a row does not sum to one.
         """
-        row_of: dict[str, int] = {}
-        for row, names in enumerate((self.rows or {}).values()):
-            row_of.update(dict.fromkeys(names, row))
-        coefficients = check_coefficients(self.coefficients, len(self.steps), rows=self.rows or None)
-        return row_of, coefficients.reshape(-1, len(self.steps))
+        rows = range(len(self.coefficients)) if self.rows else None
+        coefficients = check_coefficients(self.coefficients, len(self.steps), rows=rows)
+        return coefficients.reshape(-1, len(self.steps))
 
     def find_needed(self, steps: Sequence[int]) -> dict[int, int]:
         """Find the checkpoints that are combined: their indices in the recipe → their indices in ``steps``.
@@ -230,7 +240,7 @@ class Recipe(pydantic.BaseModel):
             StudySpecError: the coefficients do not sum to one.
             TrajectoryError: one is missing.
         """
-        _, coefficients = self.in_rows()
+        coefficients = self.in_rows()
         needed = np.flatnonzero(coefficients.any(axis=0)).tolist()
         missing = sorted({self.steps[index] for index in needed} - set(steps))
         if missing:
@@ -252,14 +262,6 @@ class Recipe(pydantic.BaseModel):
     def as_text(self) -> str:
         """One line of JSON; floats are written so that they are read again bit for bit."""
         return json.dumps(self.model_dump())
-
-
-def _tensors_of_groups(groups: LayerGroups, renaming: Renaming) -> dict[str, tuple[str, ...]]:
-    """Group of layers → the names of its tensors in the files, of which ``renaming`` makes those of the groups."""
-    tensors: dict[str, list[str]] = {group: [] for group in groups.names}
-    for name, row in groups.row_of.items():
-        tensors[groups.names[row]].append(renaming.undone(name))
-    return {group: tuple(sorted(names)) for group, names in tensors.items()}
 
 
 def _recipe_text(path: Path) -> str | bytes | None:

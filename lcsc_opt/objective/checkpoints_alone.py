@@ -11,9 +11,8 @@ from lcsc_opt.base.errors import ObjectiveError, StudySpecError
 from lcsc_opt.base.paths import BuildContext, KnownCheckpoints
 from lcsc_opt.base.records import Candidate, Evaluation
 from lcsc_opt.base.settings import parse_settings
-from lcsc_opt.base.study_spec import ObjectiveSpec
+from lcsc_opt.base.study_spec import ObjectiveSpec, Rule
 from lcsc_opt.checkpoints.weights import Renaming
-from lcsc_opt.coefficients.layer_groups import Rule
 from lcsc_opt.database.states import Attributes
 from lcsc_opt.objective.contract import Objective
 from lcsc_opt.objective.loading import make_importable

@@ -48,7 +48,8 @@ from lcsc_opt.base.records import (
     Yardstick,
 )
 from lcsc_opt.base.settings import excerpt
-from lcsc_opt.coefficients.layer_groups import LayerGroups, Rule
+from lcsc_opt.base.study_spec import Rule
+from lcsc_opt.coefficients.layer_groups import LayerGroups
 from lcsc_opt.coefficients.profiles import check_coefficients, check_steps
 
 if TYPE_CHECKING:  # torch is imported by objectives that need it

@@ -18,8 +18,7 @@ from lcsc_opt.base.imports import has_parameter
 from lcsc_opt.base.paths import BuildContext
 from lcsc_opt.base.records import CONTIGUOUS
 from lcsc_opt.base.settings import naming_setting
-from lcsc_opt.base.study_spec import ObjectiveSpec
-from lcsc_opt.coefficients.layer_groups import Rule
+from lcsc_opt.base.study_spec import ObjectiveSpec, Rule
 from lcsc_opt.objective.contract import Objective
 
 

@@ -15,10 +15,9 @@ from lcsc_opt.base.errors import LcscError
 from lcsc_opt.base.files import shown_size
 from lcsc_opt.base.paths import BuildContext, KnownCheckpoints, from_here, natural_order
 from lcsc_opt.base.progress import notice, said_if_slow
-from lcsc_opt.base.study_spec import ObjectiveSpec
+from lcsc_opt.base.study_spec import ObjectiveSpec, Rule
 from lcsc_opt.checkpoints.finding import find_checkpoints
 from lcsc_opt.checkpoints.watched import size_and_time
-from lcsc_opt.coefficients.layer_groups import Rule
 from lcsc_opt.database.states import Attributes
 from lcsc_opt.objective.contract import Objective
 from lcsc_opt.objective.loading import load_objective, make_importable

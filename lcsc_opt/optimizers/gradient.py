@@ -41,10 +41,8 @@ _Floats = npt.NDArray[np.float64]
 _MOMENTUM = 0.8
 _MEMORY = 0.99
 _DELAY = 0.5  # how much a step shrinks for each step that was made since its gradient was asked
-_FEWEST_CHECKS = 5  # before the search may end by itself
-_IDLE_CHECKS = 2  # one after the other, which end it
-_FEWEST_TO_RANK = 20  # checks of a loss without an error
-LEAST_GAIN = 0.01  # of the whole gain: less is not worth a third of a search, however certain it is
+_SHORTER = 0.5  # of the first round: the steps of each further one, and their length
+LEAST_GAIN = 0.01  # of the whole gain: less is not worth a round, however certain it is
 _AVERAGING = 3  # the exponent of the average; its mean age is a fifth of the steps
 
 # The weight of a kept metric, in units of the loss. Its dual ascent multiplies it, so from zero it could not return.
@@ -52,10 +50,6 @@ FIRST_KEEP_WEIGHT = 0.1
 _LEAST_KEEP_WEIGHT = 0.01
 _KEEP_RATE = 0.05  # of the dual ascent, per standard error of the violation
 _MOST_VIOLATION = 3.0  # standard errors
-
-MANY_CHECKPOINTS = 32
-STEP_WITH_FEW_CHECKPOINTS = 0.2
-"""A new study with fewer checkpoints, each layer with a row of coefficients of its own, begins with this step."""
 
 NOISE_STRIDE = 2**20  # seeds of one search's noise; below 2^31 times this they are exact in JSON
 
@@ -67,10 +61,12 @@ class _PendingAsk:
     Attributes:
         number: how many asks came before it.
         steps: how many steps the path had made when it was asked.
+        ends_round: whether it is the check at the end of a round.
     """
 
     number: int
     steps: int
+    ends_round: bool
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,21 +74,12 @@ class _Check:
     """A plain evaluation of the average.
 
     Attributes:
-        steps: how many the path had made.
         loss: of the average, on noise that all checks share.
         without: the loss without one of the groups of images each; ``None`` if that is not known.
     """
 
-    steps: int
     loss: float
     without: Sequence[float] | None
-
-
-def _falls(losses: Sequence[float]) -> bool:
-    """Whether the later half of the losses, at least 20 of them, falls: more of its pairs fell than rose."""
-    recent = np.asarray(losses[-max(_FEWEST_TO_RANK, len(losses) // 2) :])
-    differences = recent[None, :] - recent[:, None]  # [i, j]: the change from check i to check j
-    return bool(np.sign(np.triu(differences, 1)).sum() < 0)
 
 
 class _LCSCGradient(Optimizer):  # type: ignore[misc]
@@ -113,70 +100,70 @@ class _LCSCGradient(Optimizer):  # type: ignore[misc]
         start = start_of(self.parametrization)
         self._space = space_of(self.parametrization) or AffineSpace(steps_of(self.parametrization), start)
         self.check_next = False
-        self._path = _Path(self._space, start, self._options["step_size"])
+        self._path = _Path(self._space, start, self._options["step_size"], self._options["steps"])
         self._noise_base = int(self._rng.randint(2**31 - 1)) * NOISE_STRIDE
-        self._gradient_images = 0  # images of all gradients that were asked for
         self._cost_since_check = 0
         # of a plain evaluation; 0 if the objective samples none, so all candidates cost the same; None without a plan
         self._check_images: int | None = None
         self._budget_left: int | None = None
         self._budget_in_images = False
-        self._checks: list[_Check] = []
-        self._idle_checks = 0  # of the last ones, how many brought nothing
+        self._first_check: _Check | None = None
+        self._round_ends: list[_Check] = []
+        self._checked_end_at = 0  # steps, after which the end of a round was last checked
         self._pending: dict[str, _PendingAsk] = {}  # by uid
         self._retreated_at = 0
         self._best_told = np.inf  # of candidates that it did not ask
         self._keep_weight = FIRST_KEEP_WEIGHT  # of a kept metric; by dual ascent
 
     def plan_budget(self, *, evaluations: int | None, images: int | None, images_per_evaluation: int) -> None:
-        """Plan the checks, so that the last one ends the budget; exactly one of the two numbers is given.
+        """Plan the first round and the checks, so that the last one ends the budget; exactly one number is given.
 
-        The steps themselves do not depend on a budget, which may be raised later.
+        If the budget is raised later, the first round stays as it was planned, and more rounds follow.
         """
         self._check_images = images_per_evaluation
         self._budget_in_images = images is not None
         self._budget_left = evaluations if images is None else images
+        step_images = min(self._options["images"], images_per_evaluation or math.inf)
+        share_of_steps = 1 - self._options["checks"]
+        if images is not None:
+            affordable = share_of_steps * images / step_images
+        else:
+            images_between = share_of_steps / self._options["checks"] * (images_per_evaluation or 1)
+            steps_between = max(images_between / (step_images if images_per_evaluation else 1), 1)
+            affordable = (evaluations or 1) * steps_between / (steps_between + 1)
+        self._path.plan(max(int(affordable), 1))
 
     @property
     def finished(self) -> bool:
-        """Whether the last third of the search brought nothing: two checks in a row are no better than one before it.
+        """Whether the last round of shorter steps brought nothing.
 
-        Each check is compared with the one whose steps are nearest to two thirds of its own. It is better if it gained
-        more than the paired error of the difference, over the images, which all checks share and no step uses, and over
-        the real images, and more than a hundredth of the whole gain. Losses without an error are judged by their trend.
+        It did if the check at its end has a lower loss than the one at the end of the round before, by more than the
+        paired error of the difference (over the images, which all checks share and no step uses, and over the real
+        images; zero if it is not known) and by more than a hundredth of the whole gain.
         """
-        return self._idle_checks >= _IDLE_CHECKS
+        if len(self._round_ends) < 2 or self._first_check is None:
+            return False
+        before, last = self._round_ends[-2:]
+        error = 0.0
+        if before.without is not None and last.without is not None and len(before.without) == len(last.without):
+            error = standard_error(np.subtract(before.without, last.without).tolist())
+        return before.loss - last.loss <= max(error, LEAST_GAIN * (self._first_check.loss - last.loss))
 
     @property
     def is_unchecked(self) -> bool:
         """Whether a step was asked since the last check."""
         return self._cost_since_check > 0
 
-    def _brought_nothing(self) -> bool:
-        """Whether the last check is no gain over the one before the last third of the steps.
-
-        Losses without an error end a search when, of the later half of 20 checks or more, no more pairs fell than rose.
-        This is the sign of Kendall's rank correlation with time (Mann 1945).
-        """
-        last = self._checks[-1]
-        if last.without is None:
-            return len(self._checks) >= _FEWEST_TO_RANK and not _falls([check.loss for check in self._checks])
-        if len(self._checks) < _FEWEST_CHECKS:
-            return False
-        before = min(self._checks, key=lambda check: abs(check.steps - 2 / 3 * last.steps))
-        if before.without is None or len(before.without) != len(last.without):
-            return False
-        error = standard_error(np.subtract(before.without, last.without).tolist())
-        return before.loss - last.loss <= max(error, LEAST_GAIN * (self._checks[0].loss - last.loss))
-
     def _internal_ask_candidate(self) -> ng.p.Parameter:
-        if self._check_is_due():
+        ends_round = self._round_is_unchecked
+        if ends_round or self._check_is_due():
             asked = self._spawn(self._path.average)
             ask_with(asked, Candidate(asked.value, error=True))
+            self._checked_end_at = self._path.steps
         else:
             asked = self._spawn(self._path.free)
             self._ask_for_gradient(asked)
-        self._pending[asked.uid] = _PendingAsk(self.num_ask, self._path.steps)
+        self._pending[asked.uid] = _PendingAsk(self.num_ask, self._path.steps, ends_round)
         self._charge(candidate_of(asked))
         return asked
 
@@ -187,12 +174,16 @@ class _LCSCGradient(Optimizer):  # type: ignore[misc]
         """Count what a candidate costs, when it is asked; :meth:`_check_is_due` decides by these numbers."""
         images = candidate.images or self._check_images or 0
         if candidate.gradient:
-            self._gradient_images += images
             self._cost_since_check += images if self._check_images else 1
         else:
             self._cost_since_check = 0
         if self._budget_left is not None:
             self._budget_left -= images if self._budget_in_images else 1
+
+    @property
+    def _round_is_unchecked(self) -> bool:
+        """Whether the path has ended a round, and no check was asked since."""
+        return self._path.has_ended_round and self._path.steps > self._checked_end_at
 
     def _check_is_due(self) -> bool:
         """Whether to ask for a check now: a plain evaluation of the average of the iterates.
@@ -216,19 +207,12 @@ class _LCSCGradient(Optimizer):  # type: ignore[misc]
         return bool(check_images <= self._options["checks"] * with_check)
 
     def _ask_for_gradient(self, asked: ng.p.Parameter) -> None:
-        """Make it a step: its gradient is wanted, on noise of its own.
-
-        Its images are a share of those of all gradients before it, in whole multiples of the first step's: late steps
-        need less noise, and have less of FID's bias left. They are never more than a check has.
-        """
+        """Make it a step: its gradient is wanted, on noise of its own, with no more images than a check has."""
         # results of others count, too: a search with the same seed has had the same noise
         noise = Noise("gradient", self._noise_base + self.num_ask + self.num_tell_not_asked)
         images = None
         if self._check_images != 0:
-            most = self._check_images or np.inf  # plain Nevergrad plans nothing
-            first = int(min(self._options["images"], most))
-            growing = min(self._options["growth"] * self._gradient_images, most)
-            images = max(1, int(growing / first)) * first
+            images = int(min(self._options["images"], self._check_images or math.inf))  # plain Nevergrad plans nothing
         weight = self._keep_weight
         step = Candidate(asked.value, images=images, noise=noise, gradient=True, keep_weight=weight, unbiased=True)
         ask_with(asked, step)
@@ -237,7 +221,7 @@ class _LCSCGradient(Optimizer):  # type: ignore[misc]
         pending = self._pending.pop(candidate.uid)
         evaluation = evaluation_of(candidate)
         if not candidate_of(candidate).gradient:
-            self._tell_check(candidate, loss)
+            self._tell_check(candidate, loss, ends_round=pending.ends_round)
             return
         if failed(candidate):
             self._retreat(pending)
@@ -265,16 +249,18 @@ class _LCSCGradient(Optimizer):  # type: ignore[misc]
         violation = min(max(evaluation.violation, -_MOST_VIOLATION), _MOST_VIOLATION)
         self._keep_weight = max(self._keep_weight * math.exp(_KEEP_RATE * violation), _LEAST_KEEP_WEIGHT)
 
-    def _tell_check(self, candidate: ng.p.Parameter, loss: float) -> None:
-        """Remember the loss of a check, and whether it brought something."""
+    def _tell_check(self, candidate: ng.p.Parameter, loss: float, *, ends_round: bool) -> None:
+        """Remember the loss of a check, by which rounds are compared."""
         if failed(candidate):
             return
         evaluation = evaluation_of(candidate)
         without = None
         if evaluation is not None:
             without = evaluation.without_groups.get("loss")
-        self._checks.append(_Check(self._path.steps, loss, without))
-        self._idle_checks = self._idle_checks + 1 if self._brought_nothing() else 0
+        check = _Check(loss, without)
+        self._first_check = self._first_check or check
+        if ends_round:
+            self._round_ends.append(check)
 
     def _retreat(self, pending: _PendingAsk) -> None:
         """Go back to the average after a failure; once for all candidates that were asked before that."""
@@ -290,7 +276,6 @@ class _LCSCGradient(Optimizer):  # type: ignore[misc]
         evaluated = candidate_of(candidate)
         free = self._space.to_free(candidate.value)
         if evaluation is not None and evaluation.gradient is not None:
-            self._gradient_images += evaluated.images or self._check_images or 0
             self._path.free = free
             self._path.step(candidate.value, evaluation.gradient, delay=0)
             self._adjust_keep_weight(evaluation)
@@ -306,26 +291,27 @@ class _LCSCGradient(Optimizer):  # type: ignore[misc]
 
 
 class LCSCGradient(ConfiguredOptimizer):  # type: ignore[misc]
-    """Adam (Kingma and Ba 2015, Algorithm 1) on fresh noise, with an average of its iterates as the answer.
+    """Adam (Kingma and Ba 2015, Algorithm 1) on fresh noise, in rounds in which the step falls to zero.
 
     Its candidates need a gradient: that of the loss corrected for their small number of images. Objectives without one
-    are refused. Every few steps the average is *checked*: evaluated plainly, on the noise and with the number of images
-    of all other optimizers. It needs no planned budget: the step does not fall, but images grow with the search. It is
-    :attr:`~_LCSCGradient.finished` when the last third of its length brought nothing, so a budget is only a bound.
+    are refused. Every few steps the average of the iterates is *checked*: evaluated plainly, on the noise and with the
+    number of images of all other optimizers. The step falls linearly over a round; a small budget makes the first round
+    shorter. Each further round has half as many steps, half as long. It is :attr:`~_LCSCGradient.finished` when such a
+    round brought nothing, so a budget is only a bound.
 
     Args:
-        images: images of the first steps.
-        growth: images of later steps, as a share of those that all steps so far sampled; never more than a check has.
-        step_size: the length of the first step in coefficients, shared equally by all cosine directions.
+        images: images of a step.
+        steps: of the first round, if the budget allows so many.
+        step_size: the length of the first step in coefficients, in each row, shared equally by all cosine directions.
         checks: share of all images that is spent on checks of the average.
     """
 
     def __init__(
         self,
         *,
-        images: Annotated[int, Field(ge=2)] = 100,
-        growth: Annotated[float, Field(ge=0, lt=1)] = 0.02,
-        step_size: Positive = 0.1,
+        images: Annotated[int, Field(ge=2)] = 200,
+        steps: Annotated[int, Field(ge=2)] = 60,
+        step_size: Positive = 0.12,
         checks: Annotated[float, Field(gt=0, lt=1)] = 0.2,
     ) -> None:
         super().__init__(_LCSCGradient, locals(), as_config=True)
@@ -334,15 +320,17 @@ class LCSCGradient(ConfiguredOptimizer):  # type: ignore[misc]
 class _Path:
     """The iterates of one search, as free vectors ``[d]``, or ``[S, d]`` in a space with rows.
 
-    ``step_size`` is the length of a step that is as large as Adam allows in every direction, in each row.
+    ``step_size`` is the length of a first step that is as large as Adam allows in every direction, in each row;
+    ``steps`` is the number of steps of the first round.
 
     Attributes:
         free: the next iterate.
-        average: the average of the iterates, in which late ones weigh more; the start before the first step.
+        average: the average of the iterates of this round, in which late ones weigh more; the start before the first
+            step.
         steps: how many were made.
     """
 
-    def __init__(self, space: CoefficientSpace, start: Coefficients, step_size: float) -> None:
+    def __init__(self, space: CoefficientSpace, start: Coefficients, step_size: float, steps: int) -> None:
         self.free = space.to_free(start)
         self.average = self.free
         self.steps = 0
@@ -350,8 +338,20 @@ class _Path:
         cosines = cosine_directions(start.shape[-1])
         self._directions = _free_directions(space, cosines)  # [d, K - 1]
         count = cosines.shape[1]
-        self._step_size = step_size / np.sqrt(count)  # in each direction
+        self._step_size = step_size / np.sqrt(count)  # in each direction, at the beginning of this round
+        self._round = steps
+        self._steps_in_round = 0
+        self._is_first_round = True
         self._adam = _Adam((*space.shape[:-1], count))
+
+    def plan(self, steps: int) -> None:
+        """Make the first round no longer than this."""
+        self._round = min(self._round, steps)
+
+    @property
+    def has_ended_round(self) -> bool:
+        """Whether the step has fallen to zero; the next one begins another round."""
+        return self._steps_in_round == self._round
 
     def step(self, coefficients: Coefficients, gradient: Coefficients, *, delay: int) -> None:
         """One step against the gradient at ``coefficients``, of their shape, which was asked ``delay`` steps ago.
@@ -359,35 +359,41 @@ class _Path:
         Late gradients make shorter steps, else the path swings: the first gradients of all workers are asked at one
         point, and full steps along all of them would lead much too far.
         """
+        if self.has_ended_round:
+            self._begin_round()
         free_gradient = self._space.to_free_gradient(self._space.to_free(coefficients), gradient)
-        slopes = np.apply_along_axis(self._components, -1, free_gradient)
-        self.steps += 1
-        ratio = self._adam.updated_ratio(slopes)
-        size = self._step_size / (1 + _DELAY * delay)
-        moved = self.free - size * np.apply_along_axis(self._vector, -1, ratio)
+        ratio = self._adam.updated_ratio(_rows_times(free_gradient, self._directions))
+        remaining = 1 - self._steps_in_round / self._round
+        size = self._step_size * remaining / (1 + _DELAY * delay)
+        moved = self.free - size * _rows_times(ratio, self._directions.T)
         self.free = self._space.to_free(self._space.to_coefficients(moved))  # a convex space clips
-        # polynomial-decay averaging (Shamir and Zhang 2013), which needs no number of steps beforehand
-        share = (_AVERAGING + 1) / (self.steps + _AVERAGING)
+        self.steps += 1
+        self._steps_in_round += 1
+        # polynomial-decay averaging (Shamir and Zhang 2013)
+        share = (_AVERAGING + 1) / (self._steps_in_round + _AVERAGING)
         self.average = self.average + share * (self.free - self.average)
 
-    # These two products use no BLAS, whose last bits depend on its threads. They take one row: the terms of all rows
-    # may be gigabytes.
-
-    def _components(self, free: _Floats) -> _Floats:
-        """A free vector ``[d]`` → its components along the directions, ``[K - 1]``."""
-        components: _Floats = (self._directions * free[:, None]).sum(axis=0)
-        return components
-
-    def _vector(self, components: _Floats) -> _Floats:
-        """Components along the directions, ``[K - 1]`` → the free vector ``[d]``."""
-        vector: _Floats = (self._directions * components).sum(axis=1)
-        return vector
+    def _begin_round(self) -> None:
+        """Half as many steps as the first round has, and half as long."""
+        if self._is_first_round:
+            self._round = max(math.ceil(_SHORTER * self._round), 1)
+            self._step_size *= _SHORTER
+            self._is_first_round = False
+        self._steps_in_round = 0
 
     def retreat(self) -> None:
         """Go back to the average, without momentum, with half the step."""
         self.free = self.average
         self._step_size /= 2
         self._adam.forget_momentum()
+
+
+def _rows_times(rows: _Floats, matrix: _Floats) -> _Floats:
+    """``[n]`` or ``[S, n]`` by ``[n, m]``: without BLAS, whose last bits depend on its threads."""
+    product = np.zeros((*rows.shape[:-1], matrix.shape[1]))
+    for column, weights in zip(np.moveaxis(rows, -1, 0), matrix, strict=True):
+        product += column[..., None] * weights
+    return product
 
 
 class _Adam:

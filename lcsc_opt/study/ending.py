@@ -26,10 +26,8 @@ def how_it_ended(trials: Sequence[FrozenTrial], *, by_itself: bool, patience: in
     compared = compared_trials(trials)
     if by_itself:  # LCSCGradient did, by the rule of its checks
         if any("without_groups" in trial.user_attrs for trial in compared):
-            return (
-                "ended by itself: the last third of its steps gained no more than its error, or 1 % of the whole gain"
-            )
-        return "ended by itself: the later half of its checks shows no downward trend"
+            return "ended by itself: a round of shorter steps gained no more than its error, or 1 % of the whole gain"
+        return "ended by itself: a round of shorter steps gained less than 1 % of the whole gain"
     if patience is not None:
         return f"ended: {patience} evaluations in a row brought no lower loss"
     earlier = [trial for trial in compared if trial.number <= trials[-1].number - RECENT]

@@ -25,9 +25,9 @@ from lcsc_opt.base.errors import SearchFailedError, StudyStoreError
 from lcsc_opt.base.progress import notice
 from lcsc_opt.base.records import Candidate, Coefficients, Cost, Evaluation, Yardstick
 from lcsc_opt.base.study_spec import BudgetSpec, FailureSpec
-from lcsc_opt.database.arrays import array_of, coefficients_of
+from lcsc_opt.database.arrays import array_of, rounded_coefficients, rounded_gradient
 from lcsc_opt.database.states import SUCCEEDED
-from lcsc_opt.database.store import StoredStudy, candidate_attributes
+from lcsc_opt.database.store import CANDIDATE_ATTRIBUTES, StoredStudy, candidate_attributes
 from lcsc_opt.evaluation.base import Evaluator, Failure, Outcome
 from lcsc_opt.optimizers import attach_evaluation, candidate_of
 from lcsc_opt.optimizers.driver import Driver
@@ -238,6 +238,8 @@ class Loop:
             check = not self._to_replay[0].user_attrs.get("unbiased")
         nevergrad_candidate = self._driver.ask(check=check)
         candidate = dataclasses.replace(candidate_of(nevergrad_candidate), yardstick=self._yardstick)
+        if not candidate.gradient:  # steps are not stored: replay gives them again
+            candidate = dataclasses.replace(candidate, coefficients=rounded_coefficients(candidate.coefficients))
         price = self._price(candidate.images)
         compares = candidate.compares(self._images_per_evaluation)
         if self._to_replay:
@@ -267,9 +269,7 @@ class Loop:
             StudyStoreError: it asks another one.
         """
         attributes = candidate_attributes(candidate)
-        requested = ("images", "noise", "unbiased")  # all that a trial stores of its candidate besides coefficients
-        same_request = all(stored.user_attrs.get(key) == attributes.get(key) for key in requested)
-        if same_request and coefficients_of(stored).tobytes() == candidate.coefficients.tobytes():
+        if all(stored.user_attrs.get(key) == attributes.get(key) for key in CANDIDATE_ATTRIBUTES):
             return
         changed = self._changed or "nothing that a study records"
         raise StudyStoreError(
@@ -320,6 +320,8 @@ class Loop:
                 return
             self._study.fail(asked.number, asked.attempts)
         else:
+            if outcome.gradient is not None:  # what is told is what is stored
+                outcome = dataclasses.replace(outcome, gradient=rounded_gradient(outcome.gradient))
             self._study.finish(asked.number, outcome, compares=asked.compares)
         asked.outcome = outcome
         asked.ended_now = True

@@ -14,7 +14,6 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-import numpy as np
 from optuna.storages import RDBStorage
 from optuna.trial import TrialState
 
@@ -22,6 +21,7 @@ from lcsc_opt.base.errors import StudyStoreError
 from lcsc_opt.base.progress import notice, progress
 from lcsc_opt.base.records import Coefficients, Yardstick
 from lcsc_opt.base.study_spec import OF_EXPERIMENT, BudgetSpec, StudySpec
+from lcsc_opt.database.arrays import array_of
 from lcsc_opt.database.states import Attributes, is_searched
 from lcsc_opt.database.store import StoredStudy
 from lcsc_opt.evaluation.base import Evaluator, InProcessEvaluator
@@ -88,7 +88,7 @@ class Search:
         if incomplete is not None:
             notice(incomplete)
         known_origin = self.attributes.get("origin")
-        self._origin = None if known_origin is None else np.array(known_origin, dtype=np.float64)
+        self._origin = None if known_origin is None else array_of(known_origin)
 
     def ask_once(self) -> None:
         """Ask the optimizer for a candidate that nobody evaluates: a dry run shows so whether the optimizer works here.
@@ -217,7 +217,6 @@ class Search:
             self._objective,
             planned,
             origin=self._origin,
-            defaults=self.attributes["optimizer_defaults"],
             workers=self.attributes["parallelism"]["workers"],
         )
 

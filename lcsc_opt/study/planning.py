@@ -6,7 +6,7 @@ Functions of a specification and an objective. Nothing is read or written here.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,15 +16,14 @@ from lcsc_opt.base.records import Candidate, Coefficients
 from lcsc_opt.base.study_spec import (
     DEFAULT_BUDGET,
     BudgetSpec,
-    OptimizerSpec,
     SpaceSpec,
     StudySpec,
 )
 from lcsc_opt.coefficients.profiles import default_origin
 from lcsc_opt.coefficients.spaces import AffineSpace, CoefficientSpace, ConvexSpace
+from lcsc_opt.database.arrays import stored_array
 from lcsc_opt.objective.contract import Objective, StagedObjective
 from lcsc_opt.optimizers.driver import Driver
-from lcsc_opt.optimizers.gradient import MANY_CHECKPOINTS, STEP_WITH_FEW_CHECKPOINTS
 from lcsc_opt.optimizers.registry import build_optimizer, configure
 from lcsc_opt.trajectory import Trajectory
 
@@ -125,7 +124,6 @@ def new_driver(
     planned: BudgetSpec,
     *,
     origin: Coefficients | None = None,
-    defaults: Mapping[str, Any],
     workers: int = 1,
 ) -> Driver:
     """A fresh optimizer that plans with this budget, a number of evaluations or images.
@@ -135,7 +133,6 @@ def new_driver(
         objective: what it searches.
         planned: what the optimizer plans with.
         origin: as of :func:`space_of`.
-        defaults: options that the study file does not name.
         workers: how many candidates may be evaluated at once.
 
     Raises:
@@ -146,12 +143,11 @@ def new_driver(
     evaluations = planned.total
     if planned.unit == "images":
         evaluations = math.ceil(planned.total / images)
-    optimizer_spec = spec.optimizer.with_defaults(defaults)
 
     def build() -> Optimizer:
         """Called by the driver, which seeds the global generators of random numbers meanwhile."""
         space = space_of(spec, objective, origin)
-        optimizer = build_optimizer(optimizer_spec, space, budget=evaluations, workers=workers, seed=spec.seed)
+        optimizer = build_optimizer(spec.optimizer, space, budget=evaluations, workers=workers, seed=spec.seed)
         # some of ours plan by images, too; Nevergrad's know only a number of evaluations
         plan_budget = getattr(optimizer, "plan_budget", None)
         if plan_budget is not None:
@@ -224,14 +220,6 @@ def parallelism(spec: StudySpec, objective: Objective) -> dict[str, Any]:
     return {"in_flight": in_flight, "spread_images": spread_images, "workers": min(count, in_flight)}
 
 
-def default_options(optimizer: OptimizerSpec, rows: Any, checkpoints: int) -> dict[str, Any]:
-    """Options that an optimizer does not name and a new study stores, given its rows and its number of checkpoints."""
-    has_few = checkpoints < MANY_CHECKPOINTS and rows is not None
-    if has_few and optimizer.name == "LCSCGradient" and "step_size" not in optimizer.options:
-        return {"step_size": STEP_WITH_FEW_CHECKPOINTS}
-    return {}
-
-
 def first_attributes(
     spec: StudySpec, objective: Objective, origin: Coefficients | None, planned: int | None
 ) -> dict[str, Any]:
@@ -252,11 +240,10 @@ def first_attributes(
         "maximize": is_maximized(objective),
         "budget": budget.model_dump(),
         "optimizer_budget": optimizer_budget.model_dump(),
-        "optimizer_defaults": default_options(spec.optimizer, spec.space.rows, len(objective.steps)),
-        "origin": None if origin is None else origin.tolist(),
+        "origin": None if origin is None else stored_array(origin),
         "parallelism": parallelism(spec, objective),
         "steps": list(objective.steps),
-        "layer_groups": None if groups is None else list(groups.names),
+        "layer_groups": None if groups is None else dict(zip(groups.names, groups.counts, strict=True)),
     }
 
 

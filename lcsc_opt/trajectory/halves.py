@@ -46,7 +46,7 @@ def multiply(weights: Tensor, runs: Sequence[slice], tile: Tile, out: Tensor) ->
     """Write the product of one row of ``weights`` ``[T, S, slots]`` with a tile into ``out`` ``[n]``."""
     products: Tensor | None = None  # [T, n] float32
     for run in runs:
-        of_run = torch.mm(weights[:, tile.row, run], tile.columns[run], out_dtype=torch.float32)
+        of_run = torch.mm(weights[:, tile.rows[0], run], tile.columns[run], out_dtype=torch.float32)
         products = of_run if products is None else products.add_(of_run)
     assert products is not None
     total, *smaller = products

@@ -22,7 +22,7 @@ from torch import Tensor
 from lcsc_opt.base import accelerator
 from lcsc_opt.base.accelerator import CPU
 from lcsc_opt.base.errors import TrajectoryError
-from lcsc_opt.coefficients.layer_groups import LayerGroups
+from lcsc_opt.coefficients.layer_groups import LayerGroups, TensorRows
 from lcsc_opt.trajectory import halves
 from lcsc_opt.trajectory.layout import Segment, TensorSpec, aligned
 from lcsc_opt.trajectory.manifest import Manifest
@@ -116,10 +116,13 @@ class Merger:
                 for tile in tiles:
                     gradient = flat[segment][tile.start : tile.stop]
                     origin = tile.columns[origin_slot].to(gradient.dtype)
-                    of_origin[tile.row] += origin.double() @ gradient.double()
+                    rows = torch.from_numpy(tile.rows).to(device)
+                    copied = origin[None].to(torch.float64, copy=True)
+                    of_origin.index_add_(0, rows, _by_channel(tile, copied, gradient.double())[0])
                     for run in runs:
                         # a temporary: the memory of the differences, still in the cache, serves the next tile
-                        of_rows[tile.row, run] += ((tile.columns[run] - origin) @ gradient).double()
+                        products = _by_channel(tile, tile.columns[run] - origin, gradient)
+                        of_rows[:, run].index_add_(0, rows, products.double().T)
                 for run in runs:
                     of_rows[:, run] += of_origin[:, None]
                 projected += of_rows
@@ -156,9 +159,9 @@ class Merger:
         """
         combined = {spec.name for segment in self.segments for spec in segment.tensors}
         largest = coefficients.argmax(axis=1)
-        row_of: Mapping[str, int] = {} if groups is None else groups.row_of
+        rows_of: Mapping[str, TensorRows] = {} if groups is None else groups.rows_of
         copied = [spec for spec in self._tensors if spec.name not in combined]
-        return self._copied([(spec, int(largest[row_of.get(spec.name, 0)])) for spec in copied])
+        return self._copied([(spec, int(largest[rows_of.get(spec.name, TensorRows(0)).first])) for spec in copied])
 
     def _multiply_into(
         self, flat: Mapping[Segment, Tensor], coefficients: npt.NDArray[np.float64], groups: LayerGroups | None
@@ -289,15 +292,23 @@ def _one_hot_index(coefficients: npt.NDArray[np.float64]) -> int | None:
     return None
 
 
+def _by_channel(tile: Tile, columns: Tensor, gradient: Tensor) -> Tensor:
+    """The products of ``columns`` ``[r, n]``, which are overwritten, with a gradient ``[n]``: ``[r, channels]``."""
+    if len(tile.rows) == 1:
+        return (columns @ gradient)[:, None]
+    return tile.by_channel(columns.mul_(gradient)).sum(dim=(1, 3))
+
+
 def _product(coefficients: Tensor, dtype: torch.dtype, device: torch.device) -> Callable[..., None]:
     """What multiplies coefficients ``[S, slots]`` float64 with tiles of a dtype.
 
     Returns:
         :func:`_multiply` or :func:`_multiply_halves` without its first argument; each thread calls it for some tiles.
     """
+    weights = coefficients.to(accumulator(dtype, device)).to(device)
     if accelerator.sums_halves(device, dtype):
-        return functools.partial(_multiply_halves, halves.divided(coefficients, dtype).to(device))
-    return functools.partial(_multiply, coefficients.to(accumulator(dtype, device)).to(device))
+        return functools.partial(_multiply_halves, halves.divided(coefficients, dtype).to(device), weights)
+    return functools.partial(_multiply, weights)
 
 
 def _columns_merged(rows: int, device: torch.device, dtype: torch.dtype) -> int:
@@ -313,14 +324,18 @@ def _columns_merged(rows: int, device: torch.device, dtype: torch.dtype) -> int:
 
 
 def _multiply_halves(
-    weights: Tensor, runs: Sequence[slice], tiles: Iterator[Tile], merged: Tensor, _are_finite: list[Tensor]
+    terms: Tensor, weights: Tensor, runs: Sequence[slice], tiles: Iterator[Tile], merged: Tensor, _: list[Tensor]
 ) -> None:
-    """As :func:`_multiply`, for ``weights`` ``[T, S, slots]``: T terms of each coefficient.
+    """As :func:`_multiply`, with T terms of each coefficient too, ``[T, S, slots]``.
 
     Only accelerators do this, where nobody looks whether numbers are finite.
     """
     for tile in tiles:
-        halves.multiply(weights, runs, tile, merged[tile.start : tile.stop])
+        out = merged[tile.start : tile.stop]
+        if len(tile.rows) == 1:
+            halves.multiply(terms, runs, tile, out)
+        else:
+            _combine_channels(weights, runs, tile, out)
 
 
 def _multiply(
@@ -336,6 +351,10 @@ def _multiply(
     scratch = torch.empty(0, dtype=dtype, device=merged.device)
     for tile in tiles:
         out = merged[None, tile.start : tile.stop]
+        if len(tile.rows) > 1:
+            _combine_channels(weights, runs, tile, out[0])
+            _look_whether_finite(out, are_finite)
+            continue
         total: Tensor | None = None
         for run in runs:
             rows = tile.columns[run]
@@ -343,7 +362,7 @@ def _multiply(
                 if scratch.numel() < rows.numel():
                     scratch = torch.empty(rows.numel(), dtype=dtype, device=merged.device)
                 rows = scratch[: rows.numel()].view(rows.shape).copy_(rows)
-            row_weights = weights[tile.row, None, run]
+            row_weights = weights[tile.rows[0], None, run]
             if total is not None:
                 total.addmm_(row_weights, rows)
             elif out.dtype == dtype:
@@ -352,9 +371,31 @@ def _multiply(
                 total = torch.mm(row_weights, rows)
         if total is not None and out.dtype != dtype:
             out.copy_(total)
-        if out.device == CPU:
-            least, most = torch.aminmax(out)  # far faster than isfinite of all
-            are_finite.append(torch.isfinite(least) & torch.isfinite(most))
+        _look_whether_finite(out, are_finite)
+
+
+def _combine_channels(weights: Tensor, runs: Sequence[slice], tile: Tile, out: Tensor) -> None:
+    """Write a tile of several channels into ``out`` ``[n]``: each channel's columns by its row of ``[S, slots]``."""
+    dtype = weights.dtype
+    of_channels = weights[torch.from_numpy(tile.rows).to(weights.device), None]  # [channels, 1, slots]
+    total = out if out.dtype == dtype else torch.empty_like(out, dtype=dtype)
+    sums = tile.by_channel(total)[:, :, None]  # [outer, channels, 1, inner]
+    for run in runs:
+        by_channel = tile.by_channel(tile.columns[run].to(dtype)).movedim(0, -2)  # [outer, channels, slots, inner]
+        for columns, sum_of_columns in zip(by_channel, sums, strict=True):
+            if run is runs[0]:
+                torch.bmm(of_channels[..., run], columns, out=sum_of_columns)
+            else:
+                sum_of_columns.baddbmm_(of_channels[..., run], columns)
+    if total is not out:
+        out.copy_(total)
+
+
+def _look_whether_finite(merged: Tensor, are_finite: list[Tensor]) -> None:
+    """Add to ``are_finite`` whether these numbers are; on the CPU alone."""
+    if merged.device == CPU:
+        least, most = torch.aminmax(merged)  # far faster than isfinite of all
+        are_finite.append(torch.isfinite(least) & torch.isfinite(most))
 
 
 def _too_large(merged: Mapping[str, Tensor]) -> TrajectoryError:

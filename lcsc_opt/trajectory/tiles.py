@@ -1,4 +1,4 @@
-"""The columns of a matrix, tile by tile, each tile of one layer group.
+"""The columns of a matrix, tile by tile, each tile of one row of coefficients, or of the channels of one tensor.
 
 On the CPU a tile fits into the cache. A device has none that would matter: there a tile is as large as memory allows.
 
@@ -8,15 +8,18 @@ Whatever reads a trajectory's numbers (merges, projections, Gram matrices) is a 
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Callable, Generator, Iterator, Sequence
 from typing import NamedTuple
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from lcsc_opt.base import accelerator
 from lcsc_opt.base.accelerator import CPU
-from lcsc_opt.coefficients.layer_groups import LayerGroups
+from lcsc_opt.coefficients.layer_groups import LayerGroups, TensorRows
 from lcsc_opt.trajectory.layout import Segment
 from lcsc_opt.trajectory.placement import FEWEST_COLUMNS, ColumnSource
 
@@ -27,19 +30,40 @@ _MOST_THREADS = 8  # some are enough for all the bandwidth of the memory
 
 
 class Tile(NamedTuple):
-    """Neighbouring columns of one segment that are merged with the same row of coefficients.
+    """Neighbouring columns of one segment: ``outer`` times the same ``channels``, each of ``inner`` columns.
 
     Attributes:
         start: the first column, counted from the segment's first one.
         stop: the column behind the last one.
         columns: ``[slots, stop - start]``, in the dtype of the segment; slots that were not asked for hold anything.
-        row: a row of ``[S, K]`` coefficients; 0 without layer groups.
+        rows: ``[channels]``, the row of ``[S, K]`` coefficients that each channel is merged with; ``[0]`` without layer
+            groups.
+        outer: how often the channels are repeated; more than once where they lie along a later axis than the first.
     """
 
     start: int
     stop: int
     columns: Tensor
-    row: int
+    rows: npt.NDArray[np.int64]
+    outer: int = 1
+
+    def by_channel(self, columns: Tensor) -> Tensor:
+        """``[..., stop - start]`` → ``[..., outer, channels, inner]``, the same memory."""
+        return columns.view(*columns.shape[:-1], self.outer, len(self.rows), -1)
+
+
+class _Run(NamedTuple):
+    """Columns ``[start, stop)`` of a block that make one tile where there is room for it, as :class:`Tile`."""
+
+    start: int
+    stop: int
+    rows: npt.NDArray[np.int64]
+    inner: int
+
+    @property
+    def period(self) -> int:
+        """After how many columns the same channels come again."""
+        return len(self.rows) * self.inner
 
 
 def tiled_blocks(
@@ -52,53 +76,114 @@ def tiled_blocks(
 ) -> Generator[tuple[Segment, list[Tile]]]:
     """All columns of these segments, in order: what is in memory at once, divided into tiles.
 
-    Tiles are valid until the next block is asked for. No tile has columns of two layer groups.
+    Tiles are valid until the next block is asked for.
 
     Args:
         source: the source of the columns.
         segments: to read.
         slots: to read, of each column.
-        groups: which row of coefficients each tensor is merged with; ``None`` if there is one row.
+        groups: which rows of coefficients each tensor is merged with; ``None`` if there is one row.
         width: how many columns a tile has, at most, by their dtype.
     """
     with contextlib.closing(source.blocks(segments, slots)) as blocks:
         for segment, first, columns in blocks:
             most = width(segment.dtype)
             tiles: list[Tile] = []
-            for begin, end, row in _runs(segment, first, columns.shape[1], groups):
-                for start in range(begin, end, most):
-                    stop = min(start + most, end)
-                    tiles.append(Tile(first + start, first + stop, columns[:, start:stop], row))
+            for run in _runs(segment, first, columns.shape[1], groups):
+                for start, stop, rows in _cut(run, most):
+                    outer = max((stop - start) // run.period, 1)
+                    tiles.append(Tile(first + start, first + stop, columns[:, start:stop], rows, outer))
             yield segment, tiles
 
 
-def _runs(segment: Segment, first: int, count: int, groups: LayerGroups | None) -> Iterator[tuple[int, int, int]]:
-    """Divide ``count`` columns of a segment, from ``first``, where the row of coefficients changes.
+def _cut(run: _Run, most: int) -> Iterator[tuple[int, int, npt.NDArray[np.int64]]]:
+    """Divide a run into tiles of at most so many columns: whole repetitions, else whole channels, else parts of one.
 
+    Yields:
+        The columns ``[start, stop)`` of each tile, and its rows.
+    """
+    if run.period <= most or len(run.rows) == 1:
+        whole = max(most // run.period, 1) * run.period if len(run.rows) > 1 else most
+        for start in range(run.start, run.stop, whole):
+            yield start, min(start + whole, run.stop), run.rows
+        return
+    together = max(most // run.inner, 1)  # channels of a tile
+    for begin in range(run.start, run.stop, run.period):
+        for channel in range(0, len(run.rows), together):
+            rows = run.rows[channel : channel + together]
+            start = begin + channel * run.inner
+            yield from _cut(_Run(start, start + len(rows) * run.inner, rows, run.inner), max(most, run.inner))
+
+
+def _runs(segment: Segment, first: int, count: int, groups: LayerGroups | None) -> Iterator[_Run]:
+    """Divide ``count`` columns of a segment, from ``first``, where rows of coefficients change in another way.
+
+    Neighbouring tensors are one run where they have one and the same row, or where each of their numbers has its own.
     Columns behind the segment's last tensor, which are zeros, belong to no run where there are groups.
 
     Yields:
-        The columns ``[start, stop)`` of each run, counted from ``first``, and its row of coefficients.
+        The runs, with columns counted from ``first``.
     """
     if groups is None:
-        yield 0, count, 0
+        yield _Run(0, count, np.zeros(1, dtype=np.int64), count)
         return
-    run: tuple[int, int, int] | None = None  # the one that the next tensor may continue
+    last: _Run | None = None  # the one that the next tensor may continue
     for spec, column in segment.places():
         start = max(column - first, 0)
         stop = min(column + spec.numel - first, count)
         if start >= stop:  # none of the tensor is in these columns
             continue
-        row = groups.row_of[spec.name]
-        if run is None:
-            run = (start, stop, row)
-        elif run[2] == row:
-            run = (run[0], stop, row)
-        else:
-            yield run
-            run = (start, stop, row)
-    if run is not None:
-        yield run
+        for run in _runs_of_tensor(spec.shape, groups.rows_of[spec.name], start + first - column, stop - start):
+            placed = run._replace(start=run.start + start, stop=run.stop + start)
+            if last is None:
+                last = placed
+                continue
+            joined = _joined(last, placed)
+            if joined is None:
+                yield last
+            last = joined or placed
+    if last is not None:
+        yield last
+
+
+def _runs_of_tensor(shape: Sequence[int], of: TensorRows, first: int, count: int) -> Iterator[_Run]:
+    """The runs of ``count`` numbers of a tensor from ``first``: whole repetitions, and at both ends single channels.
+
+    Yields:
+        The runs, with columns counted from ``first``.
+    """
+    rows = of.of_channels()
+    inner = math.prod(shape[of.axis + 1 :])
+    period = len(rows) * inner
+    position = 0
+    while position < count:
+        at = (first + position) % period
+        left = count - position
+        channel, inside = divmod(at, inner)
+        if at == 0 and left >= period:
+            length = left // period * period
+            channels = rows
+        elif inside == 0 and left >= inner:
+            number = min(len(rows) - channel, left // inner)
+            length = number * inner
+            channels = rows[channel : channel + number]
+        else:  # a part of a channel
+            length = min(inner - inside, left)
+            channels = rows[channel : channel + 1]
+        width = inner if len(channels) > 1 else length
+        yield _Run(position, position + length, channels, width)
+        position += length
+
+
+def _joined(one: _Run, other: _Run) -> _Run | None:
+    """Two neighbouring runs as one; ``None`` where their rows do not allow it."""
+    length = other.stop - one.start
+    if len(one.rows) == len(other.rows) == 1 and one.rows[0] == other.rows[0]:
+        return _Run(one.start, other.stop, one.rows, length)
+    of_single_numbers = all(run.stop - run.start == len(run.rows) for run in (one, other))
+    if of_single_numbers:
+        return _Run(one.start, other.stop, np.concatenate([one.rows, other.rows]), 1)
+    return None
 
 
 def accumulator(dtype: torch.dtype, device: torch.device) -> torch.dtype:

@@ -22,12 +22,13 @@ from lcsc_opt.base import accelerator
 from lcsc_opt.base.errors import TrajectoryError
 from lcsc_opt.base.paths import MANIFEST, WEIGHTS, KnownCheckpoints
 from lcsc_opt.base.progress import notice, progress
+from lcsc_opt.base.study_spec import Rule
 from lcsc_opt.checkpoints import lora
 from lcsc_opt.checkpoints.finding import shown_steps
 from lcsc_opt.checkpoints.inventory import is_average
 from lcsc_opt.checkpoints.reading import read_checkpoint
 from lcsc_opt.checkpoints.weights import Renaming, completed, difference, renaming, weights_sha256
-from lcsc_opt.coefficients.layer_groups import LayerGroups, Rule
+from lcsc_opt.coefficients.layer_groups import LayerGroups
 from lcsc_opt.coefficients.profiles import check_coefficients, trainer_ema
 from lcsc_opt.trajectory.layout import Layout, TensorSpec
 from lcsc_opt.trajectory.manifest import Manifest
@@ -70,8 +71,8 @@ class Trajectory:
         trainer_ema_at: where the trainer's own average of the weights is, a file or a key of the last checkpoint;
             ``None`` for the one that was packed with the checkpoints, if there was one beside the last weights.
         renaming: how a network has changed the names of the files' tensors (:meth:`fitting`).
-        layer_groups: S groups of tensors that may be merged with a row of coefficients each; ``None`` if all tensors
-            are merged with one row.
+        layer_groups: which weights are merged with which of S rows of coefficients; ``None`` if all are merged with
+            one row.
     """
 
     layer_groups: LayerGroups | None = None
@@ -161,20 +162,17 @@ class Trajectory:
         return self._merged_by(source, self.layer_groups)
 
     def in_rows(self, rule: Rule | None) -> Trajectory:
-        """The same trajectory for coefficients ``[S, K]``, a row for each layer group; ``None`` for one row.
+        """The same trajectory for coefficients ``[S, K]``, a row for each group of weights; ``None`` for one row.
 
-        A tensor that has several names (:attr:`tied`) has one row.
+        A tensor that has several names (:attr:`tied`) has the same rows under each.
 
         Args:
             rule: how the tensors that vary are divided, see :meth:`LayerGroups.by`.
-
-        Raises:
-            StudySpecError: the rule does not divide them.
         """
         groups: LayerGroups | None = None
         if rule is not None:
-            varying = [spec.name for spec in self.tensors if spec.name in self.varying]
-            groups = LayerGroups.by(rule, varying, self.tied)
+            shapes = {spec.name: spec.shape for spec in self.tensors if spec.name in self.varying}
+            groups = LayerGroups.by(rule, shapes, self.tied)
         return self.in_groups(groups)
 
     def in_groups(self, groups: LayerGroups | None) -> Trajectory:

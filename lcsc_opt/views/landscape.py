@@ -10,7 +10,7 @@ import plotly.graph_objects as go
 
 from lcsc_opt.coefficients.layer_groups import mean_of_rows
 from lcsc_opt.coefficients.plane import DEFAULT_SIZE, Floats, Plane, plane_grid
-from lcsc_opt.database.arrays import coefficients_of
+from lcsc_opt.database.arrays import coefficients_of, has_coefficients
 from lcsc_opt.database.history import Standing
 from lcsc_opt.database.names import split_name
 from lcsc_opt.database.reader import HistoryReader
@@ -82,7 +82,7 @@ def _contours(study: Standing, axis: Floats, losses: Floats) -> go.Contour:
 
 def _trials(reader: HistoryReader, search: Standing, plane: Plane) -> go.Scatter:
     """Some trials of a search, chosen evenly, and its answer as a large mark."""
-    trials = [trial for trial in reader.trials(search) if trial.value is not None]
+    trials = [trial for trial in reader.trials(search) if trial.value is not None and has_coefficients(trial)]
     shown = [trials[index] for index in thinned(np.arange(len(trials)), MOST_TRIALS)]
     models = [coefficients_of(trial) for trial in shown]
     answer = reader.answer(search)

@@ -100,14 +100,13 @@ def overview(study: StoredStudy) -> dict[str, Any]:
     specification = attributes.get("specification", {})
     space = specification.get("space", {})
     options = specification.get("optimizer", {}).get("options", {})
-    defaults = attributes.get("optimizer_defaults", {})  # with which the study began besides
     yardstick = search_yardstick(attributes)
     measured = standing.found
     return {
         **standing.as_row(),
         "budget": dict(standing.budget),
         "checkpoints": len(standing.steps),
-        "optimizer_options": {**defaults, **options},
+        "optimizer_options": dict(options),
         "space": {key: value for key, value in space.items() if value is not None},
         "objective": specification.get("objective", {}),
         "start": specification.get("start"),
@@ -139,7 +138,7 @@ def _coefficients(study: Standing, coefficients: Coefficients | None, space: Map
         return {"best_coefficients": None, "coefficients": None, "layer_groups": None}
     layer_groups = None
     if coefficients.ndim > 1:
-        layer_groups = {"rows": space["rows"], "names": list(study.layer_groups)}
+        layer_groups = {"rows": space["rows"], "layers": dict(study.layer_groups)}
     return {
         "best_coefficients": describe_coefficients(coefficients, study.steps),
         "coefficients": coefficients.tolist(),

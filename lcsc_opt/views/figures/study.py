@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import plotly.graph_objects as go
 
-from lcsc_opt.coefficients.layer_groups import mean_of_rows
+from lcsc_opt.coefficients.layer_groups import mean_of_rows, of_layers
 from lcsc_opt.coefficients.profiles import effective_count, starts_of, sum_abs
 from lcsc_opt.database.history import Floats, Standing
 from lcsc_opt.database.reader import HistoryReader
@@ -27,7 +27,7 @@ def coefficients_figure(
     """The answer's coefficients over training steps, with EMA*'s (Liu et al. 2024, Fig. 5, 7, 8).
 
     A bar covers the training that its checkpoint stands for. With a row of coefficients for each layer group, bars are
-    their mean, and a heat map under them has the rows.
+    their mean, and a heat map under them has the rows; of layers with several rows, their means.
     """
     rows = reader.answer(study)
     if rows is None:
@@ -79,25 +79,27 @@ def _bars(study: Standing, coefficients: Floats) -> go.Bar:
 
 
 def _rows_panel(study: Standing, rows: Floats) -> Panel:
-    """A heat map of ``[S, K]``, a row for each layer group."""
+    """A heat map of the coefficients ``[S, K]``, a line for each layer; hovering tells how its rows spread."""
     steps = study.steps
-    absolute = np.abs(rows)
+    means, spreads = of_layers(rows, study.layer_groups.values())
+    names = [f"{layer} ({count})" if count > 1 else layer for layer, count in study.layer_groups.items()]
+    absolute = np.abs(means)
     largest = float(np.quantile(absolute, 0.995)) or float(absolute.max()) or 1.0  # a few cells may be off the scale
     heat_map = go.Heatmap(
         x=[starts_of(steps)[0], *steps],  # edges of cells, where those of bars are
-        y=[inert(group) for group in study.layer_groups],
-        z=rows.astype(np.float32),  # half as much to send
+        y=[inert(name) for name in names],
+        z=means.astype(np.float32),  # half as much to send
         zmin=-largest,
         zmax=largest,
         autocolorscale=True,  # the theme's diverging colours
         colorbar={"title": {"text": "coefficient"}, "thickness": 12},
-        customdata=np.broadcast_to(np.array(steps, dtype=np.int32), rows.shape),
-        hovertemplate="%{y}, step %{customdata:,}: %{z:.4g}<extra></extra>",
+        customdata=np.stack([np.broadcast_to(np.array(steps), means.shape), spreads], axis=-1).astype(np.float32),
+        hovertemplate="%{y}, step %{customdata[0]:,}: %{z:.4g} ± %{customdata[1]:.2g}<extra></extra>",
     )
     return Panel(
         [heat_map],
         y=Axis(options={"type": "category", "autorange": "reversed", "tickfont": {"size": 9}, "ticklen": 2}),
-        height=min(max(_HEAT_MAP_ROW * len(rows), _LOWEST_HEAT_MAP), _HIGHEST_HEAT_MAP),
+        height=min(max(_HEAT_MAP_ROW * len(means), _LOWEST_HEAT_MAP), _HIGHEST_HEAT_MAP),
     )
 
 
