@@ -43,6 +43,7 @@ from mature_models import JUDGES, MODELS, SAMPLERS, Judges, images_of, sampled, 
 from torch import Tensor, nn
 
 import lcsc_opt
+from lcsc_opt.base.records import Candidate, Noise
 from lcsc_opt.cli import run as lcsc
 from lcsc_opt.database.arrays import coefficients_of
 from lcsc_opt.experiment.finalists import Searched
@@ -129,6 +130,63 @@ def search(
         name=f"{cell}{name}",
         **{"loss": model.loss, "held_out": 5000, **options},
     )
+
+
+class AllWeights:
+    """Stands in for an objective's trajectory: its merge is the weights of now, its projection keeps their gradient."""
+
+    def __init__(self, trajectory: Any, weights: dict[str, Tensor]) -> None:
+        self.weights = weights
+        self.gradient: dict[str, Tensor] = {}
+        self.varying = trajectory.varying
+        self.steps = trajectory.steps
+
+    def merge(self, _coefficients: Any) -> dict[str, Tensor]:
+        """Copies: the objective frees what it has loaded."""
+        return {name: weight.detach().clone() for name, weight in self.weights.items()}
+
+    def project(self, gradient: dict[str, Tensor]) -> Any:
+        """Zeros ``[K]``; the gradient itself is kept."""
+        self.gradient = {name: tensor.clone() for name, tensor in gradient.items()}
+        return np.zeros(len(self.steps))
+
+
+def all_weights(result: Any, steps: int = 75, images: int = 200, rate: float = 1e-4) -> dict[str, Tensor]:
+    """The ceiling: all weights, from EMA*, by the same loss with as many images; Adam, whose rate falls to zero.
+
+    Args:
+        result: of a search by :func:`search`.
+        steps: how many.
+        images: of each.
+        rate: the first learning rate.
+    """
+    grid, found = result.studies
+    objective = found.objective
+    measured = objective.evaluate(Candidate(objective.fixed_average))
+    yardstick = objective.yardstick(measured)
+    best_average = min(trials_of(result.storage, grid.name), key=lambda trial: trial.value or math.inf)
+    weights = {name: tensor.clone() for name, tensor in grid.merge(coefficients_of(best_average)).items()}
+    stand_in = AllWeights(objective.trajectory, weights)
+    objective.trajectory = stand_in
+    trained = [weights[name] for name in sorted(stand_in.varying)]
+    optimizer = torch.optim.Adam(trained, lr=rate, betas=(0.9, 0.99))
+    for step in range(steps):
+        optimizer.param_groups[0]["lr"] = rate * (1 - step / steps)
+        noise = Noise("all weights", step)
+        objective.evaluate(
+            Candidate(
+                objective.fixed_average,  # whatever is merged
+                images=images,
+                noise=noise,
+                gradient=True,
+                unbiased=True,
+                yardstick=yardstick,
+            )
+        )
+        for name in stand_in.varying:
+            weights[name].grad = stand_in.gradient[name].to(weights[name].dtype)
+        optimizer.step()
+    return weights
 
 
 def judge_cell(work: Path, cell: Cell) -> dict[str, Any]:

@@ -6,10 +6,8 @@ import pickle
 from typing import Any
 
 import numpy as np
-import pytest
 
-from lcsc_opt.base.errors import StudySpecError
-from lcsc_opt.coefficients.layer_groups import LayerGroups
+from lcsc_opt.coefficients.layer_groups import MOST_ROWS, LayerGroups, of_layers
 from lcsc_opt.coefficients.profiles import default_origin, ema_coefficients
 from lcsc_opt.coefficients.spaces import AffineSpace, ConvexSpace
 
@@ -21,14 +19,56 @@ STEPS = (10, 20, 30, 40)
 
 
 def test_tensors_are_divided_by_their_layers() -> None:
-    groups = LayerGroups.by("layers", UNET)
+    groups = LayerGroups.by("layers", dict.fromkeys(UNET, (3,)))
     expected = ["conv_in", "down.0.norm", "down.0.to_q", "down.1.to_q", "down.2.to_q", "down.10.to_q", "scale"]
     assert list(groups.names) == expected
-    assert set(groups.row_of) == set(UNET)
-    assert groups.row_of["conv_in.weight"] == groups.row_of["conv_in.bias"]
-    assert pickle.loads(pickle.dumps(groups)).row_of == groups.row_of
-    with pytest.raises(StudySpecError, match=r"space\.rows: expected layers, got 'blocks'"):
-        LayerGroups.by("blocks", UNET)
+    assert set(groups.rows_of) == set(UNET)
+    assert groups.rows_of["conv_in.weight"] == groups.rows_of["conv_in.bias"]
+    assert pickle.loads(pickle.dumps(groups)).rows_of == groups.rows_of
+    assert len(groups) == len(expected)
+
+
+SHAPES: dict[str, tuple[int, ...]] = {
+    **{"conv.weight": (6, 4, 3, 3), "conv.bias": (6,), "up.weight": (6, 4, 2, 2), "up.bias": (4,)},
+    **{"norm.weight": (6,), "norm.bias": (6,), "to.lora_A.weight": (2, 6), "to.lora_B.weight": (6, 2), "scale": ()},
+}
+
+
+def test_each_output_channel_has_a_row_and_those_of_a_layer_follow_each_other() -> None:
+    groups = LayerGroups.by("channels", SHAPES)
+    assert dict(zip(groups.names, groups.counts, strict=True)) == {"conv": 12, "norm": 12, "scale": 1, "to": 8, "up": 8}
+    assert groups.rows_of["up.weight"].axis == 1, "a transposed convolution, by its bias"
+    assert {rows.axis for name, rows in groups.rows_of.items() if name != "up.weight"} == {0}
+    rows = np.concatenate([groups.rows_of[name].of_channels() for name in sorted(SHAPES)])
+    assert sorted(rows.tolist()) == list(range(len(groups))), "no two share a row"
+    of_norm = {groups.rows_of[name].first for name in ("norm.weight", "norm.bias")}
+    assert of_norm == {12, 18}
+
+
+def test_neighbouring_channels_share_a_row() -> None:
+    groups = LayerGroups.by({"channels": 4}, SHAPES)
+    rows = groups.rows_of["conv.weight"].of_channels()
+    np.testing.assert_array_equal(rows - rows[0], [0, 0, 0, 0, 1, 1])
+    assert groups.counts == (4, 4, 1, 3, 2)
+
+
+def test_the_same_weights_under_two_names_have_the_same_rows() -> None:
+    groups = LayerGroups.by("channels", {"a.weight": (5, 2), "b.weight": (5, 2)}, {"b.weight": "a.weight"})
+    assert groups.rows_of["a.weight"] == groups.rows_of["b.weight"]
+    assert len(groups) == 5
+
+
+def test_a_model_of_very_many_channels_shares_rows() -> None:
+    groups = LayerGroups.by("channels", {"embedding.weight": (4 * MOST_ROWS, 2), "bias": (10,)})
+    assert groups.rows_of["embedding.weight"].size == 8, "four would leave no room for the others"
+    assert len(groups) <= MOST_ROWS
+
+
+def test_mean_and_spread_of_each_layer() -> None:
+    coefficients = np.random.default_rng(0).standard_normal((5, 3))
+    means, spreads = of_layers(coefficients, (2, 3))
+    np.testing.assert_allclose(means, [coefficients[:2].mean(0), coefficients[2:].mean(0)])
+    np.testing.assert_allclose(spreads, [coefficients[:2].std(0), coefficients[2:].std(0)])
 
 
 def test_a_space_of_rows_is_the_space_of_each_row() -> None:

@@ -53,12 +53,9 @@ def test_the_last_check_counts_of_a_search_by_gradients_also_if_its_first_trial_
 
 def test_one_that_has_ended_says_so() -> None:
     by_error = how_it_ended(trials([0.9294, 0.8823], error=0.1), by_itself=True, patience=None)
-    assert (
-        by_error
-        == "ended by itself: the last third of its steps gained no more than its error, or 1 % of the whole gain"
-    )
-    by_trend = how_it_ended(trials([0.9294, 0.8823]), by_itself=True, patience=None)
-    assert by_trend == "ended by itself: the later half of its checks shows no downward trend"
+    assert by_error.endswith("a round of shorter steps gained no more than its error, or 1 % of the whole gain")
+    without = how_it_ended(trials([0.9294, 0.8823]), by_itself=True, patience=None)
+    assert without == "ended by itself: a round of shorter steps gained less than 1 % of the whole gain"
     assert "7 evaluations in a row brought no lower loss" in how_it_ended(trials([1.0]), by_itself=False, patience=7)
 
 

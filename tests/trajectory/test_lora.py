@@ -98,9 +98,9 @@ def test_products_are_those_that_peft_computes_and_a_pipeline_loads(saved: Saved
 @pytest.mark.parametrize("stem", ["unet.down.0.processor.to", "base_model.model.mid.to", "lora_unet_mid_to"])
 def test_rows_by_layer_hold_whole_modules(stem: str, ends: tuple[str, str]) -> None:
     modules = [[f"{stem}_{name}{end}" for end in (*ends, ".alpha")] for name in "qkv"]
-    groups = LayerGroups.by("layers", [name for names in modules for name in names])
+    groups = LayerGroups.by("layers", {name: (2, 2) for names in modules for name in names})
     assert groups.names == (f"{stem}_k", f"{stem}_q", f"{stem}_v")
-    assert [{groups.row_of[name] for name in names} for names in modules] == [{1}, {0}, {2}]
+    assert [{groups.rows_of[name].first for name in names} for names in modules] == [{1}, {0}, {2}]
     if ".default." not in ends[0]:  # of a network's own state dict
         pairs = lora_modules(name for names in modules for name in names)
         assert [[module.down, module.up, module.alpha] for module in pairs] == modules

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import pickle
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+import lcsc_opt
 from lcsc_opt.base.errors import StudySpecError
-from lcsc_opt.coefficients.layer_groups import LayerGroups
-from lcsc_opt.trajectory import Trajectory
+from lcsc_opt.base.study_spec import Rule
+from lcsc_opt.coefficients.layer_groups import LayerGroups, TensorRows
+from lcsc_opt.trajectory import Trajectory, merge
 from tests.trajectory.test_project import dense, gradients_like
 from tests.trajectory.trajectory_examples import COMBINED, STEPS, same_bits, state_dict
 
@@ -20,7 +23,8 @@ ROW_OF = {"weight": 0, "double": 0, "batches": 0, "bias": 1, "bfloat": 1, "scale
 
 @pytest.fixture
 def grouped(trajectory: Trajectory, small_tiles: None) -> Trajectory:
-    return trajectory.in_groups(LayerGroups(("first", "second", "third"), ROW_OF, "layers"))
+    rows_of = {name: TensorRows(row) for name, row in ROW_OF.items()}
+    return trajectory.in_groups(LayerGroups(("first", "second", "third"), (1, 1, 1), rows_of, "layers"))
 
 
 @pytest.mark.parametrize("how", ["mapped", "streamed"])
@@ -55,3 +59,52 @@ def test_rows_for_other_groups_are_refused(grouped: Trajectory, tmp_path: object
         grouped.merge(ROWS[:2])
     with pytest.raises(StudySpecError, match=r"expected \[5\]"):
         grouped.in_rows(None).merge(ROWS)
+
+
+CHANNELS = {
+    **{"conv.weight": (6, 4, 3, 3), "conv.bias": (6,), "up.weight": (6, 4, 2, 2), "up.bias": (4,), "norm.weight": (6,)},
+    **{"norm.bias": (6,), "scale": (), "embedding": (10, 3), "half.weight": (7, 5)},
+}
+
+
+@pytest.mark.parametrize("columns", [None, 1, 7, 20])  # of a tile: all, a part of a channel, some channels
+@pytest.mark.parametrize("rule", ["channels", {"channels": 4}, "layers"])
+def test_channels_are_merged_and_projected_as_numpy_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rule: Rule, columns: int | None
+) -> None:
+    generator = torch.Generator().manual_seed(0)
+
+    def numbers(name: str, shape: tuple[int, ...]) -> torch.Tensor:
+        dtype = torch.bfloat16 if name.startswith("half") else torch.float32
+        return torch.randn(shape, generator=generator).to(dtype)
+
+    checkpoints = [{name: numbers(name, shape) for name, shape in CHANNELS.items()} for _ in range(4)]
+    with lcsc_opt.TrajectoryWriter(tmp_path / "t", every=1) as writer:
+        for step, checkpoint in enumerate(checkpoints, 1):
+            writer.append(step, checkpoint)
+    if columns is not None:
+        monkeypatch.setattr(merge, "columns_of", lambda *_, **__: columns)
+    trajectory = Trajectory.open(tmp_path / "t").in_rows(rule)
+    groups = trajectory.layer_groups
+    assert groups is not None
+    random = np.random.default_rng(0)
+    coefficients = random.standard_normal((len(groups), 4))
+    coefficients += (1 - coefficients.sum(axis=1, keepdims=True)) / 4
+    gradients = {name: torch.randn(shape, generator=generator) for name, shape in CHANNELS.items()}
+    merged = trajectory.merge(coefficients)
+    expected = np.zeros_like(coefficients)
+    for name, shape in CHANNELS.items():
+        rows = groups.rows_of[name]
+        along = [1] * len(shape)
+        if rows.channels > 1:
+            along[rows.axis] = -1
+        combined = np.zeros(shape)
+        for index, checkpoint in enumerate(checkpoints):
+            weights = checkpoint[name].double().numpy()
+            combined += coefficients[rows.of_channels(), index].reshape(along) * weights
+            others = tuple(axis for axis in range(len(shape)) if axis != rows.axis or rows.channels == 1)
+            products = (weights * gradients[name].numpy()).sum(axis=others)
+            np.add.at(expected[:, index], rows.of_channels(), products)
+        tolerance = 2e-2 if name.startswith("half") else 1e-5
+        np.testing.assert_allclose(merged[name].double().numpy(), combined, rtol=tolerance, atol=tolerance)
+    np.testing.assert_allclose(trajectory.project(gradients), expected, rtol=0, atol=1e-4)
