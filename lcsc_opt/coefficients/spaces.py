@@ -32,6 +32,10 @@ class CoefficientSpace(Protocol):
         """``[K]`` training steps of the checkpoints."""
 
     @property
+    def units(self) -> _Array | None:
+        """``[S]``, or ``[1]``: how far each row goes for a change as large as its weights; ``None`` if nobody knows."""
+
+    @property
     def shape(self) -> tuple[int, ...]:
         """``[d]`` or ``[S, d]``, of the free vector."""
 
@@ -56,6 +60,7 @@ class AffineSpace:
 
     steps: tuple[int, ...]
     origin: Coefficients
+    units: _Array | None = None
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -100,6 +105,7 @@ class ConvexSpace:
 
     steps: tuple[int, ...]
     origin: Coefficients
+    units: _Array | None = None
 
     @property
     def shape(self) -> tuple[int, ...]:

@@ -22,6 +22,7 @@ from torch import Tensor
 from lcsc_opt.base import accelerator
 from lcsc_opt.base.accelerator import CPU
 from lcsc_opt.base.errors import TrajectoryError
+from lcsc_opt.base.study_spec import LAYERS
 from lcsc_opt.coefficients.layer_groups import LayerGroups, TensorRows
 from lcsc_opt.trajectory import halves
 from lcsc_opt.trajectory.layout import Segment, TensorSpec, aligned
@@ -128,6 +129,33 @@ class Merger:
                 projected += of_rows
         by_checkpoint: npt.NDArray[np.float64] = projected.cpu()[:, self.slots].numpy()
         return by_checkpoint[0] if self._groups is None else by_checkpoint
+
+    def squares(self) -> dict[str, tuple[float, float]]:
+        """Tensor that is combined → Σ of its squared weights, mean over checkpoints, and Σ of their squared deviations.
+
+        The deviations are those of each checkpoint from the mean of all, summed over checkpoints.
+        """
+        segments = self.segments
+        names = [spec.name for segment in segments for spec in segment.tensors]
+        by_tensor = LayerGroups(
+            tuple(names), (1,) * len(names), {name: TensorRows(row) for row, name in enumerate(names)}, LAYERS
+        )
+        sums = torch.zeros(len(names), 2, dtype=torch.float64, device=self.source.device)
+
+        def width(dtype: torch.dtype) -> int:
+            column = len(self.slots) * accumulator(dtype, self.source.device).itemsize
+            return columns_of(column, self.source.device, bytes_on_cpu=PROJECTION_TILE_BYTES)
+
+        blocks = tiled_blocks(self.source, segments, self.slots, groups=by_tensor, width=width)
+        with contextlib.closing(blocks):
+            for segment, tiles in blocks:
+                dtype = accumulator(segment.dtype, self.source.device)
+                for tile in tiles:
+                    rows = tile.columns[self.slots].to(dtype)
+                    mean = rows.mean(dim=0)
+                    sums[tile.rows[0], 0] += mean.square().sum().double()
+                    sums[tile.rows[0], 1] += (rows - mean).square_().sum().double()
+        return {name: (weights, deviations) for name, (weights, deviations) in zip(names, sums.tolist(), strict=True)}
 
     def _combine(self, coefficients: npt.NDArray[np.float64]) -> StateDict:
         """The combination of ``[K]`` or ``[S, K]``: products where tensors vary, copies of all others."""

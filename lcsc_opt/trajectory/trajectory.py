@@ -175,6 +175,34 @@ class Trajectory:
             groups = LayerGroups.by(rule, shapes, self.tied)
         return self.in_groups(groups)
 
+    @functools.cached_property
+    def _squares(self) -> Mapping[str, tuple[float, float]]:
+        """As :meth:`Merger.squares`."""
+        with self._unchanged():
+            return self._merger.squares()
+
+    def units(self, groups: LayerGroups | None) -> npt.NDArray[np.float64]:
+        """How far the coefficients of each row go for a change as large as its weights are: ``[S]``, or ``[1]``.
+
+        Orthonormal directions of coefficients that sum to zero together change a tensor by what its checkpoints deviate
+        from their mean; divided by that, a step has one length for near and for distant checkpoints. Tensors that share
+        a row count together; channels have the unit of their tensor. Units are rounded, to be the same on all machines.
+
+        Raises:
+            TrajectoryError: a checkpoint was overwritten since opening.
+        """
+        squares = self._squares
+        weights = np.zeros(1 if groups is None else len(groups))
+        deviations = np.zeros_like(weights)
+        for name, (of_weights, of_deviations) in squares.items():
+            rows: npt.NDArray[np.int64] | int = 0
+            if groups is not None:
+                rows = groups.rows_of[name].of_channels()
+            np.add.at(weights, rows, of_weights)
+            np.add.at(deviations, rows, of_deviations)
+        ratio = np.divide(weights, deviations, out=np.zeros_like(weights), where=deviations > 0)
+        return np.sqrt(ratio).astype(np.float16).astype(np.float64)
+
     def in_groups(self, groups: LayerGroups | None) -> Trajectory:
         """The same trajectory, merged by these layer groups, which have all tensors that vary; ``None`` for one row."""
         return self._merged_by(self._merger.source, groups)

@@ -16,7 +16,7 @@ from lcsc_opt.base.records import SEARCH, Coefficients, Evaluation
 from lcsc_opt.coefficients.profiles import default_origin
 from lcsc_opt.coefficients.spaces import AffineSpace, CoefficientSpace, ConvexSpace
 from lcsc_opt.optimizers import LCSCGradient, candidate_of, coefficient_array
-from lcsc_opt.optimizers.gradient import cosine_directions
+from lcsc_opt.optimizers.gradient import USUAL_UNIT, cosine_directions
 from tests.optimizers.asking import AFFINE, PLAIN_ASK, STEPS, how, run, spend, tell
 
 COUNT = len(STEPS)
@@ -44,9 +44,11 @@ class Quadratic:
         return self(asked.coefficients, seed=seed, gradient=asked.gradient)
 
 
-def gradient_search(space: CoefficientSpace = AFFINE, *, plan: tuple[int, int] | None = None, **options: Any) -> Any:
-    """With ``plan``, of so many images in all and for each evaluation."""
-    optimizer = LCSCGradient(**{"step_size": 0.03, **options})(coefficient_array(space, seed=0))
+def gradient_search(
+    space: CoefficientSpace = AFFINE, *, length: float = 0.03, plan: tuple[int, int] | None = None, **options: Any
+) -> Any:
+    """With a first step of this ``length`` in coefficients; with ``plan``, of so many images in all and in a check."""
+    optimizer = LCSCGradient(step_size=length / USUAL_UNIT, **options)(coefficient_array(space, seed=0))
     if plan is not None:
         optimizer.plan_budget(evaluations=None, images=plan[0], images_per_evaluation=plan[1])
     return optimizer
@@ -113,7 +115,7 @@ def lengths_of_steps(optimizer: Any, count: int) -> list[float]:
 
 
 def test_the_step_falls_linearly_and_further_rounds_have_half_as_many_half_as_long() -> None:
-    lengths = lengths_of_steps(gradient_search(steps=4, step_size=0.08), 8)
+    lengths = lengths_of_steps(gradient_search(steps=4, length=0.08), 8)
     np.testing.assert_allclose(lengths, [0.08, 0.06, 0.04, 0.02, 0.04, 0.02, 0.04, 0.02], rtol=1e-9)
 
 
@@ -140,12 +142,22 @@ def test_an_objective_without_images_is_not_asked_for_any() -> None:
     assert {candidate_of(candidate).images for candidate in asked} == {None}
 
 
-@pytest.mark.parametrize("step_size", [0.01, 0.1])
-def test_the_step_size_is_the_length_of_the_first_step_and_every_direction_has_its_part(step_size: float) -> None:
-    first, second = run(gradient_search(step_size=step_size), Quadratic(), 2)
+@pytest.mark.parametrize("length", [0.01, 0.1])
+def test_every_direction_has_its_part_of_the_first_step(length: float) -> None:
+    first, second = run(gradient_search(length=length), Quadratic(), 2)
     moved = cosine_directions(COUNT).T @ (second.value - first.value)
-    assert np.linalg.norm(second.value - first.value) == pytest.approx(step_size)
+    assert np.linalg.norm(second.value - first.value) == pytest.approx(length)
     np.testing.assert_allclose(np.abs(moved), np.abs(moved).mean(), rtol=1e-9)
+
+
+def test_the_step_is_a_share_of_the_weights_of_each_row() -> None:
+    units = np.array([2.0, 50.0])
+    optimizer = LCSCGradient(step_size=0.004)(
+        coefficient_array(AffineSpace(STEPS, np.stack([AFFINE.origin] * 2), units))
+    )
+    first, second = run(optimizer, Rows(), 2)
+    moved = np.abs((second.value - first.value) @ cosine_directions(COUNT))
+    np.testing.assert_allclose(moved, np.broadcast_to(0.004 * units[:, None], moved.shape), rtol=1e-9)
 
 
 @pytest.mark.parametrize("scale", [1e-12, 1e12])
@@ -184,7 +196,7 @@ def test_cosine_directions_are_scipys() -> None:
 
 
 def test_after_a_failure_it_goes_on_from_the_average_with_half_the_step() -> None:
-    optimizer = gradient_search(step_size=0.02 * np.sqrt(COUNT - 1), checks=0.01, steps=10**9)
+    optimizer = gradient_search(length=0.02 * np.sqrt(COUNT - 1), checks=0.01, steps=10**9)
     always = Evaluation(1.0, gradient=cosine_directions(COUNT).sum(axis=1))  # every direction rises by one
     for _ in range(4):
         tell(optimizer, optimizer.ask(), always)
