@@ -21,7 +21,7 @@ With ``also``, reports measure the answer, EMA* and the last checkpoint in a sec
 
     sampler: {name: ddim, steps: 10, also: {steps: 50}}
 
-A model with classes needs ``labels``: ``balanced`` (image i is of class i mod C), ``random`` (drawn for each image) or
+A model with classes needs ``labels``: ``balanced`` (classes take turns), ``random`` (drawn for each image) or
 one class, such as 207. ``guidance: {scale: 1.5, null_label: 1000}`` adds classifier-free guidance. A model of latents
 needs ``decoder: {autoencoder: FOLDER, raw_mean: [...], raw_std: [...], final_std: 0.5, low: -1}``.
 """

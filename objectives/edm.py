@@ -21,7 +21,7 @@ The sampler, with NVlabs' defaults for the noise levels:
 
 ``also: {steps: 18}`` in it is a second sampler with other settings, in which reports measure the answer once more.
 
-A network with classes needs ``labels``: ``balanced`` (image i is of class i mod C), ``random`` (drawn for each image)
+A network with classes needs ``labels``: ``balanced`` (classes take turns), ``random`` (drawn for each image)
 or one class. ``guide: {checkpoint: network-snapshot-0134217-0.110.pkl, scale: 1.7}`` guides away from another network.
 Models of latents need ``decoder: {autoencoder: sd-vae-ft-mse}``, a folder of diffusers. ``dtype: fp16`` is the
 network's own ``use_fp16``, which acts on a GPU.

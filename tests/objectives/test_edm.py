@@ -60,7 +60,8 @@ def test_classes_and_a_guide(folder: Path) -> None:
     check(guided)
     of_one_class = edm(folder, labels=1, sampler={"steps": 4})
     changed = (of_one_class.images(MIX, SEARCH, 6) - plain.images(MIX, SEARCH, 6)).abs().amax((1, 2, 3))
-    assert (changed > 1e-3).tolist() == [True, False, True, True, False, True]
+    classes = plain.sampler.noise.classes(SEARCH, 0, 6)
+    assert (changed > 1e-3).tolist() == (classes != 1).tolist()
     unguided = edm(folder, labels="balanced", sampler={"steps": 4}, guide={"checkpoint": "guide.pkl", "scale": 1.0})
     assert torch.allclose(unguided.images(MIX, SEARCH, 6), plain.images(MIX, SEARCH, 6), atol=1e-5)
 

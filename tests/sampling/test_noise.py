@@ -97,8 +97,37 @@ def classes(count: int, labels: Any, noise: Noise = SEARCH, start: int = 0, stop
     return ImageNoise(seed, SHAPE, ClassLabels(count, labels)).classes(noise, start, stop)
 
 
-def test_balanced_labels_take_turns_and_random_labels_belong_to_an_image_a_group_and_a_seed() -> None:
-    assert classes(3, "balanced", start=2, stop=9).tolist() == [2, 0, 1, 2, 0, 1, 2]
+@pytest.mark.parametrize("noise", [SEARCH, HELD_OUT, Noise("gradient", 2**31 + 7)])
+def test_balanced_labels_take_turns_whatever_part_is_asked_for(noise: Noise) -> None:
+    drawn = classes(7, "balanced", noise, stop=21)
+    assert torch.bincount(drawn, minlength=7).tolist() == [3] * 7
+    assert torch.equal(drawn[1:], (drawn[:-1] + 1) % 7)
+    parts = [classes(7, "balanced", noise, start, start + 3) for start in range(0, 21, 3)]
+    assert torch.equal(torch.cat(parts), drawn)
+
+
+@pytest.mark.parametrize("first_seed", [0, 1_234_567_890])
+@pytest.mark.parametrize("group", ["gradient", "selection"])
+@pytest.mark.parametrize(("count", "images"), [(300, 100), (1000, 50), (7, 2)])
+def test_each_class_has_its_share_of_few_images_on_fresh_noise(
+    count: int, images: int, group: str, first_seed: int
+) -> None:
+    share = 6
+    noises = [Noise(group, first_seed + step) for step in range(share * count // images)]
+    drawn = torch.cat([classes(count, "balanced", noise, stop=images) for noise in noises])
+    counts = torch.bincount(drawn, minlength=count)
+    assert counts.min() >= share - 2
+    assert counts.max() <= share + 2
+
+
+def test_balanced_labels_of_groups_and_noise_seeds_begin_elsewhere() -> None:
+    noises = [SEARCH, HELD_OUT, Noise("selection"), Noise("search", 1)]
+    begins = [int(classes(10**6, "balanced", noise, stop=1)) for noise in noises]
+    begins.append(int(classes(10**6, "balanced", stop=1, seed=1)))
+    assert len(set(begins)) == len(begins)
+
+
+def test_random_labels_belong_to_an_image_a_group_and_a_seed() -> None:
     noise = ImageNoise(0, SHAPE, ClassLabels(10, "random"))
     drawn = noise.classes(SEARCH, 0, 500)
     assert drawn is not None
