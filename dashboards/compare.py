@@ -289,7 +289,7 @@ def _study(study: Standing) -> list[Any]:
         f"{count(study.budget_spent, study.budget_total)} {study.budget_unit}",
         study.summary.failed,
         number(study.reported),
-        number(study.searched),
+        number(study.searched_of_shown),
         f"{study.summary.cost.images:,}",
         duration(study.seconds),
     ]

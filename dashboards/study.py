@@ -107,7 +107,7 @@ def _headline(study: Standing, per_second: float | None) -> str:
 def _best(study: Standing) -> str:
     """The study's best loss, on held-out noise where it was measured there."""
     if study.reported is not None:
-        return f"{study.metric} {number(study.reported)} held out, {number(study.searched)} searched"
+        return f"{study.metric} {number(study.reported)} held out, {number(study.searched_of_shown)} searched"
     if study.searched is None:
         return "no result yet"
     return f"best {study.metric} {number(study.searched)} searched"

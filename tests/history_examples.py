@@ -71,9 +71,13 @@ def _as_found(study: str, measurement: Measurement, *, is_ema: bool) -> Measurem
     return dataclasses.replace(measurement, model=model)
 
 
-def reported(loss: float, *, trial: int | None = None, study: str = "digits/LCSC/0") -> Report:
-    """A report of one search and its loss alone."""
-    return report_of({study: measured(loss, trial=trial)})
+def reported(
+    loss: float, *, trial: int | None = None, study: str = "digits/LCSC/0", searched: float | None = None
+) -> Report:
+    """A report of one search and its loss alone; ``searched`` is what the search measured of the same model."""
+    found = measured(loss, trial=trial)
+    model = dataclasses.replace(found.model, searched=searched)
+    return report_of({study: dataclasses.replace(found, model=model)})
 
 
 def in_one_report(studies: Sequence[Standing], *had: Measurement, **more: Any) -> list[Standing]:
@@ -142,5 +146,8 @@ def history(
 ) -> Standing:
     """A study of :func:`trials_of`, with a report of its own."""
     trials = trials_of(losses, images=images, seconds=seconds, gap=gap, running=running, cost=cost)
-    report = None if held_out is None else reported(held_out, study=f"digits/{optimizer}/{seed}")
+    report = None
+    if held_out is not None:
+        best = min((loss for loss in losses if loss is not None), default=None)
+        report = reported(held_out, study=f"digits/{optimizer}/{seed}", searched=best)
     return standing(trials, optimizer=optimizer, seed=seed, **{"report": report, **changes})

@@ -99,7 +99,9 @@ def write_study(
     if ended:
         study.set_attribute("search_ended", {"evaluations": len(losses), "exhausted": False})
     if held_out is not None:
-        found = {name: held_out}
+        searched = losses[held_out.model.trial or 0]
+        model = dataclasses.replace(held_out.model, searched=searched)
+        found = {name: dataclasses.replace(held_out, model=model)}
         had: list[Measurement] = []
         if experiment.report is not None:
             measured = {model.model.name: model for model in experiment.report.models}

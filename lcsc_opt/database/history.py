@@ -161,6 +161,16 @@ class Standing:
         return as_known(self.summary.loss, self.sign)
 
     @property
+    def searched_of_shown(self) -> float | None:
+        """What a row shows beside :attr:`reported`: what the search measured of the same model.
+
+        ``None`` if it is a mean that the search did not measure. While there is no report, :attr:`searched`.
+        """
+        if self.found is None:
+            return self.searched
+        return as_known(self.found.model.searched, self.sign)
+
+    @property
     def chosen(self) -> int | None:
         """The number of the trial that was chosen on other noise, ``None`` if it is a mean; else that of the best."""
         if self.found is not None:
@@ -170,7 +180,7 @@ class Standing:
     def as_row(self) -> dict[str, Any]:
         """The study in the JSON of ``lcsc list``, ``compare`` and ``show``.
 
-        ``searched`` and ``held_out`` are losses or scores, as a user knows them, of its best and of its chosen trial.
+        ``searched`` and ``held_out`` are losses or scores of one model, as a user knows them: the one that was chosen.
         """
         rows: tuple[MetricRow, ...] = ()
         sampler = None
@@ -185,7 +195,7 @@ class Standing:
             "seed": self.seed,
             "state": self.state,
             "maximized": self.sign < 0,
-            "searched": self.searched,
+            "searched": self.searched_of_shown,
             "held_out": self.reported,
             "held_out_images": images,
             "sampler": sampler,

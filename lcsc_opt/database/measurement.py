@@ -46,6 +46,7 @@ class Model:
         study: the study that it was found in, whose rows it has; ``None`` of a model that was not searched for.
         trial: the number of its trial in that study; ``None`` of a point between two models.
         label: which average it is, for people.
+        searched: its loss on the noise of the searches, as their trials have it; ``None`` if that was not measured.
     """
 
     name: str
@@ -54,6 +55,7 @@ class Model:
     study: str | None = None
     trial: int | None = None
     label: str | None = None
+    searched: float | None = dataclasses.field(default=None, compare=False)
 
     @property
     def key(self) -> str:

@@ -12,7 +12,6 @@ from lcsc_opt.base.jackknife import GROUPS, error_of_mean, half_width
 from lcsc_opt.base.records import STANDARD_ERROR, ReportedMetrics
 from lcsc_opt.database.measurement import UNSEEN, Measurement
 
-SINGLE_GROUP_NOISE = 0.02  # of the value; a smaller change counts as noise where no interval is known
 _TOLERATED = {"outside": 1.0}  # metric → by how much it may get worse: nobody sees one grey level of 255
 
 Interval = tuple[float, float]
@@ -31,7 +30,7 @@ class MetricRow:
         baseline: the baseline's value.
         gain: how much better the model is than the baseline, in the metric's unit; negative if it is worse.
         lost: whether the model is worse by more than the error: ``gain_interval`` is below zero; if that is not known,
-            it is worse by more than 2 % of the baseline's value.
+            whether it is worse.
         real_halves: the value of held-out real images; ``None`` if none are held out.
         cross_check: whether it is the distance in features that the search did not see.
         interval: the 95 % interval of the value, for the noise of sampling so many images; ``None`` if it is not known.
@@ -65,13 +64,12 @@ class MetricRow:
         return f"{self.metric} {self.baseline:.4g} → {self.value:.4g}"
 
     def misses(self, bound: float) -> bool:
-        """Whether the whole interval is worse than ``bound``; if that is not known, the value by more than 2 %.
+        """Whether the whole interval is worse than ``bound``; if that is not known, the value.
 
         ``False`` without a sign: then nobody knows what is worse.
         """
-        if self.interval is None:
-            tolerance = SINGLE_GROUP_NOISE * abs(bound)
-        else:
+        tolerance = 0.0
+        if self.interval is not None:
             tolerance = (self.interval[1] - self.interval[0]) / 2
         return (self.sign or 0) * (self.value - bound) > tolerance
 
@@ -175,7 +173,7 @@ def _against(row: MetricRow, baseline: Measurement, difference: Measurement) -> 
     gain = row.sign * (value - row.value)
     interval = _interval(difference, metric)
     if interval is None:
-        is_worse = gain < -SINGLE_GROUP_NOISE * abs(value)
+        is_worse = gain < 0
     else:
         low, high = sorted(row.sign * end for end in interval)  # of the gain
         interval = (low, high)

@@ -9,7 +9,8 @@ standard error: the longer a search, the more it fits the real images that it se
 The answer is the best of what the user had, unless something found is *certainly* better. What is certainly worse to a
 judge is no answer: in features that are not in the loss, or in the network of an ``fdr``, which can fall by its pixels
 and tones alone. All go by the paired error of a difference, over the images of both models and over the real images
-that both are compared with.
+that both are compared with. Of a loss that is one number, the error is how far the difference scatters: between its
+repetitions, and between the data of the search and those of the choice.
 """
 
 from __future__ import annotations
@@ -21,9 +22,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import numpy.typing as npt
 
-from lcsc_opt.base.jackknife import GROUPS, standard_error
+from lcsc_opt.base.jackknife import GROUPS, half_width, standard_error
 from lcsc_opt.database.measurement import UNSEEN, Measurement, Model
-from lcsc_opt.database.metric_rows import SINGLE_GROUP_NOISE
 
 WAY = {"¼": 0.25, "½": 0.5, "¾": 0.75}  # of the way from EMA* to what was found
 CERTAIN = 2.0  # standard errors
@@ -119,12 +119,12 @@ def gain(base: Measurement, model: Measurement, metric: str = LOSS) -> Gain:
     are many, and the search has fitted them, so what is gained there is partly optimism; the others are few, and
     uncertain. Both are weighed by their errors.
 
-    Where no error is known, a gain is certain from 2 %.
+    Where images or outcomes tell no error, :func:`_scatter` does.
     """
     unit = abs(base.value(metric) or 0.0) or 1.0  # of zero there are no shares
     seen = _Difference.of(base, model, metric, unit)
     if seen.without is None:
-        return Gain(seen.value, SINGLE_GROUP_NOISE / CERTAIN)
+        return Gain(seen.value, _scatter(base, model, metric) / unit)
     # what a search gains by fitting the real images that it sees counts as one more error of theirs
     variance = (1 + OPTIMISM**2) * seen.variance_of_real
     unseen = _Difference.of(base, model, _unseen(metric), unit)
@@ -137,6 +137,38 @@ def gain(base: Measurement, model: Measurement, metric: str = LOSS) -> Gain:
     # both distances are of the same samples, so their errors are not independent
     of_samples = _variance((1 - share) * seen.without[:GROUPS] + share * unseen.without[:GROUPS])
     return Gain(value, math.sqrt(of_samples + of_real))
+
+
+def _scatter(base: Measurement, model: Measurement, metric: str) -> float:
+    """The error of a difference of two numbers, in the metric's unit, so that :data:`CERTAIN` times it is 95 %.
+
+    It never depends on where the metric is zero. Repetitions on other seeds scatter, and Student's interval of their
+    mean is taken. They may all be of the same data, and the search has had others: where the search's difference is
+    farther from theirs than they are from one another, the data decide, of which there are two sets. A score that gives
+    the same number on all of them is a function of the weights alone, and has no error.
+
+    Infinite if there is neither a repetition nor a value of the search.
+    """
+    differences = np.subtract(base.values.get(metric, (0.0,)), model.values.get(metric, (0.0,)))  # [R]
+    repetitions = len(differences)
+    deviation = 0.0
+    if repetitions > 1:
+        deviation = float(differences.std(ddof=1))
+    of_mean = _half_width(deviation / math.sqrt(repetitions), repetitions - 1)
+    searched = (base.model.searched, model.model.searched)
+    if metric != LOSS or searched[0] is None or searched[1] is None:
+        return of_mean / CERTAIN if repetitions > 1 else math.inf
+    apart = abs(float(differences.mean()) - (searched[0] - searched[1]))
+    if apart <= _half_width(deviation * math.sqrt(1 + 1 / repetitions), repetitions - 1):
+        return of_mean / CERTAIN
+    return _half_width(apart / math.sqrt(2), 1) / CERTAIN
+
+
+def _half_width(error: float, degrees: int) -> float:
+    """As :func:`~lcsc_opt.base.jackknife.half_width`; without an error there are no degrees of freedom to know."""
+    if error == 0:
+        return 0.0
+    return half_width(error, degrees)
 
 
 def _unseen(metric: str) -> str:

@@ -2,7 +2,8 @@
 
 All are measured on some images, and what is certainly worse than the answer of now leaves. The rest is measured on
 more, until one is left or a fifth of what the searches have cost is spent. Every round has noise of its own, and all
-real images that may choose; :mod:`~lcsc_opt.experiment.answer` says who is ahead.
+real images that may choose; :mod:`~lcsc_opt.experiment.answer` says who is ahead. The best that the user had stays
+where judges compare with it, also when it cannot win any more.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from lcsc_opt.base.errors import SearchFailedError
 from lcsc_opt.base.progress import progress
-from lcsc_opt.base.records import SELECTION, Noise
+from lcsc_opt.base.records import SEARCH, SELECTION, Noise
 from lcsc_opt.database.measurement import Measurement, Model
 from lcsc_opt.database.names import EMA
 from lcsc_opt.experiment.answer import LOSS, WAY, Gain, best_of, choose, gain, is_vetoed, lowest, on_the_way
@@ -23,7 +24,7 @@ from lcsc_opt.experiment.measuring import Measurer
 ENOUGH_IMAGES = 500  # of each model in the first round: where they cost too much, fewer models are in it
 FEWEST_IMAGES = 250  # of each model in a round
 MOST_IMAGES = 5000  # of each model in a round: then real images are what limits a choice
-SHARE_OF_SEARCH = 0.2  # of what all searches have cost, in images
+SHARE_OF_SEARCH = 0.2  # of what all searches have cost, in images; of a score in evaluations
 SHARE_OF_FIRST = 0.5  # of these, for the first round
 FINAL = 4  # models in all rounds but the first: more are not told apart by a few thousand images
 
@@ -38,9 +39,11 @@ class Choice:
         found: study → its best model.
         losses: the name of a model → its loss, in the last round that it was in.
         equals: the names of what was found and cannot be told from the answer.
-        knows_errors: whether the error of a difference is known; of a score that returns one number it is not.
+        knows_errors: whether images or outcomes tell the error of a difference; of a score that returns one number,
+            only the scatter between its repetitions, and between the search's data and those of the choice, does.
         is_on_path: whether the answer stands on the path of its search, where the earliest of several equals is taken.
-        gain: of the best that was found, over the best that the user had; ``None`` if there is only one of both.
+        gain: of the best that was found, over the best that the user had, when it was last measured; ``None`` if there
+            is only one of both.
     """
 
     answer: Model
@@ -93,8 +96,8 @@ class Race:
         self._way: dict[str, float] = {}  # part of a way → share
         if len({search.is_ema_grid for search in searches}) == 2:  # a way leads from EMA* to what another search found
             self._way = dict(WAY)
-        self._searched = 0  # images
-        self._spent = 0  # images of the choice
+        self._searched = 0  # images, or evaluations of a score
+        self._spent = 0  # of the choice, in the same unit
         self._losses: dict[str, float] = {}
 
     def run(self, name: str) -> Choice:
@@ -111,13 +114,14 @@ class Race:
         had = [measured.model for measured in self._had]
         # also of searches whose models will all leave the race
         best = {study: self._best(models).model for study, models in self._found.items()}
-        if self._measurer.objective.sampler is not None:  # of images, more tell more
+        gain_over_had = self._gain()
+        if self._is_of_images or not self._knows_errors:  # more images, or repetitions, tell more
             self._more_rounds(name)
         answer = self._answer()
         for study, models in self._found.items():
             if models:
                 best[study] = self._best(models).model
-        rivals = [entrant for entrant in self._all_found if entrant is not answer]
+        rivals = [entrant for entrant in self._without_vetoed(self._all_found) if entrant is not answer]
         equals = tuple(rival.model.name for rival in rivals if not gain(rival, answer).is_certain)
         return Choice(
             answer.model,
@@ -127,8 +131,17 @@ class Race:
             equals,
             knows_errors=LOSS in answer.without_groups,
             is_on_path=answer.model.name in self._path,
-            gain=self._gain(),
+            gain=self._gain() or gain_over_had,
         )
+
+    @property
+    def _is_of_images(self) -> bool:
+        return self._measurer.objective.sampler is not None
+
+    @property
+    def _knows_errors(self) -> bool:
+        """Whether images or outcomes tell the errors of losses."""
+        return all(LOSS in entrant.without_groups for entrant in (*self._had, *self._all_found))
 
     def _gain(self) -> Gain | None:
         """What the best that was found gains over the best that the user had and that is still in the race."""
@@ -170,18 +183,38 @@ class Race:
         finalists, images = self._entrants()
         measurer = self._measurer.with_images(images)
         entrants = self._count(finalists)
-        self._spent = images * entrants
+        self._spent = self._cost_of(images) * entrants
         with progress(f"{name}: choosing", entrants) as measurer.advance:
             for search in self._searches:
-                measured = measurer.possible([SELECTION], finalists[search.study])
+                measured = self._measured(measurer, finalists[search.study])
                 if measured:
                     self._found[search.study] = measured
                 self._note(measured)
             if not self._found:
                 raise SearchFailedError("none of the best trials can be evaluated on other noise than the search's")
-            self._had = measurer.possible([SELECTION], self._trained)
+            self._had = self._measured(measurer, self._trained)
             self._note(self._had)
             self._add_ema(measurer)
+
+    def _measured(self, measurer: Measurer, models: Sequence[Model]) -> list[Measurement]:
+        """On the noise of the first round; where a loss has no error, on the search's noise, too, as trials are."""
+        measured = measurer.possible([SELECTION], models)
+        as_searched = self._measurer.with_images(0)
+        cost = self._cost_of(as_searched.objective.samples.per_evaluation)
+        for index, entrant in enumerate(measured):
+            if LOSS in entrant.without_groups or entrant.model.searched is not None:
+                continue
+            for on_search in as_searched.possible([SEARCH], [entrant.model]):
+                model = dataclasses.replace(entrant.model, searched=on_search.loss)
+                measured[index] = dataclasses.replace(entrant, model=model)
+                self._spent += cost
+        return measured
+
+    def _cost_of(self, images: int) -> int:
+        """What a measurement of so many images costs: these; of a score, one evaluation."""
+        if self._is_of_images:
+            return images
+        return 1
 
     def _entrants(self) -> tuple[dict[str, list[Model]], int]:
         """Study → its models of the first round, and how many images each has.
@@ -189,7 +222,8 @@ class Race:
         Where images for all cost more than the round may, fewer models of each search are in it, and no ways.
         """
         finalists = self._finalists(self._top)
-        if self._measurer.objective.sampler is None:
+        if not self._is_of_images:
+            self._searched = sum(search.evaluations for search in self._searches)
             return finalists, self._measurer.images
         per_evaluation = self._measurer.objective.samples.per_evaluation
         self._searched = sum(search.images(per_evaluation) for search in self._searches)
@@ -233,34 +267,41 @@ class Race:
             self._found[study] = [ema if measured is best else measured for measured in self._found[study]]
         if self._all_found:
             target = self._best(self._all_found).model
-            self._ways = measurer.possible([SELECTION], on_the_way(ema.model, target, self._way))
+            self._ways = self._measured(measurer, on_the_way(ema.model, target, self._way))
             self._note(self._ways)
 
     def _more_rounds(self, name: str) -> None:
-        """Measure what is still in the race again, on more images."""
+        """Measure what is still in the race again, on more images, or on other seeds of a score that is one number."""
         rounds: dict[str, list[Measurement]] = {}  # name of a model → what each of these rounds has measured
+        if not self._is_of_images:  # the first round had as many items
+            rounds = {entrant.model.name: [entrant] for entrant in (*self._had, *self._all_found)}
         number = 0  # of the round, and the seed of its noise; the first round of all had the seed 0
-        images = 0
-        while True:
-            self._drop_the_worse()
+        images = self._measurer.images
+        while self._drop_the_worse():
             entrants = [*self._had, *self._all_found]
             number += 1
-            if number == 1:  # all rounds have as many, so that they can be joined
+            if self._is_of_images and number == 1:  # all rounds have as many, so that they can be joined
                 images = self._images_of_a_round(len(entrants))
                 affordable = images >= FEWEST_IMAGES
             else:
-                affordable = self._spent + images * len(entrants) <= SHARE_OF_SEARCH * self._searched
-            if len(entrants) == 1 or not affordable:
+                cost = self._cost_of(images) * len(entrants)
+                affordable = self._spent + cost <= SHARE_OF_SEARCH * self._searched
+            if not affordable:
                 return
-            self._spent += images * len(entrants)
+            self._spent += self._cost_of(images) * len(entrants)
             measurer = self._measurer.with_images(images)
             with progress(f"{name}: choosing among {len(entrants)}", len(entrants)) as measurer.advance:
                 noise = Noise(SELECTION.group, number)
-                for measured in measurer.possible([noise], [entrant.model for entrant in entrants]):
-                    rounds.setdefault(measured.model.name, []).append(measured)
-            joined = {model: Measurement.joined(parts) for model, parts in rounds.items() if len(parts) == number}
-            if not joined:
+                measured = measurer.possible([noise], [entrant.model for entrant in entrants])
+            if not measured:
                 return  # what fails for all says nothing about any: the round before decides
+            before = {entrant.model.name: entrant.values[LOSS][-1] for entrant in entrants}
+            if not self._is_of_images and all(before[again.model.name] == again.loss for again in measured):
+                return  # the score does not depend on the seed, and would say the same again
+            for again in measured:
+                rounds.setdefault(again.model.name, []).append(again)
+            whole = max(map(len, rounds.values()))
+            joined = {model: Measurement.joined(parts) for model, parts in rounds.items() if len(parts) == whole}
             self._keep(
                 {id(entrant): joined[entrant.model.name] for entrant in entrants if entrant.model.name in joined}
             )
@@ -271,21 +312,26 @@ class Race:
         affordable = int((SHARE_OF_SEARCH * self._searched - self._spent) / entrants)
         return min(affordable, MOST_IMAGES, self._measurer.images)
 
-    def _drop_the_worse(self) -> None:
-        """Take out of the race what is certainly worse than the answer of now, and of the rest all but the best."""
+    def _drop_the_worse(self) -> bool:
+        """Take out of the race what cannot win, and of the rest all but the best.
+
+        That is what a judge vetoes, and what is certainly worse than the answer of now. The best that the user had
+        stays for the judges, who compare with it.
+
+        Returns:
+            Whether more than one model may still win.
+        """
         answer = self._answer()
-        may_win = [
-            entrant
-            for entrant in (*self._had, *self._all_found)
-            if entrant is answer or not gain(entrant, answer).is_certain
-        ]
-        # the answer, then those that it gains least over
-        may_win.sort(key=lambda entrant: (entrant is not answer, gain(entrant, answer).value))
-        of_user = {id(entrant) for entrant in self._had}  # measurements hold arrays and have no hash
-        had = [entrant for entrant in may_win if id(entrant) in of_user]
-        final = [lowest(had)] if had else []
-        final += [entrant for entrant in may_win if id(entrant) not in of_user][: FINAL - len(final)]
-        self._keep({id(entrant): entrant for entrant in final})
+        had = [lowest(self._had)] if self._had else []
+        rivals = [entrant for entrant in (*had, *self._without_vetoed(self._all_found)) if entrant is not answer]
+        may_win = [rival for rival in rivals if not gain(rival, answer).is_certain]
+        may_win.sort(key=lambda rival: gain(rival, answer).value)  # first those that it gains least over
+        may_win.insert(0, answer)
+        if not self._judges:
+            had = [entrant for entrant in had if any(entrant is one for one in may_win)]
+        found = [entrant for entrant in may_win if not any(entrant is one for one in had)]
+        self._keep({id(entrant): entrant for entrant in (*had, *found[: FINAL - len(had)])})
+        return len(may_win) > 1
 
     def _keep(self, remaining: Mapping[int, Measurement]) -> None:
         """Take all models out of the race but these: identity → what stands for it from now on.

@@ -78,8 +78,8 @@ class Searched:
 
         These are some of its checks, and means of its last iterates. The iterates walk around in the noise of their
         steps, and means of them do not (Polyak and Juditsky 1992). A check is a mean of all iterates before it, in
-        which late ones weigh more. Which checks: evenly spaced ones, since their losses on the search's own images
-        hardly differ.
+        which late ones weigh more. Which checks: the one with the lowest loss, which curves and tables show, and evenly
+        spaced ones, since their losses on the search's own images hardly differ.
 
         Args:
             count: of checks, at most; with one, there is one mean, too.
@@ -89,9 +89,7 @@ class Searched:
         checks = compared_trials(self.trials)
         if not iterates or not checks:
             return []
-        # a single one is the last
-        chosen = np.unique(np.linspace(0, len(checks) - 1, count).round().astype(int)) if count > 1 else [-1]
-        *early, last = [self._model_of(checks[index]) for index in chosen]
+        *early, last = [self._model_of(check) for check in _spaced_with_best(checks, count)]
         means = []
         for words, share in list(LATE.items())[:count]:
             late = stored[-int(share * len(stored)) :]
@@ -104,7 +102,25 @@ class Searched:
     def _model_of(self, trial: FrozenTrial, title: str | None = None) -> Model:
         """The model of a trial; ``title`` says which average it is."""
         name = f"{name_of_search(self.study)}, trial {trial.number}"
-        return Model(name, coefficients_of(trial), study=self.study, trial=trial.number, label=title)
+        return Model(
+            name, coefficients_of(trial), study=self.study, trial=trial.number, label=title, searched=trial.value
+        )
+
+
+def _spaced_with_best(checks: Sequence[FrozenTrial], count: int) -> list[FrozenTrial]:
+    """So many of the checks, at most, in their order: the one of the lowest loss, the last, and others between.
+
+    The best one takes the place of the evenly spaced one that is nearest to it, but for the last; with a count of one,
+    it is the only one.
+    """
+    best = min(range(len(checks)), key=lambda index: checks[index].value or 0.0)  # 0.0 is for mypy: each has a loss
+    if count == 1:
+        return [checks[best]]
+    spaced = np.unique(np.linspace(0, len(checks) - 1, count).round().astype(int)).tolist()
+    if best not in spaced and len(spaced) > 1:
+        nearest = min(spaced[:-1], key=lambda index: abs(index - best))
+        spaced[spaced.index(nearest)] = best
+    return [checks[index] for index in sorted(spaced)]
 
 
 def name_of_search(study: str) -> str:

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 
 from lcsc_opt.base.records import Yardstick
 from lcsc_opt.database.measurement import Model
-from lcsc_opt.database.metric_rows import SINGLE_GROUP_NOISE, MetricRow
+from lcsc_opt.database.metric_rows import MetricRow
 from lcsc_opt.database.report import Report, in_words
-from lcsc_opt.experiment.answer import CERTAIN
 from lcsc_opt.experiment.choice import Choice
 from lcsc_opt.experiment.finalists import Searched
 from lcsc_opt.views.answer import named
 
 _COMPARE_IMAGES = "Compare images of both models before you use it"
+_SINGLE_OUTCOMES = (
+    "The score returned one number, whose error shows only in how it scatters: return single outcomes, and the gain is "
+    "compared item by item"
+)
+_MORE_IMAGES = "With at least 100 images in held_out the error would be known"
 _SINGLE_IMAGE_METRICS = ("precision", "near", "hinge")  # the metrics that keep: precision guards
 
 
@@ -28,7 +33,10 @@ def warnings_of(report: Report, choice: Choice, searches: Sequence[Searched], ya
     """
     lines = [*_about_answer(report, yardstick)]
     if not report.is_found:
-        lines += _why_nothing_found(choice, searches)
+        more = "With more data the error would be smaller, and the search better"
+        if not choice.knows_errors:
+            more = _MORE_IMAGES if report.parts[0].sampler is not None else _SINGLE_OUTCOMES
+        lines += _why_nothing_found(choice, searches, more)
     elif choice.equals:
         lines.append(_about_equals(choice))
     return lines
@@ -36,11 +44,12 @@ def warnings_of(report: Report, choice: Choice, searches: Sequence[Searched], ya
 
 def _about_equals(choice: Choice) -> str:
     """Which models are as good as the answer, as far as can be told, and why it was taken and none of them."""
-    difference = "twice their error"
-    error = "one error"
-    if not choice.knows_errors:
-        difference = f"{100 * SINGLE_GROUP_NOISE:g} %, and their error is not known"
-        error = f"{100 * SINGLE_GROUP_NOISE / CERTAIN:g} %"
+    if choice.knows_errors:
+        difference = "twice their error"
+        error = "one error"
+    else:
+        difference = "their scatter between repetitions, and between the search's data and those of the choice"
+        error = "half of that scatter"
     line = f"{choice.answer.name} cannot be told from {in_words(choice.equals)}: they differ by less than {difference}"
     if choice.is_on_path:
         line += f". Of one search, the earliest model within {error} of its best is the answer"
@@ -97,8 +106,11 @@ def _in_another_sampler(report: Report, best: Model) -> Iterator[str]:
         )
 
 
-def _why_nothing_found(choice: Choice, searches: Sequence[Searched]) -> Iterator[str]:
-    """What may help where no search found anything better: it overfitted, or it was too short."""
+def _why_nothing_found(choice: Choice, searches: Sequence[Searched], more: str) -> Iterator[str]:
+    """What may help where no search found anything better: it overfitted, or it was too short.
+
+    ``more`` is a sentence on what would tell better.
+    """
     grids = [search.lowest_loss for search in searches if search.is_ema_grid]
     searched = [search.lowest_loss for search in searches if not search.is_ema_grid]
     if not grids or not searched:
@@ -114,8 +126,9 @@ def _why_nothing_found(choice: Choice, searches: Sequence[Searched]) -> Iterator
         if choice.gain is not None and choice.gain.value != 0:
             direction = "better" if choice.gain.value > 0 else "worse"
             share, error = (f"{100 * number:.2g} %" for number in (abs(choice.gain.value), choice.gain.error))
-            line += f"; on other noise they are {share} {direction} than the best you had, with an error of {error}"
-        yield f"{line}. With more data the error would be smaller, and the search better"
+            of_error = f"with an error of {error}" if math.isfinite(choice.gain.error) else "with an unknown error"
+            line += f"; on other noise they are {share} {direction} than the best you had, {of_error}"
+        yield f"{line}. {more}"
     elif min(searched) > min(grids):
         yield "no search was better than EMA*, not even on its own noise: search with more evaluations"
     else:

@@ -23,7 +23,8 @@ def answer_line(report: Report) -> str:
     """The model, a number that does not depend on the experiment, and the same of the best that the user had.
 
     That is the best by this number. Of FID, the same gain against real images that no search saw is said, which no
-    search can have fitted, and where the loss or a judge of it has another best, that.
+    search can have fitted, and where the loss or a judge of it has another best, that. Where the answer is worse than
+    what the user had, the same sentence says why it was chosen.
     """
     metric = report.headline_metric
     answer = report.of_answer
@@ -39,7 +40,8 @@ def answer_line(report: Report) -> str:
         return f"{line}."
     had = value_of(report, best, metric)
     compared = _compared(value, had, report.direction(metric))
-    line += f": {compared} the best model you had, {named(best.model)}, with {had:.4g}.{_unseen(report, best, metric)}"
+    line += f": {compared} the best model you had, {named(best.model)}, with {had:.4g}"
+    line += f"{_why_although_worse(report, best, metric)}.{_unseen(report, best, metric)}"
     values_of: dict[str, list[str]] = {}  # another model that the user had → the metrics by which it was the best
     for row in (loss, *(row for row in metrics if row.is_judge)):
         other = report.best_had(row.metric)
@@ -50,6 +52,32 @@ def answer_line(report: Report) -> str:
     for name, better_in in values_of.items():
         line += f" By {in_words(better_in)}, {name} was better than {named(best.model)}."
     return line
+
+
+def _why_although_worse(report: Report, best: Measurement, metric: str) -> str:
+    """In which numbers the answer is worse, and why it was chosen; empty if it is worse in none.
+
+    That is worse than ``best`` by more than the error, and in the loss and its judges than any model that the user had;
+    in ``metric``, which the sentence names already, worse at all.
+    """
+    answer = report.of_answer
+    difference = value_of(report, answer, metric) - value_of(report, best, metric)
+    is_worse = report.direction(metric) * difference > 0
+    others = []
+    for row in report.rows(answer.model.name, best.model.name):
+        other = best
+        if row.is_judge or row.metric == "loss":
+            other = report.best_had(row.metric) or best
+        against = {one.metric: one for one in report.rows(answer.model.name, other.model.name)}[row.metric]
+        is_named = metric in (row.metric, answer.metric_of_loss if row.metric == "loss" else None)
+        if against.lost and not is_named:
+            whose = "" if other is best else f" (against {named(other.model)})"
+            others.append(f"{against.change}{whose}")
+    if not others and not is_worse:
+        return ""
+    worse_in = f", and worse in {in_words(others)}" if others else ""
+    decisive = "loss" if report.sign > 0 else "score"
+    return f"{worse_in}; it was chosen because its {decisive} was certainly better on the noise of the choice"
 
 
 def _unseen(report: Report, best: Measurement, metric: str) -> str:
@@ -76,9 +104,12 @@ def _better_alone(report: Report, metric: str) -> str:
         return ""
     rows = report.rows(report.answer, best.model.name)
     # a metric that is the loss has no row of its own: the first one is the loss's
-    is_certain = next((row for row in rows if row.metric == metric), rows[0]).lost
+    row = next((row for row in rows if row.metric == metric), rows[0])
+    is_certain = row.lost and row.gain_interval is not None
     chance = "" if is_certain else ", perhaps by chance"
-    return f", though {named(best.model)} has a better {metric} ({value}){chance}"
+    decisive = "loss" if report.sign > 0 else "score"
+    reason = f"the answer had the better {decisive} on the noise of the choice"
+    return f", though {named(best.model)} has a better {metric} ({value}){chance}; {reason}"
 
 
 def _compared(value: float, had: float, direction: int) -> str:

@@ -122,8 +122,9 @@ class Ranked:
         seeds: how many studies it has.
         finished: how many of them have ended.
         evaluations: mean over seeds, as ``images`` and ``seconds``.
-        searched: best loss of the search. This, ``held_out``, ``below_ema`` and ``difference`` are as the user knows
-            them: of a maximized score, higher ones are better.
+        searched: loss in the search, of the models of ``held_out``; before there is a report, the best one. This,
+            ``held_out``, ``below_ema`` and ``difference`` are as the user knows them: of a maximized score, higher ones
+            are better.
         held_out: loss on held-out noise, of the seeds that have one.
         held_out_images: the numbers of images of the held-out losses, each once.
         below_ema: mean held-out loss relative to EMA*'s, minus one: -0.6 is 60 % below it; ``None`` where they do not
@@ -216,13 +217,25 @@ def _ranked(group: Sequence[Standing], best: Sequence[Standing] | None) -> Ranke
         evaluations=statistics.fmean(study.summary.evaluations for study in group),
         images=statistics.fmean(study.summary.cost.images for study in group),
         seconds=statistics.fmean(study.seconds for study in group),
-        searched=Spread.of(study.searched for study in group),
+        searched=_searched_beside_held_out(group),
         held_out=Spread.of(sign * loss for loss in losses.values()),
         held_out_images=tuple(sorted({measured.images for measured in measured_models if measured.images})),
         below_ema=_below_ema(measured_models, group[0].report),
         difference=difference,
         verdict=verdict,
     )
+
+
+def _searched_beside_held_out(group: Sequence[Standing]) -> Spread | None:
+    """The searched losses, as the user knows them, of the models whose held-out losses stand in the same row.
+
+    ``None`` if one of them has none.
+    """
+    shown = [study for study in group if study.found is not None] or group
+    losses = [study.searched_of_shown for study in shown]
+    if None in losses:
+        return None
+    return Spread.of(losses)
 
 
 def _common_label(group: Sequence[Standing]) -> str:

@@ -78,7 +78,7 @@ def studies_table(studies: Sequence[Standing]) -> tuple[tuple[str, ...], list[li
         if study.budget_unit == "evaluations" and study.budget_total:
             evaluations = f"{study.budget_spent}/{study.budget_total}"
         row = [study.study, study.state, evaluations, study.summary.failed]
-        row += [number(study.searched), number(study.reported)]
+        row += [number(study.searched_of_shown), number(study.reported)]
         row += [f"{study.summary.cost.images:,}", f"{study.seconds:,.0f}"]
         rows.append(row)
     return header, rows

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import math
 from pathlib import Path
@@ -131,11 +132,61 @@ def test_a_judge_vetoes_what_is_certainly_worse_there() -> None:
     assert not is_vetoed(measured("cheats", 0.7, 6.0), [], [JUDGE])
 
 
-def test_where_no_error_is_known_two_percent_count_as_noise_and_negative_scores_have_shares_too() -> None:
-    had = [without_error("EMA*", -0.80)]  # an accuracy, times −1
-    assert chosen(had, without_error("found", -0.81)) == "EMA*"
-    assert chosen(had, without_error("found", -0.83)) == "found"
+def one_number(name: str, *values: float, searched: float | None = None) -> Measurement:
+    """A score without errors, on so many seeds of the choice, and on the search's data."""
+    parts = [Measurement.of(Model(name, np.ones(1)), Evaluation(value), images=0, seed=0) for value in values]
+    joined = Measurement.joined(parts)
+    return dataclasses.replace(joined, model=dataclasses.replace(joined.model, searched=searched))
+
+
+@pytest.mark.parametrize("zero", [0.0, 1.0, -100.0])
+def test_of_one_number_the_scatter_decides_and_not_where_its_zero_is(zero: float) -> None:
+    """An error of .070 is an accuracy of .930, whose loss is −.930: the error minus one."""
+
+    def model(name: str, *errors: float, searched: float | None = None) -> Measurement:
+        if searched is not None:
+            searched -= zero
+        return one_number(name, *(error - zero for error in errors), searched=searched)
+
+    had = [model("EMA*", 0.070, searched=0.071)]
+    assert chosen(had, model("found", 0.055)) == "EMA*", "nothing is known of the error"
+    assert chosen(had, model("found", 0.055, searched=0.0561)) == "found"
+    assert chosen(had, model("found", 0.055, searched=0.046)) == "EMA*", "on the search's data it gained much more"
+    had = [model("EMA*", 0.070, 0.080, 0.060, searched=0.071)]
+    assert chosen(had, model("found", 0.0551, 0.0649, 0.045, searched=0.056)) == "found", "both scatter alike"
+    assert chosen(had, model("found", 0.055, 0.085, 0.025, searched=0.056)) == "EMA*"
+    # fixed data, of which repetitions tell nothing
+    had = [model("EMA*", 0.070, 0.070, 0.070, searched=0.071)]
+    assert chosen(had, model("found", 0.055, 0.055, 0.055, searched=0.046)) == "EMA*"
+
+
+def test_a_score_that_is_the_same_number_on_all_data_is_taken_at_its_word() -> None:
+    had = [one_number("EMA*", 1.0, searched=1.0)]
+    assert chosen(had, one_number("found", 0.999, searched=0.999)) == "found"
+    assert chosen(had, one_number("found", 1.001, searched=1.001)) == "EMA*"
     assert gain(without_error("EMA*", 0.0), without_error("found", -0.5)).value == 0.5
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_mean_has_the_answer_of_its_single_outcomes_where_the_data_agree(seed: int) -> None:
+    """A loss of which 4,000 outcomes find a model better by one, with an error of about .02."""
+    draws = np.random.default_rng(seed)
+    base, model = [], []
+    for _ in ("search", "selection"):
+        shared = 300 * draws.standard_normal(4000)
+        base.append(1200 + shared)
+        model.append(1199 + shared + draws.standard_normal(4000))
+    single = []
+    for name, (_, outcomes) in {"had": base, "found": model}.items():
+        groups = [float(np.delete(outcomes, np.s_[group::GROUPS]).mean()) for group in range(GROUPS)]
+        evaluation = Evaluation(float(outcomes.mean()), without_groups={"loss": groups})
+        single.append(Measurement.of(Model(name, np.ones(1)), evaluation, images=0, seed=0))
+    assert chosen(single[:1], single[1]) == "found"
+    means = [
+        one_number(name, float(chosen_on.mean()), searched=float(searched.mean()))
+        for name, (searched, chosen_on) in {"had": base, "found": model}.items()
+    ]
+    assert chosen(means[:1], means[1]) == "found"
 
 
 def test_points_on_the_way_sum_to_one_also_between_one_row_and_several() -> None:

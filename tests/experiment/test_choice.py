@@ -15,7 +15,7 @@ from optuna.distributions import FloatDistribution
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from lcsc_opt.base.jackknife import GROUPS
-from lcsc_opt.base.records import Evaluation, Noise, ReportedMetrics
+from lcsc_opt.base.records import SEARCH, Evaluation, Noise, ReportedMetrics
 from lcsc_opt.database.arrays import coefficients_of, stored_array
 from lcsc_opt.database.measurement import Measurement, Model
 from lcsc_opt.experiment.choice import FEWEST_IMAGES, MOST_IMAGES, SHARE_OF_SEARCH, Race
@@ -65,12 +65,17 @@ class Measuring:
     def __init__(self, error: Callable[[float], float] = lambda _: 0.0) -> None:
         self.images = 10_000
         self.fails_after_first_round = False
+        self.judges_from_round = 0
         self.reported = ReportedMetrics()
         self.objective = SimpleNamespace(sampler=object(), samples=SimpleNamespace(per_evaluation=PER_EVALUATION))
         self.error = error
         self.asked: list[tuple[str, int, Noise]] = []
 
-    def with_images(self, images: int) -> Measuring:
+    @staticmethod
+    def fid_of(model: Model) -> float:
+        return 1 + max(float(model.coefficients[0]) - 0.5, 0.0)
+
+    def with_images(self, images: int) -> Any:
         other = copy.copy(self)
         other.images = images
         return other
@@ -85,7 +90,7 @@ class Measuring:
             draws = np.random.default_rng(abs(hash(model.key)) % 2**32).standard_normal(GROUPS)
             column = 1 + abs(place - 1) + self.error(place) * draws / np.sqrt(GROUPS)
             # what the searches found is worse in the network of their loss
-            fid = 1 + max(place - 0.5, 0.0)
+            fid = self.fid_of(model) if noises[0].seed >= self.judges_from_round else 1.0
             groups = {"loss": [*column, *np.full(GROUPS, 1.0)], "fid": np.full(2 * GROUPS, fid).tolist()}
             evaluation = Evaluation(1 + abs(place - 1), {"fid": fid}, without_groups=groups)
             measured.append(Measurement.of(model, evaluation, images=self.images, seed=noises[0].seed))
@@ -197,6 +202,120 @@ def test_what_a_judge_finds_worse_is_no_answer(judged: dict[str, Any]) -> None:
     assert race(measuring, GRID_SEARCH, path([0.9])).answer.name == "LCSCGradient, trial 10"
     measuring.reported = ReportedMetrics(**judged)
     assert race(measuring, GRID_SEARCH, path([0.9])).answer.name == "EMA*"
+
+
+@pytest.mark.parametrize("found", [[0.9], [0.9, 0.95], [0.9, 0.1]])
+def test_a_veto_holds_also_when_what_the_user_had_cannot_win_any_more(found: list[float]) -> None:
+    """In the judge's eyes all that is far from the start is worse; by the loss, the user's models lose at once."""
+    measuring = Measuring(lambda place: 0.02 if place > 0.8 else 0.0)
+    measuring.reported = ReportedMetrics(cross_check="fid")
+    choice = race(measuring, GRID_SEARCH, path(found, images=20_000))
+    assert measuring.fid_of(choice.answer) == 1.0
+    assert all(measuring.fid_of(model) == 1.0 for model in choice.models if model.name in choice.equals)
+
+
+def test_what_a_judge_vetoes_only_on_more_images_is_no_answer_and_no_equal() -> None:
+    measuring = Measuring(lambda place: 0.02 if place > 0.8 else 0.0)
+    measuring.reported = ReportedMetrics(cross_check="fid")
+    measuring.judges_from_round = 1
+    choice = race(measuring, GRID_SEARCH, path([0.3, 0.9, 0.95], images=20_000))
+    asked = {noise.seed for name, _, noise in measuring.asked if name == "EMA*"}
+    assert asked >= {1}, "it stays, since the judge compares with it"
+    assert measuring.fid_of(choice.answer) == 1.0
+    names = {model.name: model for model in choice.models}
+    assert all(measuring.fid_of(names[name]) == 1.0 for name in choice.equals if name in names)
+
+
+def test_without_judges_what_the_user_had_leaves_when_it_cannot_win() -> None:
+    measuring = Measuring(lambda place: 0.02 if place > 0.8 else 0.0)
+    race(measuring, GRID_SEARCH, path([0.5, 0.88, 0.9, 0.89], images=20_000))
+    assert "EMA*" not in {name for name, _, _ in measuring.asked}, "that is its name after the first round"
+
+
+@pytest.mark.parametrize("count", [1, 2, 3])
+@pytest.mark.parametrize("best", range(6))
+def test_the_best_check_of_a_search_is_a_candidate_and_checks_are_no_more_than_before(count: int, best: int) -> None:
+    places = [0.1, 0.2, 0.3, 0.25, 0.15, 0.2]
+    places[best] = 0.9
+    checks = [model for model in path(places).path_models(count) if model.trial is not None]
+    numbers = [model.trial or 0 for model in checks]
+    assert 10 + 11 * best in numbers
+    assert numbers == sorted(numbers)
+    assert len(numbers) <= count
+    assert count == 1 or numbers[-1] == 10 + 11 * 5, "the last one, too"
+    assert [model.searched for model in checks if model.trial == 10 + 11 * best] == [pytest.approx(0.1)]
+
+
+def test_the_best_check_is_measured_where_images_are_few_too() -> None:
+    measuring = Measuring(lambda _: 0.5)
+    race(measuring, GRID_SEARCH, path([0.5, 0.9, 0.8, 0.7], steps=5, images=100))
+    assert "LCSCGradient, trial 11" in {name for name, _, _ in measuring.asked}
+
+
+class Scoring(Measuring):
+    """Of a score that is one number: it is this function of the place and the noise."""
+
+    def __init__(self, score: Callable[[float, Noise], float]) -> None:
+        super().__init__()
+        self.objective.sampler = None
+        self.score = score
+
+    def possible(self, noises: Sequence[Noise], models: Iterable[Model]) -> list[Measurement]:
+        measured = []
+        for model in models:
+            self.asked += [(model.name, self.images, noise) for noise in noises]
+            evaluation = Evaluation(self.score(float(model.coefficients[0]), noises[0]))
+            measured.append(Measurement.of(model, evaluation, images=self.images, seed=noises[0].seed))
+        return measured
+
+
+def draw(noise: Noise) -> float:
+    """A standard normal number of a group and a seed."""
+    return float(np.random.default_rng([len(noise.group), noise.seed]).standard_normal())
+
+
+def scored(score: Callable[[float, Noise], float]) -> tuple[Scoring, Any]:
+    """A race of two hundred evaluations, in which trials have their score on the search's noise."""
+    measuring = Scoring(score)
+    found = [trial(number, place) for number, place in enumerate([0.0] * 190 + [0.5, 0.9])]
+    for one in found:
+        one.value = score(coefficients_of(one)[0], SEARCH)
+    grid = [trial(0, 0.0), trial(1, 0.2)]
+    for one in grid:
+        one.value = score(coefficients_of(one)[0], SEARCH)
+    return measuring, race(measuring, Searched(GRID, grid), Searched("small/LCSCQuadratic/0", found))
+
+
+@pytest.mark.parametrize("zero", [0.0, -1.0, 1000.0])
+@pytest.mark.parametrize(("scatter", "is_found"), [(0.0, True), (1e-4, True), (0.3, False)])
+def test_a_score_of_one_number_has_the_same_answer_wherever_its_zero_is(
+    zero: float, scatter: float, is_found: bool
+) -> None:
+    def score(place: float, noise: Noise) -> float:
+        return zero + 0.07 - 0.015 * place + scatter * draw(noise) * place
+
+    _, choice = scored(score)
+    assert (choice.answer.study == "small/LCSCQuadratic/0") == is_found
+    assert not choice.knows_errors
+
+
+def test_repetitions_that_say_the_same_again_are_not_gone_on_with() -> None:
+    """The data of the search and those of the choice differ, and no seed changes them: two values decide."""
+    agree = {"search": 0.0, "selection": 0.001}
+    measuring, choice = scored(lambda place, noise: 5 - place * (1 + agree[noise.group]))
+    assert choice.answer.study == "small/LCSCQuadratic/0"
+    differ = {"search": 1.0, "selection": 0.0}
+    measuring, choice = scored(lambda place, noise: 5 - place * (1 + differ[noise.group]))
+    assert choice.answer.name == "EMA*", "as far as the search was wrong, this may be"
+    assert max(noise.seed for _, _, noise in measuring.asked) == 1
+    assert len(measuring.asked) <= SHARE_OF_SEARCH * 194
+
+
+def test_repetitions_tell_what_one_value_cannot_and_cost_a_fifth_of_the_searches() -> None:
+    measuring, choice = scored(lambda place, noise: 5 - place * (1 + 0.1 * draw(noise)))
+    assert choice.answer.study == "small/LCSCQuadratic/0"
+    assert max(noise.seed for _, _, noise in measuring.asked) > 1
+    assert len(measuring.asked) <= SHARE_OF_SEARCH * 194
 
 
 def test_a_path_has_evenly_spaced_checks_and_means_of_its_last_steps_in_the_order_of_time() -> None:

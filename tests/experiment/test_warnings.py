@@ -69,9 +69,10 @@ def test_what_is_said_of_equal_models_is_what_was_done(knows_errors: bool, is_on
     choice = dataclasses.replace(choice_of(better, "½"), knows_errors=knows_errors, is_on_path=is_on_path)
     [said] = warnings_of(better, choice, [], None)
     assert ("twice their error" in said) == knows_errors
-    assert ("less than 2 %" in said) != knows_errors
+    assert ("their scatter between repetitions" in said) != knows_errors
     assert ("the earliest model" in said) == is_on_path
     assert ("within one error" in said) == (is_on_path and knows_errors)
+    assert ("within half of that scatter" in said) == (is_on_path and not knows_errors)
 
 
 def test_an_answer_that_is_worse_in_what_was_searched_is_a_warning() -> None:
@@ -86,7 +87,8 @@ def test_costs_are_named_with_both_values_and_what_to_do() -> None:
     assert "near" not in said
     kept = Yardstick({}, kept="near", bound=9.0)
     assert "search with keep" not in warned(costly, yardstick=kept)
-    within_the_error = report({"fid": 2.5, "precision": 0.615}, {"fid": 28.0, "precision": 0.62})
+    error = {"precision_stderr": 0.01}
+    within_the_error = report({"fid": 2.5, "precision": 0.615, **error}, {"fid": 28.0, "precision": 0.62, **error})
     assert warned(within_the_error) == ""
 
 
@@ -112,7 +114,8 @@ def test_a_gain_that_turns_in_another_sampler_is_a_warning() -> None:
     said = warned(turned)
     assert "fid@clip 69 → 100 with DDIM, 12 model calls" in said
     assert "fid@clip 268 → 84. Use it only with the sampler" in said
-    alike = report(*here, others=({"fid": 9.0, CLIP: 69.5}, {"fid": 10.0, CLIP: 69.0}))
+    error = {f"{CLIP}_stderr": 1.0}
+    alike = report(*here, others=({"fid": 9.0, CLIP: 69.5, **error}, {"fid": 10.0, CLIP: 69.0, **error}))
     assert warned(alike) == ""
 
 

@@ -11,9 +11,11 @@ import scipy.stats
 from lcsc_opt.base.jackknife import GROUPS
 from lcsc_opt.base.records import ReportedMetrics
 from lcsc_opt.database.names import EMA, LAST_CHECKPOINT, TRAINER_EMA
+from lcsc_opt.views import number
 from lcsc_opt.views.answer import answer_line
 from lcsc_opt.views.ranking import ANSWER, Difference, headline, ranking
-from tests.history_examples import history, in_one_report, measured, report_of
+from lcsc_opt.views.study_status import studies_table
+from tests.history_examples import history, in_one_report, measured, report_of, reported
 
 # difference
 
@@ -65,6 +67,23 @@ def test_the_best_held_out_optimizer_is_first_and_others_are_judged_against_it()
     rows = ranking([history([5.0, 2.0]), history([5.0, 1.0], optimizer="CMA")])
     assert [(row.label, row.verdict) for row in rows] == [("CMA", "no held-out value"), ("LCSC", "no held-out value")]
     assert [(row.held_out, row.below_ema) for row in rows] == [(None, None)] * 2
+
+
+@pytest.mark.parametrize(("of_means", "searched"), [([2.0, 4.0], (3.0, pytest.approx(2**0.5))), ([2.0, None], None)])
+def test_a_row_has_the_searched_loss_of_the_models_that_were_held_out(
+    of_means: list[float | None], searched: Any
+) -> None:
+    """A mean of iterates was not searched, and what the best trial had is another model's."""
+    studies = [
+        dataclasses.replace(history([1.0, 9.0], seed=seed), report=reported(5.0, study=study, searched=of_model))
+        for seed, of_model in enumerate(of_means)
+        for study in [f"digits/LCSC/{seed}"]
+    ]
+    joined = in_one_report(studies)
+    _, row = ranking(joined)
+    assert (row.searched, row.held_out) == (searched, (5.0, 0.0))
+    assert [study.as_row()["searched"] for study in joined] == of_means
+    assert [cells[4] for cells in studies_table(joined)[1]] == [number(loss) for loss in of_means]
 
 
 def test_over_seeds_are_means_and_sample_standard_deviations_of_what_is_known() -> None:
@@ -147,11 +166,36 @@ def test_the_answer_is_compared_with_the_best_that_the_user_had_in_the_metric_th
     line = answer_line(report_of(found, last, average))
     other = "By loss (0.2; answer 0.1) and fid_held_out (19; answer 18), EMA* (average of the last 10) was better than "
     assert line == f"{beginning}the last checkpoint, with 20.{unseen} {other}the last checkpoint."
+    chosen = "it was chosen because its loss was certainly better on the noise of the choice"
     line = answer_line(report_of(found, model(0.2, 8.0, 25.0, name=LAST_CHECKPOINT)))
-    assert line == f"{beginning.replace('50 % below', '25 % worse than')}the last checkpoint, with 8.{unseen}"
+    assert line == f"{beginning.replace('50 % below', '25 % worse than')}the last checkpoint, with 8; {chosen}.{unseen}"
     line = answer_line(report_of(found, model(0.2, 10.03, 25.0, name=LAST_CHECKPOINT)))
     assert line == f"{beginning.replace('50 %', '0.3 %')}the last checkpoint, with 10.03.{unseen}"
     assert answer_line(report_of(found)) == "The answer is LCSC (seed 1), trial 38, with fid 10."
+
+
+def test_an_answer_that_is_worse_in_a_number_says_so_and_why_it_was_chosen_in_one_sentence() -> None:
+    signs = ReportedMetrics(signs={"fid": 1, "fid_held_out": 1, "precision": -1})
+    last = model(0.3, 20.0, 25.0, name=LAST_CHECKPOINT, precision=0.6)
+    better = model(0.1, 10.0, 18.0, trial=38, precision=0.7)
+    assert "worse" not in answer_line(report_of({"digits/LCSC/0": better}, last, metrics=signs))
+    worse = model(0.1, 10.0, 26.0, trial=38, precision=0.5)
+    sentence, *_ = answer_line(report_of({"digits/LCSC/0": worse}, last, metrics=signs)).split(". ")
+    assert "and worse in fid_held_out 25 → 26 and precision 0.6 → 0.5; it was chosen because its loss was " in sentence
+    # by this judge, another model was the best that the user had
+    average = model(0.2, 30.0, 17.0, name=TRAINER_EMA, precision=0.4)
+    report = report_of({"digits/LCSC/0": better}, last, average, metrics=signs)
+    sentence, *_ = answer_line(report).split(". ")
+    assert "and worse in fid_held_out 17 → 18 (against the trainer's EMA); it was chosen because" in sentence
+
+
+@pytest.mark.parametrize("maximized", [False, True])
+def test_a_score_that_is_worse_in_the_report_says_why_it_was_chosen(maximized: bool) -> None:
+    sign = -1 if maximized else 1
+    found = {"digits/LCSC/0": measured(sign * 0.5, score=0.5)}
+    had = measured(sign * (0.6 if maximized else 0.4), name=LAST_CHECKPOINT, score=0.6 if maximized else 0.4)
+    line = answer_line(report_of(found, had, answer="LCSC, trial 0", sign=sign))
+    assert f"its {'score' if maximized else 'loss'} was certainly better on the noise of the choice." in line
 
 
 @pytest.mark.parametrize(("spread", "said"), [(0.01, "(25 → 18)."), (2.0, "(25 → 18, perhaps by chance).")])
@@ -175,14 +219,15 @@ def test_where_nothing_better_was_found_the_line_says_so() -> None:
     assert answer_line(report_of(found, had[0], answer=LAST_CHECKPOINT)).endswith(
         f"checkpoint, with fid 20: {nothing}."
     )
+    reason = "perhaps by chance; the answer had the better loss on the noise of the choice."
     line = answer_line(report_of(found, *had, answer=LAST_CHECKPOINT))
-    assert line.endswith(f"with fid 20: {nothing}, though the trainer's EMA has a better loss (0.2).")
+    assert line.endswith(f"with fid 20: {nothing}, though the trainer's EMA has a better loss (0.2), {reason}")
     signs = ReportedMetrics(signs={"fid": 1})
     line = answer_line(report_of(found, *had, answer=TRAINER_EMA, metrics=signs))
-    assert line.endswith(f"with fid 30: {nothing}, though the last checkpoint has a better fid (20).")
+    assert line.endswith(f"with fid 30: {nothing}, though the last checkpoint has a better fid (20), {reason}")
     close = [model(0.3, 20.0, 25.0, name=LAST_CHECKPOINT), model(0.299, 20.0, 25.0, name=TRAINER_EMA)]
     line = answer_line(report_of(found, *close, answer=LAST_CHECKPOINT))
-    assert line.endswith("though the trainer's EMA has a better loss (0.299), perhaps by chance.")
+    assert line.endswith(f"though the trainer's EMA has a better loss (0.299), {reason}")
 
 
 def test_of_a_score_higher_is_better_and_negative_values_have_no_share() -> None:
