@@ -13,7 +13,7 @@ from typing import Any
 
 from lcsc_opt.base.progress import notice
 from lcsc_opt.base.study_file import StudyFile
-from lcsc_opt.base.study_spec import AUTO, EMA_GRID, LAYERS, OptimizerSpec
+from lcsc_opt.base.study_spec import AUTO, CHANNELS, EMA_GRID, OptimizerSpec
 from lcsc_opt.database.names import BASELINES, split_name
 from lcsc_opt.objective.contract import Objective
 from lcsc_opt.optimizers.registry import configure
@@ -55,14 +55,14 @@ def completed(
         return [study_file.model_copy(update={"optimizers": tuple(chosen)})]
 
     def rows_of(optimizer: OptimizerSpec) -> Any:
-        """Those of its stored searches; of a new one a row for each layer, where that pays, else ``None``."""
+        """Those of its stored searches; of a new one a row for each output channel, where that pays, else ``None``."""
         if not configure(optimizer).needs_gradient:
             return None
         if optimizer.name in specifications():
             return specifications()[optimizer.name]["space"]["rows"]
         if objective().sampler is None or objective().trajectory is None:
             return None
-        return LAYERS
+        return CHANNELS
 
     return [
         study_file.model_copy(

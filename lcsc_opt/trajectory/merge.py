@@ -333,10 +333,10 @@ def _product(coefficients: Tensor, dtype: torch.dtype, device: torch.device) -> 
     Returns:
         :func:`_multiply` or :func:`_multiply_halves` without its first argument; each thread calls it for some tiles.
     """
-    weights = coefficients.to(accumulator(dtype, device)).to(device)
+    weights = coefficients.to(accumulator(dtype, device))
     if accelerator.sums_halves(device, dtype):
         return functools.partial(_multiply_halves, halves.divided(coefficients, dtype).to(device), weights)
-    return functools.partial(_multiply, weights)
+    return functools.partial(_multiply, weights.to(device))
 
 
 def _columns_merged(rows: int, device: torch.device, dtype: torch.dtype) -> int:
@@ -354,7 +354,7 @@ def _columns_merged(rows: int, device: torch.device, dtype: torch.dtype) -> int:
 def _multiply_halves(
     terms: Tensor, weights: Tensor, runs: Sequence[slice], tiles: Iterator[Tile], merged: Tensor, _: list[Tensor]
 ) -> None:
-    """As :func:`_multiply`, with T terms of each coefficient too, ``[T, S, slots]``.
+    """As :func:`_multiply`, by T terms of each coefficient, ``[T, S, slots]``; of channels by ``weights`` on the CPU.
 
     Only accelerators do this, where nobody looks whether numbers are finite.
     """
@@ -405,7 +405,8 @@ def _multiply(
 def _combine_channels(weights: Tensor, runs: Sequence[slice], tile: Tile, out: Tensor) -> None:
     """Write a tile of several channels into ``out`` ``[n]``: each channel's columns by its row of ``[S, slots]``."""
     dtype = weights.dtype
-    of_channels = weights[torch.from_numpy(tile.rows).to(weights.device), None]  # [channels, 1, slots]
+    rows = torch.from_numpy(tile.rows).to(weights.device)
+    of_channels = weights[rows, None].to(out.device)  # [channels, 1, slots]
     total = out if out.dtype == dtype else torch.empty_like(out, dtype=dtype)
     sums = tile.by_channel(total)[:, :, None]  # [outer, channels, 1, inner]
     for run in runs:

@@ -19,8 +19,7 @@ from lcsc_opt.base import accelerator
 from lcsc_opt.base.errors import ObjectiveError, TrajectoryError
 from lcsc_opt.base.paths import BuildContext
 from lcsc_opt.base.records import Candidate, Yardstick
-from lcsc_opt.base.study_spec import ObjectiveSpec
-from lcsc_opt.coefficients.layer_groups import LayerGroups
+from lcsc_opt.base.study_spec import ObjectiveSpec, Rule
 from lcsc_opt.coefficients.profiles import ema_coefficients
 from lcsc_opt.metrics.extractors.base import FeatureExtractor, image_gradient
 from lcsc_opt.metrics.extractors.published import ClipExtractor, DinoV2Extractor, InceptionExtractor
@@ -529,11 +528,12 @@ def test_rows_of_half_types_are_merged_as_exactly_as_in_float32(
 
 @pytest.mark.parametrize("stored", ["exact", "float16"])
 @pytest.mark.parametrize("how", ["resident", "streamed"])
-def test_each_group_of_layers_is_merged_with_its_own_row(tmp_path: Path, stored: str, how: Any) -> None:
-    row_of = {name: int(name not in ("weight", "double", "batches")) for name in state_dict(1)}
-    groups = LayerGroups(("first", "second"), row_of, "layers")
-    grouped = make_trajectory(tmp_path / "run", dtype=stored).in_groups(groups)
-    rows = np.array([[0.5, -0.25, 1.0, 0.0, -0.25], [0.0, 1.5, 0.0, -0.5, 0.0]])
+@pytest.mark.parametrize("rule", ["layers", "channels"])
+def test_each_group_is_merged_with_its_own_row(tmp_path: Path, stored: str, how: Any, rule: Rule) -> None:
+    grouped = make_trajectory(tmp_path / "run", dtype=stored).in_rows(rule)
+    assert grouped.layer_groups is not None
+    drawn = np.random.default_rng(0).standard_normal((len(grouped.layer_groups), 5))
+    rows = drawn + (1 - drawn.sum(axis=1, keepdims=True)) / 5
     placed = grouped.on(DEVICE, how=how)
     merged, expected = placed.merge(rows), grouped.merge(rows)
     for name, tensor in expected.items():
