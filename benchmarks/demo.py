@@ -29,11 +29,11 @@ from torch import Tensor
 import lcsc_opt
 from lcsc_opt.base.catalog import load_file
 from lcsc_opt.base.contact_sheet import contact_sheet
-from lcsc_opt.base.records import HELD_OUT
+from lcsc_opt.base.records import HELD_OUT, TRAINER_EMA
 from lcsc_opt.cli import run as lcsc
 from lcsc_opt.database.connection import open_storage
 from lcsc_opt.database.history import Standing, ema_grid
-from lcsc_opt.database.names import LAST_CHECKPOINT, TRAINER_EMA
+from lcsc_opt.database.names import LAST_CHECKPOINT
 from lcsc_opt.database.reader import HistoryReader
 from lcsc_opt.metrics.bundled_images import bundled_images
 from lcsc_opt.metrics.extractors.bundled import SETTINGS

@@ -15,6 +15,9 @@ Coefficients = npt.NDArray[np.float64]
 """``[K]`` float64, any sign, sum to one; or ``[S, K]``, a row for each layer group, each sums to one."""
 
 
+TRAINER_EMA = "trainer's EMA"
+"""How reports call an average that the trainer kept itself; of several, a rate or a place follows."""
+
 CONTIGUOUS = "contiguous"
 """The layout of all weights that nobody gave another one."""
 CHANNELS_LAST = "channels last"

@@ -12,24 +12,31 @@ from typing import NamedTuple
 from torch import Tensor
 
 from lcsc_opt.base.errors import TrajectoryError
-from lcsc_opt.base.progress import notice
-from lcsc_opt.checkpoints.folders import file_of_weights, find_weights
-from lcsc_opt.checkpoints.inventory import Inventory, Role, is_average
+from lcsc_opt.base.records import TRAINER_EMA
+from lcsc_opt.checkpoints.folders import file_of_weights
+from lcsc_opt.checkpoints.inventory import COLLECTED, Inventory, Role, is_average, number_of
 from lcsc_opt.checkpoints.matching import counterparts, named_averages
 from lcsc_opt.checkpoints.names import CHECKPOINT_SUFFIXES, OBJECTS_OF_ACCELERATE, TORCH_SUFFIXES, read_names
-from lcsc_opt.checkpoints.reading import is_constant, naming, read_checkpoint
+from lcsc_opt.checkpoints.reading import is_constant, keys_of_averages, naming, read_checkpoint
 from lcsc_opt.checkpoints.torch_files import map_tensors, read_content
+from lcsc_opt.checkpoints.weights import have_same_bits
 
 _COMPARED = 4096  # numbers of a tensor; the rest need not be read
 _CLEARLY = 0.5  # the distance of the nearest weights is less than this times that of the second nearest
 
 
 class Average(NamedTuple):
-    """An average of a checkpoint's weights: the file or folder that it is in, its key there, and the weights."""
+    """An average of a checkpoint's weights, where it is: the file or folder, its key there, its rate, the weights.
+
+    Attributes:
+        rate: as the file or its name has it; empty without one.
+        tensors: under the names of the weights.
+    """
 
     path: Path
     key: str
     tensors: Mapping[str, Tensor]
+    rate: str = ""
 
     @property
     def place(self) -> str:
@@ -38,60 +45,85 @@ class Average(NamedTuple):
             return self.path.name
         return f"{self.path.name} ({self.key})"
 
+    @property
+    def label(self) -> str:
+        """What tells it from others: its rate, or its key, or its file."""
+        return self.rate or self.key or self.path.stem
 
-def trainers_averages(checkpoint: Path, key: str, earlier: Path) -> list[Average]:
-    """The running averages that the trainer kept of the weights under ``key``; none if these are an average themselves.
 
-    One in the checkpoint itself is the only one. Else files of their own are looked for, and those of higher rates come
-    later: the slowest is the last. Such a file has "ema" in its name, or inside; and the names and shapes of the
-    weights, or their shapes in order. Beside a file it has the step of the checkpoint in its name.
+class Kept(NamedTuple):
+    """The averages that a trainer kept with a checkpoint, those of higher rates later, and sentences for the user."""
 
-    What is the same in ``earlier``, the checkpoint before, does not follow the weights, so it is no average of them.
+    averages: list[Average]
+    said: list[str]
+
+    @property
+    def names(self) -> list[str]:
+        """How reports call them: ``trainer's EMA``, and of several each with its label."""
+        if len(self.averages) == 1:
+            return [TRAINER_EMA]
+        labels = [average.label for average in self.averages]
+        if len(set(labels)) < len(labels):  # of one rate in several files
+            labels = [f"{average.label} {average.place}" for average in self.averages]
+        return [f"{TRAINER_EMA} {label}" for label in labels]
+
+
+def trainers_averages(checkpoint: Path, key: str, earlier: Path) -> Kept:
+    """The averages that the trainer kept of the weights under ``key``; none if these are an average themselves.
+
+    They are in the checkpoint, or in files of their own, which have "ema" in their names, or inside; and the names and
+    shapes of the weights, or their shapes in order. Beside a file they have the step of the checkpoint in their names.
+    Equal ones are one. What is the same in ``earlier``, the checkpoint before, does not follow the weights, so it is
+    no average of them. One that cannot be read is said: the weights alone make a trajectory.
     """
-    if is_average(key) or is_average(checkpoint.stem):
-        return []
-    inside = _key_beside(checkpoint, key, earlier)
-    if inside is not None:
-        tensors = read_checkpoint(checkpoint, key=inside).tensors
-        # where the weights have an outer key ("model" of "model.net"), their names begin with the rest of it
-        names = counterparts(tensors, read_checkpoint(checkpoint, key=key).tensors) or {}
-        return [Average(checkpoint, inside, {names.get(name, name): tensor for name, tensor in tensors.items()})]
+    said: list[str] = []
+    if is_average(checkpoint.stem) or (is_average(key) and not key.endswith(COLLECTED)):
+        return Kept([], said)
+    averages = _inside(checkpoint, key, earlier)
     weights: Mapping[str, Tensor] | None = None
-    averages: list[Average] = []
+    beside: list[Average] = []
     for file in _files_of_averages(checkpoint, key):
         if _is_unchanged(file, checkpoint, earlier):
             continue
         weights = weights or read_checkpoint(checkpoint, key=key).tensors  # only where there is such a file
         try:
-            averages += _averages_in(file, weights)
+            beside += _averages_in(file, weights)
         except TrajectoryError as error:
-            notice(f"the trainer's EMA is left out: {error}")
-    return sorted(averages, key=_rate)
+            said.append(f"the trainer's EMA is left out: {error}")
+    # the usual one is the last of those inside, else the slowest
+    averages = [*sorted(beside, key=lambda average: number_of(average.rate)), *averages]
+    if not averages:
+        return Kept([], said)
+    weights = weights or read_checkpoint(checkpoint, key=key).tensors
+    distinct: list[Average] = []
+    for average in reversed(averages):
+        equal = next((other for other in distinct if have_same_bits(other.tensors, average.tensors)), None)
+        is_whole = average.tensors.keys() == weights.keys()
+        if is_whole and have_same_bits(average.tensors, weights):
+            if average.path != checkpoint:  # else it was said with the key of the weights
+                said.append(f"{average.place} is bit for bit the weights that are combined")
+        elif equal is not None:
+            said.append(f"{average.place} is bit for bit {equal.place}")
+        else:
+            distinct.append(average)
+    return Kept(distinct[::-1], said)
 
 
-def _rate(average: Average) -> float:
-    """The rate in the name of an average: the largest decimal below one, as others count parameters; 0 without one."""
-    return max(map(float, re.findall(r"0\.[0-9]+", average.path.name)), default=0.0)
-
-
-def _key_beside(checkpoint: Path, key: str, earlier: Path) -> str | None:
-    """The key of the running average in the checkpoint; ``None`` if there is none, or several.
-
-    A file that cannot be read has none: the weights alone make a trajectory.
-    """
-    average: str | None = None
+def _inside(checkpoint: Path, key: str, earlier: Path) -> list[Average]:
+    """The averages in the checkpoint itself; none where it cannot be read, which is said elsewhere."""
+    averages: list[Average] = []
     with contextlib.suppress(TrajectoryError), naming(checkpoint):  # which makes any error of a damaged file one
-        if checkpoint.is_dir():
-            raw, average = find_weights(checkpoint, None).raw_and_average
-            if raw != key:  # it is that of another part
-                average = None
-        elif checkpoint.name.endswith(TORCH_SUFFIXES):
-            average = Inventory(read_content(checkpoint)).average_of(key)
-    if average is None:
-        return None
-    if is_constant(average, earlier, checkpoint) and not is_constant(key, earlier, checkpoint):
-        return None  # the weights have moved without it
-    return average
+        weights: Mapping[str, Tensor] | None = None
+        for inside, rate in keys_of_averages(checkpoint, key):
+            if is_constant(inside, earlier, checkpoint) and not is_constant(key, earlier, checkpoint):
+                continue  # the weights have moved without it
+            tensors = read_checkpoint(checkpoint, key=inside).tensors
+            weights = weights or read_checkpoint(checkpoint, key=key).tensors
+            # where the weights have an outer key ("model" of "model.net"), their names begin with the rest of it
+            names = counterparts(tensors, weights) or {}
+            renamed = {names.get(name, name): tensor for name, tensor in tensors.items()}
+            averages.append(Average(checkpoint, inside, renamed, rate))
+    return averages
 
 
 def _files_of_averages(checkpoint: Path, key: str) -> Iterator[Path]:
@@ -135,26 +167,30 @@ def _averages_in(file: Path, weights: Mapping[str, Tensor]) -> list[Average]:
         with naming(file):
             candidates = _candidates_in(file, weights)
     else:
-        candidates = {"": read_checkpoint(file).tensors}
+        candidates = [Average(file, "", read_checkpoint(file).tensors)]
     averages = []
-    for key, tensors in candidates.items():
-        names = counterparts(tensors, weights)
+    for candidate in candidates:
+        names = counterparts(candidate.tensors, weights)
         if names is not None:
-            averages.append(Average(file, key, {names[name]: tensor for name, tensor in tensors.items()}))
+            renamed = {names[name]: tensor for name, tensor in candidate.tensors.items()}
+            # others count parameters with decimals: the largest below one is the rate
+            in_name = max(re.findall(r"0\.[0-9]+", file.name), key=float, default="")
+            averages.append(candidate._replace(tensors=renamed, rate=in_name or candidate.rate))
     return averages
 
 
-def _candidates_in(file: Path, weights: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
-    """Key → the tensors of each container in a torch file that is called an average, by its key or the file's name."""
-    candidates: dict[str, dict[str, Tensor]] = {}
+def _candidates_in(file: Path, weights: Mapping[str, Tensor]) -> list[Average]:
+    """Each container in a torch file that is called an average, by its key or the file's name."""
+    candidates: list[Average] = []
     for container in Inventory(read_content(file)).containers:
         if not (container.is_shadow or container.role is Role.AVERAGE or is_average(file.stem)):
             continue
         if container.has_no_names:
             listed = map_tensors(file, {str(number): tensor for number, tensor in container.tensors.items()})
-            candidates[container.key] = _named([*listed.values()], weights)
+            tensors = _named([*listed.values()], weights)
         else:
-            candidates[container.key] = map_tensors(file, container.named)
+            tensors = map_tensors(file, container.named)
+        candidates.append(Average(file, container.key, tensors, container.rate))
     return candidates
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from lcsc_opt.checkpoints.pickles import Record, shown
+from lcsc_opt.checkpoints.pickles import FloatKey, Record, shown
 
 _MAX_DEPTH = 64  # of containers in one another: a hostile file would exceed the depth of recursion
 _PLAIN = (str, int, float, bool, type(None))
@@ -54,13 +54,15 @@ class PlainCopier:
         return self._copies[id(value)]
 
     def _copy_entries(self, entries: Mapping[Any, Any], place: str, depth: int) -> dict[Any, Any]:
-        """The entries that are plain data; what has another key than text or a whole number is left out."""
+        """The entries that are plain data; what has another key than text or a number is left out."""
         copies = {}
         for name, value in entries.items():
             inner_place = f"{place}.{shown(name)}".lstrip(".")
             copied = self.copy(value, inner_place, depth + 1)
-            if copied is _NOT_PLAIN or type(name) not in (str, int):
+            if copied is _NOT_PLAIN or type(name) not in (str, int, FloatKey):
                 self.left_out.append(inner_place)
+            elif type(name) is FloatKey:
+                copies[float(name)] = copied
             else:
                 copies[name] = copied
         return copies

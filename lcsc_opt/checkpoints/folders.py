@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from lcsc_opt.base.errors import TrajectoryError
 from lcsc_opt.checkpoints.distributed import METADATA
-from lcsc_opt.checkpoints.names import CHECKPOINT_SUFFIXES, is_plain_name, is_weights_file
+from lcsc_opt.checkpoints.names import CHECKPOINT_SUFFIXES, TORCH_SUFFIXES, is_plain_name, is_weights_file
 from lcsc_opt.checkpoints.pickles import shown
 
 _COMPONENTS = (  # running averages come before raw weights
@@ -75,10 +75,10 @@ def find_weights(folder: Path, key: str | None, *, may_be_alone: bool = True) ->
     weights = _weights_under_key(folder, key) if key else _components(folder)
     if weights is not None:
         return weights
-    # the key may also be one inside of the only file, or of a distributed checkpoint
+    # the key may also be one inside of the file
     if file is None and may_be_alone:
         file = _only_file(folder)
-    elif file is not None and file.name != METADATA:
+    elif file is not None and not (file.name == METADATA or file.name.endswith(TORCH_SUFFIXES)):
         raise TrajectoryError(f"holds no weights in {shown(key)!r}: name the file itself, or pass --key SUBFOLDER.")
     if file is None:
         raise TrajectoryError("holds no known file of weights: name the file itself, or pass --key SUBFOLDER.")

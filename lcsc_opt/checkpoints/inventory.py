@@ -24,14 +24,19 @@ from lcsc_opt.checkpoints.torch_files import TensorRef, is_tensor, kind, other_t
 CHOOSE = "key: NAME in a study file, --key NAME in commands"
 GUESSED_KEYS = ("state_dict", "model_state_dict", "model", "model_state", "net", "network", "params", "unet", "module")
 _SHADOW = "shadow_params"  # a list of averages without names
-_AVERAGE = re.compile(r"(.*_)?ema([-_.0-9].*)?", re.IGNORECASE)
-_OTHER_AVERAGE = re.compile(r"(.*_)?(swa|avg|average|averaged|polyak)([-_.0-9].*)?", re.IGNORECASE)
+COLLECTED = "collected_params"  # beside it: the raw weights, kept while the averages are in the model
+_AVERAGE = re.compile(r"(.*_)?emas?([-_.0-9].*)?", re.IGNORECASE)
+_OTHER_AVERAGE = re.compile(r"(?!exp_avg)(.*_)?(swa|avg|average|averaged|averages|polyak)([-_.0-9].*)?", re.IGNORECASE)
 _STATES = re.compile(r"(.*_)?(opt|optim|optimizers?|.*sched.*|scaler|rng|random|loss|criterion)(_.*)?", re.IGNORECASE)
+_OF_OPTIMIZER = re.compile(r"ax|(.*_)?ema(_.*)?|slow_(buffer|params?|weights)|averaged?", re.IGNORECASE)
+_RATES = re.compile(r"(ema_?)?(decay|rate|beta|momentum)|sigma_rel|std", re.IGNORECASE)  # beside one average
+_LISTS_OF_RATES = re.compile(f"({_RATES.pattern})s", re.IGNORECASE)  # beside a list of them
 _COMPANIONS = ("model_ema2", "current_model_state")  # which their trainers do not sample with
 _ONLY = "0."  # the only module of a list, as imagen-pytorch keeps the averages of its U-Nets
 _SETTINGS = ("decay", "num_updates")  # of LitEma, among its averages
 _DDIM_LIST = ("model", "optimizer", "epoch", "step", "ema")  # torch.save([...]) of DDIM's code
 _MAX_PARTS = 1000  # that are looked at
+_MAX_ELEMENTS = 64  # of a list that are looked into
 _MAX_SAMPLED = 10_000  # entries of a dict among which a tensor is searched
 _MAX_LISTED = 16  # keys in a message
 _MAX_PREFIX = 2_000  # characters
@@ -78,18 +83,26 @@ class Container:
         tensors: name → tensor or reference; of averages in a list, number → tensor until their names are known.
         role: what it is.
         average_of: the weights that it is an average of, if it is one; then it has their names.
+        rate: that of an average, as the file has it: in the key, or as a number beside; empty without one.
         is_prefix: whether it is a part of a state dict, by the beginning of its names.
         is_module: whether it is a network that was pickled whole.
         is_shadow: whether it is the list ``shadow_params`` of torch-ema, an average even where no weights fit it.
+        is_collected: whether it is the list beside that, of the raw weights while the averages are in the model.
+        is_in_state: whether it lies in the state of an optimizer or the like, where only averages are looked for.
+        inside: a container of an average's key whose part this is, if its parts are not averages themselves.
     """
 
     key: str
     tensors: Mapping[Any, Any]
     role: Role = Role.OTHER
     average_of: Container | None = None
+    rate: str = ""
     is_prefix: bool = False
     is_module: bool = False
     is_shadow: bool = False
+    is_collected: bool = False
+    is_in_state: bool = False
+    inside: Container | None = None
 
     @property
     def depth(self) -> int:
@@ -114,6 +127,8 @@ class Container:
     @property
     def is_offered(self) -> bool:
         """Whether a user may want it: by its words, or since it lies in no other part of the file."""
+        if self.is_collected:
+            return False
         if self.role is not Role.OTHER:
             return True
         has_shapes = any(getattr(value, "shape", None) or other_tensor(value) for value in self.tensors.values())
@@ -123,6 +138,11 @@ class Container:
     def is_no_average(self) -> bool:
         """Whether it is called an average and is none: no weights in the file have its names."""
         return self.role is Role.OTHER and word_of(self.key) is Role.AVERAGE
+
+    @property
+    def is_rate(self) -> bool:
+        """Whether the last part of its key is a rate, so that others beside it are averages of other rates."""
+        return bool(self.rate) and self.key.endswith(f".{self.rate}")
 
     @property
     def named(self) -> dict[str, Any]:
@@ -138,8 +158,9 @@ class Inventory:
         if _is_ddim_list(content):
             self.content = dict(zip(_DDIM_LIST, content, strict=False))
         self._mixed_root: Container | None = None  # a state dict with other things in it
-        self.containers = list(self._all())
-        _give_roles(self.containers, self.entries)
+        found = list(self._all())
+        _give_roles(found, self.entries)
+        self.containers = _without_parts(found)
 
     @property
     def entries(self) -> Mapping[Any, Any]:
@@ -147,10 +168,38 @@ class Inventory:
         return entries_of(self.content) or {}
 
     def guess(self) -> str:
-        """The key of the state dict: of the only average, else of the only weights, among the outermost containers.
+        """The key of the state dict: of the only average, else of the weights, among the outermost containers.
 
         Raises:
-            TrajectoryError: there is none, or several of which none is the only average.
+            TrajectoryError: there is none, or several of several models.
+        """
+        chosen = self._possible()
+        if len(chosen) > 1:
+            raw, _ = self.raw_and_averages()
+            return raw
+        return chosen[0].key
+
+    def raw_and_averages(self) -> tuple[str, list[str]]:
+        """The key of the weights, raw ones where there are any, and those of the averages that the file has of them.
+
+        Where a trainer saves its average as the model, that is what users mean, and counts as the weights.
+
+        Raises:
+            TrajectoryError: as :meth:`guess`, but several averages of one model are no choice.
+        """
+        chosen = self._possible()
+        raw = chosen[0].average_of or chosen[0]
+        if len(chosen) > 1 and not all(container.average_of is raw for container in chosen):
+            raise _several(chosen)
+        if len(chosen) == 1 and any(raw.key == swap.raw for swap in _SWAPS):
+            raw = chosen[0]
+        return raw.key, [average.key for average in self.averages_of(raw.key)]
+
+    def _possible(self) -> list[Container]:
+        """What may be meant where nobody chose: the averages, else the weights, among the outermost containers.
+
+        Raises:
+            TrajectoryError: there is nothing.
         """
         possible = [container for container in self.containers if container.is_offered and not container.is_no_average]
         least_depth = min((container.depth for container in possible), default=0)
@@ -160,11 +209,8 @@ class Inventory:
         chosen = averages or sampled_with
         if self._mixed_root is not None and not averages:  # a dict of other things may hide in a bare state dict
             chosen = [container for container in sampled_with if container.role is Role.WEIGHTS] or [self._mixed_root]
-        if len(chosen) > 1:
-            keys = ", ".join(shown(container.key) for container in chosen[:_MAX_LISTED])
-            raise TrajectoryError(f"holds several state dicts ({keys}): choose one ({CHOOSE}).")
         if chosen:
-            return chosen[0].key
+            return chosen
         if not isinstance(self.content, (list, tuple)) and entries_of(self.content) is None:
             raise TrajectoryError(f"holds {kind(self.content)}, not a state dict: save model.state_dict().")
         names = _listed(self.entries) or "nothing"
@@ -181,6 +227,7 @@ class Inventory:
         container = self.at(key)
         if container is not None and container.average_of is not None:
             return container.average_of.named | container.named
+        self._check_alternatives(key)
         # a list whose key tells of no average is named only now; one that fits no weights is refused here
         if container is not None and container.has_no_names:
             weights = (each.named for each in self.containers if each.role is Role.WEIGHTS)
@@ -209,6 +256,18 @@ class Inventory:
                 f"has {kind(part)}{place}, not a state dict: save model.state_dict(), or pass another --key."
             )
         return _flattened(tensors) or _without_extra_states(tensors)
+
+    def _check_alternatives(self, key: str) -> None:
+        """Refuse a key under which there are several state dicts of one model, as averages of several rates.
+
+        The whole content, under the empty key, was asked for as it is.
+        """
+        inside = [each for each in self.containers if key and each.key.startswith(f"{key}.")]
+        if any(each.key == key for each in self.containers):
+            return
+        models = [each.average_of or each for each in inside]
+        if len({id(model) for model in models}) < len(models) or any(each.is_rate for each in inside[1:]):
+            raise _several(inside, f" under {shown(key)!r}")
 
     def at(self, key: str) -> Container | None:
         """The container under a key; where an entry of that key holds one container and no weights itself, that one."""
@@ -240,25 +299,35 @@ class Inventory:
             beside.append(offered)
         return beside[:_MAX_LISTED]
 
-    def raw_of(self, average: str) -> str | None:
-        """The key of the raw weights of the average under the key ``average``.
+    def averages_of(self, key: str) -> list[Container]:
+        """The averages of the weights under ``key``, those of higher rates later; last, what its trainer samples with.
 
-        ``None`` where it is no average; and where its trainer saves it as the model, which is what users mean there.
+        Where ``key`` are raw weights that were kept while the averages were in the model, that model is one of them.
         """
-        container = self.at(average)
-        if container is None:
-            return None
-        raw = container.average_of
-        if raw is None or any(raw.key == swap.raw for swap in _SWAPS):
-            return None
-        return raw.key
+        chosen = self.at(key)
+        if chosen is None:
+            return []
+        raw = chosen
+        averages = []
+        if chosen.is_collected and chosen.average_of is not None:
+            raw = chosen.average_of
+            averages.append(raw)
+        averages += [each for each in self.containers if each.role is Role.AVERAGE and each.average_of is raw]
+        return sorted(averages, key=lambda each: (not each.is_companion, number_of(each.rate)))
 
-    def average_of(self, key: str) -> str | None:
-        """The key of the average of the weights under ``key`` that their trainer samples with; ``None`` for several."""
-        raw = self.at(key)
-        averages = [container for container in self.containers if raw is not None and container.average_of is raw]
-        keys = [average.key for average in averages if not average.is_companion]
-        return keys[0] if len(keys) == 1 else None
+    def alike(self, key: str) -> list[Container]:
+        """What has the names and shapes of the weights under ``key`` and is called no average: a target, the best."""
+        chosen = self.at(key)
+        if chosen is None:
+            return []
+        return [
+            each
+            for each in self.containers
+            if each not in (chosen, chosen.average_of)
+            and each.role is not Role.AVERAGE
+            and not each.is_collected
+            and counterparts(each.named, chosen.named) is not None
+        ]
 
     def family(self, key: str) -> list[Container]:
         """The averages of the weights under ``key``, what these are an average of, and other names of the same tensors.
@@ -287,36 +356,126 @@ class Inventory:
         return [Container(f"{each.key}.{start_of_names}", _beginning_with(prefix, each.named)) for each in others]
 
     def _all(self) -> Iterator[Container]:
-        """The containers of a file, the outer ones first; the state of an optimizer is not looked into.
+        """The containers of a file, the outer ones first; in the state of an optimizer and the like only averages.
 
         Keeps a bare state dict with other things in it as ``_mixed_root``, which is a choice only where there is none.
         """
-        pending: collections.deque[tuple[str, Any]] = collections.deque([("", self.content)])
+        pending: collections.deque[_Part] = collections.deque([_Part("", self.content)])
         seen: set[int] = set()
         for _ in range(_MAX_PARTS):
             if not pending:
                 return
-            key, value = pending.popleft()
-            entries: Mapping[Any, Any] = entries_of(value) or {}
-            state_dict = _whole(key, value, entries)
+            part = pending.popleft()
+            entries: Mapping[Any, Any] = entries_of(part.value) or {}
+            state_dict = _whole(part.key, part.value, entries)
             if state_dict is not None:
-                yield from _split(state_dict)
+                for container in _split(state_dict):
+                    yield part.completed(container)
+                if COLLECTED in entries and state_dict.is_shadow and isinstance(entries[COLLECTED], list):
+                    collected = dict(enumerate(entries[COLLECTED]))
+                    yield Container(f"{part.key}.{COLLECTED}".lstrip("."), collected, is_collected=True)
+                if not _has_parts(state_dict, entries):
+                    continue
+            if id(part.value) in seen:  # a part may contain itself
                 continue
-            if id(value) in seen:  # a part may contain itself
-                continue
-            seen.add(id(value))
+            seen.add(id(part.value))
+            if "param_groups" in entries and isinstance(entries.get("state"), dict):
+                yield from part.columns(entries["state"])
+                entries = {name: entry for name, entry in entries.items() if name not in ("state", "param_groups")}
+                part = part._replace(is_in_state=True)
             first = dict(itertools.islice(entries.items(), _MAX_SAMPLED))
             # a single number, such as a step, is a tensor too, and makes no state dict
-            if any(is_any_tensor(entry) and getattr(entry, "shape", True) for entry in first.values()):
-                mixed = Container(key, entries)
-                if key:
+            has_tensors = any(is_any_tensor(entry) and getattr(entry, "shape", True) for entry in first.values())
+            if has_tensors and state_dict is None and not part.is_in_state:
+                mixed = Container(part.key, entries)
+                if part.key:
                     yield mixed
                 else:
                     self._mixed_root = mixed
-            for name, entry in first.items():
-                is_part = isinstance(name, str) and isinstance(entry, (dict, list, tuple, Record))
-                if is_part and (name in GUESSED_KEYS or not _STATES.fullmatch(name)):  # not of an optimizer or the like
-                    pending.append((f"{key}.{name}".lstrip("."), entry))
+            pending += part.inner(first, state_dict)
+
+
+class _Part(NamedTuple):
+    """A part of a file that is going to be looked into: its key, and what is known from what is around it."""
+
+    key: str
+    value: Any
+    rate: str = ""
+    is_in_state: bool = False
+    inside: Container | None = None
+
+    def completed(self, container: Container) -> Container:
+        """A container that was found here, with what is known of it."""
+        container.rate = _rate_beside(entries_of(self.value) or {}) or self.rate
+        container.is_in_state = self.is_in_state
+        container.inside = self.inside
+        return container
+
+    def inner(self, entries: Mapping[Any, Any], whole: Container | None) -> Iterator[_Part]:
+        """The parts of this one; ``whole`` is what it is itself, if that is a state dict."""
+        value = self.value
+        if isinstance(value, (list, tuple)):
+            entries = dict(enumerate(value[:_MAX_ELEMENTS]))
+        rate = _rate_beside(entries) or self.rate
+        rates = [rates for name, rates in entries.items() if _LISTS_OF_RATES.fullmatch(str(name))]
+        for name, entry in entries.items():
+            if not isinstance(name, (str, int)) or not isinstance(entry, (dict, list, tuple, Record)):
+                continue
+            is_state = isinstance(name, str) and name not in GUESSED_KEYS and _STATES.fullmatch(name) is not None
+            key = f"{self.key}.{name}".lstrip(".")
+            its_rate = _rate_in(str(name)) or rate
+            inner = _Part(key, entry, its_rate, self.is_in_state or is_state, whole or self.inside)
+            if isinstance(entry, (list, tuple)) and not all(map(is_any_tensor, entry[:_MAX_ELEMENTS])):
+                same = next((each for each in rates if isinstance(each, (list, tuple)) and len(each) == len(entry)), ())
+                for index, (element, number) in enumerate(itertools.zip_longest(entry[:_MAX_ELEMENTS], same)):
+                    if isinstance(element, (dict, list, tuple, Record)):
+                        rate_of_element = f"{number:g}" if isinstance(number, float) else its_rate
+                        yield inner._replace(key=f"{key}.{index}", value=element, rate=rate_of_element)
+            else:
+                yield inner
+
+    def columns(self, state: Mapping[Any, Any]) -> Iterator[Container]:
+        """Averages that an optimizer keeps for each parameter (``state.0.ax`` of ASGD): a list for each such name."""
+        columns: dict[str, list[Any]] = {}
+        for of_parameter in itertools.islice(state.values(), _MAX_SAMPLED):
+            for name, value in (entries_of(of_parameter) or {}).items():
+                is_average_of_weights = isinstance(name, str) and _OF_OPTIMIZER.fullmatch(name) is not None
+                if is_average_of_weights and is_tensor(value) and value.shape:
+                    columns.setdefault(name, []).append(value)
+        for name, values in columns.items():
+            yield Container(
+                f"{self.key}.state.*.{name}".lstrip("."), dict(enumerate(values)), Role.AVERAGE, is_in_state=True
+            )
+
+
+def _has_parts(whole: Container, entries: Mapping[Any, Any]) -> bool:
+    """Whether the parts of what is called an average may be averages themselves, as under their rates."""
+    parts = [entry for entry in entries.values() if isinstance(entry, (dict, Record))]
+    return word_of(whole.key) is Role.AVERAGE and len(parts) > 1 and not whole.is_module and not whole.is_shadow
+
+
+def _rate_in(name: str) -> str:
+    """The rate in a name, ``0.9999`` of ``ema_0.9999``: the largest decimal below one; empty without one."""
+    return max(re.findall(r"(?<![0-9])0\.[0-9]+", name), key=float, default="")
+
+
+def _rate_beside(entries: Mapping[Any, Any]) -> str:
+    """The rate of an average that is a number among ``entries``; empty without one."""
+    for name, value in entries.items():
+        if type(value) is float and 0 < value < 1 and _RATES.fullmatch(str(name)):
+            return f"{value:g}"
+    return ""
+
+
+def number_of(rate: str) -> float:
+    """A rate as a number, by which averages are sorted; 0 without one."""
+    return float(rate or 0)
+
+
+def _several(containers: Sequence[Container], place: str = "") -> TrajectoryError:
+    """Which state dicts there are, of which none can be preferred."""
+    keys = ", ".join(shown(container.key) for container in containers[:_MAX_LISTED])
+    return TrajectoryError(f"holds several state dicts{place} ({keys}): choose one ({CHOOSE}).")
 
 
 def is_average(key: str) -> bool:
@@ -335,9 +494,9 @@ def word_of(key: str) -> Role | None:
 
 
 def entries_of(value: Any) -> Mapping[Any, Any] | None:
-    """The entries of a dict, or of an object like one; ``None`` for anything else."""
+    """The entries of a dict, or of an object: its items, or its attributes; ``None`` for anything else."""
     if isinstance(value, Record):
-        value = value.items
+        value = value.state if value.items is None else value.items
     if isinstance(value, Mapping):
         return value
     return None
@@ -362,7 +521,11 @@ def _parts(value: object) -> Mapping[Any, Any] | None:
         return {str(index): part for index, part in enumerate(value)}
     if is_module(value):
         return module_weights(value)
-    return entries_of(value)
+    entries = entries_of(value)
+    if entries is None:
+        return None
+    # numbers, such as rates, are keys, too
+    return {str(name) if isinstance(name, int) else name: part for name, part in entries.items()}
 
 
 def _longest_name(key: str, parts: Mapping[Any, Any]) -> str | None:
@@ -469,15 +632,42 @@ def _give_roles(containers: Sequence[Container], entries: Mapping[Any, Any]) -> 
     averages_by_swap = [swap.average for swap in swaps]
     raws_by_swap = [swap.raw for swap in swaps]
     for container in containers:
-        container.role = word_of(container.key) or Role.OTHER
+        container.role = word_of(container.key) or container.role
+        if container.is_collected:
+            container.role = Role.OTHER
         if container.key in averages_by_swap:
             container.role = Role.AVERAGE
         elif container.key in ("", *raws_by_swap) or container.key.endswith("online_model"):
             container.role = Role.WEIGHTS
-    raws = [container for container in containers if container.role is not Role.AVERAGE and container.tensors]
+    raws = [
+        container
+        for container in containers
+        if container.role is not Role.AVERAGE and container.tensors and not container.is_in_state
+    ]
     for container in containers:
-        if container.role is Role.AVERAGE:
-            _find_its_weights(container, raws)
+        if container.role is Role.AVERAGE or container.is_collected:
+            _find_its_weights(container, [raw for raw in raws if not raw.is_collected])
+
+
+def _without_parts(containers: Sequence[Container]) -> list[Container]:
+    """Without what is no state dict of its own: parts of an average, or a whole whose parts are the averages.
+
+    And without what a state of the training holds that is no average of the weights.
+    """
+    wholes = {
+        each.inside
+        for each in containers
+        if each.inside is not None
+        and (each.average_of is not None or (each.is_rate and each.inside.average_of is None))
+    }
+    kept = []
+    for each in containers:
+        is_part = each.inside is not None and each.inside not in wholes
+        is_whole = each in wholes and each.average_of is None
+        is_state = each.is_in_state and each.average_of is None
+        if not (is_part or is_whole or is_state):
+            kept.append(each)
+    return kept
 
 
 def _find_its_weights(average: Container, raws: Sequence[Container]) -> None:

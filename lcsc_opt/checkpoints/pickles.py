@@ -355,6 +355,15 @@ class InertUnpickler:
             target[safe_key(key)] = value
 
 
+class FloatKey(str):
+    """A float that is a key of a dict, such as the rate of an average, by its text.
+
+    Floats can be chosen so that all their hashes are equal; text is hashed with a secret.
+    """
+
+    __slots__ = ()
+
+
 def safe_key(key: Any) -> Any:
     """``key``, or a stand-in if hashing it could take for ever: a nested tuple, or keys that were made to collide.
 
@@ -362,6 +371,8 @@ def safe_key(key: Any) -> Any:
     """
     if type(key) in (str, Record):
         return key
+    if type(key) is float:
+        return FloatKey(key)
     if type(key) is int and abs(key) < 2**60:
         return key
     return Record("key")

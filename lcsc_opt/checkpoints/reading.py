@@ -9,7 +9,7 @@ import json
 import os
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from safetensors import safe_open
 from torch import Tensor, nn
@@ -18,14 +18,14 @@ from lcsc_opt.base.errors import TrajectoryError
 from lcsc_opt.base.progress import notice
 from lcsc_opt.checkpoints.distributed import METADATA, ShardedRef, read_distributed
 from lcsc_opt.checkpoints.folders import find_weights
-from lcsc_opt.checkpoints.inventory import CHOOSE, Inventory, Role
+from lcsc_opt.checkpoints.inventory import CHOOSE, COLLECTED, Inventory, Role
 from lcsc_opt.checkpoints.matching import unwrapped, without_data_parallel
 from lcsc_opt.checkpoints.modules import init_arguments_of
 from lcsc_opt.checkpoints.names import CHECKPOINT_SUFFIXES, TORCH_SUFFIXES, is_plain_name
 from lcsc_opt.checkpoints.pickles import MALFORMED, shown
 from lcsc_opt.checkpoints.torch_files import TensorRef, kind, map_tensors, read_content
 from lcsc_opt.checkpoints.watched import size_and_time
-from lcsc_opt.checkpoints.weights import sampled
+from lcsc_opt.checkpoints.weights import have_same_bits, sampled
 
 _MOVES_MORE = 1.5  # a ratio: averages of random weights, in tests, move about as much as they do
 _COMPARED_FILES = 3  # the last ones of a run, by which an average is told from weights
@@ -79,57 +79,166 @@ def read_checkpoint(path: str | Path, *, key: str | None = None) -> Checkpoint:
     return dataclasses.replace(checkpoint, key=".".join(key_parts))
 
 
-def searched_key(*paths: Path) -> str | None:
-    """The key of the weights that are searched if nobody chooses: raw ones, where the files have an average, too.
+class Searched(NamedTuple):
+    """Which weights of a run are searched if nobody chooses.
 
-    What is found in raw weights is better (``benchmarks/results/tried.md``). A notice says which weights they are.
-    ``None`` where :func:`read_checkpoint` finds them.
+    Attributes:
+        key: what reads them; ``None`` where :func:`read_checkpoint` finds them.
+        averages: the keys of their averages in the last checkpoint.
+        said: sentences for the user.
+    """
+
+    key: str | None
+    averages: tuple[str, ...] = ()
+    said: tuple[str, ...] = ()
+
+
+def searched_key(*paths: Path) -> str | None:
+    """The key of :func:`searched_weights`; notices say which weights they are."""
+    searched = searched_weights(*paths)
+    for sentence in searched.said:
+        notice(sentence)
+    return searched.key
+
+
+def searched_weights(*paths: Path) -> Searched:
+    """The weights that are searched if nobody chooses: raw ones, where the files have averages of them, too.
+
+    What is found in raw weights is better (``benchmarks/results/tried.md``).
 
     Args:
-        paths: the checkpoints of a run, in order. The last ones tell an average from weights: it moves less.
+        paths: the checkpoints of a run, in order.
 
     Raises:
-        TrajectoryError: as :func:`read_checkpoint`; or the last file would be read by another key, or what is called
-            an average moves more than the weights.
+        TrajectoryError: as :func:`read_checkpoint`; or the last file would be read by another key than the first.
     """
     first = paths[0]
     last = paths[-1]
-    raw, average = _raw_and_average(first)
-    last_key, _ = _raw_and_average(last)
+    raw, first_averages = raw_and_averages(first)
+    last_key, averages = raw_and_averages(last)
     if None not in (raw, last_key) and last_key != raw:
         raise TrajectoryError(
             f"{last} would be read by the key {last_key!r}, and the first checkpoint by {raw!r}: leave out those "
             f"without the average (first_step), or choose one ({CHOOSE})."
         )
-    if raw is None or average is None:
-        return None
+    if first_averages and not averages:
+        keys = " and ".join(shown(average) for average in first_averages)
+        return Searched(raw, (), (f"{last.name} has no average ({keys}), unlike {first.name}: it has no row",))
+    if raw is None or not averages:
+        return Searched(None)
+    keys = " or ".join(shown(average) for average in averages)
+    said = []
+    same = next((average for average in averages if _are_equal(last, raw, average)), None)
+    collected = next((key for key in map(_collected_beside, averages) if _has_weights(last, key)), None)
+    if same is not None and collected is not None:
+        said.append(
+            f"{last.name}: {shown(raw)!r} is bit for bit the average {shown(same)!r}: using the raw weights, "
+            f"{shown(collected)!r}; for the average: key: {shown(raw)} in a study file, --key {shown(raw)} in commands"
+        )
+        return Searched(collected, (raw, *averages), tuple(said))
+    if same is not None:
+        said.append(
+            f"{last.name}: {shown(raw)!r} is bit for bit the average {shown(same)!r}, which is combined: the files "
+            "hold no other weights"
+        )
+    else:
+        said.append(
+            f"{last.name}: using the raw weights, {shown(raw)!r}; for the trainer's average: "
+            f"key: {keys} in a study file, --key {keys} in commands"
+        )
+    if not first_averages:
+        begins = next(path for path in paths if raw_and_averages(path)[1])
+        said.append(
+            f"{begins.name} is the first checkpoint with an average ({keys}): to search that, choose first_step, too"
+        )
+    said += [_at_rest(paths, raw, average) for average in averages if _moves_more(paths, raw, average)]
+    return Searched(raw, tuple(averages), tuple(said))
+
+
+def _collected_beside(average: str) -> str:
+    """The key of the list of raw weights that torch-ema keeps beside its averages."""
+    return f"{average}.{COLLECTED}"
+
+
+def _has_weights(path: Path, key: str) -> bool:
+    """Whether a checkpoint can be read by a key."""
+    with contextlib.suppress(TrajectoryError):
+        return bool(read_checkpoint(path, key=key).tensors)
+    return False
+
+
+def _are_equal(path: Path, key: str, other: str) -> bool:
+    """Whether a checkpoint has the same weights under two keys, bit for bit."""
+    with contextlib.suppress(TrajectoryError):
+        return have_same_bits(read_checkpoint(path, key=key).tensors, read_checkpoint(path, key=other).tensors)
+    return False
+
+
+def _moves_more(paths: Sequence[Path], raw: str, average: str) -> bool:
+    """Whether an average moves clearly more than the weights from file to file, by the last ones of a run."""
     weights_moved = _moved(paths[-_COMPARED_FILES:], raw)
     average_moved = _moved(paths[-_COMPARED_FILES:], average)
-    if weights_moved and average_moved and average_moved > _MOVES_MORE * weights_moved:
-        raise TrajectoryError(
-            f"{first.name}: {average!r} is called an average, and moves {average_moved / weights_moved:.1f} times as "
-            f"far as {raw!r} from file to file, where an average moves less: choose one ({CHOOSE})."
-        )
-    notice(
-        f"{first.name}: using the raw weights, {shown(raw)!r}; for the trainer's average: "
-        f"key: {shown(average)} in a study file, --key {shown(average)} in commands"
+    return bool(weights_moved and average_moved and average_moved > _MOVES_MORE * weights_moved)
+
+
+def _at_rest(paths: Sequence[Path], raw: str, average: str) -> str:
+    """What is said where the average moves more than the weights: distances cannot tell why."""
+    return (
+        f"{paths[-1].name}: {shown(average)!r} moves more than {shown(raw)!r} from file to file: the weights rest, as "
+        "at the end of a learning rate's decay, and their average catches up; or the names are exchanged. The report "
+        "has a row for each"
     )
-    return raw
 
 
-def _raw_and_average(path: Path) -> tuple[str | None, str | None]:
-    """The keys of the weights and of their average in a checkpoint; ``None`` where it has but one state dict."""
+def raw_and_averages(path: Path) -> tuple[str | None, list[str]]:
+    """The key of the weights in a checkpoint, and those of the averages of them that it holds.
+
+    The first is ``None`` where it has but one state dict, which needs no key.
+    """
     with naming(path):
-        if path.is_dir():
-            return find_weights(path, None).raw_and_average
-        if not path.name.endswith(TORCH_SUFFIXES):  # safetensors has no keys
-            return None, None
-        inventory = Inventory(read_content(path))
-        guessed = inventory.guess()
-        raw = inventory.raw_of(guessed)
+        if not path.is_dir():
+            return _raw_and_averages_in(path)
+        weights = find_weights(path, None)
+        raw, average = weights.raw_and_average
+        if raw is not None and average is not None:
+            return raw, [average]
+        with naming(weights.file.absolute()):
+            raw, averages = _raw_and_averages_in(weights.file)
         if raw is None:
-            return guessed, None
-        return raw, guessed
+            return None, []
+        outer = f"{weights.key}." if weights.key else ""
+        return f"{outer}{raw}", [f"{outer}{average}" for average in averages]
+
+
+def _raw_and_averages_in(file: Path) -> tuple[str | None, list[str]]:
+    """As :func:`raw_and_averages`, of a file."""
+    if file.name != METADATA and not file.name.endswith(TORCH_SUFFIXES):  # safetensors has no keys
+        return None, []
+    return Inventory(read_value(file)).raw_and_averages()
+
+
+def keys_of_averages(path: Path, key: str) -> list[tuple[str, str]]:
+    """The keys and rates of the averages that a checkpoint holds of its weights under ``key``; last, the usual one.
+
+    Raises:
+        TrajectoryError: it cannot be read.
+    """
+    if not path.is_dir():
+        return _averages_in_file(path, key)
+    weights = find_weights(path, None)
+    raw, average = weights.raw_and_average
+    if average is not None and raw == key:
+        return [(average, "")]
+    weights = find_weights(path, key)
+    outer = f"{weights.key}." if weights.key else ""
+    return [(outer + inside, rate) for inside, rate in _averages_in_file(weights.file, weights.rest or "")]
+
+
+def _averages_in_file(file: Path, key: str) -> list[tuple[str, str]]:
+    """As :func:`keys_of_averages`, of a file."""
+    if file.name != METADATA and not file.name.endswith(TORCH_SUFFIXES):
+        return []
+    return [(average.key, average.rate) for average in Inventory(read_value(file)).averages_of(key)]
 
 
 def _moved(paths: Sequence[Path], key: str) -> float | None:
@@ -235,7 +344,7 @@ def _say_choice(path: Path, used: str, alternatives: Iterable[str], role: Role =
 
 def _read_file(path: Path, key: str | None) -> Checkpoint:
     """The state dict under a key of a file; without a key, that which the inventory guesses, and says."""
-    inventory = Inventory(_read_value(path))
+    inventory = Inventory(read_value(path))
     if key is None:
         key = inventory.guess()
         other_keys = inventory.others(key)
@@ -246,7 +355,7 @@ def _read_file(path: Path, key: str | None) -> Checkpoint:
     return Checkpoint(bare, key, prefix)
 
 
-def _read_value(path: Path) -> Any:
+def read_value(path: Path) -> Any:
     """The content of a file: tensors, references to them, and what else a file of torch holds."""
     if _is_index(path):
         return _read_shards(path)
@@ -329,7 +438,7 @@ def _read_shards(index: Path) -> dict[str, Tensor]:
         if not path.is_file():
             raise TrajectoryError(f"lists {shown(file)}, which does not exist: save or copy the model again.")
         with naming(path.absolute()):
-            shard = _tensors(path, Inventory(_read_value(path)).state_dict(""), "")
+            shard = _tensors(path, Inventory(read_value(path)).state_dict(""), "")
         for name in names:
             if name not in shard:
                 raise TrajectoryError(f"lists {shown(name)!r}, which is not in {shown(file)}: save the model again.")

@@ -35,6 +35,7 @@ from lcsc_opt.checkpoints.pickles import (
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C  # the first pickle in files of torch < 1.6
 _ZIP_SIGNATURE = b"PK\x03\x04"
 _ZIP_HEADER_BYTES = 30  # before the name of an entry
+_COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd"}  # how files begin
 _MAX_DIMENSIONS = 64
 _MAX_NUMBER = 2**48  # of elements, and in shapes, strides and offsets
 _STORAGE_DTYPES = {
@@ -136,6 +137,9 @@ def read_content(path: Path, *, start: int = 0, stop: int = 0, max_opcodes: int 
     data = memoryview(mapped)
     if data[start : start + 4] == _ZIP_SIGNATURE:
         return _read_zip(data, mapped)
+    for beginning, program in _COMPRESSED.items():
+        if data[start : start + len(beginning)] == beginning:
+            raise TrajectoryError(f"was compressed by {program}, so its weights cannot be mapped: unpack it first.")
     source = PickleBytes(data, start, max_opcodes=max_opcodes)
     content = InertUnpickler(source, call=_Calls(data)).load()
     if content == _LEGACY_MAGIC:

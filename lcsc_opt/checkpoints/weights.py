@@ -86,6 +86,13 @@ def weights_sha256(weights: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
+def have_same_bits(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> bool:
+    """Whether two models have the same names and values; a sample is compared first, since files are large."""
+    if one.keys() != other.keys() or not torch.equal(sampled(one), sampled(other)):
+        return False
+    return all(torch.equal(tensor, other[name]) for name, tensor in one.items())
+
+
 def completed(averages: Mapping[str, Tensor], model: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """A trainer's averages, in the dtypes of the model that they are of, with what they lack of it, such as buffers.
 

@@ -200,12 +200,24 @@ def last_alone(count: int) -> Coefficients:
     return coefficients
 
 
-def trainer_ema(count: int) -> Coefficients:
-    """``[count + 1]``: stands for the average that the trainer kept itself, as if it were one more checkpoint.
+def trainer_ema(count: int, index: int = 0) -> Coefficients:
+    """``[count + 1 + index]``: stands for an average that the trainer kept itself, as if it were one more checkpoint.
 
     It is no combination of the ``count`` = K checkpoints, since it holds all steps in between.
+
+    Args:
+        count: K.
+        index: which of the trainer's averages, from 0.
     """
-    return last_alone(count + 1)
+    return last_alone(count + 1 + index)
+
+
+def index_of_trainer_ema(coefficients: npt.ArrayLike, count: int) -> int | None:
+    """Which average of the trainer's :func:`trainer_ema` has made these coefficients for; ``None`` for all others."""
+    numbers = np.asarray(coefficients)
+    if numbers.ndim != 1 or len(numbers) <= count or not np.array_equal(numbers, last_alone(len(numbers))):
+        return None
+    return len(numbers) - count - 1
 
 
 def is_saved(coefficients: Coefficients) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from lcsc_opt.base.errors import StudyStoreError
+from lcsc_opt.base.records import TRAINER_EMA
 from lcsc_opt.base.study_spec import EMA_GRID
 
 # attributes of a study
@@ -10,8 +11,6 @@ HOLDER = "holder"  # its last coordinator
 
 EMA = "EMA*"
 LAST_CHECKPOINT = "last checkpoint"  # the baseline that every report has
-TRAINER_EMA = "trainer's EMA"  # the baseline where the trainer kept one
-TRAINED = (LAST_CHECKPOINT, TRAINER_EMA)  # the baselines that no search made
 BASELINES = {EMA_GRID: EMA, "Grid": "best of the grid"}
 """Optimizer that only tries averages of a family → the name of its best, as in the paper's tables."""
 
@@ -26,6 +25,11 @@ def split_name(study: str) -> tuple[str, str, int]:
         raise StudyStoreError(f"{study}: not a study of lcsc_opt; their names are experiment/optimizer/seed")
     experiment, optimizer, seed = study.rsplit("/", 2)
     return experiment, optimizer, int(seed)
+
+
+def is_trained(model: str) -> bool:
+    """Whether this is the name of a baseline that no search made."""
+    return model == LAST_CHECKPOINT or model.startswith(TRAINER_EMA)
 
 
 def is_ours(study: str) -> bool:

@@ -31,7 +31,7 @@ from lcsc_opt.base.records import Coefficients
 from lcsc_opt.base.settings import check_options, excerpt
 from lcsc_opt.base.study_file import StudyFile, parse_study_file, read_study_file
 from lcsc_opt.base.study_spec import Budget
-from lcsc_opt.coefficients.profiles import check_coefficients, trainer_ema
+from lcsc_opt.coefficients.profiles import check_coefficients, index_of_trainer_ema
 from lcsc_opt.database.arrays import coefficients_of, has_coefficients
 from lcsc_opt.database.connection import reading
 from lcsc_opt.database.history import Standing, as_known
@@ -182,8 +182,9 @@ class Study:
             raise ObjectiveError(f"{self.name}: its objective combines no weights, so there is nothing to merge")
         if coefficients is None:
             coefficients = self.coefficients
-        checked = trainer_ema(len(self.steps))  # one number more than a search's coefficients: no others may have it
-        if not np.array_equal(coefficients, checked):
+        checked = np.asarray(coefficients)
+        # an average of the trainer's has more numbers than a search's coefficients
+        if index_of_trainer_ema(coefficients, len(self.steps)) is None:
             checked = check_coefficients(coefficients, len(self.steps), rows=objective.layer_groups)
         merged = trajectory.merge(checked) | dict(objective.statistics(checked))
         return {name: tensor.cpu() for name, tensor in merged.items()}  # some trajectories merge on a GPU

@@ -12,11 +12,11 @@ from collections.abc import Callable, Iterable, Sequence
 
 from lcsc_opt.base.errors import LcscError, ObjectiveError, SearchFailedError, TrajectoryError
 from lcsc_opt.base.progress import notice, progress
-from lcsc_opt.base.records import HELD_OUT, SEARCH, SELECTION, STANDARD_ERROR, Candidate, Noise, Yardstick
+from lcsc_opt.base.records import HELD_OUT, SEARCH, SELECTION, STANDARD_ERROR, TRAINER_EMA, Candidate, Noise, Yardstick
 from lcsc_opt.coefficients.profiles import last_alone, trainer_ema
 from lcsc_opt.database.experiment import TRAINER_EMA_SHA256, StoredExperiment
 from lcsc_opt.database.measurement import Measurement, Model, sample_key
-from lcsc_opt.database.names import LAST_CHECKPOINT, TRAINER_EMA
+from lcsc_opt.database.names import LAST_CHECKPOINT
 from lcsc_opt.evaluation.base import Failure, Outcome
 from lcsc_opt.objective.contract import Objective
 
@@ -166,26 +166,27 @@ class Measurer:
 
 
 def trained_models(experiment: StoredExperiment, objective: Objective) -> list[Model]:
-    """The models that the trainer has made itself: the last checkpoint, and its own EMA where it kept one.
+    """The models that the trainer has made itself: the last checkpoint, and the averages that it kept.
 
-    The hash of the EMA is stored: an EMA that is gone later is still one of them, with its measurements.
+    Their hashes are stored: an average that is gone later is still one of them, with its measurements.
 
     Raises:
         TrajectoryError: the EMA that the user named is not there, or of another model, and none was known before.
     """
     count = len(objective.steps)
     models = [Model(LAST_CHECKPOINT, last_alone(count))]
-    known_sha256 = experiment.attributes.get(TRAINER_EMA_SHA256)
-    sha256 = known_sha256
+    known: dict[str, str] = experiment.attributes.get(TRAINER_EMA_SHA256) or {}
+    kept = known
     try:
         if objective.trajectory is not None:
-            sha256 = objective.trajectory.trainer_ema_sha256 or known_sha256
+            kept = objective.trajectory.averages_sha256 or known
     except TrajectoryError:
-        if known_sha256 is None:
+        if not known:
             raise
-    if sha256 is not None:
-        experiment.set_attribute(TRAINER_EMA_SHA256, sha256)
-        models.append(Model(TRAINER_EMA, trainer_ema(count), weights_sha256=sha256))
+    if kept:
+        experiment.set_attribute(TRAINER_EMA_SHA256, kept)
+    for index, (name, sha256) in enumerate(kept.items()):
+        models.append(Model(name, trainer_ema(count, index), weights_sha256=sha256))
     return models
 
 

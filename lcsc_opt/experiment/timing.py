@@ -133,7 +133,7 @@ def report_seconds(specs: Sequence[StudySpec], objective: Objective, pace: Pace)
     if per_evaluation:
         images = held_out.images_with(objective.samples.per_report)
     has_yardstick = objective.fixed_average is not None
-    trained = 1 + _has_trainer_ema(objective)  # models: the last checkpoint is always one
+    trained = 1 + _count_averages(objective)  # models: the last checkpoint is always one
     models = len(specs) + trained  # the best of each search, EMA* among them
     if objective.sampler is None:
         finalists = math.ceil(held_out.top / len(specs)) * len(specs)
@@ -147,8 +147,10 @@ def report_seconds(specs: Sequence[StudySpec], objective: Objective, pace: Pace)
     return seconds + models * pace.also.of(min(images, per_evaluation))
 
 
-def _has_trainer_ema(objective: Objective) -> bool:
-    """Whether the report will have the trainer's own average."""
+def _count_averages(objective: Objective) -> int:
+    """How many averages of the trainer's own the report will have."""
+    if objective.trajectory is None:
+        return 0
     with contextlib.suppress(LcscError):  # of one that was named and is not there, which the run says
-        return objective.trajectory is not None and objective.trajectory.trainer_ema_sha256 is not None
-    return False
+        return len(objective.trajectory.averages_sha256)
+    return 0

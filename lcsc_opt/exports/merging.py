@@ -298,7 +298,13 @@ def merge(trajectory: Trajectory, recipe: Recipe) -> dict[str, Tensor]:
                 f"{recipe.study}: the recipe is the average that the trainer kept at step {recipe.steps[-1]}: leave "
                 f"out the checkpoints after step {recipe.steps[-1]}."
             )
-        return _cast(trajectory.merge(trainer_ema(len(trajectory))), recipe.dtype)
+        if recipe.trainer_ema not in trajectory.averages:
+            kept = ", ".join(trajectory.averages) or "none"
+            raise TrajectoryError(
+                f"{recipe.study}: there is no {recipe.trainer_ema} with these checkpoints, but {kept}."
+            )
+        index = trajectory.averages.index(recipe.trainer_ema)
+        return _cast(trajectory.merge(trainer_ema(len(trajectory), index)), recipe.dtype)
     placed = np.zeros((len(coefficients), len(trajectory)))  # the recipe's, with 0 for further checkpoints
     placed[:, list(places.values())] = coefficients[:, list(places)]
     groups = None

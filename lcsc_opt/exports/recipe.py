@@ -23,7 +23,7 @@ from lcsc_opt.checkpoints.finding import shown_steps
 from lcsc_opt.checkpoints.lora import LoraAlphas
 from lcsc_opt.checkpoints.reading import read_metadata
 from lcsc_opt.coefficients.layer_groups import TensorRows
-from lcsc_opt.coefficients.profiles import check_coefficients, last_alone, trainer_ema
+from lcsc_opt.coefficients.profiles import check_coefficients, index_of_trainer_ema, last_alone
 from lcsc_opt.exports.chosen import Chosen
 from lcsc_opt.objective.contract import Objective
 from lcsc_opt.trajectory import Trajectory
@@ -66,7 +66,8 @@ class Recipe(pydantic.BaseModel):
         trial: its number; ``None`` for an average without a search, and for a point between two models.
         model: what the report of its experiment calls it; ``None`` without a search.
         coefficients: ``[K]``, or a row for each of ``rows``.
-        trainer_ema: whether it is no combination, but the average that the trainer kept with the last checkpoint.
+        trainer_ema: the name of the average that the trainer kept with the last checkpoint, where it is that; ``None``
+            for a combination.
         rows: tensor → its rows of coefficients (:class:`~lcsc_opt.coefficients.layer_groups.TensorRows`: the first, the
             axis of its channels, their number, and how many share a row), where there are several.
         steps: ``[K]`` training steps of the checkpoints.
@@ -94,7 +95,7 @@ class Recipe(pydantic.BaseModel):
     model: str | None = None
     coefficients: tuple[float, ...] | tuple[tuple[float, ...], ...]
     rows: dict[str, _Rows] | None = None
-    trainer_ema: bool = False
+    trainer_ema: str | None = None
     steps: tuple[int, ...]
     checkpoint_sha256: tuple[_Sha256, ...]
     trajectory_sha256: _Sha256
@@ -179,9 +180,9 @@ class Recipe(pydantic.BaseModel):
         trajectory = packed_trajectory(objective)
         coefficients = chosen.model.coefficients
         fields = dict(chosen.measured)
-        if np.array_equal(coefficients, trainer_ema(len(trajectory))):
+        if index_of_trainer_ema(coefficients, len(trajectory)) is not None:
             coefficients = last_alone(len(trajectory))  # the checkpoint that the average was kept with
-            fields["trainer_ema"] = True
+            fields["trainer_ema"] = chosen.model.name
         is_same = chosen.trajectory_sha256 in (None, trajectory.sha256) and chosen.steps == trajectory.steps
         if not is_same:
             raise StudyStoreError(

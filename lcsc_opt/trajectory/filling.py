@@ -59,7 +59,7 @@ def pack_once(request: PackRequest, sources: Sources) -> Trajectory:
 def pack_sources(request: PackRequest, sources: Sources, out: Path) -> Trajectory:
     """Pack into ``out``, from where a call for the same sources stopped. No other process may do so meanwhile.
 
-    If the trainer kept an average of its own beside the weights of the last checkpoint, it is packed, too. The
+    The averages that the trainer kept itself of the last checkpoint's weights are packed, too. The
     trajectory grows in ``OUT.partial`` and gets its name when it is complete.
 
     Raises:
@@ -80,8 +80,7 @@ def pack_sources(request: PackRequest, sources: Sources, out: Path) -> Trajector
     key = metadata["key"]
     with contextlib.closing(MatrixWriter(partial, metadata=metadata, dtype=request.stored)) as writer:
         _write_rows(writer, sources, key, stored_dtype(request.stored))
-        if not writer.has_trainer_ema:  # else an earlier call has written it
-            _write_trainer_ema(writer, sources, key)
+        _write_averages(writer, sources, key)
     try:
         manifest = Manifest.load(partial)
         check_alphas(manifest.layout, manifest.varying)
@@ -246,26 +245,32 @@ def _read_row(path: Path, key: str, stored: str | None, memory: Tensor | None) -
         raise TrajectoryError(f"{path}: {error}") from error
 
 
-def _write_trainer_ema(writer: MatrixWriter, sources: Sources, key: str) -> None:
-    """Write the trainer's own average at the last step, if it kept one.
+def _write_averages(writer: MatrixWriter, sources: Sources, key: str) -> None:
+    """Write the trainer's own averages at the last step.
 
     One that cannot be used is left out, with a notice: only a report needs it.
     """
     *_, before_last, last = sources.values()
     try:
-        averages = trainers_averages(last, key, before_last)
-        if not averages:
-            return
-        average = averages[-1]  # of several rates the slowest
-        file = FileState(average.path)
-        weights = completed(average.tensors, read_checkpoint(last, key=key).tensors)
-        row = writer.check(weights).row_of(weights, copy=file.copy)
-        file.check()
-        writer.write_trainer_ema(row, source=_as_text(average.path))
+        kept = trainers_averages(last, key, before_last)
     except TrajectoryError as error:
         notice(f"{last}: the trainer's EMA is left out: {error}")
         return
-    writer.commit()
-    if average.path != last:  # else it was named with the key of the weights
-        others = ", ".join(other.place for other in averages[:-1])
-        notice(f"the trainer's EMA of the report is {average.place}" + (f"; there is also {others}" if others else ""))
+    for sentence in kept.said:
+        notice(sentence)
+    written: list[str] = []
+    for average, name in zip(kept.averages, kept.names, strict=True):
+        try:
+            file = FileState(average.path)
+            weights = completed(average.tensors, read_checkpoint(last, key=key).tensors)
+            row = writer.check(weights).row_of(weights, copy=file.copy)
+            file.check()
+            writer.write_trainer_ema(row, source=_as_text(average.path), name=name)
+        except TrajectoryError as error:
+            notice(f"{last}: the {name} is left out: {error}")
+            continue
+        written.append(f"{name}, {average.place}")
+        writer.commit()
+    # of a single one in the checkpoint the key was named with that of the weights
+    if len(written) > 1 or any(average.path != last for average in kept.averages):
+        notice(f"the report has a row for {' and for '.join(written)}")

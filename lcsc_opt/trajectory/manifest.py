@@ -48,6 +48,16 @@ class SavedRow(pydantic.BaseModel):
     sha256: Annotated[str, pydantic.StringConstraints(pattern="^[0-9a-f]{64}$")]
 
 
+class SavedAverage(SavedRow):
+    """A row that is no checkpoint, but an average that the trainer kept of the weights at its step.
+
+    Attributes:
+        name: how reports call it.
+    """
+
+    name: str
+
+
 class Manifest(pydantic.BaseModel):
     """The whole manifest, validated: tensors lie where :meth:`Layout.arranged` puts them, no two rows share a slot.
 
@@ -58,7 +68,7 @@ class Manifest(pydantic.BaseModel):
         tensors: in the order of their bytes.
         varying: the names of tensors that were not bit-identical in all checkpoints written so far.
         checkpoints: in the order of their steps, which strictly increase.
-        trainer_ema: one more row, which is none of them: the trainer's own average of the weights at its step.
+        averages: further rows, which are none of them: the trainer's own averages, the usual one last.
         metadata: the writer's notes.
     """
 
@@ -70,7 +80,7 @@ class Manifest(pydantic.BaseModel):
     tensors: Annotated[tuple[TensorSpec, ...], pydantic.Field(min_length=1)]
     varying: tuple[str, ...] = ()
     checkpoints: tuple[SavedRow, ...] = ()
-    trainer_ema: SavedRow | None = None
+    averages: tuple[SavedAverage, ...] = ()
     metadata: dict[str, str] = {}
 
     @property
@@ -80,10 +90,8 @@ class Manifest(pydantic.BaseModel):
 
     @property
     def rows(self) -> tuple[SavedRow, ...]:
-        """All rows: the checkpoints, and the trainer's average if there is one."""
-        if self.trainer_ema is None:
-            return self.checkpoints
-        return (*self.checkpoints, self.trainer_ema)
+        """All rows: the checkpoints, and the trainer's averages."""
+        return (*self.checkpoints, *self.averages)
 
     @pydantic.model_validator(mode="after")
     def _check(self) -> Manifest:

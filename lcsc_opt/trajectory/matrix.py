@@ -19,8 +19,9 @@ from torch import Tensor
 from lcsc_opt.base.errors import TrajectoryError
 from lcsc_opt.base.files import is_pending, remove, sync, try_lock
 from lcsc_opt.base.paths import MANIFEST, WEIGHTS
+from lcsc_opt.base.records import TRAINER_EMA
 from lcsc_opt.trajectory.layout import EXACT, UNMERGEABLE, Layout, TensorSpec, stored_dtype
-from lcsc_opt.trajectory.manifest import LOCK, Manifest, SavedRow, foreign_files
+from lcsc_opt.trajectory.manifest import LOCK, Manifest, SavedAverage, SavedRow, foreign_files
 
 WRITE_BYTES = 2**20  # checked and written at once: it is still in a cache, and the system copies it three times faster
 HASH_AT_ONCE_BYTES = 2**16  # so few are hashed sooner than a thread wakes
@@ -83,12 +84,6 @@ class MatrixWriter:
             return ()
         return tuple(saved.step for saved in manifest.checkpoints)
 
-    @property
-    def has_trainer_ema(self) -> bool:
-        """Whether the trainer's own average was written."""
-        manifest = self._current()
-        return manifest is not None and manifest.trainer_ema is not None
-
     def close(self) -> None:
         """Let another process write."""
         if self._close.alive and self._process == os.getpid():  # the lock is not a forked process's to release
@@ -124,10 +119,9 @@ class MatrixWriter:
         remaining = tuple(saved for saved in manifest.checkpoints if saved.step <= last)
         dropped = len(manifest.checkpoints) - len(remaining)
         if dropped:
-            changes: dict[str, object] = {"checkpoints": remaining}
-            if manifest.trainer_ema is not None and manifest.trainer_ema.step > last:
-                changes["trainer_ema"] = None  # training may reach its step again with other weights
-            self._written = manifest.model_copy(update=changes)
+            # training may reach the step of an average again with other weights
+            averages = tuple(saved for saved in manifest.averages if saved.step <= last)
+            self._written = manifest.model_copy(update={"checkpoints": remaining, "averages": averages})
             self.commit()
         return dropped
 
@@ -168,8 +162,10 @@ class MatrixWriter:
         added = manifest.with_checkpoint(saved, varying, keep_last=self._keep_last)
         self._written = added.model_copy(update={"metadata": manifest.metadata | self._metadata})
 
-    def write_trainer_ema(self, row: Tensor, *, source: str) -> None:
-        """Write the trainer's average of the weights at the last step, as one more row, for :meth:`commit`.
+    def write_trainer_ema(self, row: Tensor, *, source: str, name: str = TRAINER_EMA) -> None:
+        """Write an average of the trainer's at the last step, as one more row, for :meth:`commit`.
+
+        One of the same name is replaced; ``name`` is how reports call it.
 
         Raises:
             TrajectoryError: there is no checkpoint yet, a weight is not finite, or the disk refuses.
@@ -177,8 +173,10 @@ class MatrixWriter:
         manifest = self._current()
         if manifest is None:
             raise TrajectoryError(f"{self.path} holds no checkpoint yet: append one first.")
+        others = tuple(saved for saved in manifest.averages if saved.name != name)
         saved, _ = self._write_row(manifest.checkpoints[-1].step, row, source, manifest)
-        self._written = manifest.model_copy(update={"trainer_ema": saved})
+        average = SavedAverage(**saved.model_dump(), name=name)
+        self._written = manifest.model_copy(update={"averages": (*others, average)})
 
     def commit(self) -> None:
         """Sync the rows that were written to the disk, then name them in the manifest.

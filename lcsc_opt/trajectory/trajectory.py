@@ -22,14 +22,15 @@ from lcsc_opt.base import accelerator
 from lcsc_opt.base.errors import TrajectoryError
 from lcsc_opt.base.paths import MANIFEST, WEIGHTS, KnownCheckpoints
 from lcsc_opt.base.progress import notice, progress
+from lcsc_opt.base.records import TRAINER_EMA
 from lcsc_opt.base.study_spec import Rule
 from lcsc_opt.checkpoints import lora
 from lcsc_opt.checkpoints.finding import shown_steps
-from lcsc_opt.checkpoints.inventory import is_average
+from lcsc_opt.checkpoints.inventory import COLLECTED, is_average
 from lcsc_opt.checkpoints.reading import read_checkpoint
 from lcsc_opt.checkpoints.weights import Renaming, completed, difference, renaming, weights_sha256
 from lcsc_opt.coefficients.layer_groups import LayerGroups
-from lcsc_opt.coefficients.profiles import check_coefficients, trainer_ema
+from lcsc_opt.coefficients.profiles import check_coefficients, index_of_trainer_ema
 from lcsc_opt.trajectory.layout import Layout, TensorSpec
 from lcsc_opt.trajectory.manifest import Manifest
 from lcsc_opt.trajectory.merge import Merger, StateDict
@@ -311,21 +312,31 @@ class Trajectory:
     @property
     def merges_averages(self) -> bool:
         """Whether the checkpoints are running averages of a trainer, by the key under which they were read."""
-        return is_average(self.metadata.get("key", ""))
+        key = self.metadata.get("key", "")
+        return is_average(key) and not key.endswith(COLLECTED)
 
-    def trainer_ema(self) -> StateDict | None:
-        """The trainer's own average of the weights at the last checkpoint, on the CPU; ``None`` without one.
+    @property
+    def averages(self) -> tuple[str, ...]:
+        """The names of the averages that the trainer kept of the last checkpoint's weights, the usual one last."""
+        if self.trainer_ema_at is not None:
+            return (TRAINER_EMA,)
+        # this may be a part of the trajectory, without the step of the averages
+        return tuple(saved.name for saved in self._manifest.averages if saved.step == self.steps[-1])
+
+    def trainer_ema(self, index: int = -1) -> StateDict | None:
+        """One of the trainer's own :attr:`averages`, on the CPU; ``None`` where there is none of this index.
 
         Tensors that it lacks, such as buffers, are the last checkpoint's.
 
         Raises:
             TrajectoryError: :attr:`trainer_ema_at` is not there, or of another model.
         """
+        names = self.averages
+        if not -len(names) <= index < len(names):
+            return None
         if self.trainer_ema_at is None:
-            packed = self._manifest.trainer_ema
-            if packed is None or packed.step != self.steps[-1]:  # this may be a part of the trajectory
-                return None
-            return self._row(packed.slot)
+            slots = {saved.name: saved.slot for saved in self._manifest.averages}
+            return self._row(slots[names[index]])
         if Path(self.trainer_ema_at).exists():
             averages = read_checkpoint(self.trainer_ema_at).tensors
         else:
@@ -341,12 +352,14 @@ class Trajectory:
         return {self.renaming(name): tensor for name, tensor in averages.items() if name not in other_parts}
 
     @functools.cached_property
-    def trainer_ema_sha256(self) -> str | None:
-        """The SHA-256 of :meth:`trainer_ema`; ``None`` without one. Raises TrajectoryError as that does."""
-        averages = self.trainer_ema()
-        if averages is None:
-            return None
-        return weights_sha256(averages)
+    def averages_sha256(self) -> dict[str, str]:
+        """The SHA-256 of each of the trainer's :attr:`averages`. Raises TrajectoryError as :meth:`trainer_ema`."""
+        digests = {}
+        for index, name in enumerate(self.averages):
+            weights = self.trainer_ema(index)
+            if weights is not None:
+                digests[name] = weights_sha256(weights)
+        return digests
 
     @property
     def layout(self) -> Layout:
@@ -369,15 +382,16 @@ class Trajectory:
         when this returns. float64 is accumulated in float64, every other dtype in float32 and rounded once. Tensors
         that are the same in all checkpoints are copied. Integers and bools come from the checkpoint with the largest
         coefficient, the first of those that tie. In one row, a single coefficient of exactly 1 gives that checkpoint
-        bit for bit. ``[0, …, 0, 1]`` of K + 1 numbers is :meth:`trainer_ema`.
+        bit for bit. ``[0, …, 0, 1]`` of K + 1 numbers is the first of :attr:`averages`, of K + 2 the second.
 
         Raises:
             StudySpecError: not ``[K]`` or ``[S, K]``, not finite, or another sum than one.
             TrajectoryError: a checkpoint was overwritten since opening, a merged weight is too large for its dtype, or
                 there is no average of the trainer's.
         """
-        if np.array_equal(coefficients, trainer_ema(len(self))):
-            average = self.trainer_ema()
+        index = index_of_trainer_ema(coefficients, len(self))
+        if index is not None:
+            average = self.trainer_ema(index)
             if average is None:
                 raise TrajectoryError(f"{self.path}: its last checkpoint has no average of the trainer's.")
             return {name: tensor.to(self.device) for name, tensor in average.items()}

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from lcsc_opt.database.history import Standing
 from lcsc_opt.database.measurement import Measurement, Model
-from lcsc_opt.database.names import TRAINED
+from lcsc_opt.database.names import is_trained
 from lcsc_opt.database.report import Report, in_words
 from lcsc_opt.views.ranking import headline
 
@@ -137,6 +137,6 @@ def value_of(report: Report, measured: Measurement, metric: str) -> float:
 
 def named(model: Model) -> str:
     """A model in a sentence: ``LCSCGradient, trial 38``, ``the last checkpoint``, ``EMA* (last 10)``."""
-    if model.name in TRAINED:
+    if is_trained(model.name):
         return f"the {model.name}"
     return model.title

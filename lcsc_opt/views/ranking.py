@@ -15,7 +15,7 @@ from lcsc_opt.base.jackknife import half_width
 from lcsc_opt.base.study_spec import GRIDS
 from lcsc_opt.database.history import Floats, Standing, as_known, best_searched
 from lcsc_opt.database.measurement import Measurement
-from lcsc_opt.database.names import TRAINED, label
+from lcsc_opt.database.names import is_trained, label
 from lcsc_opt.database.report import Report
 from lcsc_opt.views import UNKNOWN, number, signed
 
@@ -166,9 +166,9 @@ def ranking(studies: Sequence[Standing]) -> list[Ranked]:
     if report is None:
         return ranked
     losses = [_rank(group)[0] for group in ordered]  # the held-out ones, ascending; infinite where not known
-    for name in TRAINED:
-        measured = report.measured(name)
-        if measured is not None:
+    for measured in report.models:
+        name = measured.model.name
+        if is_trained(name):
             place = bisect.bisect_right(losses, measured.loss)
             losses.insert(place, measured.loss)
             ranked.insert(place, _without_search(name, name, measured, report, "not searched"))

@@ -32,8 +32,8 @@ HOSTILE = {
     "negative slot": ("checkpoints", 0, "slot", -1),
     "same slot": ("checkpoints", 0, "slot", 1),
     "same slot as the trainer's average": (
-        "trainer_ema",
-        {"step": 500, "slot": 1, "source": "", "sha256": "0" * 64},
+        "averages",
+        [{"step": 500, "slot": 1, "source": "", "sha256": "0" * 64, "name": "trainer's EMA"}],
     ),
     "falling steps": ("checkpoints", 0, "step", 900),
     "step is text": ("checkpoints", 0, "step", "100"),

@@ -188,12 +188,12 @@ def test_a_trainers_average_beside_the_weights_merges_as_one_more_checkpoint(tmp
 
 def test_a_trainers_average_is_packed_with_the_checkpoints(tmp_path):
     packed = two_in_a_file(tmp_path, "model")
-    sha256 = packed.trainer_ema_sha256
+    sha256 = packed.averages_sha256
     for path in tmp_path.glob("m*.pt"):
         path.unlink()
     packed.path.rename(tmp_path / "moved")
     moved = Trajectory.open(tmp_path / "moved")
-    assert moved.trainer_ema_sha256 == sha256
+    assert moved.averages_sha256 == sha256
     checkpoints_alone = make_trajectory(tmp_path / "alone", (1, 2))
     assert moved.sha256 == checkpoints_alone.sha256, "it is no checkpoint"
     assert moved.nbytes == checkpoints_alone.nbytes
@@ -201,7 +201,7 @@ def test_a_trainers_average_is_packed_with_the_checkpoints(tmp_path):
     longer = Trajectory.open(moved.path)
     assert longer.trainer_ema() is None
     assert same_bits(longer.checkpoint(-1), state_dict(3))
-    assert Trajectory.open(moved.path, steps=[1, 2]).trainer_ema_sha256 == sha256
+    assert Trajectory.open(moved.path, steps=[1, 2]).averages_sha256 == sha256
     with (moved.path / "weights.bin").open("r+b") as file:
         file.seek(2 * packed.nbytes // 2 + 5)
         file.write(b"?")

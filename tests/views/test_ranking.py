@@ -9,8 +9,8 @@ import pytest
 import scipy.stats
 
 from lcsc_opt.base.jackknife import GROUPS
-from lcsc_opt.base.records import ReportedMetrics
-from lcsc_opt.database.names import EMA, LAST_CHECKPOINT, TRAINER_EMA
+from lcsc_opt.base.records import TRAINER_EMA, ReportedMetrics
+from lcsc_opt.database.names import EMA, LAST_CHECKPOINT
 from lcsc_opt.views import number
 from lcsc_opt.views.answer import answer_line
 from lcsc_opt.views.ranking import ANSWER, Difference, headline, ranking

@@ -9,7 +9,8 @@ from typing import Any, Literal, NamedTuple
 
 import plotly.graph_objects as go
 
-from lcsc_opt.database.names import LAST_CHECKPOINT, TRAINER_EMA
+from lcsc_opt.base.records import TRAINER_EMA
+from lcsc_opt.database.names import LAST_CHECKPOINT
 
 Theme = Literal["light", "dark"]
 
@@ -64,6 +65,8 @@ def style(optimizer: str) -> Style:
     """How an optimizer is drawn, which depends on its name alone and not on what else is shown."""
     if optimizer in STYLES:
         return STYLES[optimizer]
+    if optimizer.startswith(TRAINER_EMA):  # of several averages
+        return STYLES[TRAINER_EMA]
     rest = zlib.crc32(optimizer.encode())  # unlike hash(), the same in every process
     rest, colour = divmod(rest, len(_OTHER_COLOURS))
     rest, dash = divmod(rest, len(_OTHER_DASHES))
