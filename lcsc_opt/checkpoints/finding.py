@@ -7,7 +7,7 @@ import filecmp
 import glob
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, NamedTuple
 
@@ -22,8 +22,10 @@ from lcsc_opt.checkpoints.folders import find_weights
 from lcsc_opt.checkpoints.left_out import shown_left_out, why_left_out
 from lcsc_opt.checkpoints.names import (
     CHECKPOINT_SUFFIXES,
+    has_step,
     is_numbered,
     is_numbered_folder,
+    is_shard,
     is_state_file,
     is_weights_file,
     read_names,
@@ -33,6 +35,8 @@ from lcsc_opt.checkpoints.order import checkpoint_steps
 
 _COPY = re.compile(r"(.*[-_.])?(latest|last|best|newest|final)([-_.=0-9].*)?", re.IGNORECASE)  # names of copies
 _MOST_SERIES_NAMED = 8  # in a message
+_USUAL_FOLDER = "checkpoints"  # in which Lightning and Accelerate save them
+_DEEPEST = 3  # folders below the one that was named, in which a run is looked for
 Patterns = str | Path | Sequence[str | Path]
 
 
@@ -144,11 +148,14 @@ def _expand(pattern: Path, key: str | None) -> list[Path]:
     return [*checkpoints, *(path for path in matches if is_weights_file(path) or is_state_file(path))]
 
 
-def _in_folder(folder: Path, key: str | None) -> list[Path]:
-    """The numbered folders in a folder; else the folder itself; else the files in it, or in its ``checkpoints/``.
+def _in_folder(folder: Path, key: str | None, depth: int = 0) -> list[Path]:
+    """The checkpoints in a folder: its largest series of files or folders, or that of a folder in it; or itself.
 
-    Numbered folders come first, since the root of a run often holds its last model, too. Files without a number are
-    given with those of ``checkpoints/``: one may be the end of the run, which is decided with the steps of all.
+    What else may be the end of the run is given with them, such as ``final/`` and ``last.ckpt``, which is decided with
+    the steps of all.
+
+    Raises:
+        TrajectoryError: there is none, or a larger series lies elsewhere in the folder.
     """
     if is_packed(folder):
         raise TrajectoryError(f"{folder} is packed already: give it alone, without checkpoints.")
@@ -156,23 +163,29 @@ def _in_folder(folder: Path, key: str | None) -> list[Path]:
         entries = sorted(folder.iterdir())
     except OSError as error:
         raise TrajectoryError(f"{folder} cannot be read: {error.strerror}.") from error
-    # not is_dir, since a broken link has to be named later
-    numbered = [path for path in entries if is_numbered_folder(path.name) and not path.is_file()]
-    reasons = {path: _why_no_checkpoint(path, key) for path in numbered}
-    checkpoints = [path for path in numbered if reasons[path] is None]
-    if checkpoints:
-        return [*checkpoints, *_unnumbered(entries, key)]
+    folders, reasons = _numbered_folders(entries, key)
+    files = [path for path in entries if is_weights_file(path) and not is_shard(path)]
+    numbered = [*folders, *filter(is_numbered, files)]
     # not may_be_alone: the only file of any name may be a run of one checkpoint, and its name tells the step
-    if _why_no_checkpoint(folder, key, may_be_alone=False) is None:
-        return [folder]
-    files = [path for path in entries if is_weights_file(path)]
-    inner = folder / "checkpoints"  # in which Lightning and Accelerate save them
-    if inner.is_dir() and not any(map(is_numbered, files)):
-        try:
-            return [*_in_folder(inner, key), *files]
-        except TrajectoryError:  # a folder of this name may hold something else
-            if not files:
-                raise
+    is_checkpoint = not folders and _why_no_checkpoint(folder, key, may_be_alone=False) is None
+    if is_checkpoint:
+        beside = find_weights(folder, None, may_be_alone=False).alternatives  # such as Accelerate's model_1
+        numbered = [path for path in numbered if without_suffix(path.name) not in beside]
+        if _largest(numbered) < 2:
+            return [folder]
+    inner = {}
+    if depth < _DEEPEST:
+        inner = _runs_in(set(entries) - set(folders), key, depth, may_be_short=not numbered)
+    larger = {place: run for place, run in inner.items() if not numbered or _largest(run) > _largest(numbered)}
+    if numbered and larger:
+        here = ", ".join(sorted({named.glob for named in read_names(numbered)})[:_MOST_SERIES_NAMED])
+        raise _several_series(str(folder), {here: _largest(numbered), **_counts(larger)})
+    if len(larger) > 1:
+        raise _several_series(str(folder), _counts(larger))
+    for run in larger.values():
+        return [*run, *files]
+    if folders:
+        return [*folders, *_unnumbered(entries, key)]
     if files:
         return files
     for path, reason in reasons.items():  # of the first one
@@ -181,10 +194,66 @@ def _in_folder(folder: Path, key: str | None) -> list[Path]:
     raise TrajectoryError(f"No checkpoint in {folder}: expected {_expected()}; it holds {names}.")
 
 
+def _numbered_folders(entries: Sequence[Path], key: str | None) -> tuple[list[Path], dict[Path, str]]:
+    """The folders that are checkpoints, by a number in their names; and why others that are called so are none.
+
+    One alone is called so: ``checkpoint-500``, ``epoch_3``, ``1000``. Of several, the number differs.
+    """
+    possible = [path for path in entries if has_step(path.name) and not path.is_file()]  # a broken link is named later
+    named = zip(possible, read_names(possible), strict=True)
+    sizes = Counter(name.series for name in read_names(possible))
+    reasons = {}
+    checkpoints = []
+    for path, name in named:
+        is_called_so = is_numbered_folder(path.name)
+        if not is_called_so and (sizes[name.series] < 2 or not path.exists()):
+            continue
+        reason = _why_no_checkpoint(path, key)
+        if reason is None:
+            checkpoints.append(path)
+        elif is_called_so:
+            reasons[path] = reason
+    return checkpoints, reasons
+
+
+def _runs_in(entries: Collection[Path], key: str | None, depth: int, *, may_be_short: bool) -> dict[Path, list[Path]]:
+    """Folder → the run in it, of two checkpoints or more; ``may_be_short``: in ``checkpoints/`` one is enough."""
+    runs = {}
+    for place in sorted(entries):
+        if place.name.startswith(".") or not place.is_dir() or place.is_symlink() or is_packed(place):
+            continue
+        # it may hold something else
+        with contextlib.suppress(TrajectoryError):
+            run = _in_folder(place, key, depth + 1)
+            if _largest(run) > 1 or (may_be_short and place.name == _USUAL_FOLDER):
+                runs[place] = run
+    return runs
+
+
+def _largest(paths: Sequence[Path]) -> int:
+    """How many checkpoints the largest series has, of those whose number differs."""
+    numbered = [path for path in paths if is_numbered(path)]
+    return max(Counter(named.series for named in read_names(numbered)).values(), default=0)
+
+
+def _counts(runs: Mapping[Path, Sequence[Path]]) -> dict[str, int]:
+    """Folder → how many checkpoints its largest series has."""
+    return {str(place): _largest(run) for place, run in runs.items()}
+
+
+def _several_series(place: str, counts: Mapping[str, int]) -> TrajectoryError:
+    """A question to the user, with what may be chosen."""
+    listed = ", ".join(f"{series} ({count})" for series, count in sorted(counts.items())[:_MOST_SERIES_NAMED])
+    return TrajectoryError(
+        f"{place} holds several series of checkpoints: {listed}. Choose one, quoted, or give the steps (lcsc trajectory "
+        "pack --steps)."
+    )
+
+
 def _unnumbered(entries: Sequence[Path], key: str | None) -> list[Path]:
     """Weights beside numbered folders, as ``final/`` and a root's ``pytorch_model.bin``: perhaps the end of the run."""
     folders = [path for path in entries if path.is_dir() and _COPY.fullmatch(path.name)]
-    files = [path for path in entries if is_weights_file(path)]
+    files = [path for path in entries if is_weights_file(path) and not is_shard(path)]
     return [*(folder for folder in folders if _why_no_checkpoint(folder, key) is None), *files]
 
 
@@ -254,13 +323,10 @@ def _only_series(place: str, paths: list[Path], left_out: dict[Path, str]) -> li
     # one file is no series: MONAI's checkpoint_final_iteration=8000.pt beside its epochs, kohya's hat_v2.safetensors
     alone = [path for path, named in zip(numbered, numbered_names, strict=True) if sizes[named.series] == 1]
     is_one_series = len(sizes) - len(alone) == 1
-    patterns = Counter(named.glob for named in numbered_names if sizes[named.series] > 1)
-    if is_one_series and len({_numbered_parts(pattern) for pattern in patterns}) > 1:
-        listed = ", ".join(f"{pattern} ({count})" for pattern, count in sorted(patterns.items())[:_MOST_SERIES_NAMED])
-        raise TrajectoryError(
-            f"{place} holds files of several patterns, whose numbers may count other things: {listed}. Choose one, "
-            "quoted, or give the steps (lcsc trajectory pack --steps)."
-        )
+    of_series = [(path, named) for path, named in zip(numbered, numbered_names, strict=True) if sizes[named.series] > 1]
+    # the numbers of another pattern, and of folders beside files, may count other things
+    if is_one_series and len({(path.is_dir(), _numbered_parts(named.glob)) for path, named in of_series}) > 1:
+        raise _several_series(place, Counter(named.glob for _, named in of_series))
     if is_one_series:
         numbered = [path for path in numbered if path not in alone]
         used = numbered

@@ -36,6 +36,10 @@ _DATE = (
 _PRECISION = r"(?:fp|bf|float)[0-9]+"
 _DECIMAL = r"[0-9]+\.[0-9]+(?![0-9kKmM])"  # 0.9999
 _NO_STEP = re.compile(f"{_METRIC}|{_DATE}|{_PRECISION}|{_DECIMAL}", re.IGNORECASE)
+_RUN = r"(?<![A-Za-z])(?:run|seed|version|fold|exp|experiment|trial|rank|worker|part|v)[-_=]?[0-9]+"  # of a folder
+_OF_A_RUN = re.compile(f"{_NO_STEP.pattern}|{_RUN}", re.IGNORECASE)
+_STATE_FOLDER = re.compile(r".*[-_.](train(ing)?[-_]?)?states?", re.IGNORECASE)  # of kohya
+_SHARD = re.compile(r".*-[0-9]{5}-of-[0-9]{5}")  # model-00001-of-00003
 _NO_STEP_NOR_EPOCH = re.compile(f"{_NO_STEP.pattern}|{_EPOCH}", re.IGNORECASE)
 _ASIDE = re.compile(f"{_SETTING}|{_EPOCH}|{_METRIC}|{_DATE}", re.IGNORECASE)  # what changes with the step
 _EPOCH_NUMBER = re.compile(f"{_EPOCH}|(?<![A-Za-z])epochs?=[0-9]+", re.IGNORECASE)
@@ -72,9 +76,9 @@ def read_names(paths: Sequence[Path]) -> list[Named]:
     """What the names of checkpoints tell about each.
 
     The step is the number behind "step" or "iter"; else the only whole number that differs between names that are
-    otherwise the same, but for epochs, if there is another, metrics and dates; else N of one of the two folders around
-    the file: ``checkpoint-N``, ``step_N``, or a bare ``N``. Of one name alone it is the last whole number. A name such
-    as ``0.999.pt`` tells none: that is an EMA's rate.
+    otherwise the same, but for epochs, if there is another, metrics and dates; else that of one of the two folders
+    around the file, where it differs, or is called so (``checkpoint-N``, ``step_N``, a bare ``N``). Of one name alone it
+    is the last whole number. A name such as ``0.999.pt`` tells none: that is an EMA's rate.
 
     ``ema_0.9999_012345.pt`` is of the series ``ema_0.9999``, ``network-snapshot-0001000-0.050.pkl`` of
     ``network-snapshot-0.050``, ``checkpoint-500/unet`` of ``checkpoint/unet``.
@@ -84,8 +88,8 @@ def read_names(paths: Sequence[Path]) -> list[Named]:
         values = {parts[index].values for index in alike}
         is_only_name_with_number = len(alike) == 1 and values != {()}
         if len(values) == 1 and not is_only_name_with_number:  # no number differs: that of the folder may
-            for index in alike:
-                parts[index] = _StepPart.of_folder(paths[index]) or parts[index]
+            for index, of_folder in _parts_of_folders(alike, paths).items():
+                parts[index] = of_folder
     named: dict[int, Named] = {}
     for alike in _alike(parts):  # anew: some are those of folders now
         steps = _which_are_steps([parts[index].values for index in alike])
@@ -102,6 +106,18 @@ def torch_suffix(path: Path) -> str:
 def is_numbered_folder(name: str) -> bool:
     """Whether a folder of this name is a checkpoint of a run: ``checkpoint-500``, ``epoch_3``, ``1000``."""
     return _NUMBERED_FOLDER.fullmatch(name) is not None
+
+
+def has_step(folder: str) -> bool:
+    """Whether there is a number in a folder's name that may be a step: not that of a run, a date or a rate."""
+    if is_numbered_folder(folder):
+        return True
+    return bool(_StepPart.of(1, folder).numbers) and _STATE_FOLDER.fullmatch(folder) is None
+
+
+def is_shard(path: Path) -> bool:
+    """Whether a file is one of several that hold one model, by its name."""
+    return _SHARD.fullmatch(path.stem) is not None
 
 
 def is_state_file(path: Path) -> bool:
@@ -143,16 +159,10 @@ class _StepPart(NamedTuple):
     def of(cls, depth: int, part: str) -> _StepPart:
         """The name ``part`` of a file or folder, ``depth`` above the checkpoint."""
         text = without_suffix(part)
-        return cls(depth, text, tuple(_possible_steps(text)))
-
-    @classmethod
-    def of_folder(cls, path: Path) -> _StepPart | None:
-        """The nearest folder of ``checkpoint-500/model.pt`` or ``checkpoint-500/unet/model.pt``; ``None`` for none."""
-        nearest_folders = path.absolute().parts[-2:-4:-1]
-        for depth, folder in enumerate(nearest_folders, start=1):
-            if is_numbered_folder(folder):
-                return cls.of(depth, folder)
-        return None
+        possible = text
+        if depth:  # as run7 in the name of a file is not
+            possible = _blanked(text, _OF_A_RUN)
+        return cls(depth, text, tuple(_possible_steps(possible)))
 
     @property
     def values(self) -> tuple[int, ...]:
@@ -204,6 +214,26 @@ class _StepPart(NamedTuple):
         index = len(parts) - 1 - self.depth
         parts[index] = pattern + parts[index].removeprefix(self.text)
         return glob.escape(str(Path(*parts))).replace("\0", "*")
+
+
+def _parts_of_folders(alike: Sequence[int], paths: Sequence[Path]) -> dict[int, _StepPart]:
+    """Index → the folder that has the step, of paths whose own names have none that differs.
+
+    Of ``checkpoint-500/model.pt`` and ``checkpoint-500/unet/model.pt`` it is the nearest that is called so; else the
+    nearest whose number differs, as in ``ppo_1024_steps/policy.pt``. Others are left out.
+    """
+    chosen: dict[int, _StepPart] = {}
+    for depth in (1, 2):
+        # the root of a file system has no name, and no folder around it
+        folders = [[*paths[index].absolute().parents, Path()][depth - 1] for index in alike]
+        of_folders = [_StepPart.of(depth, folder.name) for folder in folders]
+        for group in _alike(of_folders):
+            varies = len({of_folders[place].values for place in group}) > 1
+            for place in group:
+                is_called_so = is_numbered_folder(of_folders[place].text)
+                if of_folders[place].numbers and (varies or is_called_so):
+                    chosen.setdefault(alike[place], of_folders[place])
+    return chosen
 
 
 def _alike(parts: Sequence[_StepPart]) -> list[list[int]]:

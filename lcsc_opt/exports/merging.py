@@ -301,7 +301,8 @@ def merge(trajectory: Trajectory, recipe: Recipe) -> dict[str, Tensor]:
         if recipe.trainer_ema not in trajectory.averages:
             kept = ", ".join(trajectory.averages) or "none"
             raise TrajectoryError(
-                f"{recipe.study}: there is no {recipe.trainer_ema} with these checkpoints, but {kept}."
+                f"{recipe.study}: the recipe is the {recipe.trainer_ema}, and the checkpoints have {kept}: name the "
+                "files of the recipe."
             )
         index = trajectory.averages.index(recipe.trainer_ema)
         return _cast(trajectory.merge(trainer_ema(len(trajectory), index)), recipe.dtype)
