@@ -17,7 +17,8 @@ from lcsc_opt.checkpoints.folders import file_of_weights
 from lcsc_opt.checkpoints.inventory import COLLECTED, Inventory, Role, is_average, number_of
 from lcsc_opt.checkpoints.matching import counterparts, named_averages
 from lcsc_opt.checkpoints.names import CHECKPOINT_SUFFIXES, OBJECTS_OF_ACCELERATE, TORCH_SUFFIXES, read_names
-from lcsc_opt.checkpoints.reading import is_constant, keys_of_averages, naming, read_checkpoint
+from lcsc_opt.checkpoints.pickles import shown
+from lcsc_opt.checkpoints.reading import is_constant, keys_alike, keys_of_averages, naming, read_checkpoint
 from lcsc_opt.checkpoints.torch_files import map_tensors, read_content
 from lcsc_opt.checkpoints.weights import have_same_bits
 
@@ -78,7 +79,8 @@ def trainers_averages(checkpoint: Path, key: str, earlier: Path) -> Kept:
     """
     said: list[str] = []
     if is_average(checkpoint.stem) or (is_average(key) and not key.endswith(COLLECTED)):
-        return Kept([], said)
+        return Kept([], _raw_beside(checkpoint, key))
+    said += _alike(checkpoint, key)
     averages = _inside(checkpoint, key, earlier)
     weights: Mapping[str, Tensor] | None = None
     beside: list[Average] = []
@@ -107,6 +109,46 @@ def trainers_averages(checkpoint: Path, key: str, earlier: Path) -> Kept:
         else:
             distinct.append(average)
     return Kept(distinct[::-1], said)
+
+
+def _alike(checkpoint: Path, key: str) -> list[str]:
+    """What the checkpoint holds besides of the model's names and shapes, called no average: a target, the best."""
+    said = []
+    with contextlib.suppress(TrajectoryError), naming(checkpoint):
+        others = keys_alike(checkpoint, key)
+        if others:
+            weights = read_checkpoint(checkpoint, key=key).tensors
+            differ = [
+                key for key in others if not have_same_bits(read_checkpoint(checkpoint, key=key).tensors, weights)
+            ]
+            said += [
+                f"{checkpoint.name}: {shown(other)!r} has the names and shapes of the weights and is called no average; "
+                f"for a row of the report: trainer_ema: {shown(other)} in a study file"
+                for other in differ
+            ]
+    return said
+
+
+def _raw_beside(checkpoint: Path, average: str) -> list[str]:
+    """Where the raw weights lie of a checkpoint that is an average: a file beside it of its step, as EDM's states."""
+    step = read_names([checkpoint])[0].numbers
+    said: list[str] = []
+    if checkpoint.is_dir() or not step:
+        return said
+    with contextlib.suppress(TrajectoryError, OSError):
+        averages = read_checkpoint(checkpoint, key=average).tensors
+        for file in sorted(checkpoint.parent.iterdir()):
+            is_other = file != checkpoint and not is_average(file.stem) and file.name.endswith(TORCH_SUFFIXES)
+            if not is_other or read_names([file])[0].numbers != step:
+                continue
+            with contextlib.suppress(TrajectoryError), naming(file):
+                said += [
+                    f"{checkpoint.name} is an average; {file.name} ({container.key}) holds weights of its names and "
+                    "shapes: to combine those, name these files, and this key"
+                    for container in Inventory(read_content(file)).containers
+                    if container.role is not Role.AVERAGE and counterparts(container.named, averages)
+                ]
+    return said
 
 
 def _inside(checkpoint: Path, key: str, earlier: Path) -> list[Average]:

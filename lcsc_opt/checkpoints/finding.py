@@ -245,8 +245,8 @@ def _several_series(place: str, counts: Mapping[str, int]) -> TrajectoryError:
     """A question to the user, with what may be chosen."""
     listed = ", ".join(f"{series} ({count})" for series, count in sorted(counts.items())[:_MOST_SERIES_NAMED])
     return TrajectoryError(
-        f"{place} holds several series of checkpoints: {listed}. Choose one, quoted, or give the steps (lcsc trajectory "
-        "pack --steps)."
+        f"{place} holds several series of checkpoints: {listed}. Choose one, quoted, or give the steps "
+        "(lcsc trajectory pack --steps)."
     )
 
 

@@ -93,6 +93,15 @@ def file_of_weights(path: Path, key: str | None) -> Path:
     return path
 
 
+def place_in_file(path: Path, key: str) -> tuple[Path, str]:
+    """The file of a checkpoint's weights, and the key inside of it; ``path`` itself where that is not known."""
+    if path.is_dir():
+        with contextlib.suppress(TrajectoryError):
+            weights = find_weights(path, key)
+            return weights.file, weights.rest or ""
+    return path, key
+
+
 def folder_of_weights(path: Path, key: str | None) -> Path:
     """The folder that the weights of a checkpoint lie in: around a file, or in a folder."""
     file = file_of_weights(path, key)

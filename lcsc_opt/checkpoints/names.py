@@ -77,8 +77,8 @@ def read_names(paths: Sequence[Path]) -> list[Named]:
 
     The step is the number behind "step" or "iter"; else the only whole number that differs between names that are
     otherwise the same, but for epochs, if there is another, metrics and dates; else that of one of the two folders
-    around the file, where it differs, or is called so (``checkpoint-N``, ``step_N``, a bare ``N``). Of one name alone it
-    is the last whole number. A name such as ``0.999.pt`` tells none: that is an EMA's rate.
+    around the file, where it differs, or is called so (``checkpoint-N``, ``step_N``, a bare ``N``). Of one name alone
+    it is the last whole number. A name such as ``0.999.pt`` tells none: that is an EMA's rate.
 
     ``ema_0.9999_012345.pt`` is of the series ``ema_0.9999``, ``network-snapshot-0001000-0.050.pkl`` of
     ``network-snapshot-0.050``, ``checkpoint-500/unet`` of ``checkpoint/unet``.

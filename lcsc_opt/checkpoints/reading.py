@@ -128,6 +128,9 @@ def searched_weights(*paths: Path) -> Searched:
         return Searched(None)
     keys = " or ".join(shown(average) for average in averages)
     said = []
+    choice = f"for the trainer's average: key: {keys} in a study file, --key {keys} in commands"
+    if len(averages) > 1:
+        choice = f"for one of the trainer's averages: key (--key in commands) {keys}"
     same = next((average for average in averages if _are_equal(last, raw, average)), None)
     collected = next((key for key in map(_collected_beside, averages) if _has_weights(last, key)), None)
     if same is not None and collected is not None:
@@ -142,10 +145,7 @@ def searched_weights(*paths: Path) -> Searched:
             "hold no other weights"
         )
     else:
-        said.append(
-            f"{last.name}: using the raw weights, {shown(raw)!r}; for the trainer's average: "
-            f"key: {keys} in a study file, --key {keys} in commands"
-        )
+        said.append(f"{last.name}: using the raw weights, {shown(raw)!r}; {choice}")
     if not first_averages:
         begins = next(path for path in paths if raw_and_averages(path)[1])
         said.append(
@@ -212,7 +212,7 @@ def raw_and_averages(path: Path) -> tuple[str | None, list[str]]:
 
 def _raw_and_averages_in(file: Path) -> tuple[str | None, list[str]]:
     """As :func:`raw_and_averages`, of a file."""
-    if file.name != METADATA and not file.name.endswith(TORCH_SUFFIXES):  # safetensors has no keys
+    if not _has_keys(file):
         return None, []
     return Inventory(read_value(file)).raw_and_averages()
 
@@ -223,22 +223,40 @@ def keys_of_averages(path: Path, key: str) -> list[tuple[str, str]]:
     Raises:
         TrajectoryError: it cannot be read.
     """
+    if path.is_dir():
+        raw, average = find_weights(path, None).raw_and_average
+        if average is not None and raw == key:
+            return [(average, "")]
+    file, outer, inner = _in_file(path, key)
+    if not _has_keys(file):
+        return []
+    return [(outer + average.key, average.rate) for average in Inventory(read_value(file)).averages_of(inner)]
+
+
+def keys_alike(path: Path, key: str) -> list[str]:
+    """The keys of what a checkpoint holds of the names and shapes of its weights under ``key``, called no average.
+
+    Raises:
+        TrajectoryError: it cannot be read.
+    """
+    file, outer, inner = _in_file(path, key)
+    if not _has_keys(file):
+        return []
+    return [outer + other.key for other in Inventory(read_value(file)).alike(inner)]
+
+
+def _in_file(path: Path, key: str) -> tuple[Path, str, str]:
+    """The file of the weights under a key of a checkpoint, what is before the key in that file, and that key."""
     if not path.is_dir():
-        return _averages_in_file(path, key)
-    weights = find_weights(path, None)
-    raw, average = weights.raw_and_average
-    if average is not None and raw == key:
-        return [(average, "")]
+        return path, "", key
     weights = find_weights(path, key)
     outer = f"{weights.key}." if weights.key else ""
-    return [(outer + inside, rate) for inside, rate in _averages_in_file(weights.file, weights.rest or "")]
+    return weights.file, outer, weights.rest or ""
 
 
-def _averages_in_file(file: Path, key: str) -> list[tuple[str, str]]:
-    """As :func:`keys_of_averages`, of a file."""
-    if file.name != METADATA and not file.name.endswith(TORCH_SUFFIXES):
-        return []
-    return [(average.key, average.rate) for average in Inventory(read_value(file)).averages_of(key)]
+def _has_keys(file: Path) -> bool:
+    """Whether a file may hold several state dicts; one of safetensors does not."""
+    return file.name == METADATA or file.name.endswith(TORCH_SUFFIXES)
 
 
 def _moved(paths: Sequence[Path], key: str) -> float | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -11,7 +11,7 @@ from lcsc_opt.base.files import shown_size
 from lcsc_opt.base.settings import parse_settings
 from lcsc_opt.base.streams import results_apart
 from lcsc_opt.cli.options import Output, Steps, assignments, in_order_of
-from lcsc_opt.cli.output import print_described, print_json, print_line, say
+from lcsc_opt.cli.output import print_described, print_json, print_line, print_table, say
 
 app = typer.Typer(help="Pack checkpoints into a trajectory, and inspect one.", no_args_is_help=True)
 
@@ -55,14 +55,28 @@ def pack(
 @app.command()
 @results_apart()
 def show(
-    path: Annotated[Path, typer.Argument(help="A packed trajectory.")],
+    path: Annotated[Path, typer.Argument(help="A packed trajectory; a run's folder, a glob, or one checkpoint.")],
+    key: Annotated[str | None, typer.Option(help=_KEY_HELP)] = None,
     verify: Annotated[bool, typer.Option("--verify", help="Read the whole trajectory and compare hashes.")] = False,
     output: Output = "table",
 ) -> None:
-    """Show what a trajectory holds, with warnings about it."""
+    """Show what a trajectory holds, or what lies in a run: its steps, its weights and averages, and what is left out.
+
+    Of a run, this is what a search would do with it. Nothing is packed.
+    """
+    from lcsc_opt.base.errors import TrajectoryError
+    from lcsc_opt.base.paths import expanded_path
+    from lcsc_opt.checkpoints.finding import is_packed
     from lcsc_opt.trajectory.inspection import inspect
 
-    described = inspect(path, verify=verify)
+    if verify or is_packed(expanded_path(path, error=TrajectoryError)):
+        _print_packed(inspect(path, verify=verify), output)
+    else:
+        _print_run(path, key, output)
+
+
+def _print_packed(described: dict[str, Any], output: str) -> None:
+    """Print what a packed trajectory holds."""
     if output == "json":
         print_json(described)
         return
@@ -71,3 +85,26 @@ def show(
     print_described("trajectory", described)
     for warning in warnings:
         print_line(f"warning: {warning}")
+
+
+def _print_run(path: Path, key: str | None, output: str) -> None:
+    """Print the table of a run that is not packed."""
+    from lcsc_opt.checkpoints.left_out import shown_left_out
+    from lcsc_opt.checkpoints.table import table_of
+
+    table = table_of(path, key=key)
+    if output == "json":
+        print_json(table.to_json())
+        return
+    steps = list(table.checkpoints)
+    span = f"1 checkpoint, step {steps[0]}"
+    if len(steps) > 1:
+        span = f"{len(steps)} checkpoints, steps {steps[0]} to {steps[-1]}"
+    print_line(f"{path}: {span}")
+    rows = [(held.file, held.key or "–", held.what, held.rate or "–", held.tensors, held.use) for held in table.held]
+    title = f"\nin {table.checkpoints[steps[-1]]}"
+    print_table(("file", "key", "what it seems to be", "rate", "tensors", "use"), rows, title=title, left=6)
+    if table.left_out:
+        print_line(f"left out: {shown_left_out(path, table.left_out)}")
+    for sentence in table.said:
+        print_line(sentence)

@@ -19,7 +19,7 @@ from torch import Tensor
 from lcsc_opt.base.errors import ObjectiveError, TrajectoryError
 from lcsc_opt.base.progress import notice
 from lcsc_opt.base.study_spec import LAYERS
-from lcsc_opt.checkpoints.folders import folder_of_weights
+from lcsc_opt.checkpoints.folders import folder_of_weights, place_in_file
 from lcsc_opt.checkpoints.lora import LoraAlphas, lora_flavour
 from lcsc_opt.checkpoints.names import torch_suffix
 from lcsc_opt.checkpoints.rewriting import with_weights
@@ -253,16 +253,24 @@ def _check_form(trajectory: Trajectory, to: Destination, config: ModelConfig | N
 def _document(trajectory: Trajectory, weights: Mapping[str, Tensor], to: Destination) -> Mapping[Any, Any] | None:
     """The last checkpoint's file with these weights, for a file of the same ending: its trainer loads it as its own.
 
-    ``None`` where a plain state dict has to do.
+    ``None`` where a plain state dict has to do, which is said.
     """
-    source = trajectory.sources[-1]
-    if to.form != "pt" or not source or torch_suffix(to.path) != torch_suffix(Path(source)):
+    *others, last = trajectory.sources
+    if to.form != "pt" or not last:
+        return None
+    key = trajectory.metadata.get("key", "")
+    source, key_in_file = place_in_file(Path(last), key)
+    if torch_suffix(to.path) != torch_suffix(source):
+        if source != Path(last):
+            notice(
+                f"{to.path}: written as a plain state dict, since the weights of {Path(last).name} are in {source.name}"
+            )
         return None
     try:
         earlier = None  # tells averages of the weights from what is the same in all checkpoints
-        if len(trajectory) > 1 and trajectory.sources[-2]:
-            earlier = Path(trajectory.sources[-2])
-        document = with_weights(Path(source), trajectory.metadata.get("key", ""), weights, earlier=earlier)
+        if others and others[-1]:
+            earlier, _ = place_in_file(Path(others[-1]), key)
+        document = with_weights(source, key_in_file, weights, earlier=earlier)
     except TrajectoryError as error:
         notice(f"{to.path}: written as a plain state dict, which the trainer may be unable to load: {error}")
         return None
