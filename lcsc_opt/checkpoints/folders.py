@@ -78,11 +78,16 @@ def find_weights(folder: Path, key: str | None, *, may_be_alone: bool = True) ->
     # the key may also be one inside of the file
     if file is None and may_be_alone:
         file = _only_file(folder)
-    elif file is not None and not (file.name == METADATA or file.name.endswith(TORCH_SUFFIXES)):
+    elif file is not None and not has_keys(file):
         raise TrajectoryError(f"holds no weights in {shown(key)!r}: name the file itself, or pass --key SUBFOLDER.")
     if file is None:
         raise TrajectoryError("holds no known file of weights: name the file itself, or pass --key SUBFOLDER.")
     return FolderWeights(file, "", rest=key or None)
+
+
+def has_keys(file: Path) -> bool:
+    """Whether a file may hold several state dicts; one of safetensors does not."""
+    return file.name == METADATA or file.name.endswith(TORCH_SUFFIXES)
 
 
 def file_of_weights(path: Path, key: str | None) -> Path:
@@ -143,15 +148,14 @@ def _others_beside(file: Path) -> tuple[str, ...]:
 def _weights_under_key(folder: Path, key: str) -> FolderWeights | None:
     """The subfolder or file ``key``; or that of its first part, with the rest of the key inside.
 
-    The whole key comes first, since names may have dots. Of subfolders, only a distributed checkpoint has keys inside.
+    The whole key comes first, since names may have dots.
     """
     first, _, rest = key.partition(".")
     for name, rest_of_key in ((key, ""), (first, rest)):
         if not is_plain_name(name):
             continue
         subfolder_file = _weights_file(folder / name) or _only_file(folder / name)
-        is_distributed = subfolder_file is not None and subfolder_file.name == METADATA
-        if subfolder_file is not None and (is_distributed or not rest_of_key):
+        if subfolder_file is not None and (has_keys(subfolder_file) or not rest_of_key):
             return FolderWeights(subfolder_file, name, rest=rest_of_key)
         for suffix in _SUFFIXES_OF_A_KEY:
             file = folder / f"{name}{suffix}"

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from lcsc_opt.base.errors import TrajectoryError
 from lcsc_opt.base.progress import notice
 from lcsc_opt.checkpoints.distributed import METADATA, ShardedRef, read_distributed
-from lcsc_opt.checkpoints.folders import find_weights
+from lcsc_opt.checkpoints.folders import find_weights, has_keys
 from lcsc_opt.checkpoints.inventory import CHOOSE, COLLECTED, Inventory, Role
 from lcsc_opt.checkpoints.matching import unwrapped, without_data_parallel
 from lcsc_opt.checkpoints.modules import init_arguments_of
@@ -72,8 +72,8 @@ def read_checkpoint(path: str | Path, *, key: str | None = None) -> Checkpoint:
     if weights.alternatives:
         _say_choice(path, weights.key or weights.file.name, weights.alternatives)
     key_in_file = weights.rest
-    if weights.file.name == METADATA and not key_in_file:
-        key_in_file = None  # all that was saved, with the optimizer, is one content: which part is meant is guessed
+    if has_keys(weights.file) and not key_in_file:
+        key_in_file = None  # what was saved may be one content, with the optimizer: which part is meant is guessed
     checkpoint = read_checkpoint(weights.file, key=key_in_file)
     key_parts = [part for part in (weights.key, checkpoint.key) if part]
     return dataclasses.replace(checkpoint, key=".".join(key_parts))
@@ -212,7 +212,7 @@ def raw_and_averages(path: Path) -> tuple[str | None, list[str]]:
 
 def _raw_and_averages_in(file: Path) -> tuple[str | None, list[str]]:
     """As :func:`raw_and_averages`, of a file."""
-    if not _has_keys(file):
+    if not has_keys(file):
         return None, []
     return Inventory(read_value(file)).raw_and_averages()
 
@@ -228,7 +228,7 @@ def keys_of_averages(path: Path, key: str) -> list[tuple[str, str]]:
         if average is not None and raw == key:
             return [(average, "")]
     file, outer, inner = _in_file(path, key)
-    if not _has_keys(file):
+    if not has_keys(file):
         return []
     return [(outer + average.key, average.rate) for average in Inventory(read_value(file)).averages_of(inner)]
 
@@ -240,7 +240,7 @@ def keys_alike(path: Path, key: str) -> list[str]:
         TrajectoryError: it cannot be read.
     """
     file, outer, inner = _in_file(path, key)
-    if not _has_keys(file):
+    if not has_keys(file):
         return []
     return [outer + other.key for other in Inventory(read_value(file)).alike(inner)]
 
@@ -252,11 +252,6 @@ def _in_file(path: Path, key: str) -> tuple[Path, str, str]:
     weights = find_weights(path, key)
     outer = f"{weights.key}." if weights.key else ""
     return weights.file, outer, weights.rest or ""
-
-
-def _has_keys(file: Path) -> bool:
-    """Whether a file may hold several state dicts; one of safetensors does not."""
-    return file.name == METADATA or file.name.endswith(TORCH_SUFFIXES)
 
 
 def _moved(paths: Sequence[Path], key: str) -> float | None:
