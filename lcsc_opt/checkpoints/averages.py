@@ -119,7 +119,7 @@ def _alike(checkpoint: Path, key: str) -> list[str]:
         if others:
             weights = read_checkpoint(checkpoint, key=key).tensors
             said += [
-                f"{checkpoint.name}: {shown(other)!r} has the names and shapes of the weights, and is called no average; "
+                f"{checkpoint.name}: {shown(other)!r} has names and shapes of the weights, and is called no average; "
                 f"for a row of the report: trainer_ema: {shown(other)} in a study file"
                 for other in others
                 if not have_same_bits(read_checkpoint(checkpoint, key=other).tensors, weights)

@@ -222,9 +222,14 @@ def _runs_in(entries: Collection[Path], key: str | None, depth: int, *, may_be_s
     for place in sorted(entries):
         if place.name.startswith(".") or not place.is_dir() or place.is_symlink() or is_packed(place):
             continue
-        # it may hold something else
-        with contextlib.suppress(TrajectoryError):
+        try:
             run = _in_folder(place, key, depth + 1)
+        except SeveralSeriesError:
+            if may_be_short:  # else there is a run beside
+                raise
+        except TrajectoryError:  # it holds something else
+            continue
+        else:
             if _largest(run) > 1 or (may_be_short and place.name == _USUAL_FOLDER):
                 runs[place] = run
     return runs
@@ -241,10 +246,14 @@ def _counts(runs: Mapping[Path, Sequence[Path]]) -> dict[str, int]:
     return {str(place): _largest(run) for place, run in runs.items()}
 
 
-def _several_series(place: str, counts: Mapping[str, int]) -> TrajectoryError:
-    """A question to the user, with what may be chosen."""
+class SeveralSeriesError(TrajectoryError):
+    """A folder or a list holds several series: a question to the user, with what may be chosen."""
+
+
+def _several_series(place: str, counts: Mapping[str, int]) -> SeveralSeriesError:
+    """The question, with how many checkpoints each series has."""
     listed = ", ".join(f"{series} ({count})" for series, count in sorted(counts.items())[:_MOST_SERIES_NAMED])
-    return TrajectoryError(
+    return SeveralSeriesError(
         f"{place} holds several series of checkpoints: {listed}. Choose one, quoted, or give the steps "
         "(lcsc trajectory pack --steps)."
     )
@@ -341,9 +350,7 @@ def _only_series(place: str, paths: list[Path], left_out: dict[Path, str]) -> li
     names_read = read_names(paths)
     sizes = Counter(named.series for named in names_read)
     if len(sizes) > 1 and max(sizes.values()) > 1:
-        listed = ", ".join(f"{series} ({count})" for series, count in sorted(sizes.items()))
-        choices = " or ".join(sorted({named.glob for named in names_read})[:_MOST_SERIES_NAMED])
-        raise TrajectoryError(f"{place} holds several series of checkpoints: {listed}. Choose one, quoted: {choices}")
+        raise _several_series(place, Counter(named.glob for named in names_read))
     return paths
 
 

@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from lcsc_opt.base.errors import TrajectoryError
 from lcsc_opt.checkpoints.distributed import METADATA
+from lcsc_opt.checkpoints.inventory import is_average
 from lcsc_opt.checkpoints.names import CHECKPOINT_SUFFIXES, TORCH_SUFFIXES, is_plain_name, is_weights_file
 from lcsc_opt.checkpoints.pickles import shown
 
@@ -78,6 +79,10 @@ def find_weights(folder: Path, key: str | None, *, may_be_alone: bool = True) ->
     # the key may also be one inside of the file
     if file is None and may_be_alone:
         file = _only_file(folder)
+        if file is None:
+            weights = _only_part(folder)
+            if weights is not None:
+                return weights._replace(rest=key or None)
     elif file is not None and not has_keys(file):
         raise TrajectoryError(f"holds no weights in {shown(key)!r}: name the file itself, or pass --key SUBFOLDER.")
     if file is None:
@@ -124,18 +129,33 @@ def _components(folder: Path) -> FolderWeights | None:
 
 
 def _only_file(folder: Path) -> Path | None:
-    """The only file of weights in a folder, whatever its name is.
+    """The only file of weights in a folder, whatever its name is; ``net.pth`` beside ``net_ema.pth`` is the only one.
 
     Raises:
         TrajectoryError: there are several, as variants of diffusers.
     """
     files = [path for path in folder.glob("*") if is_weights_file(path)]
+    raw = [path for path in files if not is_average(path.stem)]
+    if len(raw) == 1:
+        return raw[0]
     if len(files) > 1:
         names = ", ".join(sorted(path.name for path in files)[:4])
         raise TrajectoryError(
             f"holds several variants of its weights ({names} in {folder.name}): name one of these files."
         )
     return next(iter(files), None)
+
+
+def _only_part(folder: Path) -> FolderWeights | None:
+    """The weights of the only subfolder that has some, as Megatron's ``mp_rank_00``."""
+    files = {
+        path.name: _only_file(path) for path in folder.glob("*") if path.is_dir() and not path.name.startswith(".")
+    }
+    found = [(name, file) for name, file in files.items() if file is not None]
+    if len(found) != 1:
+        return None
+    ((name, file),) = found
+    return FolderWeights(file, name, rest=None)
 
 
 def _others_beside(file: Path) -> tuple[str, ...]:

@@ -46,11 +46,11 @@ _EPOCH_NUMBER = re.compile(f"{_EPOCH}|(?<![A-Za-z])epochs?=[0-9]+", re.IGNORECAS
 _FOLDER_WORDS = r"(?:checkpoint|ckpt|global_step|step|iter|iteration|epoch|ep)"
 _NUMBERED_FOLDER = re.compile(rf"(?:{_FOLDER_WORDS}[-_=]?){{0,2}}([0-9]{{1,18}})(?:\.ckpt)?", re.IGNORECASE)
 # names of files that lie with weights and hold none: of openai's code bases, Accelerate, diffusers, transformers,
-# DeepSpeed, NVlabs, Lightning and ignite
+# DeepSpeed, NVlabs, Lightning, ignite, stable-baselines3, U-ViT, SpeechBrain and torchtune
 _STATE_FILES = re.compile(
     r"(.*[-_.])?(optimizer|scheduler|scaler)([-_.0-9].*)?|opt[-_.]?[0-9]*|opt_checkpoint[-_.].*|optim([-_.0-9].*)?|"
     r".*_optim(_states)?|(random_states|rng_state|training[-_]?(state|args)|trainer_state|dataloader).*|"
-    r"custom_checkpoint.*|sampler([-_.0-9].*)?|dl_state.*",
+    r"custom_checkpoint.*|sampler([-_.0-9].*)?|dl_state.*|pytorch_variables|step|counter|recipe_state",
     re.IGNORECASE,
 )
 

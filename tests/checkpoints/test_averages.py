@@ -183,7 +183,7 @@ def test_what_has_the_models_names_and_no_averages_name_is_said(tmp_path, caplog
         tmp_path, lambda step: {"model": weights(step), "ema": weights(step + 1), "model_best": weights(7 * step)}
     )
     assert values(packed(run)) == {"trainer's EMA": 301.0}
-    assert "'model_best' has the names and shapes of the weights, and is called no average" in caplog.text
+    assert "'model_best' has names and shapes of the weights, and is called no average" in caplog.text
     held = {held.key: held.what for held in table_of(run).held}
     assert held["model_best"] == "of the model's names and shapes, but called no average"
 

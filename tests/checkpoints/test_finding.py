@@ -8,6 +8,7 @@ import torch
 
 from lcsc_opt.base.errors import TrajectoryError
 from lcsc_opt.checkpoints.finding import find_checkpoints
+from lcsc_opt.checkpoints.order import checkpoint_steps
 from lcsc_opt.trajectory.packing import open_or_pack
 from tests.checkpoints.checkpoint_examples import saved, write_distributed
 
@@ -190,3 +191,40 @@ def test_a_file_whose_series_has_no_other_is_no_series(tmp_path, capsys):
         torch.save({"net": {"w": torch.ones(2)}}, tmp_path / name)
     with pytest.raises(TrajectoryError, match="several series"):
         find_checkpoints(tmp_path)
+
+
+@pytest.mark.parametrize("strays", ["epoch={0}-step={1}.ckpt", "model_{1}.pt"])
+def test_files_beside_more_folders_are_asked_about(tmp_path, strays):
+    """As a crash or a callback leaves them."""
+    for epoch in range(1, 9):
+        saved(
+            tmp_path / f"epoch={epoch}-step={12 * epoch}" / "model.pt", {"model": {"w": torch.full((2,), epoch * 1.0)}}
+        )
+    for epoch in (3, 7):
+        saved(tmp_path / strays.format(epoch, 12 * epoch), {"model": {"w": torch.full((2,), epoch * 1.0)}})
+    with pytest.raises(TrajectoryError, match=r"several series of checkpoints: .*epoch=\*-step=\* \(8\)"):
+        find_checkpoints(tmp_path)
+    chosen = find_checkpoints(f"{tmp_path}/epoch=*-step=*[0-9]")
+    assert checkpoint_steps(chosen) == [12 * epoch for epoch in range(1, 9)]
+
+
+def test_a_smaller_series_above_a_larger_one_is_asked_about(tmp_path):
+    for step in range(1, 6):
+        saved(tmp_path / "checkpoints" / f"model_{step}.pt", {"w": torch.full((2,), step * 1.0)})
+    for step in (1, 2):
+        saved(tmp_path / f"old_{step}.pt", {"w": torch.full((2,), step * 1.0)})
+    with pytest.raises(
+        TrajectoryError, match=r"several series of checkpoints: .*checkpoints \(5\), .*old_\*\.pt \(2\)"
+    ):
+        find_checkpoints(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["epoch={0}-step={1}/model.pt", "ppo_{1}_steps/policy.pt", "out_{1}/part/net.pt"])
+@pytest.mark.parametrize("pattern", ["", "*", "files"])
+def test_a_step_is_read_wherever_the_number_of_a_folder_changes(tmp_path, name, pattern):
+    for epoch in range(1, 9):
+        saved(tmp_path / name.format(epoch, 12 * epoch), {"model": {"w": torch.full((2,), epoch * 1.0)}})
+    if pattern == "files":
+        pattern = "*/" + name.partition("/")[2]
+    steps = checkpoint_steps(find_checkpoints(f"{tmp_path}/{pattern}"))
+    assert steps == [12 * epoch for epoch in range(1, 9)]

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import collections
+import importlib
 import os
 import stat
 import sys
@@ -322,3 +323,12 @@ def test_an_export_may_be_read_by_whom_the_umask_lets(tmp_path, mask):
     finally:
         os.umask(before)
     assert stat.S_IMODE((tmp_path / "m.safetensors").stat().st_mode) == 0o666 & ~mask
+
+
+@pytest.mark.parametrize("program", ["gzip", "bz2", "lzma"])
+def test_a_file_that_a_program_compressed_says_so(tmp_path, program):
+    torch.save({"w": torch.ones(2)}, tmp_path / "m.pt")
+    content = (tmp_path / "m.pt").read_bytes()
+    (tmp_path / "m.pt").write_bytes(importlib.import_module(program).compress(content))
+    with pytest.raises(TrajectoryError, match=r"m\.pt was compressed by (gzip|bzip2|xz), so its weights"):
+        read_checkpoint(tmp_path / "m.pt")

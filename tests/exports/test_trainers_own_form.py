@@ -202,3 +202,25 @@ def test_the_network_decides_which_prefix_is_its_own(typed: Typed, name: str, pr
     typed("apply", "uniform", "runs", "-o", "uniform.safetensors")  # no network tells
     assert load_file("uniform.safetensors").keys() == state.keys()
     sys.modules.pop("wrapped_here")
+
+
+@pytest.mark.parametrize("folder", ["step_{}", "epoch=1-step={}"])
+@pytest.mark.parametrize("name", ["model.pt", "part/model.pt"])
+def test_a_file_of_a_folder_is_written_as_its_trainer_wrote_it(typed: Typed, folder: str, name: str) -> None:
+    for step in range(1, 5):
+        path = Path("runs") / folder.format(step) / name
+        path.parent.mkdir(parents=True)
+        torch.save({"model_state_dict": weights(step), "var_names": ["a"]}, path)
+    typed("apply", "uniform", "runs", "-o", "best.pt")
+    content = torch.load("best.pt", weights_only=True)
+    assert content["var_names"] == ["a"]
+    assert content["model_state_dict"]["weight"].tolist() == [[2.5] * 4]
+
+
+def test_why_a_file_of_a_folder_is_written_in_another_form_is_said(typed: Typed) -> None:
+    for step in range(1, 5):
+        path = Path("runs") / f"step_{step}"
+        path.mkdir(parents=True)
+        save_file(weights(step), path / "model.safetensors")
+    said = typed("apply", "uniform", "runs", "-o", "best.pt").err
+    assert "best.pt: written as a plain state dict, since the weights of step_4 are in model.safetensors" in said
