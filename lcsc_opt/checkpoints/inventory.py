@@ -168,15 +168,14 @@ class Inventory:
         return entries_of(self.content) or {}
 
     def guess(self) -> str:
-        """The key of the state dict: of the only average, else of the weights, among the outermost containers.
+        """The key of the state dict: of the only average, else of the only weights, among the outermost containers.
 
         Raises:
-            TrajectoryError: there is none, or several of several models.
+            TrajectoryError: there is none, or several of which none is the only average.
         """
         chosen = self._possible()
         if len(chosen) > 1:
-            raw, _ = self.raw_and_averages()
-            return raw
+            raise _several(chosen)
         return chosen[0].key
 
     def raw_and_averages(self) -> tuple[str, list[str]]:
@@ -189,7 +188,8 @@ class Inventory:
         """
         chosen = self._possible()
         raw = chosen[0].average_of or chosen[0]
-        if len(chosen) > 1 and not all(container.average_of is raw for container in chosen):
+        are_of_one = raw.is_offered and all(container.average_of is raw for container in chosen)
+        if len(chosen) > 1 and not are_of_one:
             raise _several(chosen)
         if len(chosen) == 1 and any(raw.key == swap.raw for swap in _SWAPS):
             raw = chosen[0]

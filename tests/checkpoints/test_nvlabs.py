@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from lcsc_opt.base.errors import TrajectoryError
-from lcsc_opt.checkpoints.reading import read_checkpoint, read_init_arguments
+from lcsc_opt.checkpoints.reading import raw_and_averages, read_checkpoint, read_init_arguments
 from tests.checkpoints import nvlabs_examples
 from tests.trajectory.trajectory_examples import same_bits
 
@@ -42,7 +42,10 @@ def test_training_states(tmp_path):
     path = tmp_path / "training-state-0000100.pt"
     with nvlabs_examples.nvlabs_modules():
         torch.save({"state": state, "net": net, "loss_fn": {}, "optimizer": None, "ema": ema}, path)
-    assert same_bits(read_checkpoint(path).tensors, net)
+    with pytest.raises(TrajectoryError, match=r"several state dicts \(ema\.emas\.0, ema\.emas\.1\): choose one"):
+        read_checkpoint(path)
+    assert raw_and_averages(path) == ("net", ["ema.emas.0", "ema.emas.1"])
+    assert same_bits(read_checkpoint(path, key="net").tensors, net)
     assert same_bits(read_checkpoint(path, key="ema.emas.1").tensors, second)
 
 

@@ -109,7 +109,7 @@ def with_average(folder: Path, *steps: int) -> Trajectory:
 
 def test_the_trainers_average_is_that_of_the_recipes_last_checkpoint_and_of_no_other(tmp_path: Path) -> None:
     trajectory = with_average(tmp_path / "run", 100, 200)
-    kept = Recipe.of(trajectory, np.array([0.0, 1.0]), study="tests", trainer_ema=True)
+    kept = Recipe.of(trajectory, np.array([0.0, 1.0]), study="tests", trainer_ema="trainer's EMA")
     assert same_bits(merge(trajectory, kept), state_dict(201))
     with pytest.raises(TrajectoryError, match="leave out the checkpoints after step 200"):
         merge(with_average(tmp_path / "longer", 100, 200, 300), kept)
