@@ -5,5 +5,6 @@ the sharded ones, and ``torch_files`` reads what torch and NVlabs pickled, by th
 nothing. ``inventory`` finds the state dict in it, and ``modules`` the weights of whole networks. ``finding`` finds and
 selects the checkpoints of a run, with ``names`` for their series, and ``order`` by ``counters``; ``lora`` reads the
 names of adapters, ``matching`` those of averages, ``weights`` writes and compares models; ``rewriting`` gives a
-trainer's file other weights, with ``copying`` for what lies beside them; ``watched`` sees files that change.
+trainer's file other weights, with ``copying`` for what lies beside them; ``watched`` sees files that change. ``table``
+shows what all of these decide.
 """
