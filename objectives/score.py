@@ -26,7 +26,6 @@ from lcsc_opt.base.errors import LcscError, ObjectiveError
 from lcsc_opt.base.imports import import_dotted, import_extra
 from lcsc_opt.base.libraries import quiet_libraries
 from lcsc_opt.base.paths import BuildContext
-from lcsc_opt.base.progress import notice
 from lcsc_opt.base.settings import Count, parse_settings
 from lcsc_opt.coefficients.profiles import last_alone
 from lcsc_opt.objective.model_files import digests, network_files
@@ -102,12 +101,7 @@ def build(settings: dict[str, Any], context: BuildContext) -> WeightScore:
     if checked.size is not None and not scorer.takes_draw:
         raise ObjectiveError("size: the score has no argument draw, which would contain it; leave size out")
     scorer.load(trajectory.merge(last_alone(len(trajectory.steps))))
-    merged_statistics = scorer.merged_statistics(trajectory.varying)
-    if merged_statistics:
-        notice(
-            f"{merged_statistics[0]}: statistics of batch normalization are merged; "
-            "batch_norm: module:function in the objective's settings estimates them again"
-        )
+    scorer.estimate_statistics(trajectory.varying)
     return WeightScore(trajectory, scorer, maximize=checked.maximize, size=checked.size)
 
 

@@ -24,6 +24,8 @@ _DERIVED = (
     (re.compile(r"(?<![^.])(u|sv)[0-9]+$"), "sv0"),
 )
 
+_RUNNING_MEAN = re.compile(r"(?<![^.])(running|stored)_mean$")
+
 
 def write_safetensors(tensors: dict[str, Tensor], path: Path, texts: Mapping[str, str]) -> None:
     """Write tensors, with texts in the header.
@@ -103,6 +105,37 @@ def completed(averages: Mapping[str, Tensor], model: Mapping[str, Tensor]) -> di
     if differs is not None:
         raise TrajectoryError(f"the trainer's average does not fit the checkpoints: its model {differs}.")
     return {name: averages.get(name, tensor).to(tensor.dtype) for name, tensor in model.items()}
+
+
+class RunningStatistics(NamedTuple):
+    """The names of what a normalization keeps of the data that it saw in training.
+
+    Attributes:
+        mean, variance: of the data, by channel.
+        calls: how often it was called; not every network has such a tensor.
+    """
+
+    mean: str
+    variance: str
+    calls: str
+
+
+def running_statistics(names: Collection[str]) -> list[RunningStatistics]:
+    """The running statistics of normalizations among the names of a model: as torch names them, or as BigGAN does."""
+    found = []
+    for name in names:
+        match = _RUNNING_MEAN.search(name)
+        if match is not None:
+            before = name.removesuffix("mean")
+            statistics = RunningStatistics(name, f"{before}var", f"{name[: match.start()]}num_batches_tracked")
+            if statistics.variance in names:
+                found.append(statistics)
+    return found
+
+
+def varying_statistics(names: Collection[str], varying: Collection[str]) -> list[RunningStatistics]:
+    """The running statistics among ``names`` of which one is in ``varying``: not the same in all checkpoints."""
+    return [found for found in running_statistics(names) if found.mean in varying or found.variance in varying]
 
 
 class Renaming(NamedTuple):

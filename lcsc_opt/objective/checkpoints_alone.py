@@ -12,7 +12,7 @@ from lcsc_opt.base.paths import BuildContext, KnownCheckpoints
 from lcsc_opt.base.records import Candidate, Evaluation
 from lcsc_opt.base.settings import parse_settings
 from lcsc_opt.base.study_spec import ObjectiveSpec, Rule
-from lcsc_opt.checkpoints.weights import Renaming
+from lcsc_opt.checkpoints.weights import Renaming, varying_statistics
 from lcsc_opt.database.states import Attributes
 from lcsc_opt.objective.contract import Objective
 from lcsc_opt.objective.loading import make_importable
@@ -76,8 +76,7 @@ class CheckpointsAlone(Objective):
             trajectory = find_packed(context.files, context.checkpoints)
         if trajectory is None:
             return None
-        has_statistics = any(name.endswith("running_var") for name in trajectory.varying)
-        if has_statistics and not _merges_statistics(spec, context):
+        if varying_statistics(trajectory.names, trajectory.varying) and not _merges_statistics(spec, context):
             return None
         names = experiment["problem"]["decides"]["objective"].get("names")  # as the network renamed the files' tensors
         alone = cls(trajectory.renamed(Renaming(*names)) if names else trajectory)

@@ -16,6 +16,7 @@ from lcsc_opt.base.files import same_working_folder
 from lcsc_opt.base.imports import has_parameter
 from lcsc_opt.base.progress import notice, without_bars
 from lcsc_opt.base.records import HELD_OUT, SEARCH, SELECTION, Noise
+from lcsc_opt.checkpoints.weights import varying_statistics
 from lcsc_opt.objective.contract import stop_if_told
 from lcsc_opt.objective.gradient import WeightGradient
 from lcsc_opt.objective.model_files import MODEL_FILES
@@ -56,7 +57,6 @@ class NetworkScorer:
         device: where the network is.
         takes_draw: whether ``function`` measures on the data of a :class:`Draw`.
         has_data_of_reports: whether reports are measured on other data than searches.
-        batch_norm: estimates the statistics of batch normalization; ``None`` if they are merged.
     """
 
     def __init__(
@@ -84,9 +84,8 @@ class NetworkScorer:
         self._metric = "score" if own_name in _NO_METRIC else own_name
         self.takes_draw = takes_draw(function)
         self.has_data_of_reports = self.takes_draw or held_out is not None
-        self.batch_norm: BatchNormStatistics | None = None
-        if batch_norm is not None:
-            self.batch_norm = BatchNormStatistics(network, self._passes(batch_norm))
+        self._batch_norm = batch_norm
+        self._statistics: BatchNormStatistics | None = None
 
     @property
     def state(self) -> Mapping[str, Tensor]:
@@ -100,17 +99,22 @@ class NetworkScorer:
             ObjectiveError: they do not fit it.
         """
         self._network.load(weights)
-        if self.batch_norm is not None and not as_saved:
-            self.batch_norm.estimate()
+        if self._statistics is not None and not as_saved:
+            self._statistics.estimate()
 
-    def merged_statistics(self, varying: Collection[str]) -> list[str]:
-        """Those of ``varying``, tensors that differ between checkpoints, that are statistics of batch normalization.
+    def estimate_statistics(self, varying: Collection[str]) -> None:
+        """From now on, estimate the statistics of normalizations that are among ``varying``, if there is a function.
 
-        Empty if these are estimated again, and not merged.
+        ``varying`` are the names of the tensors that differ between checkpoints. A notice says if they are merged.
         """
-        if self.batch_norm is not None:
-            return []
-        return BatchNormStatistics(self._network.module, lambda: None).merged(varying)
+        statistics = varying_statistics(self._network.module.state_dict(), varying)
+        if self._batch_norm is not None:
+            self._statistics = BatchNormStatistics(self._network.module, self._passes(self._batch_norm), varying)
+        elif statistics:
+            notice(
+                f"{statistics[0].mean}: statistics of batch normalization are merged; "
+                "batch_norm: module:function in the objective's settings estimates them again"
+            )
 
     def measure(
         self, weights: dict[str, Tensor], draw: Draw, varying: Collection[str] | None = None, *, as_saved: bool = False
@@ -239,10 +243,10 @@ class NetworkScorer:
 
     def statistics(self, weights: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         """Statistics of batch normalization, if they are estimated again."""
-        if self.batch_norm is None:
+        if self._statistics is None:
             return {}
         self.load(weights)
-        return self.batch_norm.values()
+        return self._statistics.values()
 
     def describe(self) -> dict[str, Any]:
         """The names of the functions, the arithmetic, and the files of the model's folder.

@@ -182,12 +182,12 @@ class ImageObjectiveSettings(CheckpointSettings, ReferenceScoreSettings):
         """
         if self.merges_statistics or not isinstance(sampler, DifferentiableSampler):
             return None
-        statistics = BatchNormStatistics.of_samples(sampler)
-        merged_names = statistics.merged(trajectory.varying)
-        if not merged_names:
+        estimator = BatchNormStatistics.of_samples(sampler, trajectory.varying)
+        if not estimator.statistics:
             return None
+        first = estimator.statistics[0].mean
         notice(
-            f"{merged_names[0]}: statistics of batch normalization are estimated again for each combination "
+            f"{first}: statistics of batch normalization are estimated again for each combination "
             "(batch_norm: merged in the objective's settings combines them)"
         )
-        return statistics
+        return estimator

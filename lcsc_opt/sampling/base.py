@@ -10,16 +10,17 @@ import functools
 import hashlib
 import inspect
 import json
+import sys
 from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any, ParamSpec, Protocol, TypeVar, cast, runtime_checkable
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _NormBase
 from torch.utils.checkpoint import checkpoint
 
 from lcsc_opt.base.errors import ObjectiveError
 from lcsc_opt.base.records import Noise, SamplerTitle
+from lcsc_opt.checkpoints.weights import running_statistics
 
 Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result")
@@ -126,6 +127,14 @@ def network_output(network: nn.Module, *inputs: Any, **keywords: Any) -> Tensor:
     return tensor
 
 
+def compiled_as_eager() -> contextlib.AbstractContextManager[Any]:
+    """While this is open, networks that torch.compile has wrapped run as they were written, seen call by call."""
+    if "torch._dynamo" not in sys.modules:  # nothing is compiled, and importing it takes seconds
+        return contextlib.nullcontext()
+    stance: contextlib.AbstractContextManager[Any] = torch.compiler.set_stance("force_eager")
+    return stance
+
+
 @contextlib.contextmanager
 def recomputed_calls(module: nn.Module) -> Iterator[None]:
     """While this is open, every call of ``module`` is :func:`recomputed`, also calls from other code.
@@ -183,12 +192,9 @@ class ModuleWeights:
                 if name.endswith(".alpha"):
                     return f"{name}, which scales a LoRA, differs between checkpoints"
             return None
-        for path, module in self.trained.named_modules():
-            if not isinstance(module, _NormBase):
-                continue
-            for statistic in ("running_mean", "running_var"):
-                name = f"{path}.{statistic}".lstrip(".")
-                if name in names:
+        for statistics in running_statistics(self.state):
+            for name in (statistics.mean, statistics.variance):
+                if name in names and statistics.calls in self.state:  # else others than torch may read them
                     return f"torch has no gradient in a batch normalization's {name}, which differs between candidates"
         return None
 

@@ -1,22 +1,30 @@
-"""Running statistics of batch normalization, estimated again with the merged weights.
+"""Running statistics of normalizations, estimated again with the merged weights.
 
 The statistics are averages over what a network saw in training, and a merge with negative coefficients may be far from
 what the merged network sees. So they are estimated from forward passes of the merged network, as in torch's
 ``swa_utils.update_bn``; but the variance is that of all passes together. A batch of a sampler has one time, and a batch
 of a training all of them, so the variance between times is a part of what the network has seen.
+
+Which tensors they are is told by their names, and by what reads them: an operator of torch that has an argument
+``running_mean``. So a network may be of any class, also TorchScript. Statistics that are the same in all checkpoints
+belong to a part that was frozen, and stay as they are.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Collection, Mapping
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from lcsc_opt.base.accelerator import has_float64
+from lcsc_opt.base.progress import notice
 from lcsc_opt.base.records import Noise
-from lcsc_opt.sampling.base import DifferentiableSampler
+from lcsc_opt.checkpoints.weights import varying_statistics
+from lcsc_opt.sampling.base import DifferentiableSampler, compiled_as_eager
 
 # fixed, so that the same candidate has the same statistics in every evaluation
 IMAGES = 256
@@ -28,14 +36,14 @@ class _Moments:
     """The mean and the variance of everything that a normalization has seen, by channel."""
 
     def __init__(self) -> None:
-        self._calls = 0
+        self.calls = 0
         self._count = 0
         self._mean: Tensor | float = 0.0
         self._square: Tensor | float = 0.0
 
-    def add(self, _module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        """Add what one call sees, ``inputs[0]`` ``[N, C, ...]``; a forward pre-hook, as torch calls it."""
-        by_channel = inputs[0].transpose(0, 1).flatten(1)
+    def add(self, inputs: Tensor) -> None:
+        """Add what one call sees, ``[N, C, ...]``."""
+        by_channel = inputs.transpose(0, 1).flatten(1)
         wide = by_channel.to(torch.promote_types(by_channel.dtype, torch.float32))
         moments = torch.stack(torch.var_mean(wide, dim=1, correction=0))
         if not has_float64(moments.device):
@@ -46,73 +54,103 @@ class _Moments:
         self._mean = self._mean + share * (mean - self._mean)
         self._square = self._square + share * (variance + mean**2 - self._square)
         self._count += count
-        self._calls += 1
+        self.calls += 1
 
-    def write(self, module: _BatchNorm) -> None:
-        """Make them the statistics of the normalization, unless it was not called."""
-        if not isinstance(self._mean, Tensor):  # not called: it keeps what was merged
-            return
+    def write(self, mean: Tensor, variance: Tensor, calls: Tensor | None) -> None:
+        """Write them into buffers; there was at least one call."""
+        mean.copy_(torch.as_tensor(self._mean))
         # unbiased, as the running variance of torch is
-        variance = (self._square - self._mean**2) * self._count / max(self._count - 1, 1)
-        for buffer, value in ((module.running_mean, self._mean), (module.running_var, variance)):
-            assert buffer is not None  # since only modules that track statistics are here
-            buffer.copy_(value)
-        if module.num_batches_tracked is not None:
-            module.num_batches_tracked.fill_(self._calls)
+        variance.copy_((self._square - self._mean**2) * self._count / max(self._count - 1, 1))
+        if calls is not None:
+            calls.fill_(self.calls)
+
+
+class _Arguments(NamedTuple):
+    """Where a normalizing operator of torch has its running mean, behind which is the variance, and its mode."""
+
+    running_mean: int
+    training: int
+
+
+@functools.cache
+def _arguments_of(operator: Any) -> _Arguments | None:
+    """The places of the arguments; ``None`` of an operator that does not normalize."""
+    names = [argument.name for argument in operator._schema.arguments]
+    for training in ("training", "train"):
+        if "running_mean" in names and training in names:
+            return _Arguments(names.index("running_mean"), names.index(training))
+    return None
+
+
+class _StatisticsOfBatches(TorchDispatchMode):
+    """While it is open, normalizations normalize by the statistics of each batch, and what they see is added up.
+
+    Args:
+        moments: address of a running mean → what its normalizations see; all others are left as they are.
+    """
+
+    def __init__(self, moments: Mapping[int, _Moments]) -> None:
+        super().__init__()
+        self._moments = moments
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        places = _arguments_of(func)
+        if places is not None and isinstance(args[places.running_mean], Tensor):
+            moments = self._moments.get(args[places.running_mean].data_ptr())
+            if moments is not None:
+                moments.add(args[0])
+                changed = list(args)
+                changed[places.running_mean : places.running_mean + 2] = [None, None]
+                changed[places.training] = True
+                args = tuple(changed)
+        return func(*args, **(kwargs or {}))
 
 
 class BatchNormStatistics:
-    """Estimates the statistics of a network, each time after new weights.
+    """Estimates the statistics of a network that vary between checkpoints, each time after new weights.
 
     Args:
         network: merged weights are loaded into it.
         passes: sends data through the network; mean and variance of all its calls become the statistics.
+        varying: the names of the tensors that are not the same in all checkpoints.
+
+    Attributes:
+        statistics: which are estimated, in the order of the network's state dict.
     """
 
-    def __init__(self, network: nn.Module, passes: Callable[[], object]) -> None:
+    def __init__(self, network: nn.Module, passes: Callable[[], object], varying: Collection[str]) -> None:
         self._network = network
         self._passes = passes
-        self._modules: list[_BatchNorm] = []
-        self._names: list[str] = []
-        for path, module in network.named_modules():
-            if isinstance(module, _BatchNorm) and module.track_running_stats:
-                self._modules.append(module)
-                for name, _ in module.named_buffers(recurse=False):
-                    self._names.append(f"{path}.{name}".lstrip("."))
+        self.statistics = varying_statistics(network.state_dict(), varying)
 
     @classmethod
-    def of_samples(cls, sampler: DifferentiableSampler) -> BatchNormStatistics:
+    def of_samples(cls, sampler: DifferentiableSampler, varying: Collection[str]) -> BatchNormStatistics:
         """Estimates them, each time anew, from :data:`IMAGES` images that the network samples with its new weights."""
 
         def passes() -> None:
             for first in range(0, IMAGES, BATCH):
-                sampler.sample(NOISE, first, first + BATCH)  # hooks see what passes; the images are not used
+                sampler.sample(NOISE, first, first + BATCH)  # only what passes the network counts, not the images
 
-        return cls(sampler.weights.trained, passes)
-
-    def merged(self, varying: Collection[str]) -> list[str]:
-        """Those of the names ``varying`` that are running statistics, in the order of the network's state dict."""
-        statistics = ("running_mean", "running_var")
-        return [name for name in self._names if name in varying and name.endswith(statistics)]
+        return cls(sampler.weights.trained, passes, varying)
 
     @torch.no_grad()
     def estimate(self) -> None:
         """Send the data through the network, whose normalizations use the statistics of each batch meanwhile."""
-        moments = {module: _Moments() for module in self._modules}
-        hooks = [module.register_forward_pre_hook(seen.add) for module, seen in moments.items()]
-        try:
-            for module in self._modules:  # and not the whole network, whose dropout stays off
-                module.train()
+        state = self._network.state_dict()
+        moments = {state[names.mean].data_ptr(): _Moments() for names in self.statistics}
+        with compiled_as_eager(), _StatisticsOfBatches(moments):
             self._passes()
-        finally:
-            for hook in hooks:
-                hook.remove()
-            for module in self._modules:
-                module.eval()
-        for module, seen in moments.items():
-            seen.write(module)
+        for names in self.statistics:
+            seen = moments[state[names.mean].data_ptr()]
+            if seen.calls:
+                seen.write(state[names.mean], state[names.variance], state.get(names.calls))
+            else:
+                notice(f"{names.mean}: no normalization of torch has read it, so it is combined like a weight")
 
     def values(self) -> Mapping[str, Tensor]:
         """The statistics as they are now, on the CPU, by their names in the state dict."""
         state = self._network.state_dict()
-        return {name: state[name].detach().cpu().clone() for name in sorted(self._names)}
+        names = sorted(name for names in self.statistics for name in names if name in state)
+        return {name: state[name].detach().cpu().clone() for name in names}

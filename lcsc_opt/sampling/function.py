@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import sys
 import traceback
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -18,7 +16,8 @@ from lcsc_opt.base.imports import has_parameter
 from lcsc_opt.base.progress import without_bars
 from lcsc_opt.base.records import SEARCH, Noise
 from lcsc_opt.base.reproducibility import derive_seed
-from lcsc_opt.sampling.base import recomputed_calls
+from lcsc_opt.checkpoints.weights import running_statistics
+from lcsc_opt.sampling.base import compiled_as_eager, recomputed_calls
 from lcsc_opt.sampling.network import NetworkSampler, NetworkSettings
 from lcsc_opt.sampling.noise import ImageNoise
 
@@ -120,9 +119,9 @@ class FunctionSampler(NetworkSampler):
 
     def why_no_graph(self) -> str | None:
         """Why images have no graph, or ``None``. This samples two images, with the weights that are in the network."""
-        state = self.weights.trained.state_dict()
-        # torch has no gradient in the statistics of batch normalization
-        names = {name for name in state if not name.endswith(("running_mean", "running_var"))}
+        state = self.weights.state  # of an adapter, if that is what is merged
+        # torch has no gradient in the statistics of normalizations
+        names = state.keys() - {name for statistics in running_statistics(state) for name in statistics}
         try:
             with torch.enable_grad(), self.weights.differentiable(names):
                 images = self.sample(SEARCH, 0, 2)
@@ -152,11 +151,8 @@ class FunctionSampler(NetworkSampler):
             calls[module] += 1
 
         hooks = [module.register_forward_pre_hook(count) for module in calls]
-        eager: AbstractContextManager[Any] = contextlib.nullcontext()
-        if "torch._dynamo" in sys.modules:  # a compiled network would compile the hooks, too
-            eager = torch.compiler.set_stance("force_eager")
         try:
-            with eager:
+            with compiled_as_eager():  # a compiled network would compile the hooks, too
                 self._returned(SEARCH, 0, 1)
         except RAISED_BY_USERS as error:
             place = traceback.extract_tb(error.__traceback__)[-1]  # where it was raised

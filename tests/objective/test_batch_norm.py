@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import torch
 import yaml
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.nn import functional
 
 from lcsc_opt import load_study
 from lcsc_opt.base.records import SEARCH, Candidate
@@ -33,6 +35,74 @@ def plain() -> nn.Module:
 
 def sample(model: nn.Module, noise: Tensor) -> Tensor:
     return torch.tanh(model(noise))
+
+
+class Stored(nn.Module):
+    """A normalization that is no class of torch's, as BigGAN's."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("stored_mean", torch.zeros(4))
+        self.register_buffer("stored_var", torch.ones(4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return functional.batch_norm(x, self.stored_mean, self.stored_var)
+
+
+class Unread(nn.Module):
+    """Keeps a mean and a variance as torch names them, and uses them by itself."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("running_mean", torch.zeros(4, 1, 1))
+        self.register_buffer("running_var", torch.ones(4, 1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (x - self.running_mean) / self.running_var.sqrt()
+
+
+def two_parts(kind: Callable[[], nn.Module] = lambda: nn.BatchNorm2d(4)) -> nn.Module:
+    """Two normalizations; the first part is the same in all checkpoints of :func:`half_frozen`."""
+    first, second = (nn.Sequential(nn.Conv2d(inputs, 4, 3, padding=1), kind()) for inputs in (1, 4))
+    return nn.Sequential(first, second, nn.SiLU(), nn.Conv2d(4, 1, 3, padding=1))
+
+
+def wide() -> nn.Module:
+    return two_parts().double()
+
+
+def scripted() -> nn.Module:
+    return torch.jit.script(two_parts())
+
+
+def traced() -> nn.Module:
+    made: nn.Module = torch.jit.trace(two_parts().eval(), torch.zeros(2, 1, 8, 8))
+    return made
+
+
+def stored() -> nn.Module:
+    return two_parts(Stored)
+
+
+def unread() -> nn.Module:
+    return two_parts(Unread)
+
+
+def half_frozen(folder: Path, model: str) -> tuple[MergeSampleScore, Mapping[str, Tensor]]:
+    """An objective of checkpoints whose first part was frozen, and the state dict of that."""
+    frozen = {}
+    for step in (1, 2, 3):
+        torch.manual_seed(step)
+        weights = globals()[model]().state_dict()
+        for name, tensor in weights.items():
+            if name.endswith("mean"):
+                weights[name] = tensor + 0.3 * step
+            if name.endswith("var"):
+                weights[name] = tensor + step
+        frozen = frozen or {name: tensor for name, tensor in weights.items() if name.startswith("0.")}
+        save_file({**weights, **frozen}, folder / f"model{step}.safetensors")
+    chosen = {"model": f"{OWN}:{model}", "sampler": f"{OWN}:sample", "image_shape": [1, 8, 8]}
+    return build("torch_module.py", folder, checkpoints="model*.safetensors", **chosen), frozen
 
 
 def objective(folder: Path, model: str = "network", **changes: object) -> MergeSampleScore:
@@ -133,3 +203,48 @@ def test_an_export_has_the_statistics_that_were_searched_with_and_so_has_what_it
     assert again.keys() == exported.keys()
     for name, value in exported.items():
         assert torch.equal(again[name], value), name
+
+
+@pytest.mark.parametrize("model", ["two_parts", "wide", "scripted", "traced", "stored"])
+def test_what_is_the_same_in_all_checkpoints_stays_and_all_else_is_estimated_in_every_form(
+    workplace: Path, model: str
+) -> None:
+    made, frozen = half_frozen(workplace, model)
+    found = made.statistics(SIGNED)
+    state = made.sampler.weights.trained.state_dict()  # type: ignore[attr-defined]
+    for name, tensor in frozen.items():
+        assert torch.equal(state[name], tensor), name
+    assert {name for name in found if name.endswith("mean")} == {
+        name for name in state if name.startswith("1.") and name.endswith("mean")
+    }
+    merged = two_parts(Stored if model == "stored" else lambda: nn.BatchNorm2d(4)).eval()
+    merged.to(next(iter(frozen.values())).dtype)
+    merged.load_state_dict(made.trajectory.merge(SIGNED))
+    noise = made.sampler.noise  # type: ignore[attr-defined]
+    batches = [noise.batch(NOISE, first, first + BATCH) for first in range(0, IMAGES, BATCH)]
+    with torch.no_grad():
+        first = merged.get_submodule("0")(torch.cat(batches).to(next(iter(frozen.values())).dtype))
+        seen = merged.get_submodule("1.0")(first).transpose(0, 1).flatten(1)
+    for name, tensor in found.items():
+        if name.endswith("mean"):
+            torch.testing.assert_close(tensor, seen.mean(1), check_dtype=False, atol=1e-5, rtol=1e-5)
+        if name.endswith("var"):
+            torch.testing.assert_close(tensor, seen.var(1), check_dtype=False, atol=1e-5, rtol=1e-4)
+
+
+def test_one_network_has_one_loss_eager_and_as_torchscript(workplace: Path) -> None:
+    eager, _ = half_frozen(workplace, "two_parts")
+    compiled, _ = half_frozen(workplace, "scripted")
+    assert compiled(SIGNED) == pytest.approx(eager(SIGNED), rel=1e-4)
+    assert compiled.why_no_gradient() == eager.why_no_gradient()
+    assert "torch has no gradient in a batch normalization's 1.1.running_mean" in (eager.why_no_gradient() or "")
+
+
+def test_statistics_that_no_normalization_of_torch_reads_are_combined_and_that_is_said(
+    workplace: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made, _ = half_frozen(workplace, "unread")
+    found = made.statistics(SIGNED)
+    said = "1.1.running_mean: no normalization of torch has read it, so it is combined like a weight"
+    assert capsys.readouterr().err.count(said) == 1
+    assert torch.equal(found["1.1.running_mean"], made.trajectory.merge(SIGNED)["1.1.running_mean"])
