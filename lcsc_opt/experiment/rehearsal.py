@@ -17,10 +17,11 @@ import numpy as np
 
 from lcsc_opt.base.errors import ObjectiveError
 from lcsc_opt.base.progress import notice, progress
-from lcsc_opt.base.records import HELD_OUT, SELECTION, Candidate, Cost, Evaluation
+from lcsc_opt.base.records import HELD_OUT, SELECTION, Candidate, Coefficients, Cost, Evaluation
 from lcsc_opt.evaluation.base import Failure, Outcome, attempt, evaluate_safely
 from lcsc_opt.experiment.timing import Pace, Seconds
 from lcsc_opt.objective.contract import Objective
+from lcsc_opt.study.planning import is_maximized
 
 NOTICED_SECONDS = 1.0  # the first evaluation in a process takes longer than others
 TIMED_SECONDS = 1.0  # of an evaluation, which say enough
@@ -31,8 +32,34 @@ _MOSTLY_CALLS = 0.8  # of the time that a quarter of the images takes: nearly al
 _SAME_SCORE = 1e-3  # relative: kernels of a GPU may add in another order
 _DISTANCES = (0.02, 0.005)  # of coefficients, for differences of scores; the second where a loss is curved
 _SAME_SLOPE = 0.25  # relative: the loss is curved, and few images are rough
+_NO_SLOPE = 0.01  # relative to the gradient's length
 _RELIABLE_SLOPES = 0.1  # relative: slopes at both distances that differ by more say nothing
+_HOLE = (
+    "some weights reach the score without a graph, as through no_grad, detach or a reentrant checkpoint. Let them have "
+    "one, or search by losses alone: optimizers: [EMAGrid, LCSCQuadratic]"
+)
 _SILENT_SECONDS = 2.0  # before a rehearsal shows how far it is
+
+
+class Shown(NamedTuple):
+    """How a loss is shown: where a score is maximized, as the score that the user's function returned.
+
+    Attributes:
+        word: ``loss`` or ``score``.
+        sign: −1 where the loss is a score times −1.
+    """
+
+    word: str
+    sign: int
+
+    @classmethod
+    def of(cls, objective: Objective) -> Shown:
+        """Of the losses of an objective."""
+        return cls("score", -1) if is_maximized(objective) else cls("loss", 1)
+
+    def __call__(self, loss: float) -> str:
+        """The number, for people."""
+        return f"{self.sign * loss:.6g}"
 
 
 @dataclasses.dataclass
@@ -42,12 +69,14 @@ class Rehearsal:
     Attributes:
         pace: how long evaluations take.
         candidate: the one that was scored, without its gradient.
+        shown: how losses are shown.
         loss: its loss; ``None`` if it could not be scored, if scores are random, or if it is known to drift.
         warnings: what is wrong with the score, for all reports.
     """
 
     pace: Pace
     candidate: Candidate
+    shown: Shown
     loss: float | None = None
     warnings: list[str] = dataclasses.field(default_factory=list)
 
@@ -62,8 +91,9 @@ class Rehearsal:
         if isinstance(again, Failure) or _is_one_score(again.loss, self.loss):
             return
         warning = (
-            f"one model had the loss {self.loss:.6g} on a few images before the search, and {again.loss:.6g} after it: "
-            "the score depends on what was scored before. Trust none of these losses before it no longer does"
+            f"one model had the {self.shown.word} {self.shown(self.loss)} on a few images before the search, and "
+            f"{self.shown(again.loss)} after it: the {self.shown.word} depends on what was scored before. Trust no "
+            f"{self.shown.word} before it no longer does"
         )
         notice(f"{name}: {warning}")
         self.warnings.append(warning)
@@ -94,6 +124,7 @@ def rehearse(
         ObjectiveError: the code failed, or gave no gradient where one is followed; one model has two scores, or the
             gradient is not that of the score. Without a gradient, a candidate whose loss is not finite is passed over.
     """
+    shown = Shown.of(objective)
     first = dataclasses.replace(first, rehearsal=True)
     plain = dataclasses.replace(first, gradient=False)
     outcomes: dict[str, Evaluation] = {}  # kind, as Pace calls it → the first evaluation
@@ -122,7 +153,7 @@ def rehearse(
             _check_score(name, outcomes["search"].loss, plain, objective, evaluate_once_more)
             advance()
         if "gradient" in outcomes and not objective.is_random:
-            _check_gradient(name, outcomes["gradient"], plain, evaluate_once_more)
+            _check_gradient(name, outcomes["gradient"], plain, objective, evaluate_once_more)
             advance()
     pace = Pace(**timing.paces)
     # what was not timed is false
@@ -135,20 +166,21 @@ def rehearse(
     loss = None
     if "search" in outcomes and not objective.is_random:
         loss = outcomes["search"].loss
-    warnings = [*_about_same_data(outcomes)]
+    warnings = [*_about_same_data(outcomes, shown)]
     for warning in warnings:
         notice(f"{name}: {warning}")
-    return Rehearsal(pace, plain, loss, warnings)
+    return Rehearsal(pace, plain, shown, loss, warnings)
 
 
-def _about_same_data(outcomes: Mapping[str, Evaluation]) -> Iterator[str]:
+def _about_same_data(outcomes: Mapping[str, Evaluation], shown: Shown) -> Iterator[str]:
     """A warning where one model has one loss, bit for bit, wherever it is scored: nothing is held out then."""
     losses = [outcomes[kind].loss for kind in ("search", "selection", "held_out") if kind in outcomes]
     if len(losses) < 3 or len(set(losses)) > 1:
         return
     yield (
-        f"one model has the same loss, {losses[0]:.6g}, in the search, in the choice of the answer and in the report: "
-        "does the score use its draw, or the sampler its noise? If not, the report says nothing about other data"
+        f"one model has the same {shown.word}, {shown(losses[0])}, in the search, in the choice of the answer and in the "
+        "report: does the score use its draw, or the sampler its noise? If not, the report says nothing about other "
+        "data"
     )
 
 
@@ -299,6 +331,7 @@ def _check_score(
     Raises:
         ObjectiveError: it has another score than before.
     """
+    shown = Shown.of(objective)
     losses_alone = []
     for row in (0, -1):  # other models, between two scores of the start
         alone = np.zeros(len(objective.steps))
@@ -309,8 +342,8 @@ def _check_score(
         losses_alone.append(outcome.loss)
     if losses_alone == [loss, loss] and objective.trajectory is not None:
         notice(
-            f"{name}: the first checkpoint, the last one and the start of the search have the same loss, {loss:.4g}: "
-            "does the score evaluate the model that it is given?"
+            f"{name}: the first checkpoint, the last one and the start of the search have the same {shown.word}, "
+            f"{shown(loss)}: does the score evaluate the model that it is given?"
         )
     if objective.is_random:
         return
@@ -324,8 +357,8 @@ def _check_score(
     if objective.sampler is not None:
         advice = "Let the sampler take all that is random from the noise that it gets, and keep nothing between calls"
     raise ObjectiveError(
-        f"{name}: one model was scored twice, and got {loss:.6g} and then {again.loss:.6g}: the score depends on "
-        f"something beside the weights. {advice}"
+        f"{name}: one model was scored twice, and got {shown(loss)} and then {shown(again.loss)}: the {shown.word} "
+        f"depends on something beside the weights. {advice}"
     )
 
 
@@ -334,39 +367,93 @@ def _is_one_score(first: float, second: float) -> bool:
     return math.isclose(first, second, rel_tol=_SAME_SCORE, abs_tol=_SAME_SCORE**2)  # of scores near zero
 
 
-def _check_gradient(name: str, outcome: Evaluation, plain: Candidate, evaluate: Callable[[Candidate], Outcome]) -> None:
-    """Compare a gradient with the differences of scores along its own direction.
+def _check_gradient(
+    name: str, outcome: Evaluation, plain: Candidate, objective: Objective, evaluate: Callable[[Candidate], Outcome]
+) -> None:
+    """Compare a gradient with the differences of losses, in three directions at most.
 
-    Where scores at two distances disagree about the slope, nothing is known.
+    Its own direction shows a gradient that is too long or too short. What it lacks may be orthogonal to it, such as a
+    whole row of coefficients whose layers have no graph: a random direction in all rows shows that, too, and one in the
+    rows where the gradient is zero shows the smallest such row. Where the loss does not depend on those, a notice says
+    how many they are.
 
     Raises:
-        ObjectiveError: the slope is another one.
+        ObjectiveError: the loss rises otherwise than the gradient says.
     """
-    gradient = outcome.gradient
-    if gradient is None:
+    if outcome.gradient is None:
         return
-    direction = gradient - gradient.mean(axis=-1, keepdims=True)  # sums stay one
-    length = float(np.linalg.norm(direction))
-    if not length:
+    shown = Shown.of(objective)
+    gradient = np.atleast_2d(outcome.gradient)
+    gradient = gradient - gradient.mean(axis=1, keepdims=True)  # along which sums stay one
+    drawn = np.random.default_rng(0).standard_normal(gradient.shape)
+    drawn -= drawn.mean(axis=1, keepdims=True)
+    drawn /= np.linalg.norm(drawn, axis=1, keepdims=True)
+    # so that the loss rises in every row, and rows do not cancel each other
+    drawn *= np.where((drawn * gradient).sum(axis=1, keepdims=True) < 0, -1.0, 1.0)
+    is_zero = ~gradient.any(axis=1, keepdims=True)
+
+    def disagrees(direction: Coefficients) -> tuple[float, float] | None:
+        """How the loss rises by the gradient, and by differences, if these are not the same for sure."""
+        expected = float((gradient * direction).sum())
+        measured = _measured_slope(plain, direction.reshape(plain.coefficients.shape), expected, length, evaluate)
+        return None if measured is None else (expected, measured)
+
+    length = float(np.linalg.norm(gradient))
+    if length:
+        for direction in (gradient / length, drawn):
+            slopes = disagrees(direction)
+            if slopes is not None:
+                raise ObjectiveError(
+                    f"{name}: the gradient says that the {shown.word} rises by {slopes[0]:.4g} where it rises by "
+                    f"{slopes[1]:.4g}: {_HOLE}"
+                )
+    if not is_zero.any():
         return
-    direction = direction / length  # along which the loss rises by length, if the gradient is right
+    rows = np.flatnonzero(is_zero)
+    groups = objective.layer_groups
+    where = "the gradient"
+    if groups is not None and len(groups) == len(gradient):
+        where += f" in {groups.names[rows[0]]}"
+    if len(rows) > 1:
+        where += f" and in {len(rows) - 1:,} more of {len(gradient):,} rows"
+    slopes = disagrees(np.where(is_zero, drawn, 0.0))
+    if slopes is not None:
+        raise ObjectiveError(f"{name}: {where} is zero, where the {shown.word} rises by {slopes[1]:.4g}: {_HOLE}")
+    if length:
+        notice(f"{name}: {where} is zero, since the {shown.word} does not depend on the weights there")
+
+
+def _measured_slope(
+    plain: Candidate,
+    direction: Coefficients,
+    expected: float,
+    length: float,
+    evaluate: Callable[[Candidate], Outcome],
+) -> float | None:
+    """How the loss rises along a direction, if that is for sure not as expected; else ``None``.
+
+    Where losses at two distances disagree about the slope, nothing is known.
+
+    Args:
+        plain: the candidate whose gradient is checked, without it.
+        direction: of its shape; each row has the length one, zero or, of the gradient's own direction, less.
+        expected: the slope by the gradient.
+        length: of the gradient: a hundredth of it is nothing.
+        evaluate: evaluates a candidate.
+    """
     slopes = []
     for distance in _DISTANCES:
         losses = []
         for sign in (1, -1):
             ahead = evaluate(dataclasses.replace(plain, coefficients=plain.coefficients + sign * distance * direction))
             if isinstance(ahead, Failure):
-                return
+                return None
             losses.append(ahead.loss)
-        slopes.append((losses[0] - losses[1]) / (2 * distance))
-        if math.isclose(slopes[-1], length, rel_tol=_SAME_SLOPE):
-            return
-    if math.isclose(*slopes, rel_tol=_RELIABLE_SLOPES):
-        raise ObjectiveError(
-            f"{name}: the gradient says that the loss rises by {length:.4g} where it rises by {slopes[-1]:.4g}: some "
-            "weights reach the score without a graph, as through no_grad, detach or a reentrant checkpoint. Let them "
-            "have one, or search by losses alone: optimizers: [EMAGrid, LCSCQuadratic]"
-        )
+        slope = (losses[0] - losses[1]) / (2 * distance)
+        if math.isclose(slope, expected, rel_tol=_SAME_SLOPE, abs_tol=_NO_SLOPE * length):
+            return None
+        slopes.append(slope)
+    return slopes[-1] if math.isclose(*slopes, rel_tol=_RELIABLE_SLOPES) else None
 
 
 def warning_of_kept_state(
@@ -391,10 +478,11 @@ def warning_of_kept_state(
         return None
     if _is_one_score(here.loss, alone.loss):
         return None
+    shown = Shown.of(objective)
     return (
-        f"the answer has the loss {alone.loss:.6g} in a new network, and {here.loss:.6g} in that of the search: "
-        "the network keeps something beside its weights, such as a cache of the first ones. Trust none of these losses "
-        "before it no longer does"
+        f"the answer has the {shown.word} {shown(alone.loss)} in a new network, and {shown(here.loss)} in that of the "
+        "search: the network keeps something beside its weights, such as a cache of the first ones. Trust no "
+        f"{shown.word} before it no longer does"
     )
 
 

@@ -285,6 +285,15 @@ def drifting(model):
 def detached(model):
     return (model.weight.detach() + 0.2 * model.other).square().mean()
 
+def half(model):
+    return torch.stack([model.weight[0], model.weight[1].detach(), model.other[0].detach()]).square().mean()
+
+def slightly(model):
+    return model.weight.square().mean() + 0.1 * model.other.detach().square().mean()
+
+def without_other(model):
+    return model.weight.square().mean()
+
 def doubled(model):
     return {"score": (model.weight + model.weight.detach()).square().mean()}
 """
@@ -324,12 +333,64 @@ def test_of_a_random_score_the_mean_of_repeats_counts_with_its_error(scores: Pat
     assert 0.02 < first["metrics"]["random_score_stderr"] < 0.2
 
 
-@pytest.mark.parametrize("name", ["detached", "doubled"])
-def test_a_gradient_with_holes_is_refused(scores: Path, typed: Typed, name: str) -> None:
-    said = typed(*score(name, "LCSCGradient"), status=2).err
+@pytest.mark.parametrize("rows", ["layers", "null"])
+@pytest.mark.parametrize("name", ["detached", "doubled", "half"])
+def test_a_gradient_with_holes_is_refused(scores: Path, typed: Typed, name: str, rows: str) -> None:
+    said = typed(*score(name, "LCSCGradient"), f"space.rows={rows}", status=2).err
     assert re.search(r"scores: the gradient says that the loss rises by [0-9.]+ where it rises by [0-9.]+", said)
     typed(*score(name, "LCSCQuadratic"))
 
+
+def test_a_layer_without_a_graph_that_changes_little_is_refused_and_one_that_changes_nothing_is_named(
+    scores: Path, typed: Typed
+) -> None:
+    rows = ("space.rows=layers",)
+    said = typed(*score("slightly", "LCSCGradient"), *rows, status=2).err
+    assert re.search(r"scores: the gradient in other is zero, where the loss rises by [0-9.-]+: some weights", said)
+    said = typed(*score("without_other", "LCSCGradient"), *rows).err
+    assert said.count("scores: the gradient in other is zero, since the loss does not depend on the weights there") == 1
+
+
+def test_a_sampler_with_a_layer_without_a_graph_is_refused_with_a_row_for_each_layer(
+    sampled: Path, typed: Typed
+) -> None:
+    changed = {"model": "holes:Net", "sampler": "holes:sample", "checkpoints": "two*.pt"}
+    (sampled / "holes.py").write_text(HOLES)
+    for step in (10, 20, 30):
+        torch.manual_seed(step)
+        torch.save({name: 0.3 * torch.randn(3, 3, 1, 1) for name in ("a.weight", "b.weight")}, f"two{step}.pt")
+    settings = [f"objective.settings.{name}={value}" for name, value in changed.items()]
+    run = ("run", "sampled.yaml", "--optimizer", "LCSCGradient", "~held_out", "name=holes", *settings)
+    said = typed(*run, "space.rows=layers", status=2).err
+    assert "some weights reach the score without a graph" in said
+
+
+@pytest.mark.parametrize(
+    ("name", "complaint"), [("random_score", "scored twice, and got"), ("doubled", "the score rises by")]
+)
+def test_a_maximized_score_has_its_own_sign_in_what_is_refused(
+    scores: Path, typed: Typed, name: str, complaint: str
+) -> None:
+    optimizer = "LCSC" if name == "random_score" else "LCSCGradient"
+    said = typed(*score(name, optimizer), "objective.settings.maximize=true", status=2).err
+    assert complaint in said
+    assert not re.search(r"(got|rises by|then) -", said)
+
+
+HOLES = """
+import torch
+
+class Net(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a = torch.nn.Conv2d(3, 3, 1, bias=False)
+        self.b = torch.nn.Conv2d(3, 3, 1, bias=False)
+
+def sample(model, noise):
+    with torch.no_grad():
+        inside = model.a(noise)
+    return torch.tanh(model.b(inside) + noise)
+"""
 
 KEEPS_FIRST = """
 
