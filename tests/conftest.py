@@ -32,7 +32,7 @@ from threadpoolctl import threadpool_limits
 from lcsc_opt.base import accelerator
 from lcsc_opt.base.imports import allow_mismatched_torchvision
 from lcsc_opt.base.machine import cores, let_waiting_threads_sleep
-from lcsc_opt.base.progress import messages_on_stderr
+from lcsc_opt.base.progress import log, messages_on_stderr
 from lcsc_opt.database import connection, lock
 from lcsc_opt.database.connection import open_storage
 from lcsc_opt.objective.contract import CoefficientFunction, Objective
@@ -160,6 +160,7 @@ def nothing_keeps_running() -> Iterator[None]:
 def messages_are_printed() -> Iterator[None]:
     """As the command line does it."""
     with messages_on_stderr():
+        log.propagate = True  # to what records them for tests
         yield
 
 

@@ -115,15 +115,16 @@ def messages_on_stderr(level: int = logging.INFO) -> Iterator[None]:
     handler = _TerminalHandler()
     handler.setFormatter(logging.Formatter("lcsc: %(message)s"))
     level_before = log.level
-    is_printed_already = any(isinstance(attached, _TerminalHandler) for attached in log.handlers)
-    if not is_printed_already:
-        log.addHandler(handler)
     log.setLevel(level)
-    try:
+    with contextlib.ExitStack() as opened:
+        opened.callback(log.setLevel, level_before)
+        if not any(isinstance(attached, _TerminalHandler) for attached in log.handlers):
+            log.addHandler(handler)
+            opened.callback(log.removeHandler, handler)
+            # whatever is imported meanwhile may give the root logger a handler, which would print each line again
+            opened.callback(setattr, log, "propagate", log.propagate)
+            log.propagate = False
         yield
-    finally:
-        log.setLevel(level_before)
-        log.removeHandler(handler)
 
 
 @contextlib.contextmanager

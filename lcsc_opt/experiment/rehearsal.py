@@ -178,9 +178,9 @@ def _about_same_data(outcomes: Mapping[str, Evaluation], shown: Shown) -> Iterat
     if len(losses) < 3 or len(set(losses)) > 1:
         return
     yield (
-        f"one model has the same {shown.word}, {shown(losses[0])}, in the search, in the choice of the answer and in the "
-        "report: does the score use its draw, or the sampler its noise? If not, the report says nothing about other "
-        "data"
+        f"one model has the same {shown.word}, {shown(losses[0])}, in the search, in the choice of the answer and in "
+        "the report: does the score use its draw, or the sampler its noise? If not, the report says nothing about "
+        "other data"
     )
 
 

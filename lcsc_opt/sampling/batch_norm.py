@@ -82,7 +82,7 @@ def _arguments_of(operator: Any) -> _Arguments | None:
     return None
 
 
-class _StatisticsOfBatches(TorchDispatchMode):
+class _StatisticsOfBatches(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """While it is open, normalizations normalize by the statistics of each batch, and what they see is added up.
 
     Args:
@@ -90,7 +90,7 @@ class _StatisticsOfBatches(TorchDispatchMode):
     """
 
     def __init__(self, moments: Mapping[int, _Moments]) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self._moments = moments
 
     def __torch_dispatch__(

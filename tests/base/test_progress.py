@@ -96,11 +96,16 @@ def test_a_notice_is_said_once_while_a_command_lasts(capsys: pytest.CaptureFixtu
 # in applications, each in a process of its own, which imports the library after what it does itself
 
 
-def as_an_application(begin: str) -> NoReturn:
-    """It sets up its logging, and runs a study that says something."""
+def as_an_application(begin: str, meanwhile: str = "") -> NoReturn:
+    """It sets up its logging, and runs a study that does something and says something."""
     exec(begin, {"logging": logging})
     notice("before")
-    running.run_studies = lambda *_, **__: notice("a notice")  # type: ignore[assignment]
+
+    def run_studies(*_: object, **__: object) -> None:
+        exec(meanwhile, {"logging": logging})
+        notice("a notice")
+
+    running.run_studies = run_studies  # type: ignore[assignment]
     lcsc_opt.run(
         {
             "name": "script",
@@ -127,6 +132,25 @@ PRINTED = {
 def test_an_application_decides_where_messages_go(workplace: Path, configure: str) -> None:
     ended = Lcsc(first=functools.partial(as_an_application, configure)).wait()
     assert (ended.status, ended.err.splitlines()) == (0, PRINTED[configure])
+
+
+MEANWHILE = ["logging.warning('random weights')", "logging.basicConfig(level='INFO')"]
+
+
+@pytest.mark.parametrize("meanwhile", MEANWHILE)
+def test_a_handler_that_the_root_logger_gets_meanwhile_prints_no_line_again(workplace: Path, meanwhile: str) -> None:
+    ended = Lcsc(first=functools.partial(as_an_application, "", meanwhile)).wait()
+    assert [line for line in ended.err.splitlines() if "a notice" in line] == ["lcsc: a notice"]
+
+
+def test_the_command_line_says_each_line_once_whatever_the_users_code_logs(workplace: Path) -> None:
+    (workplace / "logs.py").write_text(f"import logging\n{MEANWHILE[1]}\ndef loss(a): return float(a[0] ** 2)\n")
+    study = "name: a\nobjective: {file: function.py, settings: {callable: 'logs:loss', steps: [1, 2]}}\n"
+    (workplace / "a.yaml").write_text(f"{study}optimizers: [LCSC]\nbudget: {{evaluations: 2}}\n")
+    ended = Lcsc("run", "a.yaml").wait()
+    assert ended.status == 0
+    assert "INFO:lcsc_opt" not in ended.err
+    assert ended.err.count("rehearsing what a search") == 1
 
 
 def test_silenced_messages_take_the_bar_with_them(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -40,6 +40,9 @@ def sample(model: nn.Module, noise: Tensor) -> Tensor:
 class Stored(nn.Module):
     """A normalization that is no class of torch's, as BigGAN's."""
 
+    stored_mean: Tensor
+    stored_var: Tensor
+
     def __init__(self) -> None:
         super().__init__()
         self.register_buffer("stored_mean", torch.zeros(4))
@@ -51,6 +54,9 @@ class Stored(nn.Module):
 
 class Unread(nn.Module):
     """Keeps a mean and a variance as torch names them, and uses them by itself."""
+
+    running_mean: Tensor
+    running_var: Tensor
 
     def __init__(self) -> None:
         super().__init__()
