@@ -16,7 +16,7 @@ It needs transformers, accelerate and, for a LoRA, peft.
 
 from __future__ import annotations
 
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -61,7 +61,6 @@ class Settings(ImageObjectiveSettings):
     held_out_prompts: str | None = None
     height: Pixels | None = None
     width: Pixels | None = None
-    images_on_cpu: ClassVar[int] = 8
 
     @model_validator(mode="after")
     def _alpha_belongs_to_a_lora(self) -> Settings:

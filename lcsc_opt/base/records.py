@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+
+from lcsc_opt.base.errors import ObjectiveError
 
 STANDARD_ERROR = "_stderr"
 """Behind the name of a metric, as lm_eval has it: the standard error of its value."""
@@ -195,6 +198,11 @@ class Evaluation:
     unseen: float | None = None
     without_groups: Mapping[str, Sequence[float]] = dataclasses.field(default_factory=dict, compare=False)
 
+    def __post_init__(self) -> None:
+        """Numbers of numpy and torch become Python's, which the database stores."""
+        object.__setattr__(self, "loss", float(self.loss))
+        object.__setattr__(self, "metrics", {name: float(value) for name, value in self.metrics.items()})
+
 
 def metric_of_loss(metrics: Mapping[str, float], loss: float) -> str | None:
     """The name of the metric that a loss is, with either sign; ``None`` if it is none of them.
@@ -206,3 +214,28 @@ def metric_of_loss(metrics: Mapping[str, float], loss: float) -> str | None:
     if first is None or abs(metrics[first]) != abs(loss):
         return None
     return first
+
+
+def plain(value: Any) -> Any:
+    """A description as JSON holds it, and the same in every process.
+
+    Numbers and arrays of numpy and torch become Python's, tuples and sets lists, and what has only a text, such as a
+    path or a dtype, that text.
+
+    Raises:
+        ObjectiveError: a value is described only by where it is in memory, which is elsewhere in the next process.
+    """
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(item) for item in value]
+    if isinstance(value, (set, frozenset)):
+        return sorted((plain(item) for item in value), key=str)
+    if hasattr(value, "tolist"):
+        return value.tolist()
+    text = str(value)
+    if " at 0x" in text:
+        raise ObjectiveError(f"describe: {text} is another text in every process; describe it by a number or a name")
+    return text

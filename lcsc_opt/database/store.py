@@ -51,7 +51,7 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 from lcsc_opt.base import VERSION
 from lcsc_opt.base.errors import StudyStoreError
 from lcsc_opt.base.files import replacing
-from lcsc_opt.base.records import SEARCH, Candidate, Evaluation
+from lcsc_opt.base.records import SEARCH, Candidate, Evaluation, plain
 from lcsc_opt.base.study_spec import OF_EXPERIMENT
 from lcsc_opt.coefficients.profiles import sum_abs
 from lcsc_opt.database import names
@@ -251,9 +251,10 @@ class StoredStudy:
 
     def set_attribute(self, name: str, value: Any) -> None:
         """Write one user attribute of the study."""
-        self._write(lambda: self.storage.set_study_user_attr(self.key, name, value))
+        written = plain(value)  # as the database will give it
+        self._write(lambda: self.storage.set_study_user_attr(self.key, name, written))
         if self._cached_attributes is not None:
-            self._cached_attributes[name] = json.loads(json.dumps(value))  # as the database will give it
+            self._cached_attributes[name] = written
 
     @functools.cached_property
     def sign(self) -> int:
@@ -543,6 +544,6 @@ def create(storage: RDBStorage, name: str, attributes: Mapping[str, Any]) -> Non
             direction = StudyDirection.MINIMIZE if sign_of(attributes) > 0 else StudyDirection.MAXIMIZE
             key = storage.create_new_study([direction], name)
             for attribute, value in {**attributes, **ours}.items():
-                storage.set_study_user_attr(key, attribute, value)
+                storage.set_study_user_attr(key, attribute, plain(value))
 
     in_database(storage, write)

@@ -17,6 +17,7 @@ from typing import Any
 from lcsc_opt.base.catalog import find
 from lcsc_opt.base.code import code_of_settings
 from lcsc_opt.base.errors import StudyStoreError
+from lcsc_opt.base.records import plain
 from lcsc_opt.base.study_spec import ObjectiveSpec, StudySpec
 from lcsc_opt.database.names import split_name
 from lcsc_opt.database.states import Attributes
@@ -52,7 +53,7 @@ class Problem:
     @classmethod
     def of(cls, spec: ObjectiveSpec, objective: Objective, directory: Path | None) -> Problem:
         """The problem of an objective as it is now; its file was looked for in ``directory`` first."""
-        described = _as_json(objective.describe())
+        described = plain(objective.describe())
         decides, reported = settings_of(spec, described)
         path = find("objectives", spec.file, study_folder=directory)
         deciding_code = code_of_settings(path, decides)
@@ -66,7 +67,7 @@ class Problem:
             },
             {
                 "settings": reported,
-                "objective": _as_json(objective.describe_reports()),
+                "objective": plain(objective.describe_reports()),
                 "code": {name: digest for name, digest in code.items() if name not in deciding_code},
             },
         )
@@ -175,7 +176,7 @@ def settings_of(spec: ObjectiveSpec, described: Mapping[str, Any]) -> tuple[dict
             decides[key] = _without({_SECOND_SAMPLER, *_MACHINE}, value)
             if isinstance(value, Mapping) and _SECOND_SAMPLER in value:
                 reported[f"{key}.{_SECOND_SAMPLER}"] = value[_SECOND_SAMPLER]
-    return _as_json(decides), _as_json(reported)
+    return plain(decides), plain(reported)
 
 
 def _without_places(reference: Any) -> Any:
@@ -247,11 +248,6 @@ def code_changes(before: Mapping[str, str], now: Mapping[str, str]) -> Iterator[
     for kind, names in kinds.items():
         if names:
             yield f"{', '.join(sorted(names))} {kind}"
-
-
-def _as_json(value: Any) -> Any:
-    """As the database gives it back: tuples become lists."""
-    return json.loads(json.dumps(value))
 
 
 def _without(names: Collection[str], value: Any) -> Any:

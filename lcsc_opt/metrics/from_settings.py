@@ -228,7 +228,13 @@ class ScoreSources:
                 built |= self._loss_references_with_features(references)
             return built | self._cross_check_reference()
 
-        return MetricSuite(references, self.metrics, device=self._device, report_references=report_references)
+        return MetricSuite(
+            references,
+            self.metrics,
+            device=self._device,
+            report_references=report_references,
+            real_images=self.real_images,
+        )
 
     def _found(self, name: str) -> Callable[[], FeatureExtractor]:
         """What makes the extractor, or returns the reward, of this name. It is not made yet, so that a check is fast.

@@ -31,7 +31,6 @@ from lcsc_opt.metrics.names import (
     OUTSIDE,
     REWARD,
     TO_HELD_OUT,
-    TONES,
     WITHOUT_NETWORK,
     Formula,
     MetricName,
@@ -39,12 +38,9 @@ from lcsc_opt.metrics.names import (
 )
 from lcsc_opt.metrics.reference.reference import Reference
 from lcsc_opt.metrics.suite_metrics import SuiteMetrics
-from lcsc_opt.metrics.tones import distance_of_values
+from lcsc_opt.metrics.value_range import LOOKED_AT, value_range
 
 REPORTED: tuple[Formula, ...] = ("precision", "recall")
-_FEWEST_IMAGES = 4  # whose values are compared with those of real ones
-_BYTES_ABOVE = 50.0  # images that reach this are assumed to be bytes
-_NEAR = 0.2  # of 2, between black and white: images of a fair model, if they are in the range of the real ones
 
 
 class MetricSuite:
@@ -60,6 +56,8 @@ class MetricSuite:
         report_references: builds references that only held-out reports need, when they are first needed. One for an
             extractor of the loss replaces that in ``references``, and the metrics of :data:`REPORTED` are in reports.
             In another extractor FID is. These metrics decide nothing, and are in no description.
+        real_images: at most so many real images ``[M, C, H, W]`` in [-1, 1], whose values show the range of samples;
+            ``None`` where only statistics are known.
 
     Attributes:
         loss: the loss, with the metric that is kept.
@@ -76,11 +74,13 @@ class MetricSuite:
         *,
         device: torch.device | str = "cpu",
         report_references: Callable[[], Mapping[str, Reference]] = dict,
+        real_images: Callable[[int], Tensor | None] = lambda _count: None,
     ) -> None:
         self.loss = metrics.loss
         self._metrics = metrics
         self._device = device
         self._build_report_references = report_references
+        self._some_real_images = real_images
         self._known_ranges: set[int] = set()  # of samplers
         self.references: dict[str, Reference] = {OUTSIDE: Reference(Outside()), **references}
         for metric in metrics.reported:
@@ -103,33 +103,22 @@ class MetricSuite:
     def warn_of_range(self, images: Tensor, sampler: object) -> None:
         """Warn if images, ``[n, C, H, W]``, are in another range than [-1, 1]; nothing is done once that is known.
 
-        The values of the real ones tell, as soon as a model is good enough for its own to be near them in one of the
-        ranges. Where the loss does not compare values, the first images tell: some value is negative, or none is.
-
         Args:
             images: of any model, as it gives them.
             sampler: by which they were sampled.
         """
         if id(sampler) in self._known_ranges:
             return
-        low, high = (float(value) for value in images.aminmax())
-        in_bytes = high >= _BYTES_ABOVE
-        likely = "images / 127.5 - 1" if in_bytes else "2 * images - 1"
-        real = self.references.get(TONES)
-        if real is None or len(images) < _FEWEST_IMAGES:
-            is_known = real is None  # further images may tell more
-            is_other = 0 <= low < high
-            reason = "have no value below 0"
-        else:
-            distance = distance_of_values(real.extractor(images), real)
-            converted = distance_of_values(real.extractor(images / 127.5 - 1 if in_bytes else 2 * images - 1), real)
-            is_known = distance < _NEAR
-            is_other = converted < min(distance / 2, _NEAR)
-            reason = f"differ by {distance:.2g} from the real ones in their values, converted by only {converted:.2g}"
-        if is_known or is_other:
+        found = value_range(images, self._real_images)
+        if found.is_known:
             self._known_ranges.add(id(sampler))
-        if is_other:
-            notice(f"the sampler's images {reason}; expected images in [-1, 1]: let it return {likely}")
+        if found.problem is not None:
+            notice(f"the sampler's images {found.problem}")
+
+    @functools.cached_property
+    def _real_images(self) -> Tensor | None:
+        """Some real images."""
+        return self._some_real_images(LOOKED_AT)
 
     def why_no_graph(self, sample: Callable[[], tuple[Tensor, Sequence[str] | None]]) -> str | None:
         """Why features in the loss have no graph back to the images, as the end of a sentence; ``None`` if they have.

@@ -105,18 +105,6 @@ def quantiles_of(features: Tensor) -> Tensor:
     return interpolated(by_distribution(features).sort(dim=1).values, LEVELS)
 
 
-def distance_of_values(samples: Tensor, reference: Reference) -> float:
-    """How far the values of pixels are from those of real images: the mean, over quantiles from 5 to 95 %.
-
-    Args:
-        samples: ``[N, D]`` of :class:`Tones`.
-        reference: the real images.
-    """
-    quantiles = reference.once("quantiles", samples.device, quantiles_of)
-    middle = slice(LEVELS // 20, -LEVELS // 20)
-    return float((quantiles_of(samples) - quantiles)[:CHANNELS, middle].abs().mean())
-
-
 def tones_without_each_group(features: Tensor, quantiles: Tensor, groups: Tensor) -> Tensor:
     """``[G]``: :func:`tones` without the samples of each group, to first order in what is left out.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable, Iterable, Iterator
 from typing import Literal, TypeVar
 
@@ -17,6 +18,7 @@ from lcsc_opt.base.progress import notice, progress_inside
 AUTO: Literal["auto"] = "auto"
 DEFAULT_BATCH = 500
 GRAPH_MEMORY = 4  # a graph multiplies the memory of a batch by about this
+PIXELS_ON_CPU = 2**21  # of all images at once that a pipeline decodes: 8 of 512 × 512
 _FIRST = 16  # images in the first batch on a device, which is measured
 _FIRST_WITH_GRAPH = 8
 
@@ -24,11 +26,18 @@ Size = int | Literal["auto"]
 T = TypeVar("T")
 
 
-def images_at_once(given: Size | None, device: torch.device, *, on_cpu: int = DEFAULT_BATCH) -> Size:
-    """The setting ``batch_size`` where it is given; else a number on the CPU, and ``auto`` on a device."""
+def images_at_once(given: Size | None, device: torch.device, *, image_size: tuple[int, int] | None = None) -> Size:
+    """The setting ``batch_size`` where it is given; else a number on the CPU, and ``auto`` on a device.
+
+    ``image_size``, height and width, is that of a pipeline, whose large images bound the number on the CPU.
+    """
     if given is not None:
         return given
-    return on_cpu if device == CPU else AUTO
+    if device != CPU:
+        return AUTO
+    if image_size is None:
+        return DEFAULT_BATCH
+    return min(DEFAULT_BATCH, max(PIXELS_ON_CPU // math.prod(image_size), 1))
 
 
 class BatchSizes:

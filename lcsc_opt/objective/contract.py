@@ -46,6 +46,7 @@ from lcsc_opt.base.records import (
     ReportedMetrics,
     SamplerTitle,
     Yardstick,
+    plain,
 )
 from lcsc_opt.base.settings import excerpt
 from lcsc_opt.base.study_spec import Rule
@@ -179,7 +180,7 @@ class Objective(abc.ABC):
 
     def fingerprint(self) -> dict[str, Any]:
         """JSON-able: :meth:`describe` and the code."""
-        return {"objective": self.describe(), "code": {name: file.sha256 for name, file in self.code.items()}}
+        return {"objective": plain(self.describe()), "code": {name: file.sha256 for name, file in self.code.items()}}
 
     def why_no_gradient(self) -> str | None:
         """Why gradients are unavailable, as the end of a sentence; ``None`` if they are available."""

@@ -76,7 +76,7 @@ class ImageStages:
         """
         prompts = prompts_of(self.sampler, noise, first, first + len(images))
         metrics.update(images, prompts=prompts)
-        self.scores.warn_of_range(images[:64], self.sampler)  # as long as a model is poor, each batch is looked at
+        self.scores.warn_of_range(images, self.sampler)  # as long as a model is poor, each batch is looked at
 
     def image_gradient(
         self, images: Tensor, noise: Noise, first: int, feature_gradients: Mapping[str, Tensor]

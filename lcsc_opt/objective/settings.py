@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -15,7 +15,7 @@ from lcsc_opt.checkpoints.finding import Selection, as_patterns
 from lcsc_opt.coefficients.profiles import last_alone
 from lcsc_opt.metrics import MetricSuite
 from lcsc_opt.metrics.from_settings import ReferenceScoreSettings, ScoreSources
-from lcsc_opt.objective.batch_sizes import AUTO, DEFAULT_BATCH, Size, images_at_once
+from lcsc_opt.objective.batch_sizes import AUTO, Size, images_at_once
 from lcsc_opt.objective.merge_sample_score import DEFAULT_IMAGES, MergeSampleScore
 from lcsc_opt.sampling import ClassLabels, DifferentiableSampler, ImageNoise, Sampler
 from lcsc_opt.sampling.batch_norm import BatchNormStatistics
@@ -91,8 +91,9 @@ class ImageObjectiveSettings(CheckpointSettings, ReferenceScoreSettings):
     Attributes:
         images: the number of images in an evaluation of a search.
         noise_seed: the seed of all sampling noise.
-        batch_size: images at once; by default 500 on the CPU, and ``auto`` on a device: as many as half of its free
-            memory holds, and half as many whenever memory runs out.
+        batch_size: images at once; by default 500 on the CPU, of a pipeline as many as have 2**21 pixels if these are
+            fewer (8 of 512 × 512), and ``auto`` on a device: as many as half of its free memory holds, and half as
+            many whenever memory runs out.
         gradient_batch_size: images at once in a backward pass, which needs as much memory as training does. The default
             is ``batch_size``; with ``auto`` it follows the memory, too.
         batch_norm: ``estimated`` (the default) passes images through each combination, from which it gets statistics of
@@ -101,7 +102,6 @@ class ImageObjectiveSettings(CheckpointSettings, ReferenceScoreSettings):
 
     images: Annotated[int, Field(ge=2)] = DEFAULT_IMAGES
     noise_seed: Annotated[int, Field(ge=0)] = 0
-    images_on_cpu: ClassVar[int] = DEFAULT_BATCH  # at once, by default
     batch_size: BatchSize | None = None
     gradient_batch_size: Count | None = None
     batch_norm: Literal["estimated", "merged"] = "estimated"
@@ -120,22 +120,18 @@ class ImageObjectiveSettings(CheckpointSettings, ReferenceScoreSettings):
         self.torch_device()
         ScoreSources(self, context).check()
 
-    @property
-    def _images_at_once(self) -> Size:
-        """``batch_size``, or its default on this device."""
-        return images_at_once(self.batch_size, self.torch_device(), on_cpu=self.images_on_cpu)
-
     def noise(self, shape: Sequence[int], labels: ClassLabels | None = None) -> ImageNoise:
         """All sampling noise, of which that of one image has this shape, and the classes of the images."""
         return ImageNoise(self.noise_seed, shape, labels)
 
-    def scores(self, context: BuildContext) -> MetricSuite:
+    def scores(self, context: BuildContext, batch_size: Size) -> MetricSuite:
         """The metrics and their extractors; loading them may download weights or read the reference images.
+
+        ``batch_size`` is how many images are sampled at once.
 
         Raises:
             MetricError: an unknown metric, weights or a reference that cannot be used.
         """
-        batch_size = self._images_at_once
         if batch_size == AUTO:
             batch_size = REFERENCE_BATCH_SIZE
         return ScoreSources(self, context, device=self.torch_device(), batch_size=batch_size).suite()
@@ -161,13 +157,15 @@ class ImageObjectiveSettings(CheckpointSettings, ReferenceScoreSettings):
         """
         if isinstance(sampler, DifferentiableSampler):
             trajectory = trajectory.fitting(sampler.weights.state)
+        image_size = getattr(sampler, "image_size", None)  # of a pipeline
+        batch_size = images_at_once(self.batch_size, self.torch_device(), image_size=image_size)
         sampler.load(trajectory.merge(last_alone(len(trajectory.steps))))
         return MergeSampleScore(
             trajectory,
             sampler,
-            self.scores(context),
+            self.scores(context, batch_size),
             images=self.images,
-            batch_size=self._images_at_once,
+            batch_size=batch_size,
             gradient_batch_size=self.gradient_batch_size,
             device=self.torch_device(),
             batch_norm=self._estimated_statistics(sampler, trajectory),

@@ -123,4 +123,9 @@ class SmallSettings(ScoreSettings, AlsoSettings):
                 built[INCEPTION] = loss_reference
             return built
 
-        return MetricSuite(references, metrics, report_references=report_references)
+        return MetricSuite(
+            references,
+            metrics,
+            report_references=report_references,
+            real_images=lambda count: images[searched][:count],
+        )

@@ -60,7 +60,7 @@ class _Moments:
         """Write them into buffers; there was at least one call."""
         mean.copy_(torch.as_tensor(self._mean))
         # unbiased, as the running variance of torch is
-        variance.copy_((self._square - self._mean**2) * self._count / max(self._count - 1, 1))
+        variance.copy_(torch.as_tensor((self._square - self._mean**2) * self._count / max(self._count - 1, 1)))
         if calls is not None:
             calls.fill_(self.calls)
 

@@ -73,10 +73,10 @@ def both(**settings):
     return suite({"inception": reference(Classifier()), "m:f": reference()}, **settings)
 
 
-def suite(references, *, loss="fid", keep=None, report_references=dict, **settings):
+def suite(references, *, loss="fid", keep=None, report_references=dict, real_images=lambda _: None, **settings):
     """Of metrics by their names; rewards are those among the references."""
     metrics = SuiteMetrics.of(Loss.parse(loss, keep), rewards=references, **settings)
-    return MetricSuite(references, metrics, report_references=report_references)
+    return MetricSuite(references, metrics, report_references=report_references, real_images=real_images)
 
 
 def features_of(count, dimension=5, *, seed=0, mean=3.0, least=0.1, rank=None, dtype=np.float64):

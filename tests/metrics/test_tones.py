@@ -1,20 +1,16 @@
 """Tones: one-dimensional distributions of values and of their differences, compared with those of real images."""
 
-from collections.abc import Callable, Iterable
-from typing import Any
-
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
 from torch.nn import functional as F
 
 from lcsc_opt.base.errors import MetricError
-from lcsc_opt.metrics import MetricSuite, Reference
+from lcsc_opt.metrics import Reference
 from lcsc_opt.metrics.extractors.base import image_gradient
 from lcsc_opt.metrics.leave_out import group_of_each, without_each_group
 from lcsc_opt.metrics.tones import Tones, tones
-from tests.metrics.examples import Doubled, build_scores, images, pixels, reference, suite, write_folder
+from tests.metrics.examples import build_scores, pixels, write_folder
 
 
 def photographs(count, channels=1, side=8, seed=0):
@@ -126,68 +122,3 @@ def test_of_many_real_images_a_part_stands_for_all(tmp_path):
     unseen = references[few].selection.count + references[few].held_out.count
     assert 40 < unseen < 60, "by chance a few more than were wanted"
     assert references["digits"].count == 200
-
-
-def said_of(scores: MetricSuite, batches: Iterable[Tensor], capsys: pytest.CaptureFixture[str]) -> str:
-    for batch in batches:
-        scores.warn_of_range(batch, scores)
-    return capsys.readouterr().err
-
-
-UNIT, BYTES = "2 * images - 1", "images / 127.5 - 1"
-
-
-def references() -> dict[str, Reference]:
-    return {"inception": reference(Doubled()), "tones": Reference.of_images(Tones(), images(60, 9))}
-
-
-@pytest.mark.parametrize("loss", ["fid", {"fdr": ["inception", "tones"]}])
-@pytest.mark.parametrize(
-    ("scale", "shift", "expected"), [(1.0, 0.0, ""), (0.5, 0.5, UNIT), (0.6, 0.6, UNIT), (127.5, 127.5, BYTES)]
-)
-def test_images_of_another_range_are_said_once(
-    loss: Any, scale: float, shift: float, expected: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    for batch in (images(40, 40), torch.linspace(-1, 1, 48).reshape(3, 1, 4, 4)):
-        said = said_of(suite(references(), loss=loss), 2 * [scale * batch + shift], capsys)
-        assert (said.count("\n"), expected in said) == (int(bool(expected)), True)
-
-
-def unit(batch: Tensor) -> Tensor:
-    """In [0, 1] but for some values, as the samples of a model are."""
-    return (1.02 * batch + 1) / 2
-
-
-@pytest.mark.parametrize(
-    ("converted", "expected"),
-    [
-        (lambda batch: batch + 0.1, ""),
-        (lambda batch: 3 * batch, ""),
-        (lambda batch: 0.3 * batch, ""),
-        (lambda batch: 1000 * batch, ""),
-        (unit, UNIT),
-        (lambda batch: 255 * unit(batch), BYTES),
-    ],
-)
-def test_values_below_zero_do_not_hide_another_range(
-    converted: Callable[[Tensor], Tensor], expected: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    said = said_of(suite(references(), loss={"fdr": ["inception", "tones"]}), [converted(images(40, 1))], capsys)
-    assert (bool(said), expected in said) == (bool(expected), True)
-
-
-def test_the_range_is_looked_for_until_a_model_samples_well(capsys: pytest.CaptureFixture[str]) -> None:
-    noise = 5 * torch.randn(40, 1, 4, 4, generator=torch.Generator().manual_seed(0))
-    scores = suite(references(), loss={"fdr": ["inception", "tones"]})
-    assert UNIT in said_of(scores, [unit(noise), unit(images(40, 1))], capsys)
-    scores = suite(references(), loss={"fdr": ["inception", "tones"]})
-    assert UNIT in said_of(scores, [images(2, 1), unit(images(40, 1))], capsys), "two images tell nothing for good"
-    scores = suite(references(), loss={"fdr": ["inception", "tones"]})
-    assert said_of(scores, [noise, images(40, 1), unit(images(40, 1))], capsys) == "", "it is known to be right"
-    scores.warn_of_range(unit(images(40, 1)), "another sampler")
-    assert UNIT in capsys.readouterr().err
-
-
-def test_real_images_without_a_dark_value_are_sampled_as_they_are(capsys: pytest.CaptureFixture[str]) -> None:
-    bright = {**references(), "tones": Reference.of_images(Tones(), (images(60, 9) + 1) / 2)}
-    assert said_of(suite(bright, loss={"fdr": ["inception", "tones"]}), [(images(40, 1) + 1) / 2], capsys) == ""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 
 import pytest
+import torch
 
 from lcsc_opt.base.accelerator import CPU
 from lcsc_opt.base.progress import progress
@@ -30,7 +31,15 @@ def test_the_cpu_has_numbers_that_no_batch_changes(
         assert [first for first, _ in ranges] == [3, *(last for _, last in ranges[:-1])]
         assert ranges[-1][1] == 1803
     assert (sizes.without_graph, sizes.with_graph) == expected
-    assert images_at_once(given, CPU, on_cpu=8) == (8 if given is None else given)
+
+
+@pytest.mark.parametrize(("side", "expected"), [(16, 500), (64, 500), (128, 128), (512, 8), (4096, 1)])
+def test_a_pipeline_samples_as_many_small_images_at_once_as_any_sampler_and_fewer_large_ones(
+    side: int, expected: int
+) -> None:
+    assert images_at_once(None, CPU, image_size=(side, side)) == expected
+    assert images_at_once(64, CPU, image_size=(side, side)) == 64
+    assert images_at_once(None, torch.device("meta"), image_size=(side, side)) == "auto"
 
 
 @pytest.mark.usefixtures("anything_is_slow")

@@ -1,14 +1,16 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
+import lcsc_opt
 from lcsc_opt.base.errors import ObjectiveError, StudySpecError
-from lcsc_opt.base.records import SEARCH, Candidate, Evaluation
+from lcsc_opt.base.records import SEARCH, Candidate, Evaluation, plain
 from lcsc_opt.objective.contract import CoefficientFunction, Objective
 
 STEPS = (10, 20, 30)
@@ -81,3 +83,52 @@ def test_what_is_no_gradient_is_an_error(returned: Any) -> None:
     objective = CoefficientFunction(sum, STEPS, name="total", gradient=lambda _: returned)
     with pytest.raises(ObjectiveError, match=r"^the gradient of total was .*; it must return \[3\] numbers$"):
         objective.evaluate(Candidate(np.full(3, 1 / 3), gradient=True))
+
+
+NUMPYS = """
+import pathlib
+import numpy as np
+import torch
+
+import lcsc_opt
+import lcsc_opt
+
+class Own(lcsc_opt.Objective):
+    steps = np.array([1, 2, 3])
+
+    def evaluate(self, candidate):
+        loss = np.square(candidate.coefficients, dtype=np.float32).sum()
+        return lcsc_opt.Evaluation(loss=loss, metrics={"sum": loss, "count": np.int64(3), "tensor": torch.ones(())})
+
+    def describe(self):
+        return DESCRIBED
+
+def build(settings):
+    return Own()
+"""
+
+
+@pytest.mark.parametrize(
+    "described",
+    [
+        '{"classes": np.arange(4).max(), "scale": np.float32(0.5), "on": np.bool_(True)}',
+        '{"mean": np.zeros(3), "dtype": torch.float32, "shape": (1, 2), "of": torch.ones(2)}',
+        '{"path": pathlib.Path("a"), "labels": {"b", "a"}, np.int64(3): {1: None}}',
+    ],
+)
+def test_an_objective_may_describe_itself_and_measure_in_numbers_of_numpy_and_torch(
+    workplace: Path, described: str
+) -> None:
+    (workplace / "own.py").write_text(NUMPYS.replace("DESCRIBED", described))
+    study = {"name": "own", "objective": {"file": "own.py"}, "optimizers": ["LCSC"], "budget": {"evaluations": 2}}
+    for budget in (2, 3):  # the second continues: what is stored is what it describes again
+        study["budget"] = {"evaluations": budget}
+        [found] = lcsc_opt.run(study, storage="sqlite:///s.db")
+        assert len(found.trials) == budget
+    assert {type(value) for value in found.trials[0]["metrics"].values()} == {float}
+
+
+def test_what_has_another_text_in_every_process_is_no_description() -> None:
+    with pytest.raises(ObjectiveError, match=r"^describe: <object object at 0x\w+> is another text in every process"):
+        plain({"network": [object()]})
+    assert plain({"b", "a", "c"}) == ["a", "b", "c"], "whatever the order of a set"
