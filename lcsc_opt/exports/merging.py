@@ -319,7 +319,8 @@ def merge(trajectory: Trajectory, recipe: Recipe) -> dict[str, Tensor]:
     groups = None
     if recipe.rows:
         groups = _rows_in(trajectory, recipe)
-    merged = trajectory.in_groups(groups).merge(placed[0] if groups is None else placed)
+    # for another dtype, sums are rounded once, and not to that of the checkpoints before
+    merged = trajectory.in_groups(groups).merge(placed[0] if groups is None else placed, wide=recipe.dtype is not None)
     return _cast(merged, recipe.dtype)
 
 

@@ -7,6 +7,7 @@ image's index, so the noise depends neither on the batch size nor on how images 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Literal
@@ -35,28 +36,46 @@ class ClassLabels:
     """How the class of every image is decided, by its index alone.
 
     Attributes:
-        classes: C; labels are 0 to C − 1.
+        labels_of_model: how many labels the model has: 0 to that − 1.
         labels: how they are chosen.
         guidance: scale and null label of classifier-free guidance (Ho and Salimans 2022): null + scale (conditional −
-            null), with two model calls a step. The null label stood for a dropped label in training.
+            null), with two model calls a step. The null label stood for a dropped label in training. It is no class,
+            wherever it stands among the labels or behind them, so no image has it.
 
     Raises:
         ObjectiveError: the label is none of the classes, or numbers are not those of all classes.
     """
 
-    classes: int
+    labels_of_model: int
     labels: Labels
     guidance: tuple[float, int] | None = None
 
     def __post_init__(self) -> None:
-        if isinstance(self.labels, int) and not 0 <= self.labels < self.classes:
-            raise ObjectiveError(f"labels: the model has the classes 0 to {self.classes - 1}, got {self.labels}")
+        if not self.classes:
+            raise ObjectiveError("guidance.null_label: 0 is the only label of the model; without classes, leave it out")
+        if isinstance(self.labels, int) and self.labels not in self.classes:
+            if 0 <= self.labels < self.labels_of_model:
+                raise ObjectiveError(f"labels: {self.labels} stands for no class, as guidance.null_label says")
+            raise ObjectiveError(f"labels: the model has the classes {self._range}, got {self.labels}")
         if isinstance(self.labels, list):
+            count = len(self.classes)
             is_possible = min(self.labels, default=0) >= 0 and 0 < sum(self.labels) < math.inf
-            if len(self.labels) != self.classes or not is_possible:
+            if len(self.labels) != count or not is_possible:
                 raise ObjectiveError(
-                    f"labels: got {self.labels}; give {self.classes} numbers, how many images each class has"
+                    f"labels: got {self.labels}; give {count} numbers, how many images each of the classes "
+                    f"{self._range} has"
                 )
+
+    @functools.cached_property
+    def classes(self) -> list[int]:
+        """The labels that images may have, ascending."""
+        null_label = None if self.guidance is None else self.guidance[1]
+        return [label for label in range(self.labels_of_model) if label != null_label]
+
+    @property
+    def _range(self) -> str:
+        """The classes, for messages."""
+        return f"{self.classes[0]} to {self.classes[-1]}"
 
     @classmethod
     def choose(
@@ -70,11 +89,9 @@ class ClassLabels:
     ) -> ClassLabels | None:
         """The labels of a model from its settings.
 
-        If guidance's null label is the last of the classes, that class is not sampled.
-
         Args:
             labels: how they are chosen.
-            classes: of the model; ``None`` of an unconditional one.
+            classes: how many labels the model has; ``None`` of an unconditional one.
             null_label: what stands for no class, if the model has a label for that beside its classes.
             guidance: as of the class.
             advice: what else is said where labels are missing.
@@ -96,8 +113,6 @@ class ClassLabels:
             )
         if guidance is not None:
             _check_null_label(guidance[1], classes, null_label)
-        if guidance is not None and guidance[1] == classes - 1:
-            classes -= 1
         return cls(classes, labels, guidance)
 
     def describe(self) -> dict[str, object]:
@@ -105,7 +120,7 @@ class ClassLabels:
         guidance = None
         if self.guidance is not None:
             guidance = list(self.guidance)
-        return {"classes": self.classes, "labels": self.labels, "guidance": guidance}
+        return {"classes": len(self.classes), "labels": self.labels, "guidance": guidance}
 
 
 def guidance_advice(classes: int, null_label: int | None) -> str:
@@ -165,19 +180,20 @@ class ImageNoise:
         """
         if self.labels is None:
             return None
-        below = self.labels.classes
+        classes = torch.tensor(self.labels.classes)
         chosen = self.labels.labels
         if isinstance(chosen, int):
             return torch.full((stop - start,), chosen)
         if chosen == "balanced":
-            return (self._first_turn(noise, below) + torch.arange(start, stop)) % below
+            turns = self._first_turn(noise, len(classes)) + torch.arange(start, stop)
+            return classes[turns % len(classes)]
 
         def drawn() -> Tensor:
             streams = self._streams(noise, start, stop, "labels", 0)
             if chosen == "random":
-                return torch.tensor([int(stream.integers(below)) for stream in streams])
+                return classes[[int(stream.integers(len(classes))) for stream in streams]]
             ends = np.cumsum(chosen)  # of the part of each class
-            return torch.from_numpy(np.searchsorted(ends, [stream.random() * ends[-1] for stream in streams], "right"))
+            return classes[np.searchsorted(ends, [stream.random() * ends[-1] for stream in streams], "right")]
 
         return self._cached(("labels", noise, start, stop), drawn)
 

@@ -77,7 +77,7 @@ class Merger:
         self._widened = manifest.stored is not None
         self.segments = manifest.layout.segments(self._varying)
 
-    def merge(self, coefficients: npt.NDArray[np.float64]) -> StateDict:
+    def merge(self, coefficients: npt.NDArray[np.float64], *, wide: bool = False) -> StateDict:
         """The combination for ``[K]`` or ``[S, K]``; see :meth:`Trajectory.merge`."""
         if coefficients.ndim == 2 and (coefficients == coefficients[:1]).all():
             coefficients = coefficients[0]  # equal rows have the bits of one row
@@ -85,7 +85,7 @@ class Merger:
         with self._own_stream(merged):
             index = _one_hot_index(coefficients)
             if index is None:
-                merged |= self._combine(coefficients)
+                merged |= self._combine(coefficients, wide=wide or self._widened)
             else:
                 merged |= self._copied([(spec, index) for spec in self._tensors])
         return merged
@@ -157,15 +157,18 @@ class Merger:
                     sums[tile.rows[0], 1] += (rows - mean).square_().sum().double()
         return {name: (weights, deviations) for name, (weights, deviations) in zip(names, sums.tolist(), strict=True)}
 
-    def _combine(self, coefficients: npt.NDArray[np.float64]) -> StateDict:
-        """The combination of ``[K]`` or ``[S, K]``: products where tensors vary, copies of all others."""
+    def _combine(self, coefficients: npt.NDArray[np.float64], *, wide: bool) -> StateDict:
+        """The combination of ``[K]`` or ``[S, K]``: products where tensors vary, copies of all others.
+
+        With ``wide``, products of half types stay as they were summed.
+        """
         groups = None if coefficients.ndim == 1 else self._groups
         coefficients = coefficients.reshape(-1, len(self.slots))  # [S, K], S = 1 without groups
         merged = self._not_combined(coefficients, groups)
         products: StateDict = {}
         flat: dict[Segment, Tensor] = {}
         for segment in self.segments:
-            dtype = torch.float32 if self._widened else segment.dtype
+            dtype = torch.promote_types(segment.dtype, torch.float32) if wide else segment.dtype
             # behind the last column is room for the columns of zeros that a source may give
             flat[segment] = torch.empty(aligned(segment.width), dtype=dtype, device=self.source.device)
             for spec, first in segment.places():

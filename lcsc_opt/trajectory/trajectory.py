@@ -371,7 +371,7 @@ class Trajectory:
         """Where merged tensors are; see :meth:`on`."""
         return self._merger.source.device
 
-    def merge(self, coefficients: npt.ArrayLike | Tensor) -> StateDict:
+    def merge(self, coefficients: npt.ArrayLike | Tensor, *, wide: bool = False) -> StateDict:
         """The linear combination of the checkpoints: ``coefficients`` ``[K]``, any sign, sum to one.
 
         With :attr:`layer_groups` also ``[S, K]``: each tensor is combined with the row of its group, each row sums to
@@ -383,6 +383,8 @@ class Trajectory:
         that are the same in all checkpoints are copied. Integers and bools come from the checkpoint with the largest
         coefficient, the first of those that tie. In one row, a single coefficient of exactly 1 gives that checkpoint
         bit for bit. ``[0, …, 0, 1]`` of K + 1 numbers is the first of :attr:`averages`, of K + 2 the second.
+
+        With ``wide``, sums stay in float32 where the checkpoints have half types.
 
         Raises:
             StudySpecError: not ``[K]`` or ``[S, K]``, not finite, or another sum than one.
@@ -397,7 +399,7 @@ class Trajectory:
             return {name: tensor.to(self.device) for name, tensor in average.items()}
         checked = check_coefficients(coefficients, len(self), rows=self.layer_groups)
         with self._unchanged():
-            return self._merger.merge(checked)
+            return self._merger.merge(checked, wide=wide)
 
     def project(self, gradients: Mapping[str, Tensor]) -> npt.NDArray[np.float64]:
         """From the gradient of a function of the merged weights to its gradient in the coefficients, ``[K]`` float64.

@@ -55,6 +55,31 @@ def test_it_is_the_searchs_own_merge_rounded_to_the_dtype(trajectory: Trajectory
     torch.testing.assert_close(merged["weight"], torch.as_tensor(total).to(merged["weight"].dtype))
 
 
+@pytest.mark.parametrize("rows", [False, True])
+@pytest.mark.parametrize(("saved", "dtype"), [("bfloat16", "float32"), ("float16", "float32"), ("float16", "bfloat16")])
+def test_another_dtype_has_the_sums_of_the_checkpoints_values_rounded_once(
+    tmp_path: Path, rows: bool, saved: str, dtype: str
+) -> None:
+    drawn = torch.Generator().manual_seed(0)
+    states = [
+        {name: torch.randn(64, 64, generator=drawn).to(getattr(torch, saved)) for name in ("a.w", "b.w")}
+        for _ in range(5)
+    ]
+    trajectory = written(tmp_path / "half.trajectory", *states)
+    if rows:
+        trajectory = trajectory.in_rows("layers")
+    coefficients = np.stack([COEFFICIENTS, COEFFICIENTS[::-1]])
+    merged = merge(trajectory, recipe(trajectory, coefficients if rows else COEFFICIENTS, dtype=dtype))
+    for row, name in enumerate(("a.w", "b.w")):
+        of_row = coefficients[row if rows else 0]
+        exact = sum(a * state[name].double() for a, state in zip(of_row, states, strict=True))
+        expected = torch.as_tensor(exact).to(getattr(torch, dtype))
+        assert merged[name].dtype == expected.dtype
+        assert float((merged[name].double() - expected.double()).abs().max()) < 1e-5 or dtype == "bfloat16"
+        # a sum in float32 that lies in the middle of two numbers may be rounded to either
+        assert dtype == "float32" or float((merged[name] == expected).double().mean()) > 0.999
+
+
 def test_a_recipe_of_rows_is_merged_with_the_row_of_each_tensor(trajectory: Trajectory) -> None:
     grouped = trajectory.in_rows("layers")
     assert grouped.layer_groups is not None

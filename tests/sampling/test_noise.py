@@ -153,11 +153,23 @@ def test_labels_are_drawn_as_often_as_numbers_say() -> None:
     assert ClassLabels(3, [1, 0, 3]).describe()["labels"] == [1, 0, 3]
 
 
-def test_the_null_class_at_the_end_is_not_sampled() -> None:
-    for null_label, of_model, classes in ((10, None, 10), (0, None, 11), (11, 11, 11)):
-        labels = ClassLabels.choose("balanced", classes=11, null_label=of_model, guidance=(2.0, null_label))
-        assert labels is not None
-        assert labels.classes == classes
+@pytest.mark.parametrize("labels", ["balanced", "random", [1.0] * 10])
+@pytest.mark.parametrize("null_label", [10, 0, 4])
+def test_no_image_has_the_label_that_stands_for_no_class_wherever_it_stands(labels: Any, null_label: int) -> None:
+    chosen = ClassLabels.choose(labels, classes=11, guidance=(2.0, null_label))
+    drawn = ImageNoise(0, SHAPE, chosen).classes(SEARCH, 0, 550)
+    assert drawn is not None
+    counts = torch.bincount(drawn, minlength=11)
+    assert counts[null_label] == 0
+    assert counts.count_nonzero() == 10
+    if labels == "balanced":
+        assert counts.tolist() == [0 if label == null_label else 55 for label in range(11)]
+
+
+def test_a_null_label_beside_the_classes_takes_none_from_them() -> None:
+    labels = ClassLabels.choose("balanced", classes=11, null_label=11, guidance=(2.0, 11))
+    assert labels is not None
+    assert labels.classes == list(range(11))
 
 
 @pytest.mark.parametrize(
@@ -171,10 +183,14 @@ def test_the_null_class_at_the_end_is_not_sampled() -> None:
             None,
             "labels: the model has 10 classes; give balanced, .* of how many images each has: so it is",
         ),
-        ([1.0, 2.0], None, 3, None, "give 3 numbers, how many images each class has"),
+        ([1.0, 2.0], None, 3, None, "give 3 numbers, how many images each of the classes 0 to 2 has"),
         ([1.0, -1.0, 3.0], None, 3, None, "give 3 numbers"),
         ([0.0, 0.0, 0.0], None, 3, None, "give 3 numbers"),
-        (10, (2.0, 10), 11, None, "classes 0 to 9, got 10"),
+        (10, (2.0, 10), 11, None, "labels: 10 stands for no class"),
+        (0, (2.0, 0), 11, None, "labels: 0 stands for no class"),
+        (12, (2.0, 0), 11, None, "the model has the classes 1 to 10, got 12"),
+        ([1.0] * 11, (2.0, 4), 11, None, "give 10 numbers, how many images each of the classes 0 to 10 has"),
+        ("balanced", (2.0, 0), 1, None, "guidance.null_label: 0 is the only label of the model"),
         ("balanced", (2.0, 11), 10, 10, "guidance.null_label: the model has the labels 0 to 10, got 11"),
         ("balanced", (2.0, 11), 11, None, "guidance.null_label: the model has the labels 0 to 10, got 11"),
     ],
