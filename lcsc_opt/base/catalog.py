@@ -84,6 +84,17 @@ def _candidates(kind: Kind, path: Path) -> list[Path]:
     return [path.with_name(path.name + suffix) for suffix in suffixes]
 
 
+def advice_if_hiding(path: Path) -> str:
+    """The end of a message about a file of the user's that stands in the way of one that ships with the library.
+
+    It is empty where none of them has this name.
+    """
+    shipped = {file for kind in SUFFIXES for file in (SHIPPED / kind).glob(path.name)}
+    if not shipped or path.resolve() in {file.resolve() for file in shipped}:
+        return ""
+    return f"; it hides the {path.name} of lcsc_opt: if that is not meant, rename it"
+
+
 def load_file(path: Path) -> ModuleType:
     """Run a catalog file as a separate module; a file that has not changed, nor anything that it imports, runs once.
 
@@ -124,8 +135,9 @@ def _run_as_module(name: str, path: Path, content: bytes) -> ModuleType:
         exec(compile(content, path, "exec", dont_inherit=True), module.__dict__)  # noqa: S102 - the bytes in its name
     except RAISED_BY_USERS as error:
         del sys.modules[name]
-        raise StudySpecError(f"{path}: {type(error).__name__} while loading it: {error}") from error
+        reason = f"{type(error).__name__} while loading it: {error}"
+        raise StudySpecError(f"{path}: {reason}{advice_if_hiding(path)}") from error
     if not callable(getattr(module, "build", None)):
         del sys.modules[name]
-        raise StudySpecError(f"{path}: defines no function build; if it hides the {path.name} of lcsc_opt, rename it")
+        raise StudySpecError(f"{path}: defines no function build{advice_if_hiding(path)}")
     return module

@@ -87,11 +87,14 @@ def one_line(error: BaseException) -> str:
 
 
 @contextlib.contextmanager
-def raised_as(error: type[LcscError], subject: str) -> Iterator[None]:
-    """What code of a user's raises in here becomes an error of ours: ``SUBJECT raised ValueError: what it says``."""
+def raised_as(error: type[LcscError], subject: str, *, advice: str = "") -> Iterator[None]:
+    """What code of a user's raises in here becomes an error of ours: ``SUBJECT raised ValueError: what it says``.
+
+    ``advice`` is put behind it.
+    """
     try:
         yield
     except LcscError:
         raise
     except RAISED_BY_USERS as raised:
-        raise error(f"{subject} raised {one_line(raised)}") from raised
+        raise error(f"{subject} raised {one_line(raised)}{advice}") from raised

@@ -10,7 +10,7 @@ import dataclasses
 import sys
 from pathlib import Path
 
-from lcsc_opt.base.catalog import find, load_file
+from lcsc_opt.base.catalog import advice_if_hiding, find, load_file
 from lcsc_opt.base.code import code_of_settings
 from lcsc_opt.base.errors import StudySpecError, raised_as
 from lcsc_opt.base.files import same_working_folder
@@ -45,14 +45,16 @@ def load_objective(
     path = find("objectives", spec.file, study_folder=context.directory)
     module = load_file(path)
     code = code_of_settings(path, spec.settings)  # before build, which may take long: files may be edited meanwhile
-    with naming_setting(spec.settings), same_working_folder(), raised_as(StudySpecError, f"{path}: build"):
+    advice = advice_if_hiding(path)
+    building = raised_as(StudySpecError, f"{path}: build", advice=advice)
+    with naming_setting(spec.settings), same_working_folder(), building:
         arguments = {}
         if has_parameter(module.build, "context"):  # which it may leave out
             arguments["context"] = context
         objective = module.build(dict(spec.settings), **arguments)
     if not isinstance(objective, Objective):
         returned = type(objective).__name__
-        raise StudySpecError(f"{path}: build returned {returned}, expected an Objective")
+        raise StudySpecError(f"{path}: build returned {returned}, expected an Objective{advice}")
     code = {**code_of_settings(path, spec.settings), **code}  # build may have made further modules importable
     object.__setattr__(objective, "code", dict(sorted(code.items())))  # the objective may be a frozen dataclass
     object.__setattr__(objective, "places", dict(sorted(context.found.items())))

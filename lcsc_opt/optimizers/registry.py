@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import importlib
@@ -145,7 +146,7 @@ def _configure_nevergrads(name: str, options: Mapping[str, Any]) -> Any:
             f"ours are {', '.join(OURS)}, and any name of Nevergrad's registry will do"
         )
     family, defaults = _family_of(name)
-    parameters = () if family is None else inspect.signature(family).parameters
+    parameters: Mapping[str, Any] = {} if family is None else inspect.signature(family).parameters
     option_names = [*parameters, _STEP_SIZE]  # which _with_options() has taken out; here for the message
     for option in options:
         if option not in option_names:
@@ -153,6 +154,9 @@ def _configure_nevergrads(name: str, options: Mapping[str, Any]) -> Any:
             raise StudySpecError(f"optimizers.{name}.{option}: no such option{hint}; it has {', '.join(option_names)}")
     if family is None or not options:
         return registry[name]
+    # against the annotations of those that are given: others may be other optimizers, which no file holds
+    with contextlib.suppress(pydantic.PydanticUserError):
+        check_options(family, options, source=f"optimizers.{name}", positional=parameters.keys() - options.keys())
     try:
         return family(**{**defaults, **options})
     except Exception as error:  # whatever the code of an optimizer runs into

@@ -70,7 +70,7 @@ def test_a_folder_is_no_study_file(workplace: Path, folder: str) -> None:
         ("def build(:\n", "SyntaxError while loading it"),
         ("import no_such_module\n", "ModuleNotFoundError while loading it"),
         ("raise SystemExit(2)\n", "SystemExit while loading it: 2"),
-        ("x = 1\n", r"defines no function build; if it hides the broken\.py of lcsc_opt, rename it"),
+        ("x = 1\n", "defines no function build$"),
         ("def build(settings):\n    return 1\n", "returned int, expected an Objective"),
         ("def build(settings):\n    raise KeyError('weights')\n", "raised KeyError"),
     ],
@@ -79,6 +79,22 @@ def test_a_broken_objective_file_is_a_typed_error(text: str, message: str, workp
     write(workplace, "broken.py", text)
     with pytest.raises(StudySpecError, match=message):
         load_objective(ObjectiveSpec(file="broken.py"), BuildContext())
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("def loss(model):\n    return 1.0\n", "defines no function build"),
+        ("def build():\n    return 1\n", "build raised TypeError"),
+        ("def build(config=None):\n    return 1\n", "returned int, expected an Objective"),
+        ("import no_such_module\n", "ModuleNotFoundError while loading it"),
+    ],
+)
+def test_a_file_of_the_users_in_the_way_of_one_of_ours_is_named(text: str, message: str, workplace: Path) -> None:
+    own = write(workplace, "score.py", text)
+    hides = r"; it hides the score\.py of lcsc_opt: if that is not meant, rename it$"
+    with pytest.raises(StudySpecError, match=f"^{re.escape(str(own))}: .*{message}.*{hides}"):
+        load_objective(ObjectiveSpec(file="score.py"), BuildContext())
 
 
 @pytest.mark.parametrize("name", ["own.py", "own.v2 (best).py"])

@@ -43,7 +43,7 @@ def packed_files(folder: Path, *steps: int) -> Trajectory:
 
 @pytest.mark.parametrize("dtype", [None, "float32", "float16", "bfloat16"])
 def test_it_is_the_searchs_own_merge_rounded_to_the_dtype(trajectory: Trajectory, dtype: str | None) -> None:
-    searched = trajectory.merge(COEFFICIENTS)
+    searched = trajectory.merge(COEFFICIENTS, wide=dtype is not None)
     merged = merge(trajectory, recipe(trajectory, dtype=dtype))
     expected = {
         name: tensor.to(getattr(torch, dtype)) if dtype is not None and tensor.is_floating_point() else tensor
@@ -77,7 +77,7 @@ def test_another_dtype_has_the_sums_of_the_checkpoints_values_rounded_once(
         assert merged[name].dtype == expected.dtype
         assert float((merged[name].double() - expected.double()).abs().max()) < 1e-5 or dtype == "bfloat16"
         # a sum in float32 that lies in the middle of two numbers may be rounded to either
-        assert dtype == "float32" or float((merged[name] == expected).double().mean()) > 0.999
+        assert dtype == "float32" or float((merged[name] == expected).double().mean()) > 0.99, "rounded twice, 0.94"
 
 
 def test_a_recipe_of_rows_is_merged_with_the_row_of_each_tensor(trajectory: Trajectory) -> None:

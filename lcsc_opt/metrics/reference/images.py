@@ -1,7 +1,8 @@
 """Sets of real images of one size from a folder, a zip file, an array or a data set, identified by their content.
 
-A folder is read as torchvision's ``ImageFolder`` reads it: files with its endings, through symbolic links, and pixels
-as they are stored. Of a file with several frames, the first one is read.
+A folder is read as torchvision's ``ImageFolder`` reads it: files with its endings, through symbolic links. But a
+photograph that its camera marked as turned (EXIF) is turned upright, as viewers and Hugging Face's ``datasets`` do it.
+Of a file with several frames, the first one is read.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from typing import NamedTuple, cast, get_args
 import numpy as np
 import numpy.typing as npt
 import torch
-from PIL import Image, ImageFile, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageFile, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from lcsc_opt.base.errors import MetricError
@@ -39,6 +40,8 @@ _OF_TORCHVISION = {  # name → class in torchvision, and whether it is the part
 }
 DATASETS = (*_OF_TORCHVISION, *get_args(Bundled))
 """The data sets of torchvision that hold all images in one array, and check the MD5 of their files; bundled images."""
+_EXIF_IN_PNG = (b"eXIf", b"Raw profile type exif", b"XML:com.adobe.xmp")
+_LYING = (5, 6, 7, 8)  # orientations of EXIF with height and width exchanged
 THREADS = min(8, os.cpu_count() or 1)
 MIXER = np.uint32(2654435761)  # odd, so that no two products are equal (Knuth, Computer Programming, Section 6.4)
 
@@ -92,7 +95,7 @@ class ImageSet:
         entries = sorted((file for file in files if _is_image(file.name)), key=lambda entry: entry.name)
         if not entries:
             raise MetricError(f"{path}: holds no images ({', '.join(IMAGE_SUFFIXES)})")
-        listing = hashlib.sha256(os.fsencode(path.resolve()))  # of what shows that a file changed
+        listing = hashlib.sha256(b"upright " + os.fsencode(path.resolve()))  # and of what shows that a file changed
         for entry in entries:
             listing.update(os.fsencode(f"\n{entry.name}\t{entry.stamp}"))
         kept_file = folder / f"images-{listing.hexdigest()[:32]}.json"
@@ -248,7 +251,14 @@ def _header(entry: _Entry) -> tuple[tuple[int, int], bool, bytes]:
     with _opened(entry) as (image, content):
         # of deep colours Pillow drops the lower bits, and only its decoder's name tells, such as RGB;16B
         is_deep = image.mode.startswith(("I", "F")) or ";16" in str(image.tile)
-        header = (image.height, image.width), image.mode in ("1", "L"), hashlib.sha256(content).digest()
+        orientation = _orientation(image, content)
+        width, height = image.size
+        if orientation in _LYING and image.format != "TIFF":  # whose size Pillow gives as it is upright
+            width, height = height, width
+        digest = hashlib.sha256(content)
+        if orientation != 1:
+            digest.update(b"turned upright")
+        header = (height, width), image.mode in ("1", "L"), digest.digest()
     if is_deep:
         raise MetricError(f"{entry.name} has more than 8 bits per channel; convert it to 8 bits first")
     return header
@@ -256,8 +266,20 @@ def _header(entry: _Entry) -> tuple[tuple[int, int], bool, bytes]:
 
 def _pixels(entry: _Entry, mode: str) -> npt.NDArray[np.uint8]:
     """``[H, W, C]`` of one file; a palette or transparency becomes plain colours, as in torch-fidelity."""
-    with _opened(entry) as (image, _):
+    with _opened(entry) as (image, content):
+        if _orientation(image, content) != 1:
+            ImageOps.exif_transpose(image, in_place=True)
         return np.asarray(image.convert(mode), dtype=np.uint8).reshape(image.height, image.width, -1)
+
+
+def _orientation(image: Image.Image, content: bytes) -> int:
+    """How a file says that its pixels are turned: EXIF's numbers 1 (upright) to 8.
+
+    Pillow decodes a PNG to look for that, so only those are asked whose bytes ``content`` may say something.
+    """
+    if image.format == "PNG" and not any(mark in content for mark in _EXIF_IN_PNG):
+        return 1
+    return int(image.getexif().get(ExifTags.Base.Orientation, 1))
 
 
 @contextlib.contextmanager

@@ -38,6 +38,11 @@ _POLICY = {
     "frame-ancestors": "'self'",
 }
 
+_NO_SCRIPT = (
+    "<noscript><p>This page needs JavaScript. Without it, the commands lcsc compare and lcsc report show the same."
+    "</p></noscript>"
+)
+
 Application = Callable[[dict[str, Any], Any], Iterable[bytes]]
 
 
@@ -103,7 +108,7 @@ def _with_menu(app: dash.Dash, name: str, header: str) -> Application:
     page = app.index_string.replace("<html>", '<html lang="en">', 1)
     page = page.replace("</head>", f"{_head()}</head>", 1)
     # the link that skips the menu leads to this empty division
-    app.index_string = page.replace("<body>", f"<body>{header}<div id='content' tabindex='-1'></div>", 1)
+    app.index_string = page.replace("<body>", f"<body>{header}<div id='content' tabindex='-1'></div>{_NO_SCRIPT}", 1)
     server: Any = app.server
 
     def protect(answer: Any) -> Any:

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import ExifTags, Image, ImageOps
 
 from lcsc_opt.base.errors import MetricError
 from lcsc_opt.metrics.bundled_images import bundled_images
@@ -144,6 +144,22 @@ def test_whatever_a_damaged_file_makes_pillow_raise_names_it(tmp_path, monkeypat
     monkeypatch.setattr(Image, "open", open_image)
     with pytest.raises(MetricError, match=r"000.jpg: cannot be read as an image"):
         read(folder)
+
+
+@pytest.mark.parametrize("suffix", [".png", ".jpg", ".webp", ".tiff"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_photographs_are_turned_as_hugging_face_turns_them(tmp_path, suffix, orientation):
+    gradient = np.linspace(0, 255, 16 * 8).reshape(16, 8, 1).repeat(3, axis=2).astype(np.uint8)
+    path = tmp_path / "real" / f"photo{suffix}"
+    path.parent.mkdir()
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = orientation
+    Image.fromarray(gradient).save(path, exif=exif)
+    with Image.open(path) as image:
+        upright = np.asarray(ImageOps.exif_transpose(image).convert("RGB"))  # as datasets.Image decodes
+    found = read(path.parent)
+    assert found.size == upright.shape[:2]
+    assert np.array_equal(all_bytes(found)[0], upright)
 
 
 def test_linked_folders_and_files_are_followed(tmp_path):

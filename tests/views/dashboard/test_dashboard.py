@@ -55,6 +55,7 @@ def test_every_page_of_the_catalog_is_served_and_linked(site: Site) -> None:
         answer = site.request(f"/lcsc/{page}")
         text, policy = answer.text, answer.headers["Content-Security-Policy"]
         assert "default-src 'self'" in policy
+        assert "<noscript><p>This page needs JavaScript." in text
         assert "unsafe" not in policy.partition("script-src")[2]
         assert "http" not in policy
         assert all(f'href="/lcsc/{name}"' in text for name in pages)
