@@ -413,7 +413,8 @@ def _check_gradient(
     groups = objective.layer_groups
     where = "the gradient"
     if groups is not None and len(groups) == len(gradient):
-        where += f" in {groups.names[rows[0]]}"
+        layer = int(np.searchsorted(np.cumsum(groups.counts), rows[0], side="right"))
+        where += f" in {groups.names[layer]}"
     if len(rows) > 1:
         where += f" and in {len(rows) - 1:,} more of {len(gradient):,} rows"
     slopes = disagrees(np.where(is_zero, drawn, 0.0))

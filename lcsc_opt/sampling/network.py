@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import copy
 import gc
 import re
+import sys
 import types
 from collections.abc import Iterator, Mapping
 from typing import Any, Literal
@@ -50,17 +52,44 @@ class NetworkSettings(FrozenModel):
 
 
 def unshared(network: nn.Module) -> nn.Module:
-    """A network that a function of the user's has returned; a copy of it if somebody else holds it, too.
+    """A network that a function of the user's has returned; a copy of it if somebody else holds it or a part of it.
 
-    Its weights and its mode will change, and whoever holds it would find it changed. One that cannot be copied is
+    Its weights and its mode will change, and whoever holds them would find them changed. One that cannot be copied is
     returned itself.
     """
     # what runs now refers to it, too: the frames of this function and its callers
     holders = [referrer for referrer in gc.get_referrers(network) if not isinstance(referrer, types.FrameType)]
-    if holders:
+    if holders or _has_held_parts(network):
         with contextlib.suppress(Exception):  # whatever copying a user's network runs into
             return copy.deepcopy(network)
     return network
+
+
+def _has_held_parts(network: nn.Module) -> bool:
+    """Whether something beside a network refers to one of its modules, parameters or buffers.
+
+    References are counted: to look for those who hold them would go through all objects for each part. A part that the
+    network itself holds in two ways, such as in a list of its own, counts as held, too.
+    """
+    parts, in_network = _parts_of(network)
+    alone = object()  # which shows how many references are those of this function
+    parts[id(alone)] = alone
+    identity_of_alone = id(alone)
+    del alone
+    held = {identity: sys.getrefcount(part) - in_network[identity] for identity, part in parts.items()}
+    return max(held.values()) > held[identity_of_alone]
+
+
+def _parts_of(network: nn.Module) -> tuple[dict[int, object], collections.Counter[int]]:
+    """The modules, parameters and buffers in a network by their identity, and how often it holds each."""
+    parts: dict[int, object] = {}
+    held: collections.Counter[int] = collections.Counter()
+    for module in network.modules():
+        for part in (*module._modules.values(), *module._parameters.values(), *module._buffers.values()):
+            if part is not None:
+                parts[id(part)] = part
+                held[id(part)] += 1
+    return parts, held
 
 
 class PreparedNetwork:

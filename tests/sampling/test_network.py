@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
@@ -136,4 +137,34 @@ def test_a_network_that_somebody_else_holds_is_copied() -> None:
     assert unshared(holders["net"]) is not held
     assert torch.equal(unshared(held).state_dict()["weight"], held.weight)
     fresh = nn.Linear(2, 2)
+    assert unshared(fresh) is fresh
+
+
+def _with_a_bound_weight(backbone: nn.Linear) -> nn.Module:
+    network = nn.Linear(2, 2)
+    network.weight = backbone.weight
+    return network
+
+
+@pytest.mark.parametrize(
+    "build",
+    [
+        lambda backbone: nn.Sequential(backbone, nn.Linear(2, 2)),
+        lambda backbone: nn.ModuleDict({"in": nn.Sequential(nn.Sequential(backbone))}),
+        _with_a_bound_weight,
+    ],
+)
+def test_a_network_of_which_somebody_else_holds_a_part_is_copied(build: Callable[[nn.Module], nn.Module]) -> None:
+    backbone = nn.Linear(2, 2)
+    before = backbone.weight.detach().clone()
+    network = PreparedNetwork(unshared(build(backbone)), NetworkSettings(device="cpu"))
+    network.load({name: torch.zeros_like(tensor) for name, tensor in network.weights.state.items()})
+    assert torch.equal(backbone.weight, before)
+    assert backbone.training
+
+
+def test_a_network_that_nobody_else_holds_is_not_copied() -> None:
+    tied = nn.Linear(2, 2)
+    fresh = nn.Sequential(tied, nn.BatchNorm1d(2), nn.Sequential(nn.Conv2d(1, 1, 1)), tied)
+    del tied
     assert unshared(fresh) is fresh

@@ -194,13 +194,25 @@ class _Entry(NamedTuple):
 
 def _in_folder(folder: Path) -> Iterator[_Entry]:
     """All files of a folder and its subfolders."""
-    for directory, _, names in os.walk(folder, followlinks=True):
-        for name in names:
-            path = Path(directory, name)
-            if path.is_file():
-                stat = path.stat()
-                stamp = f"{stat.st_size} {stat.st_mtime_ns}"
-                yield _Entry(path.relative_to(folder).as_posix(), stamp, path.read_bytes)
+    for path in _files_below(folder, above=frozenset()):
+        stat = path.stat()
+        stamp = f"{stat.st_size} {stat.st_mtime_ns}"
+        yield _Entry(path.relative_to(folder).as_posix(), stamp, path.read_bytes)
+
+
+def _files_below(folder: Path, *, above: frozenset[Path]) -> Iterator[Path]:
+    """The files of a folder and its subfolders, through links.
+
+    ``above`` are the real paths of the folders that led here: a link back to one of them would give its files again.
+    """
+    real = folder.resolve()
+    if real in above:
+        return
+    for path in folder.iterdir():
+        if path.is_dir():
+            yield from _files_below(path, above=above | {real})
+        elif path.is_file():
+            yield path
 
 
 def _in_zip(path: Path) -> Iterator[_Entry]:

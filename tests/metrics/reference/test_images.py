@@ -162,12 +162,14 @@ def test_photographs_are_turned_as_hugging_face_turns_them(tmp_path, suffix, ori
     assert np.array_equal(all_bytes(found)[0], upright)
 
 
-def test_linked_folders_and_files_are_followed(tmp_path):
+def test_linked_folders_and_files_are_followed_and_a_link_upwards_ends(tmp_path):
     images = pixels(6)
     folder = write(tmp_path / "real", images[:4])
     elsewhere = write(tmp_path / "disk2" / "dogs", images[4:])
     (folder / "dogs").symlink_to(elsewhere, target_is_directory=True)
     (folder / "first.png").symlink_to(folder / "class-0" / "000.png")
+    (elsewhere / "back").symlink_to(folder, target_is_directory=True)
+    (elsewhere / "round").symlink_to(tmp_path, target_is_directory=True)
     (folder / "gone").symlink_to(tmp_path / "nowhere")
     assert read(folder).count == 7
 
