@@ -36,7 +36,7 @@ from pydantic import Field
 from lcsc_opt.base.paths import BuildContext
 from lcsc_opt.base.progress import notice
 from lcsc_opt.base.settings import FrozenModel, parse_settings, second_of
-from lcsc_opt.objective.merge_sample_score import MergeSampleScore
+from lcsc_opt.objective.contract import Objective
 from lcsc_opt.objective.settings import ImageObjectiveSettings
 from lcsc_opt.sampling import (
     ClassLabels,
@@ -73,7 +73,7 @@ class Settings(ImageObjectiveSettings):
     decoder: DecoderSettings | None = None
 
 
-def build(settings: dict[str, Any], context: BuildContext) -> MergeSampleScore:
+def build(settings: dict[str, Any], context: BuildContext) -> Objective:
     """Build the network from its configuration; every candidate's weights come from the checkpoints."""
     checked = parse_settings(Settings, settings, source="objective.settings")
     checked.check(context)

@@ -44,7 +44,7 @@ from lcsc_opt.base.settings import AlsoSettings, Count, FrozenModel, parse_setti
 from lcsc_opt.checkpoints.finding import find_checkpoints, is_packed
 from lcsc_opt.checkpoints.reading import read_checkpoint, read_init_arguments
 from lcsc_opt.checkpoints.weights import difference, weights_sha256
-from lcsc_opt.objective.merge_sample_score import MergeSampleScore
+from lcsc_opt.objective.contract import Objective
 from lcsc_opt.objective.settings import ImageObjectiveSettings
 from lcsc_opt.sampling import (
     ClassLabels,
@@ -102,7 +102,7 @@ class Settings(ImageObjectiveSettings):
     decoder: DecoderSettings | None = None
 
 
-def build(settings: dict[str, Any], context: BuildContext) -> MergeSampleScore:
+def build(settings: dict[str, Any], context: BuildContext) -> Objective:
     """Build the network from the user's class; every candidate's weights come from the checkpoints."""
     checked = parse_settings(Settings, settings, source="objective.settings")
     checked.check(context)

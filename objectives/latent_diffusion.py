@@ -24,7 +24,7 @@ from lcsc_opt.base.errors import ObjectiveError
 from lcsc_opt.base.paths import BuildContext
 from lcsc_opt.base.settings import Positive, parse_settings, second_of
 from lcsc_opt.checkpoints.lora import LoraAlphas, lora_flavour
-from lcsc_opt.objective.merge_sample_score import MergeSampleScore
+from lcsc_opt.objective.contract import Objective
 from lcsc_opt.objective.settings import ImageObjectiveSettings
 from lcsc_opt.sampling.diffusers_sampler import SchedulerSettings, build_scheduler
 from lcsc_opt.sampling.text_to_image import LatentDiffusionSampler, load_pipeline, read_prompts
@@ -43,8 +43,8 @@ class Settings(ImageObjectiveSettings):
         sampler: scheduler and steps; without a name the pipeline's own scheduler. ``also`` is another one, for reports.
         guidance_scale: above 1 every step needs two model calls (one for a latent consistency model).
         negative_prompt: guidance leads away from it; by default the pipeline's.
-        prompts: a text file, one prompt a line, at most as many as ``images``; image i has prompt i mod n. Each is
-            encoded once in a process, unless the LoRA changes a text encoder.
+        prompts: a text file, one prompt a line, or a list of prompts; at most as many as ``images``. Image i has prompt
+            i mod n. Each is encoded once in a process, unless the LoRA changes a text encoder.
         held_out_prompts: the same, for held-out images.
         height: of the images, in pixels; by default the height that the model was trained on.
         width: of the images, likewise.
@@ -57,8 +57,8 @@ class Settings(ImageObjectiveSettings):
     sampler: SchedulerSettings
     guidance_scale: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 1.0
     negative_prompt: str | None = None
-    prompts: str
-    held_out_prompts: str | None = None
+    prompts: str | list[str]
+    held_out_prompts: str | list[str] | None = None
     height: Pixels | None = None
     width: Pixels | None = None
 
@@ -69,11 +69,11 @@ class Settings(ImageObjectiveSettings):
         return self
 
 
-def build(settings: dict[str, Any], context: BuildContext) -> MergeSampleScore:
+def build(settings: dict[str, Any], context: BuildContext) -> Objective:
     """Load the pipeline, open the checkpoints, and put sampler and metrics together."""
     checked = parse_settings(Settings, settings, source="objective.settings")
     checked.check(context)
-    prompts = read_prompts(context.path(checked.prompts))
+    prompts = _prompts(checked.prompts, context)
     if len(prompts) > checked.images:
         raise ObjectiveError(
             f"prompts: there are more ({len(prompts):,}) than images ({checked.images:,}), so a search would never use "
@@ -81,7 +81,7 @@ def build(settings: dict[str, Any], context: BuildContext) -> MergeSampleScore:
         )
     held_out_prompts = None
     if checked.held_out_prompts is not None:
-        held_out_prompts = read_prompts(context.path(checked.held_out_prompts))
+        held_out_prompts = _prompts(checked.held_out_prompts, context)
     trajectory = checked.trajectory(context)
     alphas = _alphas(checked, trajectory)
     pipeline = _pipeline(checked, context)
@@ -105,6 +105,15 @@ def build(settings: dict[str, Any], context: BuildContext) -> MergeSampleScore:
     if second is not None:
         also = sampler.with_scheduler(_scheduler(trained_with, second), second)
     return checked.objective(sampler, trajectory, context, also=also)
+
+
+def _prompts(given: str | list[str], context: BuildContext) -> tuple[str, ...]:
+    """The prompts of a file, or those that the study file lists itself."""
+    if isinstance(given, str):
+        return read_prompts(context.path(given))
+    if not any(prompt.strip() for prompt in given):
+        raise ObjectiveError("prompts: the list holds no prompt; give one, or a text file with one a line")
+    return tuple(given)
 
 
 def _alphas(checked: Settings, trajectory: Trajectory) -> LoraAlphas | None:

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from lcsc_opt.base.paths import BuildContext
 from lcsc_opt.base.settings import parse_settings
-from lcsc_opt.objective.merge_sample_score import MergeSampleScore
+from lcsc_opt.objective.contract import Objective
 from lcsc_opt.objective.settings import ImageObjectiveSettings
 from lcsc_opt.sampling import FunctionSampler
 
@@ -32,7 +32,7 @@ class Settings(ImageObjectiveSettings):
     width: int = 8
 
 
-def build(settings: dict[str, Any], context: BuildContext) -> MergeSampleScore:
+def build(settings: dict[str, Any], context: BuildContext) -> Objective:
     """``lcsc`` calls this function: settings in, objective out.
 
     ``context.path`` finds a file that the settings name, next to the study file or in the working directory.

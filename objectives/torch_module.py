@@ -38,7 +38,7 @@ from lcsc_opt.base.errors import ObjectiveError
 from lcsc_opt.base.imports import has_parameter, import_dotted
 from lcsc_opt.base.paths import BuildContext
 from lcsc_opt.base.settings import AlsoSettings, Count, parse_settings, second_of
-from lcsc_opt.objective.merge_sample_score import MergeSampleScore
+from lcsc_opt.objective.contract import Objective
 from lcsc_opt.objective.settings import ImageObjectiveSettings
 from lcsc_opt.sampling import ClassLabels, FunctionSampler, Labels
 from lcsc_opt.sampling.network import unshared
@@ -97,7 +97,7 @@ def _takes_labels(function: Callable[..., Any]) -> bool:
     return any(parameter.name == "labels" or parameter.kind is parameter.VAR_KEYWORD for parameter in parameters)
 
 
-def build(settings: dict[str, Any], context: BuildContext) -> MergeSampleScore:
+def build(settings: dict[str, Any], context: BuildContext) -> Objective:
     """Import the functions and build the network; every candidate's weights come from the checkpoints."""
     checked = parse_settings(Settings, settings, source="objective.settings")
     checked.check(context)

@@ -84,7 +84,8 @@ class BuildContext:
         files: the folder beside the database for what is made once for its studies, and can be made again: packed
             checkpoints, statistics and features of references, data sets.
         places: text of a setting → the whole path that a stored study found there.
-        found: the same, of each path that was asked for.
+        samples_alone: whether models are only to be looked at, so that real images and metrics are not needed.
+        found: as ``places``, of each path that was asked for.
     """
 
     directory: Path | None = None
@@ -92,6 +93,7 @@ class BuildContext:
     functions: Mapping[str, Callable[..., Any]] = dataclasses.field(default_factory=dict)
     files: Path = DEFAULT_FILES
     places: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    samples_alone: bool = False
     found: dict[str, str] = dataclasses.field(default_factory=dict, compare=False)
 
     def path(self, path: str) -> Path:

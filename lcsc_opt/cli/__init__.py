@@ -23,7 +23,7 @@ from lcsc_opt.base.errors import LcscError
 from lcsc_opt.base.machine import let_waiting_threads_sleep
 from lcsc_opt.base.progress import INTERRUPTED, each_notice_once, log, messages_on_stderr, notice
 from lcsc_opt.base.streams import results_apart, results_on_a_descriptor_of_their_own
-from lcsc_opt.cli import deleting, exports, results, studies, training, trajectory
+from lcsc_opt.cli import deleting, exports, images, results, studies, training, trajectory
 
 COMMANDS: tuple[Callable[..., None], ...] = (  # in the order of use; and trajectory
     training.train,
@@ -31,6 +31,7 @@ COMMANDS: tuple[Callable[..., None], ...] = (  # in the order of use; and trajec
     studies.run,
     studies.list_,
     studies.show,
+    images.images,
     results.compare,
     results.report,
     results.dashboard,

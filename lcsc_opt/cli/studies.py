@@ -12,6 +12,7 @@ import typer
 from lcsc_opt.base.catalog import find
 from lcsc_opt.base.errors import StudySpecError
 from lcsc_opt.base.overrides import with_overrides
+from lcsc_opt.base.paths import from_here
 from lcsc_opt.base.progress import notice
 from lcsc_opt.base.settings import parse_yaml
 from lcsc_opt.base.study_file import StudyFile, lines_to_fill_in, parse_study_file, read_study_file
@@ -22,6 +23,7 @@ from lcsc_opt.cli.options import (
     Steps,
     Storage,
     assignments,
+    chosen_storage,
     find_study,
     in_order_of,
     open_database,
@@ -86,7 +88,34 @@ def init(
     missing = lines_to_fill_in(text, parse_yaml(text))
     if missing:
         say("\n".join(["to be filled in:", *missing]))
+    if kind in _WITHOUT_USERS_CODE:
+        _show_first_look(text, out)
     say(f"next: lcsc run {out} --dry-run")
+
+
+_WITHOUT_USERS_CODE = ("lora", "diffusers")  # kinds of which init may make images
+
+
+def _show_first_look(text: str, out: Path) -> None:
+    """Make images of the first, the middle and the last checkpoint, where the study file says all that this needs."""
+    from lcsc_opt.base.errors import LcscError
+    from lcsc_opt.base.paths import BuildContext
+    from lcsc_opt.database.urls import files_directory
+    from lcsc_opt.experiment.looking import sampling_spec, write_first_look
+    from lcsc_opt.exports.grid import first_look
+    from lcsc_opt.objective.loading import load_objective
+
+    name, spec, missing = sampling_spec(text)
+    if missing:
+        return
+    files = files_directory(chosen_storage(None, name))
+    try:
+        context = BuildContext(out.absolute().parent, files=files, samples_alone=True)
+        path = write_first_look(first_look(load_objective(spec, context)), name, files)
+    except LcscError as error:  # the study file is written, and its dry run says the same
+        notice(f"no images: {error}")
+        return
+    say(f"the first, the middle and the last checkpoint: {from_here(path)}; look whether your sampler is right")
 
 
 def run(
@@ -190,6 +219,9 @@ def _print_rehearsed(experiment: Experiment) -> None:
 
     with experiment:
         attributes = experiment.rehearse()
+        picture = experiment.first_look()
+    if picture is not None:
+        say(f"the first, the middle and the last checkpoint: {from_here(picture)}; look whether your sampler is right")
     database = experiment.database
     evaluations: dict[str, int] = {}
     if database.storage is not None:

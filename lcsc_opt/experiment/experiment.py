@@ -15,6 +15,7 @@ import dataclasses
 import functools
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 from optuna.storages import RDBStorage
@@ -36,6 +37,7 @@ from lcsc_opt.evaluation.base import Outcome, persistently
 from lcsc_opt.evaluation.pool import WorkerPool
 from lcsc_opt.evaluation.workers import check_workers, open_workers
 from lcsc_opt.experiment.finalists import Searched
+from lcsc_opt.experiment.looking import write_first_look
 from lcsc_opt.experiment.measuring import Measurer, score_as_trained
 from lcsc_opt.experiment.origin import origin_of, start_of
 from lcsc_opt.experiment.outcome import outcome_of
@@ -52,6 +54,7 @@ from lcsc_opt.experiment.problem import (
 from lcsc_opt.experiment.rehearsal import Rehearsal, about, rehearse, warning_of_kept_state
 from lcsc_opt.experiment.report import is_reported, make_report
 from lcsc_opt.experiment.timing import evaluations_in, report_seconds, searches_seconds
+from lcsc_opt.exports.grid import first_look
 from lcsc_opt.exports.images import attach_images
 from lcsc_opt.objective.checkpoints_alone import checkpoint_changes
 from lcsc_opt.objective.contract import Objective
@@ -352,6 +355,18 @@ class Experiment:
                 attributes[spec.name] = {**search.attributes, "budget": budget}
         self._say_how_long()
         return attributes
+
+    def first_look(self) -> Path | None:
+        """Write a picture of the first, the middle and the last checkpoint of a new experiment, and return its path.
+
+        ``None`` where nothing was rehearsed, or nothing samples images.
+
+        Raises:
+            ObjectiveError: sampling fails.
+        """
+        if self.rehearsal is None or self.objective.sampler is None:
+            return None
+        return write_first_look(first_look(self.objective), self.name, self._objectives.context.files)
 
     def _say_how_long(self) -> None:
         """Say once how long the searches and the report take, if a rehearsal in this run could time an evaluation."""

@@ -43,6 +43,7 @@ from lcsc_opt.base.records import (
     Coefficients,
     Cost,
     Evaluation,
+    Noise,
     ReportedMetrics,
     SamplerTitle,
     Yardstick,
@@ -193,6 +194,14 @@ class Objective(abc.ABC):
     def reported_metrics(self) -> ReportedMetrics:
         """The metrics of held-out reports beside the loss; what they need may be computed in the first call."""
         return ReportedMetrics()
+
+    def images(self, coefficients: Coefficients, noise: Noise, count: int) -> Tensor:  # noqa: ARG002 - for subclasses
+        """The first ``count`` images of a group of noise, to be looked at: ``[count, C, H, W]`` in [-1, 1].
+
+        Raises:
+            ObjectiveError: it samples none.
+        """
+        raise ObjectiveError("this objective scores models without images, so there is nothing to look at")
 
     def statistics(self, coefficients: Coefficients) -> Mapping[str, Tensor]:  # noqa: ARG002 - for subclasses
         """Name → tensor of the merged model that is computed, not merged; exports contain them."""

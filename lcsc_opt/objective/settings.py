@@ -15,8 +15,10 @@ from lcsc_opt.checkpoints.finding import Selection, as_patterns
 from lcsc_opt.coefficients.profiles import last_alone
 from lcsc_opt.metrics import MetricSuite
 from lcsc_opt.metrics.from_settings import ReferenceScoreSettings, ScoreSources
-from lcsc_opt.objective.batch_sizes import AUTO, Size, images_at_once
+from lcsc_opt.objective.batch_sizes import AUTO, BatchSizes, Size, images_at_once
+from lcsc_opt.objective.contract import Objective
 from lcsc_opt.objective.merge_sample_score import DEFAULT_IMAGES, MergeSampleScore
+from lcsc_opt.objective.samples_alone import SamplesAlone
 from lcsc_opt.sampling import ClassLabels, DifferentiableSampler, ImageNoise, Sampler
 from lcsc_opt.sampling.batch_norm import BatchNormStatistics
 from lcsc_opt.sampling.network import NetworkSettings
@@ -118,7 +120,8 @@ class ImageObjectiveSettings(CheckpointSettings, ReferenceScoreSettings):
             MetricError, ObjectiveError: a reference, weights of an extractor or a device are missing.
         """
         self.torch_device()
-        ScoreSources(self, context).check()
+        if not context.samples_alone:
+            ScoreSources(self, context).check()
 
     def noise(self, shape: Sequence[int], labels: ClassLabels | None = None) -> ImageNoise:
         """All sampling noise, of which that of one image has this shape, and the classes of the images."""
@@ -143,8 +146,10 @@ class ImageObjectiveSettings(CheckpointSettings, ReferenceScoreSettings):
         context: BuildContext,
         *,
         also: Sampler | None = None,
-    ) -> MergeSampleScore:
+    ) -> Objective:
         """Build the objective. Load the last checkpoint into the model, so that a misfit fails now.
+
+        Where samples alone are asked for, it has no metrics.
 
         Args:
             sampler: of searches.
@@ -160,6 +165,12 @@ class ImageObjectiveSettings(CheckpointSettings, ReferenceScoreSettings):
         image_size = getattr(sampler, "image_size", None)  # of a pipeline
         batch_size = images_at_once(self.batch_size, self.torch_device(), image_size=image_size)
         sampler.load(trajectory.merge(last_alone(len(trajectory.steps))))
+        batch_norm = self._estimated_statistics(sampler, trajectory)
+        if context.samples_alone:
+            sizes = BatchSizes(batch_size, with_graph=None, images=self.images, device=self.torch_device())
+            return SamplesAlone(
+                trajectory, sampler, batch_sizes=sizes, batch_norm=batch_norm, device=self.torch_device()
+            )
         return MergeSampleScore(
             trajectory,
             sampler,
@@ -168,7 +179,7 @@ class ImageObjectiveSettings(CheckpointSettings, ReferenceScoreSettings):
             batch_size=batch_size,
             gradient_batch_size=self.gradient_batch_size,
             device=self.torch_device(),
-            batch_norm=self._estimated_statistics(sampler, trajectory),
+            batch_norm=batch_norm,
             also=also,
             real_images=lambda count: ScoreSources(self, context).real_images(count),
         )

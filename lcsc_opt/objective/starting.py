@@ -9,7 +9,7 @@ import contextlib
 import json
 import re
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,7 +19,8 @@ from lcsc_opt.base.errors import ObjectiveError, StudySpecError, TrajectoryError
 from lcsc_opt.base.settings import dump_yaml, parse_yaml
 from lcsc_opt.base.study_file import FILL_IN
 from lcsc_opt.base.study_spec import ModelKind, experiment_name
-from lcsc_opt.checkpoints.lora import ADAPTER_CONFIG
+from lcsc_opt.checkpoints.finding import is_packed
+from lcsc_opt.checkpoints.lora import ADAPTER_CONFIG, lora_flavour
 from lcsc_opt.checkpoints.reading import read_checkpoint, read_init_arguments, searched_key
 from lcsc_opt.sampling.diffusers_folder import DiffusersFolder
 from lcsc_opt.sampling.noise import guidance_advice
@@ -97,6 +98,30 @@ def draft(
         facts["steps"] = _as_yaml([*steps])
     text = (_TEMPLATES / f"{template}.yaml").read_text(encoding="utf-8")
     return _filled(text, facts), _in_words(run.steps)
+
+
+def kind_of(checkpoints: Sequence[Path], *, key: str | None, steps: Sequence[int] | None) -> ModelKind:
+    """What checkpoints are of, by the last one: LoRAs, or a network whose configuration lies with it.
+
+    Raises:
+        StudySpecError: neither.
+        TrajectoryError: there are no checkpoints, or those of several models.
+    """
+    run = _find_run(checkpoints, key, steps)
+    if is_packed(run.last):
+        names: Iterable[str] = Trajectory.open(run.last).names
+    else:
+        names = read_checkpoint(run.last, key=key or searched_key(run.last)).tensors
+    if lora_flavour(names) is not None:
+        return "lora"
+    for place in run.folders:
+        with contextlib.suppress(ObjectiveError):
+            if "_class_name" in DiffusersFolder.read(place).model:
+                return "diffusers"
+    raise StudySpecError(
+        f"{checkpoints[0]}: neither LoRAs nor a model folder of diffusers; say what they are, as --kind module, "
+        "with the settings that lcsc init would write"
+    )
 
 
 def _find_run(checkpoints: Sequence[Path], key: str | None, steps: Sequence[int] | None) -> _Run:

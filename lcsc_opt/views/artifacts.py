@@ -24,6 +24,7 @@ REAL_SAMPLES = "samples_3_real.png"
 # Of many samples, the pairs that differ most.
 BEFORE_FARTHEST = "images_1_before.png"
 ANSWER_FARTHEST = "images_2_answer.png"
+GRID = "grid.png"  # of :mod:`lcsc_opt.base.labelled_grid`
 _LARGEST_IMAGE = 32 * 2**20  # bytes
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 

@@ -1,0 +1,149 @@
+"""A labelled picture of models side by side: each from the same noise, with the same prompts or classes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from lcsc_opt.base.errors import ObjectiveError
+from lcsc_opt.base.labelled_grid import GridRow, labelled_grid
+from lcsc_opt.base.progress import progress
+from lcsc_opt.base.records import HELD_OUT, Coefficients
+from lcsc_opt.coefficients.layer_groups import Rule
+from lcsc_opt.coefficients.profiles import average_name
+from lcsc_opt.database.measurement import Model
+from lcsc_opt.database.report import Report
+from lcsc_opt.database.states import Attributes
+from lcsc_opt.exports.coefficients import average_coefficients
+from lcsc_opt.objective.contract import Objective
+from lcsc_opt.sampling.base import fewest_report_images, prompts_of
+from lcsc_opt.sampling.noise import ImageNoise
+
+COLUMNS = 8  # by default, at most
+FEWEST_COLUMNS = 4  # by default
+MOST_CHECKPOINTS = 16  # by default; of more, evenly spaced ones
+OF_EXPERIMENT = ("checkpoints", "finalists", "answer")
+"""Names of models that only an experiment's record gives, but for the first."""
+
+
+class Shown(NamedTuple):
+    """A model of a grid.
+
+    Attributes:
+        title: what it is.
+        coefficients: ``[K]`` or ``[S, K]``; of the trainer's own average ``[K + 1]``.
+        rows: the rule of its rows of coefficients; ``None`` for one row.
+    """
+
+    title: str
+    coefficients: Coefficients
+    rows: Rule | None = None
+
+
+def checkpoints_shown(steps: Sequence[int], most: int = MOST_CHECKPOINTS) -> list[Shown]:
+    """Each checkpoint alone; of more than ``most`` evenly spaced ones, among them the first and the last."""
+    indices = np.unique(np.linspace(0, len(steps) - 1, min(most, len(steps))).round().astype(int))
+    return [Shown(f"step {steps[index]}", np.eye(len(steps))[index]) for index in indices]
+
+
+def named_shown(names: Iterable[str], steps: Sequence[int]) -> list[Shown]:
+    """Models by name: ``checkpoints`` for all of them, or an average as ``lcsc apply`` names it.
+
+    Raises:
+        StudySpecError: a name is none of these.
+    """
+    shown: list[Shown] = []
+    for name in names:
+        if name == OF_EXPERIMENT[0]:
+            shown += checkpoints_shown(steps)
+        else:
+            coefficients = average_coefficients(name, steps)
+            shown.append(Shown(average_name(coefficients, steps) or name, coefficients))
+    return shown
+
+
+def finalists_shown(report: Report, studies: Mapping[str, Attributes]) -> list[Shown]:
+    """The models of a report: what the user had, the best of each search, and the answer, which is said."""
+    shown = []
+    for measured in report.models:
+        model = measured.model
+        title = model.title
+        if model.name == report.answer:
+            title = f"answer: {title}"
+        shown.append(Shown(title, model.coefficients, rows_of(model, studies)))
+    return shown
+
+
+def rows_of(model: Model, studies: Mapping[str, Attributes]) -> Rule | None:
+    """The rule of the rows of the search that found a model; ``None`` where no search did, or it has one row."""
+    if model.study is None:
+        return None
+    rule: Rule | None = studies[model.study]["specification"]["space"]["rows"]
+    return rule
+
+
+def each_once(models: Iterable[Shown]) -> list[Shown]:
+    """Each model once, with all that it is called: ``step 300 = last checkpoint``."""
+    of_weights: dict[bytes, Shown] = {}
+    for model in models:
+        key = model.coefficients.tobytes()
+        known = of_weights.get(key)
+        if known is None:
+            of_weights[key] = model
+        elif model.title not in known.title.split(" = "):
+            of_weights[key] = known._replace(title=f"{known.title} = {model.title}")
+    return list(of_weights.values())
+
+
+def column_titles(objective: Objective, count: int) -> list[str]:
+    """What tells the images apart: their prompts, their classes, or the number of their noise."""
+    sampler = objective.sampler
+    if sampler is None:
+        raise ObjectiveError("this objective scores models without images, so there is nothing to look at")
+    prompts = prompts_of(sampler, HELD_OUT, 0, count)
+    if prompts is not None:
+        return prompts
+    noise = getattr(sampler, "noise", None)
+    classes = noise.classes(HELD_OUT, 0, count) if isinstance(noise, ImageNoise) else None
+    if classes is not None:
+        return [f"class {number}" for number in classes.tolist()]
+    return [f"noise {number + 1}" for number in range(count)]
+
+
+def default_columns(objective: Objective) -> int:
+    """As many images of each model as show every prompt, each as often as another, between 4 and 8."""
+    prompts = fewest_report_images(objective.sampler) if objective.sampler is not None else 0
+    if not prompts:
+        return COLUMNS
+    return min(prompts * math.ceil(FEWEST_COLUMNS / prompts), COLUMNS)
+
+
+def grid_of(objective: Objective, models: Sequence[Shown], count: int | None = None) -> bytes:
+    """A PNG with a row for each model and a column for each image.
+
+    Args:
+        objective: merges and samples them; afterwards it has the rows of the last one that has some.
+        models: at least one.
+        count: images of each; ``None`` is :func:`default_columns`.
+
+    Raises:
+        ObjectiveError: it samples no images, or sampling fails.
+    """
+    titles = column_titles(objective, count or default_columns(objective))
+    rows = []
+    with progress("images", len(models) * len(titles), after=1.0) as advance:
+        for model in models:
+            if model.rows is not None:  # one row can be merged in any
+                objective.merge_in_rows(model.rows)
+            images = objective.images(model.coefficients, HELD_OUT, len(titles))
+            rows.append(GridRow(model.title, images.numpy()))
+            advance(len(titles))
+    return labelled_grid(rows, titles)
+
+
+def first_look(objective: Objective) -> bytes:
+    """The first, the middle and the last checkpoint, so that people see whether their sampler is right."""
+    return grid_of(objective, checkpoints_shown(objective.steps, most=3))
