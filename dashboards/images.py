@@ -1,4 +1,4 @@
-"""Samples of the answer and of the best that was there before, from the same noise; then pairs that differ most."""
+"""Samples of the models of a report from the same noise; the grid of ``lcsc images``; then pairs that differ most."""
 
 from __future__ import annotations
 
@@ -11,11 +11,13 @@ from dash import Input, Output, dcc, html, no_update
 from flask import Response, request
 from optuna.storages import RDBStorage
 
+from lcsc_opt.base.labelled_grid import band
 from lcsc_opt.database.reader import HistoryReader
 from lcsc_opt.database.report import Report
 from lcsc_opt.views.answer import answer_line
-from lcsc_opt.views.artifacts import StoredImage, artifact_directory
+from lcsc_opt.views.artifacts import StoredGrid, StoredImage, artifact_directory, pictured
 from lcsc_opt.views.dashboard import parts
+from lcsc_opt.views.pictures import picture_line, why_no_images
 
 NOTHING = "No experiment in this database yet. Start one: lcsc run STUDY_FILE"
 ZOOM = (100, 600)  # percent of the pane's width
@@ -39,14 +41,20 @@ def build(storage: RDBStorage) -> dash.Dash:
         studies = reader.read(name)
         report = studies[0].report
         images = StoredImage.of_experiment(storage, name, report, folder)
-        signature = repr((name, report, [image.version for image in images]))
+        grid = StoredGrid.of_experiment(storage, name, folder)
+        signature = repr((name, report, [image.version for image in images], grid and grid.version))
         interval = parts.refresh_interval(studies)
         if signature == seen:
             return "", *[no_update] * 2, interval, no_update
         headline = f"{name} has no report yet" if report is None else answer_line(report)
-        if not images:
-            return "", headline, html.P(_why_no_images(report, folder)), interval, signature
-        return "", headline, _panes(name, images), interval, signature
+        shown: list[Any] = []
+        if images and report is not None:
+            shown += _panes(name, report, [image for image in images if not image.selected])
+        else:
+            shown.append(html.P(why_no_images(report, folder)))
+        shown += _grid(name, grid)
+        shown += _farthest(name, [image for image in images if image.selected])
+        return "", headline, shown, interval, signature
 
     return page.app
 
@@ -73,6 +81,10 @@ def _file(reader: HistoryReader, folder: Path) -> Response:
     if name not in reader.experiments():
         return parts.image_response(None)
     asked_id = request.args.get("artifact", "")
+    grid = StoredGrid.of_experiment(reader.storage, name, folder)
+    if grid is not None and grid.artifact_id == asked_id:
+        row = request.args.get("row", "")
+        return parts.image_response(band(grid.content, int(row)) if row.isdecimal() else grid.content)
     report = reader.read(name)[0].report
     for image in StoredImage.of_experiment(reader.storage, name, report, folder):
         if image.artifact_id == asked_id:
@@ -96,28 +108,55 @@ def _content() -> list[Any]:
     ]
 
 
-def _panes(name: str, images: Sequence[StoredImage]) -> Any:
-    """The images, samples as they come first."""
-    shown: list[Any] = []
-    unselected = [image for image in images if not image.selected]
-    if unselected:
-        shown += parts.panes(
-            _served(name, unselected),
+def _panes(name: str, report: Report, images: Sequence[StoredImage]) -> list[Any]:
+    """Samples as they come, with a number of each model, and two of them one over the other."""
+    models = pictured(report)
+    lines = []
+    for image in images:
+        measured = models.get(image.shows)  # real images have none
+        if measured is not None:
+            lines.append(f"{image.caption}: {picture_line(report, image.shows, measured)}")
+    served = _served(name, images)
+    shown = [
+        *parts.panes(
+            served,
             "The first samples of each, not selected; those at the same place come from the same noise. "
             "Open one to see it in full.",
-        )
-        compared = [image for image in unselected if image.shows in ("before", "answer")]
-        if len(compared) == 2:
-            shown += parts.before_and_after(*_served(name, compared))
-    selected = [image for image in images if image.selected]
-    if selected:
-        shown.append(html.H2("Pairs that differ most"))
-        shown += parts.panes(
-            _served(name, selected),
-            "Of 1,000 samples of both from the same noise, those whose features differ most: they show how two models "
-            "differ, not how good one of them is.",
-        )
+        ),
+        html.Ul([html.Li(line) for line in lines]),
+    ]
+    of_models = _served(name, [image for image in images if image.shows != "real"])
+    if len(of_models) > 1:
+        shown += parts.one_over_another("samples", of_models)
     return shown
+
+
+def _grid(name: str, grid: StoredGrid | None) -> list[Any]:
+    """The grid of ``lcsc images``, and two of its rows one over the other; without one, how to make it."""
+    heading = html.H2("Side by side")
+    if grid is None:
+        command = html.Code(f"lcsc images {name}")
+        return [heading, html.P(["For checkpoints, averages and what was found, a row each, run ", command])]
+    query = {"experiment": name, "artifact": grid.artifact_id, "version": grid.version}
+    rows: list[parts.ServedImage] = [
+        ("images/file", {**query, "row": number}, title) for number, title in enumerate(grid.titles)
+    ]
+    whole: parts.ServedImage = ("images/file", query, "All rows; open it to see it in full")
+    shown = [heading, *parts.panes([whole], "Images of one column come from the same noise.")]
+    if len(rows) > 1:
+        shown += parts.one_over_another("grid", rows)
+    return shown
+
+
+def _farthest(name: str, images: Sequence[StoredImage]) -> list[Any]:
+    """The pairs that differ most; nothing without them."""
+    if not images:
+        return []
+    note = (
+        "Of 250 samples of both from the same noise, those whose features differ most: they show how two models "
+        "differ, not how good one of them is."
+    )
+    return [html.H2("Pairs that differ most"), *parts.panes(_served(name, images), note)]
 
 
 def _served(name: str, images: Sequence[StoredImage]) -> list[parts.ServedImage]:
@@ -127,12 +166,3 @@ def _served(name: str, images: Sequence[StoredImage]) -> list[parts.ServedImage]
         query = {"experiment": name, "artifact": image.artifact_id, "version": image.version}
         served.append(("images/file", query, image.caption))
     return served
-
-
-def _why_no_images(report: Report | None, folder: Path) -> str:
-    """Why there are none in the folder, and which command makes them."""
-    if report is None:
-        return "No report yet. Images are stored with it, when all searches have ended, or by lcsc evaluate EXPERIMENT."
-    if not report.is_found:
-        return "Nothing certainly better was found, so there is nothing to compare."
-    return f"No images are in {folder}: the objective samples none, or the folder was left where the searches ran."

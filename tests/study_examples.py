@@ -18,11 +18,8 @@ from lcsc_opt.database.names import split_name
 from lcsc_opt.database.report import REPORT, Report
 from lcsc_opt.database.store import StoredStudy
 from lcsc_opt.views.artifacts import (
-    ANSWER_FARTHEST,
-    ANSWER_SAMPLES,
-    BEFORE_FARTHEST,
-    BEFORE_SAMPLES,
-    REAL_SAMPLES,
+    FARTHEST,
+    SAMPLES,
     artifact_directory,
 )
 from tests.history_examples import report_of
@@ -146,5 +143,5 @@ def attach(storage: RDBStorage, name: str, content: bytes = PNG, experiment: str
 
 def write_images(storage: RDBStorage, experiment: str = "digits", content: bytes = PNG) -> None:
     """All images of a report: samples as they come, real ones, and the pairs that differ most."""
-    for name in (BEFORE_SAMPLES, ANSWER_SAMPLES, REAL_SAMPLES, BEFORE_FARTHEST, ANSWER_FARTHEST):
+    for name in (SAMPLES["before"], SAMPLES["answer"], SAMPLES["real"], FARTHEST["before"], FARTHEST["answer"]):
         attach(storage, name, content, experiment)

@@ -125,6 +125,7 @@ class ReportedMetrics:
 
     Attributes:
         signs: metric → 1 if lower is better, −1 if higher is better. Reports say which of them got worse.
+        terms: the metrics that a loss of several is made of; empty of a single one.
         cross_check: the one that shows whether a gain in the loss is real, such as FID in features that the loss does
             not see; lower is better.
         cross_check_text: that metric, and what sees the images there, in words.
@@ -134,6 +135,7 @@ class ReportedMetrics:
     """
 
     signs: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    terms: tuple[str, ...] = ()
     cross_check: str | None = None
     cross_check_text: str | None = None
     judges: tuple[str, ...] = ()

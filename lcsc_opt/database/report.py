@@ -15,10 +15,10 @@ from typing import Any
 import pydantic
 
 from lcsc_opt.base.records import ReportedMetrics
-from lcsc_opt.base.study_spec import HeldOutSpec
+from lcsc_opt.base.study_spec import EMA_GRID, HeldOutSpec
 from lcsc_opt.database.measurement import Measurement
 from lcsc_opt.database.metric_rows import MetricRow, directions, metric_rows
-from lcsc_opt.database.names import EMA
+from lcsc_opt.database.names import EMA, split_name
 
 REPORT = "report"  # the attribute of an experiment
 
@@ -116,6 +116,13 @@ class Report:
     def of_study(self, study: str) -> Measurement | None:
         """The best model of a search; ``None`` if the search had no result when the report was made."""
         return self.measured(self.found.get(study))
+
+    @property
+    def best_found(self) -> Measurement | None:
+        """What has the lowest loss of all that searches found; ``None`` if only averages were tried."""
+        of_searches = [name for study, name in self.found.items() if split_name(study)[1] != EMA_GRID]
+        measured = [model for model in self.models if model.model.name in of_searches]
+        return min(measured, key=lambda model: model.loss, default=None)
 
     @property
     def ema(self) -> Measurement | None:

@@ -570,7 +570,7 @@ class Experiment:
                 report = dataclasses.replace(report, warnings=(*report.warnings, *self.rehearsal.warnings))
             if keep:
                 self._use_rows(rows)
-                attach_images(stored, self.objective, report)
+                attach_images(stored, self.objective, report, self.studies)
             searches = self._searches(stored.storage)
             if {search.study: search.evaluations for search in searches} == dict(report.evaluations):
                 break  # else another process has ended a search meanwhile

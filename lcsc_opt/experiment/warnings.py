@@ -12,6 +12,7 @@ from lcsc_opt.database.report import Report, in_words
 from lcsc_opt.experiment.choice import Choice
 from lcsc_opt.experiment.finalists import Searched
 from lcsc_opt.views.answer import named
+from lcsc_opt.views.pictures import why_not_the_answer
 
 _COMPARE_IMAGES = "Compare images of both models before you use it"
 _SINGLE_OUTCOMES = (
@@ -36,7 +37,7 @@ def warnings_of(report: Report, choice: Choice, searches: Sequence[Searched], ya
         more = "With more data the error would be smaller, and the search better"
         if not choice.knows_errors:
             more = _MORE_IMAGES if report.parts[0].sampler is not None else _SINGLE_OUTCOMES
-        lines += _why_nothing_found(choice, searches, more)
+        lines += _why_nothing_found(report, choice, searches, more)
     elif choice.equals:
         lines.append(_about_equals(choice))
     return lines
@@ -106,7 +107,7 @@ def _in_another_sampler(report: Report, best: Model) -> Iterator[str]:
         )
 
 
-def _why_nothing_found(choice: Choice, searches: Sequence[Searched], more: str) -> Iterator[str]:
+def _why_nothing_found(report: Report, choice: Choice, searches: Sequence[Searched], more: str) -> Iterator[str]:
     """What may help where no search found anything better: it overfitted, or it was too short.
 
     ``more`` is a sentence on what would tell better.
@@ -116,10 +117,15 @@ def _why_nothing_found(choice: Choice, searches: Sequence[Searched], more: str) 
     if not grids or not searched:
         return
     if choice.gain is not None and choice.gain.is_certain:  # and still no answer
+        found = report.best_found
+        name, worse = "what was found", ""
+        if found is not None:
+            name = found.model.title
+            worse = f" {why_not_the_answer(report, found)}."
         yield (
-            "what the searches found has a lower loss on other noise, too, but is certainly worse in the cross-check, "
-            f"or in the network of the loss, so it is no answer. {_COMPARE_IMAGES}: "
-            "lcsc export EXPERIMENT/OPTIMIZER/SEED writes it"
+            f"{name} has a lower loss on other noise, too, but is certainly worse in what judges the answer, so it is "
+            f"not the answer.{worse} {_COMPARE_IMAGES}: lcsc report EXPERIMENT shows them, lcsc export "
+            "EXPERIMENT/OPTIMIZER/SEED writes it"
         )
     elif min(searched) < min(grids):
         line = "nothing certainly better was found: on their own noise the searches were better than EMA*"

@@ -1,56 +1,65 @@
-"""Stores images of an experiment's answer, of the best that the user had, and of the reference."""
+"""Stores images of the models of a report: what the user had, the answer, the best that was found; and real ones."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
+from torch import Tensor
 
 from lcsc_opt.base.contact_sheet import contact_sheet
 from lcsc_opt.base.records import HELD_OUT
 from lcsc_opt.database.experiment import StoredExperiment
+from lcsc_opt.database.measurement import Measurement
 from lcsc_opt.database.report import Report
+from lcsc_opt.database.states import Attributes
+from lcsc_opt.exports.grid import rows_of
 from lcsc_opt.objective.contract import Objective
-from lcsc_opt.views.artifacts import (
-    ANSWER_FARTHEST,
-    ANSWER_SAMPLES,
-    BEFORE_FARTHEST,
-    BEFORE_SAMPLES,
-    REAL_SAMPLES,
-    artifact_directory,
-)
+from lcsc_opt.views.artifacts import FARTHEST, SAMPLES, Shows, artifact_directory, pair_of, pictured
 
-PAIRS = 250  # images drawn from either model
+PAIRS = 250  # images drawn from either model of a pair
 SHOWN = 40  # of them, the first, and those that differ most
 
 
-def attach_images(experiment: StoredExperiment, objective: Objective, report: Report) -> None:
-    """Store images of the answer and of the best that the user had, from the same noise, with the experiment.
+def attach_images(
+    experiment: StoredExperiment, objective: Objective, report: Report, studies: Mapping[str, Attributes]
+) -> None:
+    """Store images of the models of a report, all from the same noise, with the experiment.
 
     First the images as they come, with real ones where there are some; then the pairs that differ most, by the distance
-    of their features (App. E). There are none where the objective samples no images, or the user had the answer
-    already.
+    of their features (App. E). There are none where the objective samples no images.
+
+    Args:
+        experiment: where they are stored.
+        objective: samples them; afterwards it has the rows of the last model that has some.
+        report: of the experiment.
+        studies: name → attributes of its searches.
     """
-    before = report.best_had(report.headline_metric)
-    if before is None or not report.is_found or objective.sampler is None:
+    if objective.sampler is None:
         return
     from lcsc_opt.objective.merge_sample_score import MergeSampleScore  # with all metrics, which a score does not need
 
     if not isinstance(objective, MergeSampleScore):
         return
-    images_before = objective.images(before.model.coefficients, HELD_OUT, PAIRS)
-    images_of_answer = objective.images(report.of_answer.model.coefficients, HELD_OUT, PAIRS)
-    difference = objective.features(images_before) - objective.features(images_of_answer)
-    distance = np.linalg.norm(difference, axis=1)
-    farthest = np.argsort(-distance, kind="stable")[:SHOWN]
-    folder = artifact_directory(experiment.storage.url)
-    folder.mkdir(parents=True, exist_ok=True)
-    images_of_name = {
-        BEFORE_SAMPLES: images_before[:SHOWN],
-        ANSWER_SAMPLES: images_of_answer[:SHOWN],
-        BEFORE_FARTHEST: images_before[farthest],
-        ANSWER_FARTHEST: images_of_answer[farthest],
-    }
+    pair = pair_of(report)
+
+    def sampled(role: Shows, measured: Measurement) -> Tensor:
+        rows = rows_of(measured.model, studies)
+        if rows is not None:  # one row can be merged in any
+            objective.merge_in_rows(rows)
+        return objective.images(measured.model.coefficients, HELD_OUT, PAIRS if role in pair else SHOWN)
+
+    images_of = {role: sampled(role, measured) for role, measured in pictured(report).items()}
+    images_of_name = {SAMPLES[role]: images[:SHOWN] for role, images in images_of.items()}
+    if pair:
+        left, right = pair
+        difference = objective.features(images_of[left]) - objective.features(images_of[right])
+        farthest = np.argsort(-np.linalg.norm(difference, axis=1), kind="stable")[:SHOWN]
+        images_of_name |= {FARTHEST[role]: images_of[role][farthest] for role in pair}
     real_images = objective.real_images(SHOWN)
     if real_images is not None:
-        images_of_name[REAL_SAMPLES] = real_images
+        images_of_name[SAMPLES["real"]] = real_images
+    folder = artifact_directory(experiment.storage.url)
+    folder.mkdir(parents=True, exist_ok=True)
     for name, images in images_of_name.items():
         experiment.record.attach(folder, name, contact_sheet(images.numpy()))

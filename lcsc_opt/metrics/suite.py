@@ -261,6 +261,13 @@ class MetricSuite:
         return tuple(dict.fromkeys(metrics))
 
     @property
+    def terms(self) -> tuple[str, ...]:
+        """The metrics of a loss of several; empty of a single one."""
+        if len(self.loss.weights) == 1:
+            return ()
+        return tuple(map(str, self.loss.weights))
+
+    @property
     def signs(self) -> dict[str, int]:
         """Metric of reports → 1, or −1 if higher is better."""
         return {str(metric): metric.sign for metric in self.evaluation_metrics}

@@ -162,6 +162,7 @@ class MergeSampleScore(StagedObjective):
             cross_check = self.scores.cross_check_metric
             return ReportedMetrics(
                 signs=self.scores.signs,
+                terms=self.scores.terms,
                 cross_check=None if cross_check is None else str(cross_check),
                 cross_check_text=self.scores.cross_check_text,
                 judges=tuple(self.scores.judges),

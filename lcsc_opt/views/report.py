@@ -24,13 +24,14 @@ from lcsc_opt.database.history import Standing, ema_grid, loss_name
 from lcsc_opt.database.names import short_metric
 from lcsc_opt.database.reader import HistoryReader
 from lcsc_opt.database.report import Report
-from lcsc_opt.views import UNKNOWN, count, number, percent, unbroken
-from lcsc_opt.views.answer import first_line, value_of
-from lcsc_opt.views.artifacts import StoredImage, artifact_directory
+from lcsc_opt.views import UNKNOWN, count, percent, unbroken
+from lcsc_opt.views.answer import first_line
+from lcsc_opt.views.artifacts import StoredImage, artifact_directory, pictured
 from lcsc_opt.views.curves import AXES, default_axis
 from lcsc_opt.views.figures.comparison import comparison_figure
 from lcsc_opt.views.figures.study import coefficients_figure
 from lcsc_opt.views.figures.theme import CONFIG, template
+from lcsc_opt.views.pictures import picture_line, why_no_images
 from lcsc_opt.views.ranking import ANSWER, Ranked, ranking, spread_text
 from lcsc_opt.views.study_status import studies_table
 from lcsc_opt.views.tables import TextTable, comparison_tables, report_table
@@ -40,7 +41,7 @@ _Table = tuple[tuple[str, ...], list[list[object]], int | None]
 _Drawn = dict[str, Any]
 """A figure for the page: what plotly draws, and its height."""
 _Shown = tuple[StoredImage, str]
-"""An image, and a value of its model as text, which is empty for real images."""
+"""An image, and what was measured of its model as text, which is empty for real images."""
 _NARROW = Path(__file__).parent / "dashboard" / "static" / "narrow.js"
 
 
@@ -65,6 +66,7 @@ def write_report(storage: RDBStorage, experiment: str, path: Path) -> Path:
     page = environment.get_template("report.html.jinja").render(
         experiment=experiment,
         opening=_opening(held_out, images),
+        why_no_images=why_no_images(held_out, artifact_directory(storage.url)),
         answer=[] if held_out is None else _tables(held_out, held_out.answer),
         warnings=() if held_out is None else held_out.warnings,
         cross_check=None if held_out is None else held_out.metrics.cross_check_text,
@@ -90,22 +92,15 @@ def write_report(storage: RDBStorage, experiment: str, path: Path) -> Path:
 
 
 def _opening(report: Report | None, images: Sequence[StoredImage]) -> list[_Shown]:
-    """What a page begins with: samples of the best that the user had, and of the answer from the same noise.
-
-    Real images stand beside them where there are some. Empty without both.
-    """
-    samples = [image for image in images if not image.selected]
-    if report is None or not {"before", "answer"} <= {image.shows for image in samples}:
+    """What a page begins with: samples of the models of the report, all from the same noise, and real images."""
+    if report is None:
         return []
-    metric = report.headline_metric
-    models = {"before": report.best_had(metric), "answer": report.of_answer}
+    models = pictured(report)
     shown = []
-    for image in samples:
-        model = models.get(image.shows)  # real images have none
-        value = ""
-        if model is not None:
-            value = f"held-out {metric} {number(value_of(report, model, metric))}"
-        shown.append((image, value))
+    for image in images:
+        if not image.selected:
+            model = models.get(image.shows)  # real images have none
+            shown.append((image, "" if model is None else picture_line(report, image.shows, model)))
     return shown
 
 

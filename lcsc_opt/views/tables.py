@@ -20,7 +20,7 @@ TextTable = tuple[tuple[str, ...], list[list[str]]]
 """Header, and rows."""
 
 _ARROWS = {1: " ↓", -1: " ↑", None: ""}  # lower is better, higher is better, unknown
-_SINGLE_IMAGES = ("precision", "recall", "held_out_reward")
+_SINGLE_IMAGES = ("precision", "recall", "reward", "held_out_reward")
 
 
 def report_table(report: Report, name: str, *, part: int = 0) -> TextTable:
@@ -107,6 +107,7 @@ def comparison_tables(report: Report | None, metric: str, *, all_metrics: bool =
             continue
         shown = rows[1:]
         named = {report.headline_metric} - {part.models[0].metric_of_loss}  # a metric that is the loss has its column
+        named = named.union(report.metrics.terms)
         main = [row for row in shown if _is_main(row) or row.metric in named]
         if main and not all_metrics:
             shown = tuple(main)

@@ -268,7 +268,7 @@ def test_images_zoom_and_scroll(view: Watched, home: str) -> None:
     page.keyboard.press("Home")
     view.until("(p => p.scrollWidth <= p.clientWidth)(document.querySelector('.pane'))")
     page.wait_for_url("**zoom=100**")
-    page.focus("#edge")
+    page.focus("#samples-edge")
     page.keyboard.press("Home")
     view.until("getComputedStyle(document.querySelector('.over img + img')).clipPath === 'inset(0px 0px 0px 0%)'")
 

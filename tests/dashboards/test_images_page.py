@@ -1,13 +1,17 @@
 from __future__ import annotations
 
+import io
 import json
 import re
 from typing import Any
 
+import numpy as np
 import pytest
+from PIL import Image
 
+from lcsc_opt.base.labelled_grid import GridRow, labelled_grid
 from lcsc_opt.database.names import LAST_CHECKPOINT
-from lcsc_opt.views.artifacts import REAL_SAMPLES, artifact_directory
+from lcsc_opt.views.artifacts import GRID, SAMPLES, artifact_directory
 from tests.dashboard_site import Site, write_study, written
 from tests.history_examples import measured, report_of
 from tests.study_examples import PNG, attach, write_images, write_report
@@ -50,8 +54,28 @@ def test_samples_as_they_come_are_first_and_pairs_that_differ_most_come_last(sit
         assert (answer.status_code, answer.data, answer.mimetype) == (200, PNG, "image/png")
         assert "sandbox" in answer.headers["Content-Security-Policy"]
     assert len(addresses(shown)) == 5
-    [over] = [part["props"] for part in shown["images"]["children"] if part["props"].get("className") == "over"]
-    assert [image["props"]["src"] for image in over["children"]] == addresses(shown)[:2]
+    assert places(shown) == {"samples-left": addresses(shown)[0], "samples-right": addresses(shown)[1]}
+
+
+def places(shown: dict[str, Any]) -> dict[str, str]:
+    """Where two images lie one over the other: the id of each → its address."""
+    pattern = r'"alt": "[^"]*", "id": "([^"]+)", "src": "([^"]+)"'
+    drawn = json.dumps(shown["images"], sort_keys=True)
+    return dict(re.findall(pattern, drawn))
+
+
+def test_two_rows_of_a_grid_are_chosen_and_lie_one_over_the_other(site: Site, url: str) -> None:
+    assert "lcsc images digits" in json.dumps(draw(site)["images"])
+    rows = [GridRow(f"step {step}", np.full((2, 1, 8, 8), step / 300, np.float32)) for step in (100, 200, 300)]
+    attach(written(url), GRID, labelled_grid(rows, ["a fox", "an owl"]))
+    shown = draw(site)
+    chosen = places(shown)
+    for side, expected in (("left", 100), ("right", 300)):
+        picture = Image.open(io.BytesIO(site.request(chosen[f"grid-{side}"]).data))
+        assert picture.size == (2 * 96 + 3, 96)
+        assert picture.getpixel((0, 0)) == (round((expected / 300 + 1) * 127.5),) * 3
+    assert [text in json.dumps(shown["images"]) for text in ("step 100", "step 200", "step 300")] == [True] * 3
+    assert site.request(chosen["grid-left"].replace("row=0", "row=7")).status_code == 404
 
 
 def test_only_images_that_the_database_names_for_the_experiment_are_served(site: Site, url: str) -> None:
@@ -60,7 +84,7 @@ def test_only_images_that_the_database_names_for_the_experiment_are_served(site:
     for artifact in ("../studies.db", "..%2fstudies.db", "/etc/passwd", "", "0" * 36, stored):
         assert site.request(f"/lcsc/images/file?experiment=digits&artifact={artifact}").status_code == 404
     write_answer(url, "faces")
-    attach(written(url), REAL_SAMPLES, PNG, "faces")
+    attach(written(url), SAMPLES["real"], PNG, "faces")
     address = addresses(draw(site))[0]
     for other in ("faces", "nothing"):
         assert site.request(address.replace("digits", other)).status_code == 404
@@ -80,9 +104,8 @@ def test_without_images_it_says_what_makes_them(url: str) -> None:
     write_answer(url, "nothing", answer=LAST_CHECKPOINT)
     site = Site(url)
     assert "lcsc evaluate EXPERIMENT" in json.dumps(draw(site)["images"])
-    said = json.dumps(draw(site, "weights")["images"])
-    assert f"No images are in {artifact_directory(url)}: the objective samples none, or the folder was left" in said
-    assert "Nothing certainly better was found" in json.dumps(draw(site, "nothing")["images"])
+    for name in ("weights", "nothing"):
+        assert "the objective scores models without sampling any" in json.dumps(draw(site, name)["images"])
     assert draw(site, "faces")["problem"]["children"] == "faces: no such experiment; choose another one"
 
 

@@ -149,7 +149,7 @@ def test_where_nothing_was_found_the_searches_were_too_short_or_overfitted(of_se
     ("found", "gain", "said"),
     [
         (9.0, -0.13, "13 % worse than the best you had, with an error of 3 %"),
-        (2.0, 0.5, "certainly worse in the cross-check, or in the network of the loss, so it is no answer"),
+        (2.0, 0.5, "certainly worse in what judges the answer, so it is not the answer. Not certainly better"),
     ],
 )
 def test_a_finalist_that_was_not_chosen_is_worse_on_other_noise_or_in_the_cross_check(

@@ -9,7 +9,7 @@ import pytest
 
 from lcsc_opt.database.connection import open_storage
 from lcsc_opt.database.names import LAST_CHECKPOINT
-from lcsc_opt.views.artifacts import ANSWER_SAMPLES, REAL_SAMPLES, StoredImage, artifact_directory
+from lcsc_opt.views.artifacts import SAMPLES, StoredImage, artifact_directory, pair_of
 from tests.history_examples import measured, report_of
 from tests.study_examples import PNG, attach, write_experiment, write_images
 
@@ -30,10 +30,20 @@ def test_images_of_the_answer_and_of_the_best_before_are_found(url: str, tmp_pat
     assert found[0].data_url == f"data:image/png;base64,{base64.b64encode(PNG).decode()}"
     assert (folder / found[0].artifact_id).read_bytes() == found[0].content == PNG
     assert StoredImage.of_experiment(storage, "digits", report, tmp_path / "elsewhere") == []
-    attach(storage, REAL_SAMPLES, b"no image")
+    attach(storage, SAMPLES["real"], b"no image")
     assert len(StoredImage.of_experiment(storage, "digits", report, folder)) == 4
-    nothing_found = dataclasses.replace(report, answer=LAST_CHECKPOINT)
-    assert StoredImage.of_experiment(storage, "digits", nothing_found, folder) == [], "they are of an earlier report"
+
+
+def test_after_a_veto_the_answer_and_what_was_found_have_pictures(url: str) -> None:
+    storage = open_storage(url, write=True)
+    report = report_of({"digits/LCSC/0": measured(2.0, trial=1)}, measured(9.0, name=LAST_CHECKPOINT))
+    write_images(storage)
+    vetoed = dataclasses.replace(report, answer=LAST_CHECKPOINT)
+    folder = attach(storage, SAMPLES["found"]).parent
+    shown = StoredImage.of_experiment(storage, "digits", vetoed, folder)
+    titles = ["The answer: last checkpoint", "The best that was found, not the answer: LCSC, trial 1", "Real images"]
+    assert [image.caption for image in shown if not image.selected] == titles, "nothing of an earlier report's before"
+    assert pair_of(vetoed) == ("answer", "found")
 
 
 @pytest.mark.parametrize(
@@ -50,7 +60,7 @@ def test_an_id_in_the_database_cannot_leave_the_folder(url: str, tmp_path: Path,
     if evil == "link":
         (folder / ID).symlink_to(tmp_path / "secret.png")
     wanted = ID if evil == "link" else evil.replace("{folder}", str(folder))
-    meta = {"artifact_id": wanted, "filename": ANSWER_SAMPLES}
+    meta = {"artifact_id": wanted, "filename": SAMPLES["answer"]}
     storage.set_study_system_attr(record.key, f"artifacts:{ID}", json.dumps(meta))
     assert record.artifacts()[0]["artifact_id"] == wanted
     assert StoredImage.of_experiment(storage, "digits", report, folder) == []

@@ -52,6 +52,15 @@ def test_intervals_are_shown_where_they_are_known() -> None:
     assert unbroken("3 [2.02, 3.98]") == "3 [2.02,\u00a03.98]"
 
 
+def test_every_term_of_a_mixed_loss_and_every_reward_has_a_column() -> None:
+    values: dict[str, Any] = {"fid": 3.0, "kid": 0.2, "reward": 0.1, "near": 2.0}
+    signs = {"fid": 1, "kid": 1, "reward": -1, "near": 1}
+    reported = ReportedMetrics(signs=signs, terms=("fid", "kid"))
+    report = report_of({"digits/LCSC/0": measured(1.5, **values)}, measured(2.0, name=EMA, **values), metrics=reported)
+    [(_, (header, _))] = comparison_tables(report, "loss")
+    assert header == ("model", "held-out loss", "fid ↓", "kid ↓", "reward ↑")
+
+
 def test_a_comparison_begins_with_the_answer_and_has_what_judges_it_precision_and_recall() -> None:
     metrics: dict[str, Any] = {"kid": 0.1, "recall": 0.5, "fid@clip": 4.0, "fid_held_out": 3.0}
     signs = dict.fromkeys(metrics, 1) | {"recall": -1}

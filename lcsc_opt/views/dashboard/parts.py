@@ -246,12 +246,24 @@ def panes(images: Iterable[ServedImage], note: str) -> Content:
     return [html.Div(figures, className="panes"), html.P(note, className="note")]
 
 
-def before_and_after(left: ServedImage, right: ServedImage) -> Content:
-    """Two images of one size at the same place: a slider moves the edge between them."""
-    images = [html.Img(src=_address(path, query), alt=caption) for path, query, caption in (left, right)]
-    slider = dcc.Input(id="edge", type="range", min=0, max=100, value=50)
-    label = f"left of the edge: {left[-1]}; right of the edge: {right[-1]}"
-    return [html.H2("One over the other"), field(label, slider), html.Div(images, className="over")]
+def one_over_another(name: str, images: Sequence[ServedImage]) -> Content:
+    """Two of several images of one size at the same place: lists choose them, a slider moves the edge between them.
+
+    ``name`` tells the ids of the page's several such places apart. At first, they are the first image and the last.
+    """
+    addresses = [(_address(path, query), caption) for path, query, caption in images]
+    pair = [addresses[0], addresses[-1]]
+    chosen: list[Content] = []
+    pictures = []
+    for side, (shown, caption) in zip(("left", "right"), pair, strict=True):
+        options = [html.Option(text, value=address, selected=address == shown) for address, text in addresses]
+        place: Any = {"data-shows": f"{name}-{side}"}
+        choice = html.Select(options, id=f"{name}-{side}-choice", **place)
+        chosen.append(field(f"{side.capitalize()} of the edge", choice))
+        pictures.append(html.Img(src=shown, alt=caption, id=f"{name}-{side}"))
+    slider = dcc.Input(id=f"{name}-edge", type="range", min=0, max=100, value=50)
+    controls = html.Div([*chosen, field("Edge", slider)], className="controls")
+    return [html.H2("One over the other"), html.Div([controls, html.Div(pictures, className="over")], className="slid")]
 
 
 def _address(path: str, query: Mapping[str, object]) -> str:

@@ -126,7 +126,13 @@
     if (pane) resize(pane);
   }, true);
   document.addEventListener("input", ({target}) => {
-    if (target.id === "edge") document.documentElement.style.setProperty("--edge", `${target.value}%`);
+    const slid = target.id.endsWith("-edge") && target.closest(".slid");
+    if (slid) slid.style.setProperty("--edge", `${target.value}%`);
+  });
+  /* A list that chooses which image is shown at a place. */
+  document.addEventListener("change", ({target}) => {
+    const picture = target.dataset.shows && document.getElementById(target.dataset.shows);
+    if (picture) [picture.src, picture.alt] = [target.value, target.selectedOptions[0].textContent];
   });
   addEventListener("resize", () => document.querySelectorAll(".pane").forEach(resize));
   document.addEventListener("scroll", event => {
