@@ -39,7 +39,6 @@ RUN_IT = [
     ["run", "own.yaml", "--budget", "4"],
     ["run", "own/LCSC/0", "--budget", "5"],
     ["evaluate", "own", "--top", "1"],
-    ["images", "own.yaml"],
     ["run", "own/LCSC/0", "name=more", "start=own/LCSC/0", "--budget", "4"],
 ]
 READ_ONLY = [
