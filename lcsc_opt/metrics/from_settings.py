@@ -16,8 +16,8 @@ from lcsc_opt.base.progress import notice
 from lcsc_opt.base.settings import FrozenModel
 from lcsc_opt.metrics.extractors.base import FeatureExtractor
 from lcsc_opt.metrics.extractors.by_name import find_extractor
+from lcsc_opt.metrics.extractors.named_rewards import NamedReward, find_reward
 from lcsc_opt.metrics.extractors.pixels import Thumbnails, pixel_reference
-from lcsc_opt.metrics.extractors.rewards import find_reward
 from lcsc_opt.metrics.extractors.second import SecondFeatures
 from lcsc_opt.metrics.loss import Loss
 from lcsc_opt.metrics.names import (
@@ -53,7 +53,8 @@ class ScoreSettings(FrozenModel):
             and how much clipping to [−1, 1] changes an image to all.
         keep: ``precision`` or another metric of single images, which may not get worse than at EMA*, or than a bound:
             ``{precision: 0.7}``. Without ``@extractor`` it is in the features of the loss.
-        reward: ``module:function``, images [N, C, H, W] and perhaps prompts → scores [N]. It is the metric ``reward``.
+        reward: ``module:function``, images [N, C, H, W] and perhaps prompts → scores [N]; or a network by name, with
+            its weights, as ``{clip: FOLDER}`` (:class:`NamedReward`). It is the metric ``reward``.
             If the loss contains it, reports have the default metrics in addition to ``held_out_metrics``.
         held_out_reward: another reward, which only held-out reports use.
     """
@@ -62,12 +63,12 @@ class ScoreSettings(FrozenModel):
     metrics: list[str] = Field(default_factory=list)
     held_out_metrics: list[str] | None = None
     keep: str | dict[str, float] | None = None
-    reward: str | None = None
-    held_out_reward: str | None = None
+    reward: str | NamedReward | None = None
+    held_out_reward: str | NamedReward | None = None
 
     @property
-    def rewards(self) -> dict[str, str]:
-        """``reward`` and ``held_out_reward`` → their functions, without those that are not set."""
+    def rewards(self) -> dict[str, str | NamedReward]:
+        """``reward`` and ``held_out_reward`` → their functions or networks, without those that are not set."""
         functions = {REWARD: self.reward, HELD_OUT_REWARD: self.held_out_reward}
         return {name: function for name, function in functions.items() if function is not None}
 
@@ -167,6 +168,7 @@ class ScoreSources:
         batch_size: int = 250,
     ) -> None:
         self._rewards = settings.rewards
+        self._find_reward = functools.partial(find_reward, place=context.path)
         self._device = device
         self._batch_size = batch_size
         self._sets = ImageSets(context.files)
@@ -242,8 +244,8 @@ class ScoreSources:
         Raises MetricError if it is missing.
         """
         if name in self._rewards:
-            reward = find_reward(self._rewards[name])
-            return lambda: reward
+            load_reward = self._find_reward(self._rewards[name])
+            return lambda: load_reward(self._device)
         make = find_extractor(name, weights=self._weights.get(name))
         return lambda: make(self._device)
 

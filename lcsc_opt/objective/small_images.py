@@ -17,8 +17,8 @@ from lcsc_opt.checkpoints.finding import Selection
 from lcsc_opt.metrics import FeatureExtractor, MetricSuite, Reference
 from lcsc_opt.metrics.bundled_images import Bundled, bundled_images
 from lcsc_opt.metrics.extractors.bundled import feature_network
+from lcsc_opt.metrics.extractors.named_rewards import find_reward
 from lcsc_opt.metrics.extractors.pixels import Thumbnails, pixel_reference
-from lcsc_opt.metrics.extractors.rewards import find_reward
 from lcsc_opt.metrics.from_settings import ScoreSettings
 from lcsc_opt.metrics.names import CROSS_CHECK, INCEPTION, OUTSIDE, PIXELS, THUMBNAILS, TONES
 from lcsc_opt.metrics.tones import Tones
@@ -113,7 +113,7 @@ class SmallSettings(ScoreSettings, AlsoSettings):
         if any(metric.extractor == TONES for metric in metrics.reported):
             references[TONES] = reference(Tones())
         for name, setting in self.rewards.items():
-            references[name] = Reference(find_reward(setting))
+            references[name] = Reference(find_reward(setting)(device))
 
         def report_references() -> dict[str, Reference]:
             built = {}

@@ -11,14 +11,12 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from PIL import Image
-from torch import Tensor, nn
 
 from lcsc_opt import load_study
 from lcsc_opt.cli import run as lcsc
 from lcsc_opt.objective.scorer import Draw
 from tests.metrics.network_files import seeded
-from tests.tiny_pipelines import randomize, tokenizer
+from tests.tiny_pipelines import randomize
 
 EXAMPLES = Path(__file__).parents[2] / "studies" / "any_weights"
 ADAPTED = """
@@ -171,47 +169,6 @@ def test_adapters_are_searched_in_their_network_and_exported_for_peft(
     loaded = PeftModel.from_pretrained(mine.base(), "best").eval()
     [loss] = example.loss(loaded, Draw("held-out", 0, 16))
     assert load_study("example/LCSCGradient/0").held_out == pytest.approx(loss.item(), rel=1e-5)
-
-
-def clip(folder: Path) -> None:
-    """A CLIP with random weights, as ``save_pretrained`` writes it."""
-    from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel
-
-    tokens = tokenizer(folder)
-    layers = {"num_hidden_layers": 2, "hidden_size": 64, "intermediate_size": 256, "num_attention_heads": 1}
-    ends = {"bos_token_id": len(tokens) - 2, "eos_token_id": len(tokens) - 1, "pad_token_id": len(tokens) - 1}
-    text = {"vocab_size": len(tokens), "max_position_embeddings": 16, **layers, **ends}
-    vision = {"image_size": 64, "patch_size": 32, **layers}
-    network = CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=12))
-    with seeded(3):
-        for parameter in network.parameters():
-            nn.init.normal_(parameter, std=0.2)
-    for part in (network, tokens, CLIPImageProcessor(size={"shortest_edge": 64}, crop_size=64)):
-        part.save_pretrained(folder)
-
-
-@pytest.mark.parametrize("example", ["clip_reward"], indirect=True)
-@pytest.mark.parametrize("shape", [(40, 40), (50, 90)])
-def test_the_clip_score_is_that_of_transformers_own_processor(
-    workplace: Path, example: Any, shape: tuple[int, int]
-) -> None:
-    from transformers import AutoTokenizer, CLIPImageProcessor, CLIPModel
-
-    clip(workplace / "clip")
-    example.FOLDER = "clip"
-    prompts = ["a cat", "two dogs, old"]
-    levels = torch.randint(0, 256, (2, 3, *shape), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
-    shown = [Image.fromarray(image.permute(1, 2, 0).numpy()) for image in levels]
-    pixels = CLIPImageProcessor.from_pretrained("clip")(shown, return_tensors="pt")
-    texts = AutoTokenizer.from_pretrained("clip")(prompts, padding=True, return_tensors="pt")
-    with torch.no_grad():
-        found = CLIPModel.from_pretrained("clip")(**pixels, **texts)
-    images = (levels / 127.5 - 1).requires_grad_()
-    scores: Tensor = example.score(images, prompts)
-    torch.testing.assert_close(scores, 100 * (found.image_embeds * found.text_embeds).sum(1), rtol=0, atol=1.5)
-    assert float(scores.detach().std()) > 2, "they tell images apart"
-    [gradient] = torch.autograd.grad(scores.sum(), images)
-    assert gradient.abs().sum() > 0
 
 
 PROGRAM = """

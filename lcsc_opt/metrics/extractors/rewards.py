@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from lcsc_opt.base.errors import MetricError
-from lcsc_opt.base.imports import has_parameter, import_dotted
+from lcsc_opt.base.imports import has_parameter
 from lcsc_opt.base.settings import excerpt
 
 
@@ -66,12 +66,3 @@ class Reward:
         if not bool(torch.isfinite(scores).all()):
             raise MetricError(f"reward {self.name}: returned a score that is not finite")
         return scores
-
-
-def find_reward(name: str) -> Reward:
-    """The reward of a function of the user's, ``module:function``.
-
-    Raises:
-        MetricError: it cannot be imported.
-    """
-    return Reward(name, import_dotted(name, setting="reward", error=MetricError))
