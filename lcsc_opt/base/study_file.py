@@ -69,6 +69,19 @@ class StudyFile(FrozenModel):
             raise StudySpecError("--ray: workers counts the devices of this machine; give a number, as in workers=8")
         return self.model_copy(update={"workers": workers.model_copy(update={"address": address})})
 
+    @pydantic.model_validator(mode="before")
+    @classmethod
+    def _strength_of_adapters(cls, content: Any) -> Any:
+        """``space: {strength: true}`` is said to the objective, whose checkpoints then contain the base model."""
+        if not isinstance(content, Mapping):
+            return content
+        space, objective = content.get("space"), content.get("objective")
+        if not isinstance(space, Mapping) or not isinstance(objective, Mapping) or "strength" not in space:
+            return content
+        rest = {key: value for key, value in space.items() if key != "strength"}
+        settings = {**(objective.get("settings") or {}), "strength": space["strength"]}
+        return {**content, "space": rest, "objective": {**objective, "settings": settings}}
+
     @pydantic.field_validator("space", mode="before")
     @classmethod
     def _read_space(cls, value: Any) -> Any:

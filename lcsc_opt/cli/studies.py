@@ -295,7 +295,7 @@ def _print_recipe(shown: Recipe) -> None:
     """Print how a model was merged: the coefficients by their measures."""
     import numpy as np
 
-    from lcsc_opt.coefficients.profiles import describe_coefficients
+    from lcsc_opt.coefficients.profiles import describe_coefficients, strength_of
 
     printed_otherwise = {
         "format",
@@ -309,4 +309,6 @@ def _print_recipe(shown: Recipe) -> None:
     described: dict[str, Any] = shown.model_dump(exclude=printed_otherwise, exclude_none=True)
     described["checkpoints"] = f"{len(shown.steps)}, steps {shown.steps[0]} to {shown.steps[-1]}"
     described |= describe_coefficients(np.array(shown.coefficients), shown.steps)
+    if shown.adapters is not None:
+        described["strength"] = strength_of(np.array(shown.coefficients))
     print_described(shown.title, described)

@@ -124,6 +124,23 @@ def extrapolated_average(total: int, last: int, extrapolation: float) -> Coeffic
     return close_sum(latest + extrapolation * (latest - earlier))
 
 
+def strength_coefficients(steps: Sequence[int], step: int, strength: float) -> Coefficients:
+    """One checkpoint of an adapter with a strength: ``[K]``, sum to one.
+
+    The first checkpoint, at step 0, stands for the base model (:mod:`lcsc_opt.trajectory.adapters`). Both factors of
+    the adapter are multiplied by the root of the strength.
+    """
+    coefficients = np.zeros(len(steps))
+    coefficients[list(steps).index(step)] = math.sqrt(strength)
+    coefficients[0] = 1.0 - math.sqrt(strength)
+    return close_sum(coefficients)
+
+
+def strength_of(coefficients: Coefficients) -> float:
+    """The strength of a combination of adapters, whose first coefficient is the base model's; of rows the mean."""
+    return float(np.square(1.0 - coefficients[..., 0]).mean())
+
+
 def average_name(coefficients: Coefficients, steps: Sequence[int]) -> str | None:
     """What people call coefficients that a baseline asks, such as ``EMA 0.9995`` or ``average of the last 10``.
 
@@ -146,9 +163,18 @@ def average_name(coefficients: Coefficients, steps: Sequence[int]) -> str | None
             return f"average of all {count_used}"
         if is_used[-count_used:].all():
             return f"average of the last {count_used}"
-        return f"average of {count_used}"
-    name = _ema_name(coefficients, steps) or _power_ema_name(coefficients, steps)
+        return _strength_name(coefficients, steps) or f"average of {count_used}"
+    names = (_ema_name, _power_ema_name, _strength_name)
+    name = next(filter(None, (name_of(coefficients, steps) for name_of in names)), None)
     return name or _extrapolated_name(coefficients, count_used)
+
+
+def _strength_name(coefficients: Coefficients, steps: Sequence[int]) -> str | None:
+    """``step 300, strength 0.75``, of :func:`strength_coefficients`; ``None`` for coefficients that are none."""
+    used = np.flatnonzero(np.abs(coefficients) > _COARSE)
+    if steps[0] != 0 or len(used) != 2 or used[0] != 0 or coefficients[used[1]] < 0:
+        return None
+    return f"step {steps[used[1]]}, strength {coefficients[used[1]] ** 2:.4g}"
 
 
 def _ema_name(coefficients: Coefficients, steps: Sequence[int]) -> str | None:

@@ -12,7 +12,7 @@ from lcsc_opt.base.errors import ObjectiveError
 from lcsc_opt.base.labelled_grid import GridRow, labelled_grid
 from lcsc_opt.base.progress import progress
 from lcsc_opt.base.records import HELD_OUT, Coefficients
-from lcsc_opt.coefficients.layer_groups import Rule
+from lcsc_opt.base.study_spec import Rule
 from lcsc_opt.coefficients.profiles import average_name
 from lcsc_opt.database.measurement import Model
 from lcsc_opt.database.report import Report

@@ -35,6 +35,7 @@ from lcsc_opt.objective.contract import Objective
 from lcsc_opt.sampling.base import Sampler
 from lcsc_opt.sampling.diffusers_folder import find_model_config
 from lcsc_opt.trajectory import Trajectory
+from lcsc_opt.trajectory.adapters import open_with_base, requests_of_adapters
 from lcsc_opt.trajectory.layout import DTYPES, EXACT
 from lcsc_opt.trajectory.manifest import HEADER, PREFIX
 from lcsc_opt.trajectory.packing import open_request
@@ -192,7 +193,10 @@ def _packed(request: PackRequest, recipe: Recipe | None = None) -> Iterator[Traj
             # an empty text is that of a file of weights alone
             key = (recipe.key if request.key is None else request.key) or None
             request = dataclasses.replace(request, key=key, dtype=recipe.stored)
-        yield open_request(request)
+        if recipe is not None and recipe.adapters is not None:
+            yield open_with_base(requests_of_adapters(request))
+        else:
+            yield open_request(request)
 
 
 def _write(

@@ -27,6 +27,7 @@ from lcsc_opt.coefficients.profiles import check_coefficients, index_of_trainer_
 from lcsc_opt.exports.chosen import Chosen
 from lcsc_opt.objective.contract import Objective
 from lcsc_opt.trajectory import Trajectory
+from lcsc_opt.trajectory.adapters import adapters_in
 
 ENTRY = "lcsc_recipe"  # in the metadata of safetensors
 TORCH_ENTRY = f"archive/{ENTRY}"  # in the archive that torch.save writes
@@ -68,6 +69,7 @@ class Recipe(pydantic.BaseModel):
         coefficients: ``[K]``, or a row for each of ``rows``.
         trainer_ema: the name of the average that the trainer kept with the last checkpoint, where it is that; ``None``
             for a combination.
+        adapters: of how many adapters it is, whose base model is the checkpoint of step 0; ``None`` without that.
         rows: tensor → its rows of coefficients (:class:`~lcsc_opt.coefficients.layer_groups.TensorRows`: the first, the
             axis of its channels, their number, and how many share a row), where there are several.
         steps: ``[K]`` training steps of the checkpoints.
@@ -96,6 +98,7 @@ class Recipe(pydantic.BaseModel):
     coefficients: tuple[float, ...] | tuple[tuple[float, ...], ...]
     rows: dict[str, _Rows] | None = None
     trainer_ema: str | None = None
+    adapters: int | None = None
     steps: tuple[int, ...]
     checkpoint_sha256: tuple[_Sha256, ...]
     trajectory_sha256: _Sha256
@@ -156,6 +159,7 @@ class Recipe(pydantic.BaseModel):
             trajectory_sha256=trajectory.sha256,
             stored=trajectory.stored,
             key=trajectory.metadata.get("key"),
+            adapters=adapters_in(trajectory),
             lcsc_opt=VERSION,
             versions=versions,
             **fields,

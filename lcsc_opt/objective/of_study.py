@@ -23,7 +23,8 @@ from lcsc_opt.objective.contract import Objective
 from lcsc_opt.objective.loading import load_objective, make_importable
 
 CHECKPOINTS = "checkpoints"  # the setting that names the checkpoints
-_CHOOSING = ("key", "select", "stored")  # settings that say which checkpoints are used, and how they are packed
+# settings that say which checkpoints are used, and how they are packed
+_CHOOSING = ("key", "select", "stored", "strength")
 
 
 class ObjectiveLoader:

@@ -23,6 +23,7 @@ from lcsc_opt.sampling import ClassLabels, DifferentiableSampler, ImageNoise, Sa
 from lcsc_opt.sampling.batch_norm import BatchNormStatistics
 from lcsc_opt.sampling.network import NetworkSettings
 from lcsc_opt.trajectory import Trajectory
+from lcsc_opt.trajectory.adapters import open_with_base, requests_of_adapters
 from lcsc_opt.trajectory.packing import open_request
 from lcsc_opt.trajectory.sources import PackRequest
 
@@ -42,6 +43,8 @@ class CheckpointSettings(NetworkSettings):
         steps: the training step of each checkpoint, where names and contents do not tell it.
         stored: how they are packed, as by ``lcsc trajectory pack --stored``: ``exact`` (the default), or rounded to
             ``float16`` or ``bfloat16``.
+        strength: of LoRAs, whether combinations have a strength of their own: ``space: {strength: true}`` of a study
+            file. Then each folder or glob of ``checkpoints`` is an adapter of its own.
     """
 
     checkpoints: Annotated[str | list[str], Field(min_length=1)]
@@ -50,6 +53,7 @@ class CheckpointSettings(NetworkSettings):
     steps: list[int] | None = None
     trainer_ema: str | None = None
     stored: Literal["exact", "float16", "bfloat16"] | None = None
+    strength: bool = False
 
     @property
     def merges_statistics(self) -> bool:
@@ -64,7 +68,10 @@ class CheckpointSettings(NetworkSettings):
         Raises:
             TrajectoryError: there are no checkpoints that can be merged.
         """
-        opened = open_request(self.pack_request(context))
+        if self.strength:
+            opened = open_with_base(requests_of_adapters(self.pack_request(context)))
+        else:
+            opened = open_request(self.pack_request(context))
         if self.trainer_ema is not None:
             path = context.path(self.trainer_ema)
             opened.trainer_ema_at = path if path.exists() else self.trainer_ema

@@ -17,10 +17,11 @@ from lcsc_opt.coefficients import profiles
 from lcsc_opt.coefficients.plane import DEFAULT_SIZE, Plane, plane_grid
 from lcsc_opt.optimizers.parametrization import Numbers, steps_of
 
-ProfileName = Literal["ema", "power", "uniform", "extrapolated", "single"]
+ProfileName = Literal["ema", "power", "uniform", "extrapolated", "single", "strength"]
 Steps = tuple[int, ...]
 
 _EXTRAPOLATIONS = (0.0, 0.25, 0.5, 1.0, 2.0)
+_STRENGTHS = (0.25, 0.5, 0.75, 1.0, 1.25, 1.5)
 
 
 def _powers(steps: Steps, widths: Sequence[float] | None) -> list[Coefficients]:
@@ -66,12 +67,27 @@ def _singles(steps: Steps, chosen: Sequence[float] | None) -> list[Coefficients]
     return [one_hot_of_step[int(step)] for step in chosen or steps]
 
 
+def _strengths(steps: Steps, strengths: Sequence[float] | None) -> list[Coefficients]:
+    """Each checkpoint of an adapter with each strength; what is left to one is the base model's."""
+    if steps[0] != 0 or len(steps) < 2:
+        raise StudySpecError("Grid: profile: strength is for adapters; add space: {strength: true}")
+    for strength in strengths or ():
+        if strength < 0:
+            raise StudySpecError(f"values: expected strengths of at least 0, got {strength}")
+    return [
+        profiles.strength_coefficients(steps, step, strength)
+        for step in steps[1:]
+        for strength in strengths or _STRENGTHS
+    ]
+
+
 PROFILES: Mapping[ProfileName, Callable[[Steps, Sequence[float] | None], list[Coefficients]]] = {
     "ema": profiles.plain_averages,
     "power": _powers,
     "uniform": _uniforms,
     "extrapolated": _extrapolated,
     "single": _singles,
+    "strength": _strengths,
 }
 """Profile → a function of the training steps ``[K]`` and of the values of its number, ``None`` for the usual ones. It
 lists ``[K]`` coefficients."""
@@ -109,6 +125,7 @@ class ProfileGrid(ConfiguredOptimizer):  # type: ignore[misc]
             * ``extrapolated``: how far beyond the average of the last N checkpoints, along the line from that of the N
               before them, in distances between the two (Extra-Merge); for N = 1, 2, 4 … and a half.
             * ``single``: the training step of a checkpoint; all of them.
+            * ``strength``: of an adapter, for each of its checkpoints; 0.25 to 1.5.
         values: of that number.
     """
 
