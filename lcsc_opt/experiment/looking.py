@@ -17,7 +17,7 @@ from lcsc_opt.base.study_file import FILL_IN, read_study_file
 from lcsc_opt.base.study_spec import ModelKind, ObjectiveSpec
 from lcsc_opt.coefficients.profiles import trainer_ema
 from lcsc_opt.database.experiment import StoredExperiment
-from lcsc_opt.database.names import TRAINER_EMA, is_ours
+from lcsc_opt.database.names import is_ours
 from lcsc_opt.database.opened import Database
 from lcsc_opt.database.urls import files_directory
 from lcsc_opt.exports.chosen import Chosen
@@ -148,12 +148,11 @@ def _of_checkpoints(objective: Objective, models: Sequence[str]) -> list[Shown]:
 
 
 def _checkpoints(objective: Objective, **most: int) -> list[Shown]:
-    """The checkpoints, and the average that the trainer kept itself, if it did."""
+    """The checkpoints, and the averages that the trainer kept itself, if it did."""
     shown = checkpoints_shown(objective.steps, **most)
     trajectory = objective.trajectory
-    if trajectory is not None and trajectory.trainer_ema_sha256 is not None:
-        shown.append(Shown(TRAINER_EMA, trainer_ema(len(objective.steps))))
-    return shown
+    names = () if trajectory is None else trajectory.averages
+    return shown + [Shown(name, trainer_ema(len(objective.steps), index)) for index, name in enumerate(names)]
 
 
 def keep_grid(database: Database, experiment: str, content: bytes) -> None:

@@ -55,7 +55,7 @@ def values(trajectory: Trajectory) -> dict[str, float]:
     return found
 
 
-ONE = {
+ONE: dict[str, Any] = {
     "in a list": lambda step, mean: {"ema_models": [mean]},
     "in a list of lists": lambda step, mean: {"ema": [[*mean.values()]]},
     "in an object": lambda step, mean: {"averager_ema": Shadow(mean)},
@@ -85,7 +85,7 @@ def test_an_average_is_a_row_wherever_the_file_keeps_it(tmp_path, kind):
     assert trajectory.merge([0, 0, 0, 1])["net.bias"].tolist() == [300.5] * 3
 
 
-SEVERAL = {
+SEVERAL: dict[str, Any] = {
     "under rates as numbers": (
         lambda slow, fast: {"ema": {0.9999: slow, 0.9: fast}},
         {"trainer's EMA 0.9": 301.0, "trainer's EMA 0.9999": 300.5},
