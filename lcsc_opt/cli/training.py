@@ -13,7 +13,7 @@ from lcsc_opt.cli.output import say
 
 _RECIPE_HELP = "ddpm, edm, ct, ict, cd or flow; see docs/reference.md."
 
-_EVERY_HELP = "Steps between two checkpoints. 16 to 32 checkpoints are enough for a search with rows: layers."
+_EVERY_HELP = "Steps between two checkpoints. 8 to 32 checkpoints are enough for a search by the gradient."
 
 
 def train(

@@ -32,8 +32,8 @@ class CoefficientSpace(Protocol):
         """``[K]`` training steps of the checkpoints."""
 
     @property
-    def units(self) -> _Array | None:
-        """``[S]``, or ``[1]``: how far each row goes for a change as large as its weights; ``None`` if nobody knows."""
+    def closeness(self) -> _Array | None:
+        """``[S]``, or ``[1]``: each row's weights divided by what its checkpoints deviate; ``None``: nobody knows."""
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -60,7 +60,7 @@ class AffineSpace:
 
     steps: tuple[int, ...]
     origin: Coefficients
-    units: _Array | None = None
+    closeness: _Array | None = None
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -105,7 +105,7 @@ class ConvexSpace:
 
     steps: tuple[int, ...]
     origin: Coefficients
-    units: _Array | None = None
+    closeness: _Array | None = None
 
     @property
     def shape(self) -> tuple[int, ...]:

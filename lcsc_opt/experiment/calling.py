@@ -98,8 +98,9 @@ def search(
         optimizers: a name, several, or mappings from a name to its options. The default is ``EMAGrid``, and
             ``LCSCGradient`` if the score has a gradient, else ``LCSCQuadratic``.
         space: of the coefficients, as in a study file: ``convex``. The default is ``affine``.
-        rows: ``layers`` gives each layer coefficients of its own, ``None`` all layers the same. ``auto`` is ``layers``
-            for images and optimizers that follow the gradient of the loss, else ``None``.
+        rows: ``channels`` gives each output channel coefficients of its own, ``{"channels": 8}`` each eight of a
+            tensor, ``layers`` each layer, ``None`` all weights the same. ``auto`` is ``channels`` for images and
+            optimizers that follow the gradient of the loss, else ``None``.
         budget: a bound: evaluations of each optimizer; or a time for each, as ``"5 min"``, ``"90 s"``, ``"1 hour"`` or
             a ``timedelta``, which cuts no grid such as ``EMAGrid``. The report comes after it. A later call with more
             continues. By default ``LCSCGradient`` ends when it no longer gains, at the latest after 200 evaluations,

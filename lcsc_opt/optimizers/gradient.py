@@ -51,7 +51,7 @@ _LEAST_KEEP_WEIGHT = 0.01
 _KEEP_RATE = 0.05  # of the dual ascent, per standard error of the violation
 _MOST_VIOLATION = 3.0  # standard errors
 
-USUAL_UNIT = 60.0  # of all directions together where nobody knows the weights: checkpoints deviate by 1/60 of these
+USUAL_CLOSENESS = 6.0  # of the weights, where nobody knows them, to what checkpoints deviate
 
 NOISE_STRIDE = 2**20  # seeds of one search's noise; below 2^31 times this they are exact in JSON
 
@@ -304,8 +304,10 @@ class LCSCGradient(ConfiguredOptimizer):  # type: ignore[misc]
     Args:
         images: images of a step.
         steps: of the first round, if the budget allows so many.
-        step_size: the length of the first step along each cosine direction, as a share of the weights: together the
-            directions have the length of the weights that they change, as the space knows it.
+        step_size: the length of the first step in coefficients, in each row, shared equally by all cosine directions,
+            for checkpoints that deviate from each other as much as their weights are large. For closer ones it grows
+            with the root of their closeness (:attr:`CoefficientSpace.closeness`): a length in coefficients is too short
+            for close checkpoints, one in weights too short for distant ones.
         checks: share of all images that is spent on checks of the average.
     """
 
@@ -314,7 +316,7 @@ class LCSCGradient(ConfiguredOptimizer):  # type: ignore[misc]
         *,
         images: Annotated[int, Field(ge=2)] = 200,
         steps: Annotated[int, Field(ge=2)] = 60,
-        step_size: Positive = 0.002,
+        step_size: Positive = 0.05,
         checks: Annotated[float, Field(gt=0, lt=1)] = 0.2,
     ) -> None:
         super().__init__(_LCSCGradient, locals(), as_config=True)
@@ -323,8 +325,8 @@ class LCSCGradient(ConfiguredOptimizer):  # type: ignore[misc]
 class _Path:
     """The iterates of one search, as free vectors ``[d]``, or ``[S, d]`` in a space with rows.
 
-    ``step_size`` is how far a first step goes along each direction, in the space's units, where Adam allows it all;
-    ``steps`` is the number of steps of the first round.
+    ``step_size`` is the length of a first step that is as large as Adam allows in every direction, for a closeness of
+    one, and ``steps`` the number of steps of the first round.
 
     Attributes:
         free: the next iterate.
@@ -341,9 +343,10 @@ class _Path:
         cosines = cosine_directions(start.shape[-1])
         self._directions = _free_directions(space, cosines)  # [d, K - 1]
         count = cosines.shape[1]
-        units = USUAL_UNIT / np.sqrt(count) if space.units is None else space.units
-        self._units = np.reshape(units, (-1, 1) if len(space.shape) > 1 else ())
-        self._step_size = step_size  # in each direction, at the beginning of this round
+        closeness = np.full(1, USUAL_CLOSENESS) if space.closeness is None else space.closeness
+        lengths = np.sqrt(closeness / count)  # in each direction, for a step size of one
+        self._lengths = lengths.reshape((-1, 1) if len(space.shape) > 1 else ())
+        self._step_size = step_size  # at the beginning of this round
         self._round = steps
         self._steps_in_round = 0
         self._is_first_round = True
@@ -370,7 +373,7 @@ class _Path:
         ratio = self._adam.updated_ratio(_rows_times(free_gradient, self._directions))
         remaining = 1 - self._steps_in_round / self._round
         size = self._step_size * remaining / (1 + _DELAY * delay)
-        moved = self.free - size * self._units * _rows_times(ratio, self._directions.T)
+        moved = self.free - size * self._lengths * _rows_times(ratio, self._directions.T)
         self.free = self._space.to_free(self._space.to_coefficients(moved))  # a convex space clips
         self.steps += 1
         self._steps_in_round += 1

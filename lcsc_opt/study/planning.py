@@ -108,17 +108,17 @@ def space_of(spec: StudySpec, objective: Objective, origin: Coefficients | None 
     start = default_origin(steps) if origin is None else origin
     if groups is not None and space.rows is not None:
         start = groups.in_rows(start)
-    units = None
+    closeness = None
     if isinstance(objective.trajectory, Trajectory) and configure(spec.optimizer).needs_gradient:
-        units = objective.trajectory.units(None if space.rows is None else groups)
+        closeness = objective.trajectory.closeness(None if space.rows is None else groups)
     if space.kind == "convex":
         if (start < 0).any():
             raise StudySpecError(
                 f"start: the answer of {spec.start or 'the grid'} has negative coefficients, which the convex space "
                 "does not hold; leave out space: convex, or start"
             )
-        return ConvexSpace(steps, start, units)
-    return AffineSpace(steps, start, units)
+        return ConvexSpace(steps, start, closeness)
+    return AffineSpace(steps, start, closeness)
 
 
 def new_driver(

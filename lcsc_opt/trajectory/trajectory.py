@@ -182,12 +182,12 @@ class Trajectory:
         with self._unchanged():
             return self._merger.squares()
 
-    def units(self, groups: LayerGroups | None) -> npt.NDArray[np.float64]:
-        """How far the coefficients of each row go for a change as large as its weights are: ``[S]``, or ``[1]``.
+    def closeness(self, groups: LayerGroups | None) -> npt.NDArray[np.float64]:
+        """How close the checkpoints are to each other, for each row of coefficients: ``[S]``, or ``[1]``.
 
-        Orthonormal directions of coefficients that sum to zero together change a tensor by what its checkpoints deviate
-        from their mean; divided by that, a step has one length for near and for distant checkpoints. Tensors that share
-        a row count together; channels have the unit of their tensor. Units are rounded, to be the same on all machines.
+        It is the root mean square of their mean weights, divided by that of their deviations from it. Tensors that
+        share a row count together; channels have the closeness of their tensor. It is rounded, to be the same on all
+        machines.
 
         Raises:
             TrajectoryError: a checkpoint was overwritten since opening.
@@ -202,7 +202,8 @@ class Trajectory:
             np.add.at(weights, rows, of_weights)
             np.add.at(deviations, rows, of_deviations)
         ratio = np.divide(weights, deviations, out=np.zeros_like(weights), where=deviations > 0)
-        return np.sqrt(ratio).astype(np.float16).astype(np.float64)
+        closeness: npt.NDArray[np.float64] = np.sqrt(ratio * (len(self) - 1))
+        return closeness.astype(np.float16).astype(np.float64)
 
     def in_groups(self, groups: LayerGroups | None) -> Trajectory:
         """The same trajectory, merged by these layer groups, which have all tensors that vary; ``None`` for one row."""

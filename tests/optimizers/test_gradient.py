@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,7 +17,7 @@ from lcsc_opt.base.records import SEARCH, Coefficients, Evaluation
 from lcsc_opt.coefficients.profiles import default_origin
 from lcsc_opt.coefficients.spaces import AffineSpace, CoefficientSpace, ConvexSpace
 from lcsc_opt.optimizers import LCSCGradient, candidate_of, coefficient_array
-from lcsc_opt.optimizers.gradient import USUAL_UNIT, cosine_directions
+from lcsc_opt.optimizers.gradient import USUAL_CLOSENESS, cosine_directions
 from tests.optimizers.asking import AFFINE, PLAIN_ASK, STEPS, how, run, spend, tell
 
 COUNT = len(STEPS)
@@ -48,7 +49,7 @@ def gradient_search(
     space: CoefficientSpace = AFFINE, *, length: float = 0.03, plan: tuple[int, int] | None = None, **options: Any
 ) -> Any:
     """With a first step of this ``length`` in coefficients; with ``plan``, of so many images in all and in a check."""
-    optimizer = LCSCGradient(step_size=length / USUAL_UNIT, **options)(coefficient_array(space, seed=0))
+    optimizer = LCSCGradient(step_size=length / math.sqrt(USUAL_CLOSENESS), **options)(coefficient_array(space, seed=0))
     if plan is not None:
         optimizer.plan_budget(evaluations=None, images=plan[0], images_per_evaluation=plan[1])
     return optimizer
@@ -150,14 +151,13 @@ def test_every_direction_has_its_part_of_the_first_step(length: float) -> None:
     np.testing.assert_allclose(np.abs(moved), np.abs(moved).mean(), rtol=1e-9)
 
 
-def test_the_step_is_a_share_of_the_weights_of_each_row() -> None:
-    units = np.array([2.0, 50.0])
-    optimizer = LCSCGradient(step_size=0.004)(
-        coefficient_array(AffineSpace(STEPS, np.stack([AFFINE.origin] * 2), units))
+def test_the_step_of_each_row_grows_with_the_root_of_how_close_its_checkpoints_are() -> None:
+    closeness = np.array([4.0, 100.0])
+    optimizer = LCSCGradient(step_size=0.01)(
+        coefficient_array(AffineSpace(STEPS, np.stack([AFFINE.origin] * 2), closeness))
     )
     first, second = run(optimizer, Rows(), 2)
-    moved = np.abs((second.value - first.value) @ cosine_directions(COUNT))
-    np.testing.assert_allclose(moved, np.broadcast_to(0.004 * units[:, None], moved.shape), rtol=1e-9)
+    np.testing.assert_allclose(np.linalg.norm(second.value - first.value, axis=1), [0.02, 0.1], rtol=1e-9)
 
 
 @pytest.mark.parametrize("scale", [1e-12, 1e12])

@@ -108,3 +108,28 @@ def test_channels_are_merged_and_projected_as_numpy_does(
         tolerance = 2e-2 if name.startswith("half") else 1e-5
         np.testing.assert_allclose(merged[name].double().numpy(), combined, rtol=tolerance, atol=tolerance)
     np.testing.assert_allclose(trajectory.project(gradients), expected, rtol=0, atol=1e-4)
+
+
+def test_the_closeness_of_a_row_is_that_of_its_weights_to_what_its_checkpoints_deviate(tmp_path: Path) -> None:
+    generator = torch.Generator().manual_seed(0)
+    base = {name: torch.randn(shape, generator=generator) for name, shape in CHANNELS.items() if shape}
+    steps = [
+        {
+            name: weight + (0.5 if name == "norm.bias" else 0.01) * torch.randn(weight.shape, generator=generator)
+            for name, weight in base.items()
+        }
+        for _ in range(4)
+    ]
+    with lcsc_opt.TrajectoryWriter(tmp_path / "t", every=1) as writer:
+        for step, checkpoint in enumerate(steps, 1):
+            writer.append(step, checkpoint)
+    trajectory = Trajectory.open(tmp_path / "t")
+    groups = trajectory.in_rows("channels").layer_groups
+    assert groups is not None
+    found = trajectory.closeness(groups)
+    for name in base:
+        weights = np.stack([checkpoint[name].double().numpy().ravel() for checkpoint in steps])
+        deviation = np.sqrt(weights.var(axis=0, ddof=1).mean())
+        expected = np.sqrt(np.square(weights.mean(axis=0)).mean()) / deviation
+        np.testing.assert_allclose(found[groups.rows_of[name].of_channels()], expected, rtol=1e-3)
+    assert trajectory.closeness(None).shape == (1,)
