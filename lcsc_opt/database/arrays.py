@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 from optuna.trial import FrozenTrial
 
+from lcsc_opt.base.errors import StudyStoreError
 from lcsc_opt.base.records import Coefficients
 
 Array = npt.NDArray[np.float64]
@@ -40,13 +41,13 @@ def rounded_coefficients(coefficients: Coefficients) -> Coefficients:
     largest = np.abs(counts).argmax(axis=1)[:, None]
     rest = 1 / step - counts.sum(axis=1, keepdims=True)
     np.put_along_axis(counts, largest, np.take_along_axis(counts, largest, axis=1) + rest, axis=1)
-    return np.asarray(counts * step)
+    return np.asarray(counts * step + 0.0)  # no zero keeps a sign
 
 
 def rounded_gradient(gradient: Array) -> Array:
     """Each number in eleven bits, as float16 in units of a power of two by the largest one."""
     scale = _half_scale(gradient)
-    return np.asarray((gradient / scale).astype(np.float16).astype(np.float64) * scale)
+    return np.asarray((gradient / scale).astype(np.float16).astype(np.float64) * scale + 0.0)
 
 
 def _half_scale(array: Array) -> float:
@@ -99,5 +100,14 @@ def has_coefficients(trial: FrozenTrial) -> bool:
 
 
 def coefficients_of(trial: FrozenTrial) -> Coefficients:
-    """The coefficients ``[K]`` or ``[S, K]`` of one of our trials."""
+    """The coefficients ``[K]`` or ``[S, K]`` of one of our trials.
+
+    Raises:
+        StudyStoreError: it is a step of many rows, whose coefficients are not stored.
+    """
+    if not has_coefficients(trial):
+        raise StudyStoreError(
+            f"trial {trial.number} is a step of the search, whose coefficients are not stored: name a check, a trial "
+            "whose state is COMPLETE"
+        )
     return array_of(trial.user_attrs["coefficients"])

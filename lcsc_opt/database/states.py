@@ -14,6 +14,9 @@ from lcsc_opt.database.names import split_name
 Attributes = Mapping[str, Any]
 """User attributes of a stored study."""
 
+COEFFICIENTS = ("coefficients", "coefficients_sha256")
+"""The attributes of which each trial of ours has one: steps of many rows have the digest, all others the numbers."""
+
 SUCCEEDED = (TrialState.COMPLETE, TrialState.PRUNED)
 """States of trials that have a loss. Where an optimizer asked for other noise or another number of images, the loss
 does not compare with others. Such a trial ends as pruned, so that no program that reads Optuna's tables considers it
@@ -22,7 +25,7 @@ the best."""
 
 def is_ours(trial: FrozenTrial) -> bool:
     """Whether a search asked the trial; plain Optuna may have added others to its study."""
-    return "coefficients" in trial.user_attrs
+    return not trial.user_attrs.keys().isdisjoint(COEFFICIENTS)
 
 
 def forgotten_trials(attributes: Attributes) -> frozenset[int]:

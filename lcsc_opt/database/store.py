@@ -60,7 +60,7 @@ from lcsc_opt.database.connection import in_database, one_transaction, quiet_opt
 from lcsc_opt.database.history import sign_of
 from lcsc_opt.database.lock import Coordinator
 from lcsc_opt.database.report import REPORT, Report
-from lcsc_opt.database.states import SUCCEEDED, compared_trials, forgotten_trials, shown_trials
+from lcsc_opt.database.states import COEFFICIENTS, SUCCEEDED, compared_trials, forgotten_trials, shown_trials
 from lcsc_opt.database.summary import SUMMARY, Summary
 from lcsc_opt.database.urls import masked
 
@@ -152,7 +152,7 @@ def _check_schema(name: str, attributes: Mapping[str, Any]) -> None:
         )
 
 
-CANDIDATE_ATTRIBUTES = ("coefficients", "coefficients_sha256", "images", "noise", "unbiased")
+CANDIDATE_ATTRIBUTES = (*COEFFICIENTS, "images", "noise", "unbiased")
 """All that a trial may store of its candidate."""
 
 
