@@ -26,7 +26,7 @@ from lcsc_opt.coefficients.profiles import check_coefficients, check_steps, defa
 from lcsc_opt.coefficients.spaces import AffineSpace
 from lcsc_opt.database.arrays import array_of
 from lcsc_opt.database.connection import in_database, open_storage
-from lcsc_opt.database.store import StoredStudy, our_studies
+from lcsc_opt.database.store import StoredStudy, read_contents
 from lcsc_opt.metrics.extractors.base import FeatureExtractor
 from lcsc_opt.objective.contract import Objective, StagedObjective
 from lcsc_opt.optimizers.parametrization import attach_evaluation, candidate_of
@@ -386,7 +386,7 @@ def check_storage(url: str) -> None:
             assert study.attributes["note"] == value, "a study attribute is read as another value than was written"
     finally:
         in_database(storage, lambda: storage.delete_study(storage.get_study_id_from_name(name)))
-    if name in our_studies(storage):
+    if name in read_contents(storage).studies:
         raise AssertionError(f"{url}: a study that was deleted is still listed")
 
 

@@ -10,13 +10,25 @@ from typing import Any
 import numpy as np
 from optuna.storages import RDBStorage
 
-from lcsc_opt.base.records import CONTIGUOUS, SEARCH, Candidate, Cost, Evaluation, Noise
+from lcsc_opt.base.records import (
+    CONTIGUOUS,
+    HELD_OUT,
+    SEARCH,
+    SELECTION,
+    STANDARD_ERROR,
+    Candidate,
+    Cost,
+    Evaluation,
+    Noise,
+)
 from lcsc_opt.database.connection import open_storage
-from lcsc_opt.database.experiment import StoredExperiment
-from lcsc_opt.database.measurement import Measurement, Model
+from lcsc_opt.database.experiment import CHOICE, REPORT, StoredExperiment, metrics_to_json
+from lcsc_opt.database.measurement import UNSEEN, Measurement, Model, Sample
 from lcsc_opt.database.names import split_name
-from lcsc_opt.database.report import REPORT, Report
+from lcsc_opt.database.report import Report
 from lcsc_opt.database.store import StoredStudy
+from lcsc_opt.experiment.sameness import key_to_json
+from lcsc_opt.objective.key import Key, digest_of
 from lcsc_opt.views.artifacts import (
     FARTHEST,
     SAMPLES,
@@ -35,16 +47,19 @@ def coefficients(number: int) -> np.ndarray:
 
 def write_experiment(storage: RDBStorage, name: str, **attributes: Any) -> StoredExperiment:
     """What is stored of an experiment, with these attributes; one that is stored already keeps its own."""
-    nothing = {"settings": {}, "objective": {}, "code": {}}
     first = {
-        "problem": {"decides": {"file": "function.py", **nothing}, "reported": nothing},
+        "key": key_to_json(Key({})),
+        "keys": {digest_of(Key({}).of_trials): Key({}).of_trials},
         "objective": {"file": "function.py", "settings": {}},
         "directory": None,
         "places": {},
         "checkpoints": None,
         "steps": list(STEPS),
         "maximize": False,
-        "layout": CONTIGUOUS,
+        "machine": {"layout": CONTIGUOUS},
+        "renaming": None,
+        "sampling": None,
+        "samples": True,
         "report_images": None,
         "holds_out": True,
     }
@@ -52,8 +67,51 @@ def write_experiment(storage: RDBStorage, name: str, **attributes: Any) -> Store
 
 
 def write_report(storage: RDBStorage, report: Report, experiment: str = "digits") -> None:
-    """Store the report of an experiment."""
-    write_experiment(storage, experiment).set_attribute(REPORT, report.to_json())
+    """Store a report as the trials of an experiment, and which model was chosen."""
+    stored = write_experiment(storage, experiment)
+    parts = [dataclasses.replace(part, models=tuple(map(_told_apart, part.models))) for part in report.parts]
+    report = dataclasses.replace(report, parts=tuple(parts))
+    for part in report.parts:
+        for measured in part.models:
+            for group, seed in enumerate(measured.seeds):
+                noise = Noise(HELD_OUT.group, seed)
+                sample = Sample(noise, measured.images, part.second)
+                candidate = Candidate(measured.model.coefficients, noise=noise)
+                stored.add(REPORT, measured.model, candidate, sample, evaluation_of_group(measured, group))
+    entrants = dict(report.entrants)
+    for name, loss in report.selection.items():
+        if name not in entrants:
+            known = report.measured(name)
+            model = known.model if known is not None else _Named(name, coefficients(len(entrants)))
+            noise = Noise(SELECTION.group)
+            candidate = Candidate(model.coefficients, noise=noise)
+            stored.add(CHOICE, model, candidate, Sample(noise, 7), Evaluation(report.sign * loss))
+            entrants[name] = model.key
+    stored.set_attribute("metrics", metrics_to_json(report.metrics))
+    stored.choose(dataclasses.replace(report, entrants=entrants, rounds=report.rounds or ((7, 0),)), of="")
+
+
+class _Named(Model):
+    """A model of an example, told apart from others by its name: many have the same coefficients."""
+
+    @property
+    def key(self) -> str:
+        return f"key of {self.name}"
+
+
+def _told_apart(measured: Measurement) -> Measurement:
+    fields = {field.name: getattr(measured.model, field.name) for field in dataclasses.fields(Model)}
+    return dataclasses.replace(measured, model=_Named(**fields))
+
+
+def evaluation_of_group(measured: Measurement, group: int) -> Evaluation:
+    """What was measured on one group of noise."""
+    values = {name: of_groups[group] for name, of_groups in measured.values.items()}
+    derived = values.pop("loss" + STANDARD_ERROR, None)
+    loss, unseen = values.pop("loss"), values.pop(UNSEEN, None)
+    assert derived is None or derived in values.values()
+    without = {name: of_groups[group] for name, of_groups in measured.without_groups.items()}
+    return Evaluation(loss, values, unseen=unseen, without_groups=without)
 
 
 def stored_report(experiment: str) -> Report:
@@ -87,7 +145,7 @@ def write_study(
     ``held_out`` is its best trial on held-out noise, which joins the report of the experiment.
     """
     experiment = write_experiment(storage, split_name(name)[0])
-    created = {"steps": STEPS, "environment": {}, "budget": {"evaluations": 9, "images": None}}
+    created = {"steps": STEPS, "environment": {}, "budget": {"evaluations": 9, "images": None}, "key": {}}
     study = StoredStudy.open_or_create(storage, name, created)
     for number, loss in enumerate(losses):
         add_result(study, number, loss, images=images, seconds=seconds, metric=metric)

@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
+from lcsc_opt.base.digests import stamp_of
 from lcsc_opt.base.errors import TrajectoryError
 from lcsc_opt.base.records import TRAINER_EMA
 from lcsc_opt.checkpoints.folders import file_of_weights
@@ -84,7 +85,7 @@ def trainers_averages(checkpoint: Path, key: str, earlier: Path) -> Kept:
     averages = _inside(checkpoint, key, earlier)
     weights: Mapping[str, Tensor] | None = None
     beside: list[Average] = []
-    for file in _files_of_averages(checkpoint, key):
+    for file in files_of_averages(checkpoint, key):
         if _is_unchanged(file, checkpoint, earlier):
             continue
         weights = weights or read_checkpoint(checkpoint, key=key).tensors  # only where there is such a file
@@ -109,6 +110,11 @@ def trainers_averages(checkpoint: Path, key: str, earlier: Path) -> Kept:
         else:
             distinct.append(average)
     return Kept(distinct[::-1], said)
+
+
+def stamp_of_averages(checkpoint: Path) -> str:
+    """What changes when a file that may hold an average of a checkpoint comes, or is written again."""
+    return " ".join(f"{file.name} {stamp_of(file)}" for file in files_of_averages(checkpoint, ""))
 
 
 def _alike(checkpoint: Path, key: str) -> list[str]:
@@ -166,7 +172,7 @@ def _inside(checkpoint: Path, key: str, earlier: Path) -> list[Average]:
     return averages
 
 
-def _files_of_averages(checkpoint: Path, key: str) -> Iterator[Path]:
+def files_of_averages(checkpoint: Path, key: str) -> Iterator[Path]:
     """Files that may hold an average of a checkpoint: in its folder; or beside its file, of the same step.
 
     Objects that a trainer registered with Accelerate are such files, too: among them is diffusers' ``EMAModel``.

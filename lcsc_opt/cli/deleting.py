@@ -65,12 +65,12 @@ def _delete_report(database: RDBStorage, name: str, studies: set[str]) -> None:
 
     It goes before they do: an interruption leaves no report about a study that is gone.
     """
-    from lcsc_opt.database.experiment import StoredExperiment
-    from lcsc_opt.database.report import REPORT
+    from lcsc_opt.database.experiment import CHOSEN, StoredExperiment
 
     experiment = StoredExperiment.open(database, name)
-    if experiment.report is not None and not studies.isdisjoint(experiment.report.evaluations):
-        experiment.set_attribute(REPORT, None)
+    chosen = experiment.attributes.get(CHOSEN)
+    if chosen is not None and not studies.isdisjoint(chosen["evaluations"]):
+        experiment.set_attribute(CHOSEN, None)
         say(f"{name}: its report is deleted, too; lcsc run makes it again")
 
 

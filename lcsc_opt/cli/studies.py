@@ -209,7 +209,7 @@ def _read(studies: str, overrides: Sequence[str], storage: str | None) -> tuple[
     content = with_overrides(spec.content(), overrides)
     study_file = parse_study_file(content, source=" ".join([studies, *overrides]))
     url = stored.storage.url
-    return study_file, context_of(contents.experiments[spec.experiment], url).directory, url
+    return study_file, context_of(contents.experiment(spec.experiment), url).directory, url
 
 
 def _print_rehearsed(experiment: Experiment) -> None:

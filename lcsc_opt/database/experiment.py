@@ -1,54 +1,97 @@
-"""What belongs to an experiment and to none of its searches, in an Optuna study of its name without trials.
+"""What belongs to an experiment and to none of its searches, in an Optuna study of its name.
 
-========================  ====================================================================================
-user attributes           ``problem`` (what decides losses, what is only reported), ``objective`` and ``held_out`` as
-                          the study file has them, ``directory``, ``places``, ``checkpoints``, ``steps``,
-                          ``maximize``, ``report_images``, ``holds_out``, ``layout``, ``changes``,
-                          ``trainer_ema_sha256``; ``created``, ``created_by`` and ``schema`` as of a study
-``yardstick SAMPLE``      what losses on this noise are relative to
-``measured MODEL SAMPLE``  a model on noise that no search saw
-``report``                the report, with the answer (:mod:`lcsc_opt.database.report`)
-========================  ====================================================================================
+Its trials are what was evaluated and no search asked for, each with a ``role``:
 
-Several processes may search one experiment. Each writes what it has measured under a key of its own, so none takes
-anything from another.
+=============  ===============================================================================================
+``yardstick``  an average of the checkpoints, which losses on this noise are relative to
+``had``        what the user had before any search, scored first
+``choice``     a model on the noise of the choice, in one of its rounds
+``report``     a model on held-out noise, also in a second sampler
+=============  ===============================================================================================
+
+A trial has ``coefficients``, ``images``, ``noise``, ``metrics``, ``cost`` and a value as that of a search, and
+``model`` (its name, and where it comes from), ``sampler``, ``without_groups`` and ``unseen``; and ``key``, which says
+what it is of. Its state is ``COMPLETE`` on held-out noise in the sampler of the searches, else ``PRUNED``.
+
+=====================  =======================================================================================
+study user attributes  ``about`` (what this study is, for people), ``key`` (what evaluations are of:
+                       :class:`lcsc_opt.objective.key.Key`), ``keys`` (digest → what trials of it are of, of all whose
+                       trials are valid today), ``chosen`` (which model, and when), ``metrics`` (of reports),
+                       ``objective`` and ``held_out`` as the study file has them, ``directory``, ``places``,
+                       ``checkpoints``, ``averages``, ``steps``, ``renaming``, ``sampling``, ``maximize``,
+                       ``report_images``, ``holds_out``, ``machine``, ``changes``; ``created``, ``created_by`` and
+                       ``schema`` as of a study
+=====================  =======================================================================================
+
+Several processes may search one experiment. Each adds trials of its own, so none takes anything from another. Deleted,
+the study is made again, and everything in it is measured again.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import dataclasses
+import functools
+import json
+import statistics
+import time
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+import pydantic
 from optuna.storages import RDBStorage
+from optuna.trial import FrozenTrial
 
 from lcsc_opt.base.errors import StudyStoreError
-from lcsc_opt.base.records import SEARCH, Yardstick
+from lcsc_opt.base.records import (
+    HELD_OUT,
+    SEARCH,
+    SELECTION,
+    Candidate,
+    Evaluation,
+    Noise,
+    ReportedMetrics,
+    SamplerTitle,
+    Yardstick,
+)
+from lcsc_opt.database.arrays import coefficients_of
 from lcsc_opt.database.connection import in_database
-from lcsc_opt.database.report import REPORT, Report
-from lcsc_opt.database.store import StoredStudy, create
+from lcsc_opt.database.history import sign_of
+from lcsc_opt.database.measurement import Measurement, Model, Sample
+from lcsc_opt.database.report import Part, Report
+from lcsc_opt.database.states import SUCCEEDED, Attributes
+from lcsc_opt.database.store import StoredStudy, candidate_attributes, create, evaluation_of, write_together
 
-PROBLEM = "problem"
-LAYOUT = "layout"  # how the network's weights lie in memory, the same for all evaluations
-TRAINER_EMA_SHA256 = "trainer_ema_sha256"
-_MEASURED = "measured"
-_YARDSTICK = "yardstick"
+ABOUT = (
+    "an experiment of lcsc_opt: the trials here are what was evaluated beside its searches (yardstick, had, choice, "
+    "report); lcsc compare shows them, and lcsc delete deletes them with the searches"
+)
+KEY = "key"
+KEYS = "keys"
+CHOSEN = "chosen"
+AVERAGES = "averages"  # the digests of the trainer's own
+YARDSTICK = "yardstick"
+HAD = "had"
+CHOICE = "choice"
+REPORT = "report"
 
 
 class StoredExperiment:
-    """What is stored of one experiment. Its attributes are read when it is opened, and again by :meth:`refresh`.
+    """What is stored of one experiment, read when it is opened, and again by :meth:`refresh`.
 
     Args:
         record: the Optuna study of the experiment's name.
+        attributes: of it, where they have just been read.
 
     All methods raise :class:`StudyStoreError` where the database cannot be used.
     """
 
-    def __init__(self, record: StoredStudy) -> None:
+    def __init__(self, record: StoredStudy, attributes: Attributes | None = None) -> None:
         self.record = record
-        self.attributes: dict[str, Any] = record.attributes
+        self.attributes: dict[str, Any] = dict(record.attributes if attributes is None else attributes)
+        self._trials: list[FrozenTrial] | None = None
 
     @classmethod
-    def open(cls, storage: RDBStorage, name: str) -> StoredExperiment:
+    def open(cls, storage: RDBStorage, name: str, attributes: Attributes | None = None) -> StoredExperiment:
         """Open what is stored.
 
         Raises:
@@ -58,19 +101,19 @@ class StoredExperiment:
             study_id = in_database(storage, lambda: storage.get_study_id_from_name(name))
         except KeyError as error:
             raise StudyStoreError(f"{name}: no such experiment; start it with lcsc run") from error
-        experiment = cls(StoredStudy(storage, name, study_id))
-        if PROBLEM not in experiment.attributes:
+        experiment = cls(StoredStudy(storage, name, study_id), attributes)
+        if KEYS not in experiment.attributes:
             raise StudyStoreError(f"{name}: is a study of another program; give yours another name, or --storage")
         return experiment
 
     @classmethod
-    def open_or_create(cls, storage: RDBStorage, name: str, attributes: Mapping[str, Any]) -> StoredExperiment:
+    def open_or_create(cls, storage: RDBStorage, name: str, attributes: Attributes) -> StoredExperiment:
         """Open what is stored, or begin with ``attributes``; of two processes that race for it, one begins it.
 
         Raises:
             StudyStoreError: another program's study has the name.
         """
-        create(storage, name, attributes)
+        create(storage, name, {"about": ABOUT, **attributes})
         return cls.open(storage, name)
 
     @property
@@ -85,12 +128,24 @@ class StoredExperiment:
 
     @property
     def report(self) -> Report | None:
-        """The report; ``None`` before there is one."""
-        return Report.from_json(self.attributes.get(REPORT))
+        """The report: its trials, and which model was chosen; ``None`` before there is one."""
+        return report_of(self.attributes, self.trials)
+
+    @property
+    def trials(self) -> list[FrozenTrial]:
+        """Its trials, with losses as values."""
+        if self._trials is None:
+            self._trials = self.record.trials()
+        return self._trials
 
     def refresh(self) -> None:
-        """Read the attributes again: other processes may have measured something."""
-        self.attributes = self.record.attributes
+        """Read all again: other processes may have measured something."""
+        self.attributes = dict(self.record.attributes)
+        self._forget_trials()
+
+    def _forget_trials(self) -> None:
+        self._trials = None
+        self.__dict__.pop("_of_models", None)
 
     def set_attribute(self, name: str, value: Any) -> None:
         """Write one attribute, unless it has this value."""
@@ -98,41 +153,190 @@ class StoredExperiment:
             self.record.set_attribute(name, value)
             self.attributes[name] = value
 
-    def measured(self, key: str) -> Mapping[str, Any] | None:
-        """What was stored by :meth:`keep_measured`; ``None`` if nothing was."""
-        return self.attributes.get(f"{_MEASURED} {key}")
+    def measured(self, model: Model, sample: Sample) -> list[Measurement]:
+        """What is known of a model on this sample, under keys that are valid today."""
+        return [measurement_of(trial, model) for trial in self._of_models.get((model.key, sample), ())]
 
-    def keep_measured(self, key: str, measurement: Mapping[str, Any]) -> None:
-        """Store what was measured under the keys of the model and of the sample."""
-        self.set_attribute(f"{_MEASURED} {key}", measurement)
+    @functools.cached_property
+    def _of_models(self) -> dict[tuple[str, Sample], list[FrozenTrial]]:
+        return by_model(self.attributes, self.trials)
 
-    def yardstick(self, key: str) -> Yardstick | None:
+    def yardstick(self, sample: Sample) -> Yardstick | None:
         """The yardstick on this sample; ``None`` if it was not measured."""
-        stored = self.attributes.get(f"{_YARDSTICK} {key}")
-        if stored is None:
-            return None
-        return Yardstick(**stored)
+        for trial in valid_trials(self.attributes, self.trials):
+            if trial.user_attrs["role"] == YARDSTICK and sample_of(trial) == sample:
+                return Yardstick(**trial.user_attrs[YARDSTICK])
+        return None
 
-    def keep_yardstick(self, key: str, yardstick: Mapping[str, Any]) -> None:
-        """Store the fields of a yardstick on a sample, which is named as :func:`sample_key` names it."""
-        self.set_attribute(f"{_YARDSTICK} {key}", yardstick)
-
-    def forget_measured(self, *, yardsticks: bool) -> None:
-        """Forget what was measured, as another objective or other code would measure it otherwise, and the report.
+    def add(
+        self,
+        role: str,
+        model: Model,
+        candidate: Candidate,
+        sample: Sample,
+        result: Evaluation | Mapping[str, Any],
+        **attributes: Any,
+    ) -> None:
+        """Add a trial that has ended.
 
         Args:
-            yardsticks: those, too; not if there are losses that are relative to them.
+            role: as of this module.
+            model: what was evaluated.
+            candidate: as it was.
+            sample: on what.
+            result: of it; of a failed one its attempt.
+            attributes: further ones.
         """
-        forgotten = [_MEASURED, _YARDSTICK] if yardsticks else [_MEASURED]
-        for name in list(self.attributes):
-            if name == REPORT or name.split(" ")[0] in forgotten:
-                self.set_attribute(name, None)  # Optuna cannot delete one
+        described: dict[str, Any] = {
+            **candidate_attributes(dataclasses.replace(candidate, images=sample.images or None)),
+            "role": role,
+            "model": model.to_json(),
+            KEY: next(iter(self.attributes[KEYS])),  # today's
+            **attributes,
+        }
+        if sample.sampler is not None:
+            described["sampler"] = dataclasses.asdict(sample.sampler)
+        compares = sample.noise.group == HELD_OUT.group and sample.sampler is None
+        self.record.add_ended(described, result, compares=compares)
+        self._forget_trials()
+
+    def update(self, attributes: Attributes, searches: Sequence[str], *, keep_yardstick: bool) -> None:
+        """Write attributes that are new, in one transaction.
+
+        Args:
+            attributes: the key among them, and which keys are valid from now on.
+            searches: names of searches that get the new key, too.
+            keep_yardstick: whether losses stay relative to what those of the stored searches are relative to.
+        """
+        yardstick = _search_yardstick(self.attributes, self.trials) if keep_yardstick else None
+        # as text, since the order of keys counts
+        changed = {
+            name: value
+            for name, value in attributes.items()
+            if name not in self.attributes or json.dumps(self.attributes[name]) != json.dumps(value)
+        }
+        written = {self.name: changed}
+        written |= {name: {KEY: attributes[KEY]["decides"]} for name in searches}
+        write_together(self.storage, written)
+        self.attributes |= changed
+        self._forget_trials()
+        if yardstick is not None and yardstick.user_attrs[KEY] not in attributes[KEYS]:
+            today = {**yardstick.user_attrs, KEY: next(iter(attributes[KEYS]))}
+            self.record.add_ended(today, evaluation_of(yardstick), compares=False)
+            self._forget_trials()
+
+    def choose(self, report: Report, of: str) -> None:
+        """Store which model was chosen, and when.
+
+        Args:
+            report: the report.
+            of: a digest of what it depends on.
+        """
+        self.set_attribute(CHOSEN, {"at": time.time(), "of": of, **report.choice_to_json()})
 
 
-def search_yardstick(attributes: Mapping[str, Any]) -> Yardstick | None:
-    """What the losses of searches are relative to, from an experiment's attributes; ``None`` if they are absolute."""
-    for name, stored in attributes.items():
-        words = name.split(" ")  # see sample_key
-        if words[0] == _YARDSTICK and words[2] == SEARCH.group and stored is not None:
-            return Yardstick(**stored)
+def valid_trials(attributes: Attributes, trials: Iterable[FrozenTrial]) -> list[FrozenTrial]:
+    """The trials with a value that are of what is compared today."""
+    keys = attributes[KEYS]
+    return [trial for trial in trials if trial.state in SUCCEEDED and trial.user_attrs.get(KEY) in keys]
+
+
+def sample_of(trial: FrozenTrial) -> Sample:
+    """What a stored trial was measured on."""
+    attributes = trial.user_attrs
+    noise = Noise(**attributes["noise"]) if "noise" in attributes else SEARCH
+    sampler = SamplerTitle(**attributes["sampler"]) if "sampler" in attributes else None
+    return Sample(noise, attributes.get("images", 0), sampler)
+
+
+def by_model(attributes: Attributes, trials: Iterable[FrozenTrial]) -> dict[tuple[str, Sample], list[FrozenTrial]]:
+    """The key of a model, and a sample → the valid trials of it, the oldest first."""
+    found: dict[tuple[str, Sample], list[FrozenTrial]] = {}
+    for trial in valid_trials(attributes, trials):
+        if trial.user_attrs["role"] != YARDSTICK:
+            found.setdefault((trial.user_attrs["model"]["key"], sample_of(trial)), []).append(trial)
+    return found
+
+
+def measurement_of(trial: FrozenTrial, model: Model) -> Measurement:
+    """What a stored trial measured of a model."""
+    sample = sample_of(trial)
+    return Measurement.of(model, evaluation_of(trial), images=sample.images, seed=sample.noise.seed)
+
+
+def search_yardstick(attributes: Attributes, trials: Iterable[FrozenTrial]) -> Yardstick | None:
+    """What the losses of an experiment's searches are relative to; ``None`` if they are absolute."""
+    trial = _search_yardstick(attributes, trials)
+    return None if trial is None else Yardstick(**trial.user_attrs[YARDSTICK])
+
+
+def _search_yardstick(attributes: Attributes, trials: Iterable[FrozenTrial]) -> FrozenTrial | None:
+    for trial in valid_trials(attributes, trials):
+        if trial.user_attrs["role"] == YARDSTICK and sample_of(trial).noise == SEARCH:
+            return trial
     return None
+
+
+def report_of(attributes: Attributes, trials: Sequence[FrozenTrial]) -> Report | None:
+    """The report of an experiment: a query over its trials; ``None`` before a model was chosen."""
+    chosen = attributes.get(CHOSEN)
+    if chosen is None:
+        return None
+    found = by_model(attributes, trials)
+
+    def measured(stored: Mapping[str, Any], part: Mapping[str, Any]) -> Measurement | None:
+        """A model in a part of the report; ``None`` if it was not measured in all groups of noise."""
+        sampler = None if part["sampler"] is None else SamplerTitle(**part["sampler"])
+        groups = []
+        for seed in part["seeds"]:
+            of_sample = found.get((stored["key"], Sample(Noise(HELD_OUT.group, seed), part["images"], sampler)))
+            if not of_sample:
+                return None
+            groups.append(measurement_of(of_sample[-1], Model.from_json(stored, coefficients_of(of_sample[-1]))))
+        return Measurement.joined(groups)
+
+    parts = []
+    for part in chosen["parts"]:
+        models = filter(None, (measured(stored, part) for stored in chosen["models"].values()))
+        second = None if part["sampler"] is None else SamplerTitle(**part["sampler"])
+        parts.append(Part(part["title"], tuple(models), second))
+    if parts[0].measured(chosen["answer"]) is None:  # its trials were deleted, or are of another key
+        return None
+    sign = sign_of(attributes)
+    return Report(
+        parts=tuple(part for part in parts if part.models),
+        answer=chosen["answer"],
+        had=tuple(chosen["had"]),
+        found=chosen["found"],
+        evaluations=chosen["evaluations"],
+        top=chosen["top"],
+        selection=_selection(chosen, found, sign),
+        metrics=_METRICS.validate_python(attributes["metrics"]),
+        sign=sign,
+        warnings=tuple(chosen["warnings"]),
+        entrants=chosen["entrants"],
+        rounds=tuple((images, seed) for images, seed in chosen["rounds"]),
+    )
+
+
+def _selection(
+    chosen: Mapping[str, Any], found: Mapping[tuple[str, Sample], Sequence[FrozenTrial]], sign: int
+) -> dict[str, float]:
+    """The name of a model → its loss on the noise of the choice, over all rounds but the first if it was in these."""
+    first, *further = (Sample(Noise(SELECTION.group, seed), images) for images, seed in chosen["rounds"])
+    losses = {}
+    for name, key in chosen["entrants"].items():
+        of_rounds = [found[key, sample][-1] for sample in further if (key, sample) in found]
+        trials = of_rounds or found.get((key, first), ())[-1:]
+        if trials:
+            losses[name] = sign * statistics.fmean(trial.value or 0.0 for trial in trials)
+    return losses
+
+
+_METRICS = pydantic.TypeAdapter(ReportedMetrics)
+
+
+def metrics_to_json(metrics: ReportedMetrics) -> dict[str, Any]:
+    """What is stored of the metrics of reports."""
+    stored: dict[str, Any] = _METRICS.dump_python(metrics, mode="json")
+    return stored

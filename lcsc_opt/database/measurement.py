@@ -63,6 +63,16 @@ class Model:
         sha256 = self.weights_sha256 or hashlib.sha256(self.coefficients.tobytes()).hexdigest()
         return sha256[:16]
 
+    def to_json(self) -> dict[str, Any]:
+        """What is stored of it with a trial that has its coefficients."""
+        stored = {"name": self.name, "study": self.study, "trial": self.trial, "label": self.label}
+        return {**stored, "weights_sha256": self.weights_sha256, "key": self.key}
+
+    @classmethod
+    def from_json(cls, stored: Mapping[str, Any], coefficients: npt.NDArray[np.float64]) -> Model:
+        """The inverse of :meth:`to_json`."""
+        return cls(coefficients=coefficients, **{name: value for name, value in stored.items() if name != "key"})
+
     @property
     def title(self) -> str:
         """Its name, and which average it is."""
@@ -149,23 +159,17 @@ class Measurement:
         """JSON-able: the means over the groups of noise, and what they are of; ``sign`` −1 makes a loss a score."""
         return {"loss": sign * self.loss, "metrics": self.metrics, "images": self.images, "seeds": list(self.seeds)}
 
-    def to_json(self) -> dict[str, Any]:
-        """What is stored under the keys of the model and of the sample, which are left out."""
-        stored: dict[str, Any] = _MEASUREMENT.dump_python(self, mode="json", exclude={"model"})
-        return stored
 
-    @classmethod
-    def from_json(cls, stored: Mapping[str, Any], model: Model) -> Measurement:
-        """The inverse of :meth:`to_json`."""
-        return _MEASUREMENT.validate_python({**stored, "model": model})
+@dataclasses.dataclass(frozen=True)
+class Sample:
+    """What a model is measured on.
 
+    Attributes:
+        noise: of the images.
+        images: how many; 0 if the objective counts none.
+        sampler: how they are made, if that is not as in searches.
+    """
 
-_MEASUREMENT = pydantic.TypeAdapter(Measurement)
-
-
-def sample_key(images: int, noise: Noise, sampler: SamplerTitle | None) -> str:
-    """What a measurement is made on, as a key; ``sampler`` is ``None`` for that of the search."""
-    key = f"{images} {noise.group} {noise.seed}"
-    if sampler is not None:
-        key += f" {sampler.sha256[:16]}"
-    return key
+    noise: Noise
+    images: int = 0
+    sampler: SamplerTitle | None = None

@@ -16,17 +16,18 @@ from optuna.storages import RDBStorage, get_storage
 from optuna.trial import FrozenTrial, TrialState
 
 from lcsc_opt.base.errors import StudyStoreError
+from lcsc_opt.base.progress import notice
 from lcsc_opt.base.settings import near_miss
+from lcsc_opt.base.study_spec import OF_EXPERIMENT
 from lcsc_opt.coefficients.profiles import average_name
 from lcsc_opt.database.arrays import coefficients_of
 from lcsc_opt.database.connection import in_database
-from lcsc_opt.database.experiment import search_yardstick
+from lcsc_opt.database.experiment import REPORT, YARDSTICK, report_of, search_yardstick
 from lcsc_opt.database.history import Floats, Standing, sign_of
 from lcsc_opt.database.lock import locked
 from lcsc_opt.database.names import BASELINES, HOLDER, split_name
-from lcsc_opt.database.report import REPORT
 from lcsc_opt.database.states import forgotten_trials, is_ours, shown_trials
-from lcsc_opt.database.store import our_studies
+from lcsc_opt.database.store import Contents, read_contents
 from lcsc_opt.database.summary import Summary
 
 
@@ -76,7 +77,7 @@ class HistoryReader:
 
     def names(self) -> list[str]:
         """The names of our studies, in the order in which they were created."""
-        return list(our_studies(self.storage))
+        return list(read_contents(self.storage).studies)
 
     def experiments(self) -> list[str]:
         """The experiments that the database holds, the newest last."""
@@ -88,14 +89,17 @@ class HistoryReader:
         Raises:
             StudyStoreError: there is no such experiment, and the message lists all.
         """
-        studies = our_studies(self.storage)
-        names_of_experiment = [name for name in studies if split_name(name)[0] == experiment]
+        contents = read_contents(self.storage)
+        foreign = contents.foreign(experiment)
+        names_of_experiment = [name for name in contents.of(experiment) if name not in foreign]
         if not names_of_experiment:
-            experiments = sorted({split_name(name)[0] for name in studies})
+            experiments = sorted({split_name(name)[0] for name in contents.studies})
             listed = ", ".join(experiments) or "none"
             guess = near_miss(experiment, experiments)
             raise StudyStoreError(f"{experiment}: no such experiment{guess}; the database holds: {listed}")
-        return self._read_all(studies, names_of_experiment)
+        if foreign:
+            notice(f"{experiment}: of another problem, and in no table: {', '.join(foreign)}")
+        return self._read_all(contents, names_of_experiment)
 
     def read_studies(self, names: Iterable[str] | None = None) -> tuple[Standing, ...]:
         """The studies of these names as they are now, in this order; those that do not exist are left out.
@@ -106,26 +110,50 @@ class HistoryReader:
         Raises:
             StudyStoreError: a name is not ``experiment/optimizer/seed``, or the database cannot be read.
         """
-        studies = our_studies(self.storage)
-        return self._read_all(studies, list(studies if names is None else names))
+        contents = read_contents(self.storage)
+        return self._read_all(contents, list(contents.studies if names is None else names))
 
-    def _read_all(self, studies: Mapping[str, Mapping[str, Any]], names: Sequence[str]) -> tuple[Standing, ...]:
+    def _read_all(self, contents: Contents, names: Sequence[str]) -> tuple[Standing, ...]:
         """How the studies of these names stand; those that do not exist are left out.
 
-        ``studies`` are all of the database, name → attributes. They also tell whether one was deleted since the last
-        read.
+        ``contents`` are those of the database, which also tell whether a study was deleted since the last read.
         """
-        created = {name: attributes.get("created") for name, attributes in studies.items()}
+        all_studies = {**contents.experiments, **contents.studies}
+        created = {name: attributes.get("created") for name, attributes in all_studies.items()}
         if not self._created.items() <= created.items():  # one is gone, and another may have its key
             self._cached_storage = get_storage(self.storage)
         self._created = created
         running = locked(self.storage, names)
+        shared: dict[str, Mapping[str, Any]] = {}  # experiment → what its searches have of it
         standings = []
         for name in names:
-            split_name(name)  # raises
+            experiment = split_name(name)[0]  # raises
             with contextlib.suppress(KeyError):  # there is none, or it was deleted since the names were read
-                standings.append(self._read(name, studies[name], is_running=name in running))
+                if experiment not in shared:
+                    shared[experiment] = self._of_experiment(contents, experiment)
+                of_experiment = {} if name in contents.foreign(experiment) else shared[experiment]
+                attributes = joined(contents.studies[name], of_experiment)
+                standings.append(self._read(name, attributes, is_running=name in running))
         return tuple(standings)
+
+    def _of_experiment(self, contents: Contents, name: str) -> Mapping[str, Any]:
+        """The attributes of an experiment, with its report and what losses are relative to; empty without one."""
+        attributes = contents.experiments.get(name)
+        if attributes is None:
+            return {}
+        study_id = in_database(self.storage, lambda: self.storage.get_study_id_from_name(name))
+        stored = in_database(self.storage, lambda: self._cached_storage.get_all_trials(study_id, deepcopy=False))
+        trials = shown_trials(stored, sign=sign_of(attributes), forgotten=())
+        return {**attributes, REPORT: report_of(attributes, trials), YARDSTICK: search_yardstick(attributes, trials)}
+
+    def attributes(self, name: str) -> Mapping[str, Any]:
+        """Those of a study, with those of its experiment.
+
+        Raises:
+            KeyError: there is no such study.
+        """
+        contents = read_contents(self.storage)
+        return joined(contents.studies[name], self._of_experiment(contents, split_name(name)[0]))
 
     def read_study(self, name: str) -> Standing:
         """One study as it is now.
@@ -201,6 +229,13 @@ class HistoryReader:
         return dataclasses.replace(study, holder=holder["host"])
 
 
+def joined(attributes: Mapping[str, Any], of_experiment: Mapping[str, Any]) -> dict[str, Any]:
+    """The attributes of a study with those of its experiment, and its specification whole."""
+    shared = {key: of_experiment.get(key) for key in OF_EXPERIMENT}
+    specification = {**attributes.get("specification", {}), **shared}
+    return {**of_experiment, **attributes, "specification": specification}
+
+
 def _standing(study_id: int, name: str, attributes: Mapping[str, Any]) -> Standing:
     """A study with all that its user attributes say, without its trials' summary and who runs it."""
     specification = attributes.get("specification") or {}
@@ -235,7 +270,7 @@ def _worker_count(workers: Any) -> int:
 
 def _name_for_people(name: str, attributes: Mapping[str, Any]) -> str:
     """What the loss of a study is called, whose metric has this name: where one is maximized, ``score``."""
-    yardstick = search_yardstick(attributes)
+    yardstick = attributes.get(YARDSTICK)
     if yardstick is not None and yardstick.kept is not None:  # a loss that may have a penalty is no metric
         return "loss"
     if sign_of(attributes) < 0 and name == "loss":

@@ -14,13 +14,11 @@ from typing import Any
 
 import pydantic
 
-from lcsc_opt.base.records import ReportedMetrics
+from lcsc_opt.base.records import ReportedMetrics, SamplerTitle
 from lcsc_opt.base.study_spec import EMA_GRID, HeldOutSpec
 from lcsc_opt.database.measurement import Measurement
 from lcsc_opt.database.metric_rows import MetricRow, directions, metric_rows
 from lcsc_opt.database.names import EMA, split_name
-
-REPORT = "report"  # the attribute of an experiment
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,10 +28,12 @@ class Part:
     Attributes:
         sampler: how the images were made; ``None`` without images.
         models: what the user had, the best of each search, and the answer if it is none of these.
+        second: the sampler, if it is not that of the searches.
     """
 
     sampler: str | None
     models: tuple[Measurement, ...]
+    second: SamplerTitle | None = None
 
     def measured(self, name: str) -> Measurement | None:
         """What was measured of the model of this name; ``None`` if it could not be."""
@@ -55,6 +55,8 @@ class Report:
         metrics: of reports, and which of them is the cross-check.
         sign: −1 where losses are scores times −1, which are maximized; else 1.
         warnings: sentences about the answer and the searches.
+        entrants: the names in ``selection`` → the keys of these models.
+        rounds: of the choice: how many images each model had, and the seed of the noise.
     """
 
     parts: tuple[Part, ...]
@@ -67,18 +69,38 @@ class Report:
     metrics: ReportedMetrics = dataclasses.field(default_factory=ReportedMetrics)
     sign: int = 1
     warnings: tuple[str, ...] = ()
-
-    @classmethod
-    def from_json(cls, stored: Mapping[str, Any] | None) -> Report | None:
-        """The attribute :data:`REPORT` of an experiment; ``None`` before there is one."""
-        if stored is None:
-            return None
-        return _REPORT.validate_python(stored)
+    entrants: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    rounds: tuple[tuple[int, int], ...] = ()
 
     def to_json(self) -> dict[str, Any]:
-        """What is stored with the experiment, and printed by ``lcsc evaluate --format json``."""
-        stored: dict[str, Any] = _REPORT.dump_python(self, mode="json")
-        return stored
+        """What ``lcsc evaluate --format json`` prints."""
+        printed: dict[str, Any] = _REPORT.dump_python(self, mode="json", exclude={"entrants", "rounds"})
+        return printed
+
+    def choice_to_json(self) -> dict[str, Any]:
+        """Which model was chosen among which: all that is stored of a report beside its trials."""
+        models = {measured.model.name: measured.model.to_json() for measured in self.models}
+        parts = [
+            {
+                "title": part.sampler,
+                "sampler": None if part.second is None else dataclasses.asdict(part.second),
+                "images": part.models[0].images,
+                "seeds": list(part.models[0].seeds),
+            }
+            for part in self.parts
+        ]
+        return {
+            "answer": self.answer,
+            "had": list(self.had),
+            "found": dict(self.found),
+            "models": models,
+            "parts": parts,
+            "entrants": dict(self.entrants),
+            "rounds": [list(of_round) for of_round in self.rounds],
+            "evaluations": dict(self.evaluations),
+            "top": self.top,
+            "warnings": list(self.warnings),
+        }
 
     @property
     def models(self) -> tuple[Measurement, ...]:

@@ -15,7 +15,7 @@ user attributes        ``coefficients`` [K] or [S, K] (see :mod:`lcsc_opt.databa
                        ``attempts`` that failed, each with its ``traceback``, and the ``reason`` of a failed trial
 study user attributes  when it is made: ``specification`` (but what its experiment has), ``environment``,
                        ``maximize``, ``steps`` [K], ``budget``, ``optimizer_budget``, ``origin``, ``created``,
-                       ``created_by``, ``schema``,
+                       ``created_by``, ``schema``, ``key`` (what its losses are of),
                        ``parallelism``, ``layer_groups`` (layer → its rows); later:
                        ``holder``, ``search_ended``, ``retry``, ``summary``
                        (see :mod:`lcsc_opt.database.summary`)
@@ -37,12 +37,12 @@ import functools
 import json
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
-from optuna.distributions import FloatDistribution
+from optuna.distributions import BaseDistribution, FloatDistribution
 from optuna.exceptions import DuplicatedStudyError
 from optuna.storages import RDBStorage
 from optuna.study import StudyDirection
@@ -51,22 +51,21 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 from lcsc_opt.base import VERSION
 from lcsc_opt.base.errors import StudyStoreError
 from lcsc_opt.base.files import replacing
-from lcsc_opt.base.records import SEARCH, Candidate, Evaluation, plain
-from lcsc_opt.base.study_spec import OF_EXPERIMENT
+from lcsc_opt.base.records import SEARCH, Candidate, Coefficients, Cost, Evaluation, plain
 from lcsc_opt.coefficients.profiles import sum_abs
 from lcsc_opt.database import names
-from lcsc_opt.database.arrays import digest_of, stored_array
+from lcsc_opt.database.arrays import array_of, digest_of, stored_array
 from lcsc_opt.database.connection import in_database, one_transaction, quiet_optuna
 from lcsc_opt.database.history import sign_of
 from lcsc_opt.database.lock import Coordinator
-from lcsc_opt.database.report import REPORT, Report
 from lcsc_opt.database.states import COEFFICIENTS, SUCCEEDED, compared_trials, forgotten_trials, shown_trials
 from lcsc_opt.database.summary import SUMMARY, Summary
 from lcsc_opt.database.urls import masked
 
-SCHEMA = 2
+SCHEMA = 3
 """The version of the stored format, as the table above describes it."""
 
+_KEYS = "keys"  # an attribute that only the study of an experiment has
 _ARTIFACT = "artifacts:"  # Optuna's key of a system attribute that describes an artifact
 _SUM_ABS_RANGE = FloatDistribution(1.0, 1e6, log=True)  # the coefficients have no bound
 T = TypeVar("T")
@@ -90,6 +89,28 @@ class Contents:
             name: attributes for name, attributes in self.studies.items() if names.split_name(name)[0] == experiment
         }
 
+    def experiment(self, name: str) -> dict[str, Any]:
+        """The attributes of an experiment.
+
+        Raises:
+            StudyStoreError: there is none; or only its searches are left.
+        """
+        if name in self.experiments:
+            return self.experiments[name]
+        if not self.of(name):
+            raise StudyStoreError(f"{name}: no such experiment; lcsc list has them")
+        raise StudyStoreError(
+            f"{name}: the Optuna study of this name was deleted, which says what its searches are of; lcsc run with "
+            "its study file makes it again"
+        )
+
+    def foreign(self, experiment: str) -> dict[str, dict[str, Any]]:
+        """Name → attributes of the studies that have the experiment's name and another key: copies of others."""
+        if experiment not in self.experiments:
+            return {}
+        key = self.experiments[experiment]["key"]["decides"]
+        return {name: attributes for name, attributes in self.of(experiment).items() if attributes.get("key") != key}
+
 
 def read_contents(storage: RDBStorage) -> Contents:
     """Read the user attributes of all studies.
@@ -104,36 +125,25 @@ def read_contents(storage: RDBStorage) -> Contents:
         if is_ours and names.is_ours(study.study_name):  # a copy may have any name
             _check_schema(study.study_name, study.user_attrs)
             studies[study.study_name] = study.user_attrs
-        elif is_ours and "problem" in study.user_attrs:
+        elif is_ours and _KEYS in study.user_attrs:
+            _check_schema(study.study_name, study.user_attrs)
             experiments[study.study_name] = study.user_attrs
     return Contents(studies, experiments)
 
 
-def our_studies(storage: RDBStorage) -> dict[str, dict[str, Any]]:
-    """Name → attributes of the searches and grids, each with those of its experiment; for readers.
-
-    The report is a :class:`~lcsc_opt.database.report.Report`, and the specification whole. Raises as
-    :func:`read_contents`.
-    """
-    contents = read_contents(storage)
-    shared: dict[str, dict[str, Any]] = {}
-    for name, attributes in contents.experiments.items():
-        # the report has all that readers need of what was measured
-        unmeasured = {key: value for key, value in attributes.items() if not key.startswith("measured ")}
-        shared[name] = {**unmeasured, REPORT: Report.from_json(attributes.get(REPORT))}
-    studies = {}
-    for name, attributes in contents.studies.items():
-        of_experiment = shared.get(names.split_name(name)[0], {})
-        joined = {**of_experiment, **attributes}
-        of_all = {key: of_experiment.get(key) for key in OF_EXPERIMENT}
-        joined["specification"] = {**attributes.get("specification", {}), **of_all}
-        studies[name] = joined
-    return studies
+def read_attributes(storage: RDBStorage, names_of_studies: Iterable[str]) -> dict[str, dict[str, Any]]:
+    """Name → user attributes of those studies that exist; no others are read."""
+    found = {}
+    for name in names_of_studies:
+        with contextlib.suppress(KeyError):  # it does not exist
+            key = in_database(storage, lambda name=name: storage.get_study_id_from_name(name))  # type: ignore[misc]
+            found[name] = in_database(storage, lambda key=key: storage.get_study_user_attrs(key))  # type: ignore[misc]
+    return found
 
 
 def _no_such_study(storage: RDBStorage, name: str) -> str:
     """Says which studies there are: those of this experiment or optimizer, else all."""
-    all_names = list(our_studies(storage))
+    all_names = list(read_contents(storage).studies)
     related = [other_name for other_name in all_names if other_name.startswith(f"{name}/")]
     relation = "its studies are" if related else "it holds"
     return f"{name}: no such study in {masked(storage.url)}; {relation}: {', '.join(related or all_names) or 'none'}"
@@ -175,8 +185,29 @@ def candidate_attributes(candidate: Candidate) -> dict[str, Any]:
     return attributes
 
 
-def _result_attributes(evaluation: Evaluation) -> dict[str, Any]:
-    """The attributes of a trial that describe its result, apart from the value."""
+def evaluation_of(trial: FrozenTrial) -> Evaluation:
+    """The evaluation of a trial that has a value, which is a loss."""
+    attributes = trial.user_attrs
+    gradient = None
+    if "gradient" in attributes:
+        gradient = array_of(attributes["gradient"])
+    columns = attributes.get("without_groups", {})
+    return Evaluation(
+        trial.value or 0.0,
+        attributes.get("metrics", {}),
+        Cost(**attributes.get("cost", {})),
+        gradient=gradient,
+        violation=attributes.get("violation"),
+        unseen=attributes.get("unseen"),
+        without_groups={name: array_of(column).tolist() for name, column in columns.items()},
+    )
+
+
+def _result_attributes(evaluation: Evaluation, *, every_error: bool = False) -> dict[str, Any]:
+    """The attributes of a trial that describe its result, apart from the value.
+
+    A search compares nothing but losses, so that it stores the errors of these alone.
+    """
     attributes: dict[str, Any] = {
         "metrics": dict(evaluation.metrics),
         "cost": dataclasses.asdict(evaluation.cost),
@@ -185,19 +216,33 @@ def _result_attributes(evaluation: Evaluation) -> dict[str, Any]:
         attributes["gradient"] = stored_array(evaluation.gradient)
     if evaluation.violation is not None:
         attributes["violation"] = evaluation.violation
-    if "loss" in evaluation.without_groups:  # a search compares nothing else
-        attributes["without_groups"] = stored_array(np.asarray(evaluation.without_groups["loss"]))
+    if evaluation.unseen is not None:
+        attributes["unseen"] = evaluation.unseen
+    columns = {name: column for name, column in evaluation.without_groups.items() if every_error or name == "loss"}
+    if columns:
+        attributes["without_groups"] = {name: stored_array(np.asarray(column)) for name, column in columns.items()}
     return attributes
+
+
+def _sum_abs_of(coefficients: Coefficients) -> tuple[dict[str, float], dict[str, BaseDistribution]]:
+    """The one parameter of a trial, for Optuna's plots, and its distribution."""
+    value = min(max(sum_abs(coefficients), _SUM_ABS_RANGE.low), _SUM_ABS_RANGE.high)
+    return {"sum_abs": value}, {"sum_abs": _SUM_ABS_RANGE}
 
 
 class StoredStudy:
     """One study of the database, ``experiment/optimizer/seed``; ``key`` is the database's own key of it.
 
     All methods raise :class:`StudyStoreError` where the database cannot be used, and those that write also where
-    :meth:`hold` was open and another process has taken the lock.
+    :meth:`hold` was open and another process has taken the lock, or where :attr:`guard` does.
+
+    Attributes:
+        storage, name, key: the same.
+        guard: is called before each write; raises if nothing may be written any more.
     """
 
     def __init__(self, storage: RDBStorage, name: str, study_id: int) -> None:
+        self.guard: Callable[[], None] = lambda: None
         self.storage = storage
         self.name = name
         self.key = study_id
@@ -220,7 +265,7 @@ class StoredStudy:
         except KeyError as error:
             raise StudyStoreError(_no_such_study(storage, name)) from error
         attributes = study.attributes
-        if "problem" in attributes:  # an experiment, none of its studies
+        if _KEYS in attributes:  # an experiment, none of its studies
             raise StudyStoreError(_no_such_study(storage, name))
         if not (_is_made_by_us(attributes) and names.is_ours(name)):
             raise StudyStoreError(f"{name}: is a study of another program; give yours another name, or --storage")
@@ -300,6 +345,7 @@ class StoredStudy:
         def attempt() -> T:
             if self._coordinator is not None:
                 self._coordinator.check()
+            self.guard()
             return change()
 
         return in_database(self.storage, attempt)
@@ -342,13 +388,42 @@ class StoredStudy:
         Returns:
             The trial's number.
         """
+        params, distributions = _sum_abs_of(candidate.coefficients)
         trial = create_trial(
             state=TrialState.RUNNING,
             user_attrs=candidate_attributes(candidate),
-            params={"sum_abs": min(max(sum_abs(candidate.coefficients), _SUM_ABS_RANGE.low), _SUM_ABS_RANGE.high)},
-            distributions={"sum_abs": _SUM_ABS_RANGE},
+            params=params,
+            distributions=distributions,
         )
         return self._add(trial)
+
+    def add_ended(
+        self, attributes: Mapping[str, Any], result: Evaluation | Mapping[str, Any], *, compares: bool
+    ) -> None:
+        """Commit a trial that was evaluated already, in one transaction.
+
+        Args:
+            attributes: of its candidate, and further ones.
+            result: the evaluation; of a failed trial its attempt, with ``reason`` and ``seconds``.
+            compares: whether its loss compares with those of other trials.
+        """
+        value = None
+        state = TrialState.FAIL
+        if isinstance(result, Evaluation):
+            value = self.sign * result.loss
+            state = TrialState.COMPLETE if compares else TrialState.PRUNED
+            of_result = _result_attributes(result, every_error=True)
+        else:
+            of_result = {"attempts": [result], "reason": result["reason"], "cost": {"seconds": result["seconds"]}}
+        params, distributions = _sum_abs_of(array_of(attributes["coefficients"]))
+        trial = create_trial(
+            state=state,
+            value=value,
+            user_attrs={**attributes, **of_result},
+            params=params,
+            distributions=distributions,
+        )
+        self._write(lambda: self.storage.create_new_trial(self.key, trial))
 
     def _add(self, trial: FrozenTrial) -> int:
         """Commit a new trial and return its number, which is the next one unless plain Optuna has added others."""
@@ -529,6 +604,21 @@ def has_succeeded(storage: RDBStorage, name: str) -> bool:
     except ValueError:  # none is complete; others may have a loss that does not compare
         return in_database(storage, lambda: storage.get_n_trials(study.key, (TrialState.PRUNED,))) > 0
     return True
+
+
+def write_together(storage: RDBStorage, attributes: Mapping[str, Mapping[str, Any]]) -> None:
+    """Write user attributes of several studies, by their names, in one transaction; of deleted ones none."""
+
+    def write() -> None:
+        with one_transaction(storage):
+            for name, written in attributes.items():
+                with contextlib.suppress(KeyError):
+                    key = storage.get_study_id_from_name(name)
+                    for attribute, value in written.items():
+                        storage.set_study_user_attr(key, attribute, value)
+
+    if any(attributes.values()):
+        in_database(storage, write)
 
 
 def create(storage: RDBStorage, name: str, attributes: Mapping[str, Any]) -> None:

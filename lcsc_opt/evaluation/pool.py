@@ -19,7 +19,9 @@ from lcsc_opt.evaluation.base import Failure, Outcome
 from lcsc_opt.evaluation.process import WorkerProcess
 from lcsc_opt.evaluation.worker import NOTICE, READY, Answer, Job, Kind, WorkerSettings
 from lcsc_opt.objective.contract import Objective
+from lcsc_opt.objective.key import Key
 
+_POLL_SECONDS = 1.0
 _MOST_DEATHS = 3  # in a row, without a single answer in between; then a worker is not started again
 
 
@@ -83,7 +85,7 @@ class WorkerPool:
     Args:
         load_objective: builds the objective in each worker; a picklable callable.
         workers: how many there are.
-        expected: the fingerprint that each worker's objective must have, since files may have changed meanwhile. With
+        expected: the key that each worker's objective must have, since files may have changed meanwhile. With
             another one, futures raise StudyStoreError. ``None`` checks nothing.
         environments: the environment variables of each worker; empty if there are none to set.
         threads: how many each worker may use; ``None`` is its share of this machine's cores.
@@ -95,7 +97,7 @@ class WorkerPool:
         load_objective: Callable[[], Objective],
         workers: int,
         *,
-        expected: dict[str, Any] | None = None,
+        expected: Key | None = None,
         environments: Sequence[Mapping[str, str]] = (),
         threads: int | None = None,
         machines: _Machines | None = None,
@@ -104,6 +106,7 @@ class WorkerPool:
         self._numbers = itertools.count()
         self._queue: dict[int, _Waiting] = {}
         self._lock = threading.RLock()
+        self._news = threading.Condition(self._lock)  # of a worker
         self._elastic = machines is not None
         threads = threads or max(cores() // workers, 1)
         self._workers = []
@@ -138,6 +141,20 @@ class WorkerPool:
         self._hand_out()
         return waiting.future
 
+    def wait_until_ready(self) -> None:
+        """Start the workers, and wait until each takes jobs, or never will; of machines that come and go, for one.
+
+        So no time that is measured from now on has the start of workers in it.
+        """
+        enough = any if self._elastic else all
+        with self._news:
+            while True:
+                for worker in self._workers:
+                    worker.ensure_started()
+                if enough(worker.ready or worker.given_up for worker in self._workers):
+                    return
+                self._news.wait(_POLL_SECONDS)  # one that died is started again
+
     def close(self) -> None:
         """Stop the workers, also in the middle of a job, and cancel all futures."""
         with self._lock:
@@ -151,7 +168,8 @@ class WorkerPool:
 
     def _hand_out(self) -> None:
         """Give queued jobs to workers that are free; with a closed pool, cancel them."""
-        with self._lock:
+        with self._news:
+            self._news.notify_all()
             blocked: set[int | None] = set()  # workers with an earlier job that has to wait: later ones must not pass
             for number, waiting in list(self._queue.items()):
                 if self._closing:

@@ -27,6 +27,7 @@ from lcsc_opt.evaluation.node_objective import NodeObjective
 from lcsc_opt.evaluation.pool import WorkerPool
 from lcsc_opt.evaluation.worker import NOTICE, READY, Answer, Job, WorkerSettings, load_evaluator
 from lcsc_opt.objective.contract import Objective
+from lcsc_opt.objective.key import Key
 
 _CONNECT_SECONDS = 5.0
 _START = "start it with `ray start --head`, or give another address (docs/cluster.md)"
@@ -43,7 +44,7 @@ def ray_workers(
     spec: ObjectiveSpec,
     objective: Objective,
     *,
-    expected: dict[str, Any],
+    expected: Key,
     context: BuildContext,
 ) -> Iterator[WorkerPool]:
     """Workers on a cluster, which has the study's own files while this is open; they begin as nodes have room.
@@ -54,7 +55,7 @@ def ray_workers(
         settings: where the cluster is, how many workers there are, and what each needs.
         spec: of the objective.
         objective: as this process has loaded it.
-        expected: the fingerprint that each worker's objective must have.
+        expected: the key that each worker's objective must have.
         context: where its files are; all nodes see the folder beside the database.
 
     Raises:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
 import os
 import pickle
 import queue
@@ -26,6 +25,7 @@ from lcsc_opt.base.progress import hand_notices_to
 from lcsc_opt.evaluation.base import InProcessEvaluator
 from lcsc_opt.evaluation.pipeline import Pipeline
 from lcsc_opt.objective.contract import Objective, StagedObjective
+from lcsc_opt.objective.key import Key, differences
 
 Kind = Literal["submit", "sample", "vjp"]
 """The names of :class:`Pipeline`'s methods; an objective without stages has ``submit`` only."""
@@ -37,13 +37,13 @@ class WorkerSettings:
 
     Attributes:
         load_objective: builds the objective; picklable.
-        expected: the fingerprint that the objective must have; ``None`` checks nothing.
+        expected: the key that the objective must have; ``None`` checks nothing.
         threads: how many cores the worker may use.
         environment: further environment variables, such as those that hide other workers' devices.
     """
 
     load_objective: Callable[[], Objective]
-    expected: dict[str, Any] | None
+    expected: Key | None
     threads: int
     environment: Mapping[str, str]
 
@@ -199,11 +199,13 @@ def load_evaluator(settings: WorkerSettings) -> Pipeline | InProcessEvaluator:
     # now that the objective's libraries are loaded: this limits no others
     threadpool_limits(settings.threads, user_api="blas")
     if settings.expected is not None:
-        expected = json.dumps(settings.expected, sort_keys=True)
-        if json.dumps(objective.fingerprint(), sort_keys=True) != expected:
+        changed = differences(
+            settings.expected.decides, objective.key.decides, settings.expected.inputs, objective.key.inputs
+        )
+        if changed:
             raise StudyStoreError(
-                "a worker process loaded other files than the search began with (code, checkpoints, reference or "
-                "weights have changed since); restore them, or pack the checkpoints first: lcsc trajectory pack"
+                f"a worker process loaded other files than the search began with: {'; '.join(changed)}; restore them, "
+                "or pack the checkpoints first: lcsc trajectory pack"
             )
     if isinstance(objective, StagedObjective):
         return Pipeline(objective)

@@ -50,7 +50,7 @@ def open_workers(
         StudySpecError: the Ray cluster has no room; or as :func:`check_workers`.
     """
     check_workers(spec)
-    expected = objective.fingerprint()
+    expected = objective.key
     if spec.ray is not None:
         from lcsc_opt.evaluation.ray import ray_workers
 

@@ -201,7 +201,7 @@ class Study:
         with reading(self.storage) as storage:
             contents = read_contents(storage)
         rows = spec_of(self.name, contents).space.rows
-        experiment = contents.experiments[split_name(self.name)[0]]
+        experiment = contents.experiment(split_name(self.name)[0])
         alone = CheckpointsAlone.of(experiment, rows, files_directory(self.storage))
         if alone is None:
             return self.objective

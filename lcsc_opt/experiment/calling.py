@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor, nn
 
 from lcsc_opt.base.catalog import find, load_file
-from lcsc_opt.base.errors import StudySpecError, TrajectoryError
+from lcsc_opt.base.errors import StudySpecError
 from lcsc_opt.base.imports import HANDED_OVER, importable_name
 from lcsc_opt.base.inputs import read_arguments
 from lcsc_opt.base.paths import SHIPPED, BuildContext
@@ -191,7 +191,7 @@ def search(
         from lcsc_opt.experiment.running import experiment_of, run_studies, searches_of  # and with it Nevergrad
 
         searches_of([study_file])  # refuses what is wrong before any function is called
-        call.place_checkpoints(files, chosen_name, contents.experiments.get(chosen_name))
+        call.place_checkpoints(files)
         study_file = parse_study_file(content, source="lcsc_opt.search")  # which names checkpoints in memory only now
         experiment = experiment_of(study_file, database, objectives, accept_changes=options.accept_changes)
         try:
@@ -287,23 +287,14 @@ class _Call:
                 [paths] = paths  # as a study file names a single one
             self.settings[CHECKPOINTS] = paths
 
-    def place_checkpoints(self, files: Path, experiment: str, stored: Mapping[str, Any] | None) -> None:
-        """Pack checkpoints in memory, and put their path into :attr:`settings`, which :meth:`content` shares.
-
-        Args:
-            files: the folder beside the database.
-            experiment: its name.
-            stored: its attributes; ``None`` of a new one.
+    def place_checkpoints(self, files: Path) -> None:
+        """Pack checkpoints in memory into a folder, and put their path into :attr:`settings`.
 
         Raises:
-            TrajectoryError: those in memory cannot be packed, or are not those that a stored experiment began with.
+            TrajectoryError: they cannot be packed.
         """
-        if self.in_memory is None:
-            return
-        path = pack_state_dicts(self.in_memory, files)
-        if stored is not None and Trajectory.open(path).sha256 != stored["checkpoints"]:
-            raise TrajectoryError(f"{experiment}: began with other checkpoints: give the new search another name.")
-        self.settings[CHECKPOINTS] = str(path)
+        if self.in_memory is not None:
+            self.settings[CHECKPOINTS] = str(pack_state_dicts(self.in_memory, files))
 
     def content(self, name: str, optimizers: Any, seed: int, jobs: int) -> dict[str, Any]:
         """What a study file would contain, without space and budget; without optimizers, if none are given.

@@ -41,6 +41,8 @@ class Choice:
         equals: the names of what was found and cannot be told from the answer.
         knows_errors: whether images or outcomes tell the error of a difference; of a score that returns one number,
             only the scatter between its repetitions, and between the search's data and those of the choice, does.
+        entrants: the names in ``losses`` → the keys of these models.
+        rounds: how many images each model had, and the seed of the noise.
         is_on_path: whether the answer stands on the path of its search, where the earliest of several equals is taken.
         gain: of the best that was found, over the best that the user had, when it was last measured; ``None`` if there
             is only one of both.
@@ -50,6 +52,8 @@ class Choice:
     had: Sequence[Model]
     found: Mapping[str, Model]
     losses: Mapping[str, float]
+    entrants: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    rounds: tuple[tuple[int, int], ...] = ()
     equals: tuple[str, ...] = ()
     knows_errors: bool = True
     is_on_path: bool = False
@@ -99,6 +103,8 @@ class Race:
         self._searched = 0  # images, or evaluations of a score
         self._spent = 0  # of the choice, in the same unit
         self._losses: dict[str, float] = {}
+        self._entrants_by_name: dict[str, str] = {}  # the name of a model → its key
+        self._rounds: list[tuple[int, int]] = []  # images of each model, and the seed of the noise
 
     def run(self, name: str) -> Choice:
         """Measure and choose.
@@ -128,6 +134,8 @@ class Race:
             had,
             best,
             self._losses,
+            self._entrants_by_name,
+            tuple(self._rounds),
             equals,
             knows_errors=LOSS in answer.without_groups,
             is_on_path=answer.model.name in self._path,
@@ -182,6 +190,7 @@ class Race:
         """Measure all finalists, the trainer's models, EMA*, and points on the way from it to the best."""
         finalists, images = self._entrants()
         measurer = self._measurer.with_images(images)
+        self._rounds.append((images, SELECTION.seed))
         entrants = self._count(finalists)
         self._spent = self._cost_of(images) * entrants
         with progress(f"{name}: choosing", entrants) as measurer.advance:
@@ -263,6 +272,7 @@ class Race:
         ema = dataclasses.replace(best, model=dataclasses.replace(best.model, name=EMA))
         self._had.append(ema)
         self._losses[EMA] = self._losses.pop(best.model.name)
+        self._entrants_by_name[EMA] = self._entrants_by_name.pop(best.model.name)
         for study in averages:
             self._found[study] = [ema if measured is best else measured for measured in self._found[study]]
         if self._all_found:
@@ -290,6 +300,7 @@ class Race:
                 return
             self._spent += self._cost_of(images) * len(entrants)
             measurer = self._measurer.with_images(images)
+            self._rounds.append((images, number))
             with progress(f"{name}: choosing among {len(entrants)}", len(entrants)) as measurer.advance:
                 noise = Noise(SELECTION.group, number)
                 measured = measurer.possible([noise], [entrant.model for entrant in entrants])
@@ -345,4 +356,6 @@ class Race:
 
     def _note(self, measured: Iterable[Measurement]) -> None:
         """Remember losses, which a later round replaces."""
-        self._losses.update({entrant.model.name: entrant.loss for entrant in measured})
+        for entrant in measured:
+            self._losses[entrant.model.name] = entrant.loss
+            self._entrants_by_name[entrant.model.name] = entrant.model.key

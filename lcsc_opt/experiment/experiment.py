@@ -14,7 +14,7 @@ import contextlib
 import dataclasses
 import functools
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,46 +24,48 @@ from lcsc_opt.base.errors import LcscError, ObjectiveError, StudyStoreError
 from lcsc_opt.base.machine import short_waits
 from lcsc_opt.base.paths import KnownCheckpoints
 from lcsc_opt.base.progress import notice
-from lcsc_opt.base.records import SEARCH, Candidate
+from lcsc_opt.base.records import SEARCH, Candidate, plain
 from lcsc_opt.base.reproducibility import environment
-from lcsc_opt.base.study_spec import HeldOutSpec, ObjectiveSpec, Rule, StudySpec
-from lcsc_opt.database.experiment import LAYOUT, PROBLEM, StoredExperiment
+from lcsc_opt.base.study_spec import Rule, StudySpec
+from lcsc_opt.database.arrays import coefficients_of
+from lcsc_opt.database.experiment import AVERAGES, CHOSEN, HAD, KEYS, StoredExperiment, metrics_to_json
 from lcsc_opt.database.lock import locked
 from lcsc_opt.database.opened import Database
-from lcsc_opt.database.report import REPORT, Report, ReportPlan
-from lcsc_opt.database.states import Attributes, is_searched
+from lcsc_opt.database.report import Report, ReportPlan
+from lcsc_opt.database.states import Attributes, compared_trials, is_searched
 from lcsc_opt.database.store import StoredStudy, has_succeeded, read_contents
-from lcsc_opt.evaluation.base import Outcome, persistently
+from lcsc_opt.evaluation.base import Failure, Outcome, persistently
 from lcsc_opt.evaluation.pool import WorkerPool
 from lcsc_opt.evaluation.workers import check_workers, open_workers
 from lcsc_opt.experiment.finalists import Searched
 from lcsc_opt.experiment.looking import write_first_look
-from lcsc_opt.experiment.measuring import Measurer, score_as_trained
+from lcsc_opt.experiment.measuring import Measurer, averages_now, score_as_trained
 from lcsc_opt.experiment.origin import origin_of, start_of
 from lcsc_opt.experiment.outcome import outcome_of
-from lcsc_opt.experiment.problem import (
+from lcsc_opt.experiment.rehearsal import Rehearsal, about, is_one_score, rehearse, warning_of_kept_state
+from lcsc_opt.experiment.report import make_report
+from lcsc_opt.experiment.sameness import (
     ACCEPT,
     ANEW,
-    Problem,
+    accepted_changes,
     check_environment,
     check_search,
-    code_changes,
-    differences,
-    settings_of,
+    is_untouched,
+    key_to_json,
+    stored_key,
 )
-from lcsc_opt.experiment.rehearsal import Rehearsal, about, rehearse, warning_of_kept_state
-from lcsc_opt.experiment.report import is_reported, make_report
 from lcsc_opt.experiment.timing import evaluations_in, report_seconds, searches_seconds
 from lcsc_opt.exports.grid import first_look
 from lcsc_opt.exports.images import attach_images
 from lcsc_opt.objective.checkpoints_alone import checkpoint_changes
 from lcsc_opt.objective.contract import Objective
+from lcsc_opt.objective.key import Key, agree, differences, digest_of
 from lcsc_opt.objective.loading import load_objective, verify_weights
-from lcsc_opt.objective.of_study import ObjectiveLoader, code_now, moved
+from lcsc_opt.objective.of_study import ObjectiveLoader
 from lcsc_opt.optimizers.registry import configure
 from lcsc_opt.study.loop import TrialCallback
 from lcsc_opt.study.opening import Search, evaluator_of
-from lcsc_opt.study.planning import check, first_candidate, is_maximized, parallelism, usable_budget
+from lcsc_opt.study.planning import check, first_candidate, parallelism, usable_budget
 from lcsc_opt.trajectory import Trajectory
 
 
@@ -74,11 +76,12 @@ class Experiment:
         specs: of the searches; all have one objective and one name.
         database: of the run; a missing one is made when the first search begins.
         objectives: loads the objective.
-        accept_changes: continue although the code, the versions or the reference have changed.
+        accept_changes: continue although the code, the versions or what was read have changed.
 
     Attributes:
         name: of the experiment.
         specs, database: the same.
+        stored: what is stored of it; ``None`` before it begins.
         studies: name → attributes of its stored studies, as far as this process knows them.
         rehearsal: what this run has rehearsed; ``None`` before, and where all searches have results.
         refused: why the objective cannot be loaded or rehearsed, so that no search can run; ``None`` otherwise.
@@ -100,10 +103,15 @@ class Experiment:
         self._rehearsed_rows: Rule | None = None
         self._objectives = objectives
         self._accept = accept_changes
-        self.studies = database.contents.of(self.name)
-        self._before: Attributes | None = database.contents.experiments.get(self.name)  # None for a new one
-        self._stored: StoredExperiment | None = None  # from when this run has begun it
-        self._accepted = ""  # what changed since the experiment began
+        contents = database.contents
+        self._foreign = contents.foreign(self.name)
+        self.studies = {name: found for name, found in contents.of(self.name).items() if name not in self._foreign}
+        self.stored: StoredExperiment | None = None
+        if self.name in contents.experiments:
+            self.stored = StoredExperiment.open(database.existing(), self.name, contents.experiments[self.name])
+        self._is_begun = False  # by this run
+        self._has_tried = False  # a stored candidate again
+        self._changed = ""  # what was accepted that has changed since the experiment began
         self._workers = contextlib.ExitStack()
         self._waits = contextlib.ExitStack()
         self._workers_of: tuple[Any, Rule | None] | None = None  # which workers are open, in which rows
@@ -123,50 +131,40 @@ class Experiment:
     # what is stored, and whether it is still the same
 
     def is_finished(self, spec: StudySpec) -> bool:
-        """Whether nothing is left to search. What now lies at another place is loaded, and compared by its content."""
-        stored = self.studies.get(spec.name)
-        if stored is None or self._before is None or not is_searched(spec, stored):
-            return False
-        if self._accept and self._code_changes("decides"):  # the search stores what was accepted
-            return False
-        before = ObjectiveSpec(**self._before["objective"])
-        before_decides, _ = settings_of(before, {})
-        now_decides, _ = settings_of(spec.objective, {})
-        if before.file != spec.objective.file or before_decides != now_decides:
-            return False
-        check_search(spec, self.studies)
-        return not moved(self._objectives.context.directory, self._before)
-
-    def check_finished(self, spec: StudySpec) -> None:
-        """Refuse to return what a finished search found by other code, or in checkpoints that were written again.
+        """Whether nothing is left to search. Nothing is loaded, unless something was written since.
 
         Raises:
-            StudyStoreError: that is so, and nobody has accepted it. What is no longer there counts as unchanged.
+            LcscError: the stored results are of something else than the study file asks for.
         """
-        if self._accept or self._before is None:
-            return
-        changed = self._code_changes("decides")
-        checkpoints = checkpoint_changes(self._before, self._objectives.context.files)
-        if not changed and checkpoints.written_again:
-            changed = "the checkpoints were written again"
-        if changed:
+        attributes = self.studies.get(spec.name)
+        if attributes is None or self.stored is None or not is_searched(spec, attributes):
+            return False
+        check_search(spec, self.studies)
+        return self._is_same
+
+    @functools.cached_property
+    def _is_same(self) -> bool:
+        """Whether the stored experiment is of what the study file asks for, and nothing has to be written about that.
+
+        Raises:
+            LcscError: it is of something else.
+        """
+        if self.stored is None:
+            return False
+        attributes = self.stored.attributes
+        context = self._objectives.context
+        changes = checkpoint_changes(attributes, context.files)
+        if changes.written_again and not self._accept:
             raise StudyStoreError(
-                f"{spec.name}: the stored results are older than a change: {changed}. Give the new search another "
-                f"name: {ANEW}; {ACCEPT}"
+                f"{self.name}: the checkpoints were written again since it began. Give the new search another name: "
+                f"{ANEW}; {ACCEPT}"
             )
-        if checkpoints.has_later_steps:
+        if changes.has_later_steps:
             notice(f"{self.name}: there are newer checkpoints now; to search with these: {ANEW}")
-
-    def _code_changes(self, part: str) -> str:
-        """What of the stored code is other by now; what is no longer there counts as unchanged. Nothing is loaded.
-
-        ``part`` is a field of :class:`Problem`: ``decides`` or ``reported``.
-        """
-        if self._before is None:
-            return ""
-        before = self._before[PROBLEM][part]["code"]
-        now = {**before, **code_now(self.specs[0].objective, self._objectives.context.directory)}
-        return "; ".join(code_changes(before, {name: now[name] for name in before}))
+        if not context.functions and is_untouched(attributes, self.specs[0].objective, context.directory):
+            return True
+        _ = self.objective  # loaded and compared by its content
+        return not self._changed and not context.functions  # which have to be tried
 
     @functools.cached_property
     def objective(self) -> Objective:
@@ -175,44 +173,44 @@ class Experiment:
         Raises:
             LcscError: it cannot be loaded, or its losses would not compare with those that are stored.
         """
-        spec = self.specs[0].objective
-        objective = self._objectives.load(spec, self.specs[0].space.rows, self._before)
+        spec = self.specs[0]
+        before = None if self.stored is None else self.stored.attributes
+        objective = self._objectives.load(spec.objective, spec.space.rows, before)
         verify_weights(objective)
-        if self._before is not None:
-            objective.layout = self._before[LAYOUT]
-        self._problem = Problem.of(spec, objective, self._objectives.context.directory)
-        if self._before is not None:
-            self._compare(self._before, objective)
+        if before is not None:
+            objective.layout = before["machine"]["layout"]
+            self._changed = accepted_changes(
+                self.name, stored_key(before), objective.key, has_results=self._has_results, accept=self._accept
+            )
+            if self._changed:
+                notice(f"{self.name}: continues with changes: {self._changed}")
+            for part in ("reported", "asked"):
+                self._say_reports_change(part, stored_key(before), objective.key)
+        else:  # of searches whose experiment was deleted, those of another key are none of it
+            decides = objective.key.decides
+            self._foreign = {name: found for name, found in self.studies.items() if found.get("key") != decides}
+            self.studies = {name: found for name, found in self.studies.items() if name not in self._foreign}
+        for name, attributes in self._foreign.items():
+            notice(f"{self._why_foreign(name, attributes, objective)}; it is in no table")
         return objective
 
-    def _compare(self, before: Attributes, objective: Objective) -> None:
-        """Compare the problem with the stored one, and say what changed and may change.
+    def _say_reports_change(self, part: str, before: Key, now: Key) -> None:
+        """Say how what reports measure differs from what is stored."""
+        changed = differences(getattr(before, part), getattr(now, part), before.inputs, now.inputs)
+        if changed:
+            notice(f"{self.name}: reports change: {'; '.join(changed)}")
 
-        Raises:
-            StudyStoreError: losses would not compare with those that are stored.
-        """
-        changes = Problem(**before[PROBLEM]).changes(self._problem)
-        changes.check(self.name, succeeded=self._has_succeeded, accept=self._accept)
-        # what is stored once for all trials cannot become that of other ones, whatever is accepted
-        other = [
-            *differences(before["steps"], list(objective.steps), "steps"),
-            *differences(before["maximize"], is_maximized(objective), "maximize"),
-        ]
-        if other:
-            raise StudyStoreError(
-                f"{self.name}: differs from the stored experiment: {'; '.join(other)}. Give the new one another name: "
-                f"{ANEW}"
-            )
-        self._accepted = changes.decides
-        if changes.decides:
-            notice(f"{self.name}: continues with changes: {changes.decides}")
-        if changes.reported:
-            notice(f"{self.name}: reports change: {'; '.join(changes.reported)}")
+    def _why_foreign(self, name: str, attributes: Attributes, objective: Objective) -> str:
+        """How a study that has the experiment's name is of something else."""
+        key = objective.key
+        changed = "; ".join(differences(attributes.get("key") or {}, key.decides, None, key.inputs))
+        return f"{name}: is of another problem than {self.name}: {changed}"
 
     @property
-    def _has_succeeded(self) -> bool:
-        """Whether a trial of the experiment has a loss."""
-        return any(has_succeeded(self.database.existing(), name) for name in self.studies)
+    def _has_results(self) -> bool:
+        """Whether a trial of the experiment has a loss, or another process is about to have one."""
+        storage = self.database.existing()
+        return any(has_succeeded(storage, name) for name in self.studies) or bool(locked(storage, self.studies.keys()))
 
     def begun(self) -> StoredExperiment:
         """What is stored of the experiment, which begins or continues in the database with the first call.
@@ -220,57 +218,95 @@ class Experiment:
         Raises:
             StudyStoreError: another process has just begun it with another problem.
         """
-        if self._stored is not None:
-            return self._stored
         objective = self.objective
-        trajectory = objective.trajectory
+        if self.stored is not None and self._is_begun:
+            return self.stored
+        attributes = self._attributes(objective)
+        if self.stored is None:
+            self.stored = StoredExperiment.open_or_create(self.database.made(), self.name, attributes)
+            if stored_key(self.stored.attributes).decides != objective.key.decides:
+                raise StudyStoreError(f"{self.name}: another process has just begun it otherwise; run this again")
+        else:
+            self._continue(self.stored, attributes)
+        self.stored.record.guard = self._check_key
+        self._is_begun = True
+        return self.stored
+
+    def _attributes(self, objective: Objective) -> dict[str, Any]:
+        """What is stored of an experiment with this objective."""
         directory = self._objectives.context.directory
-        spec = self.specs[0]
-        updated = {
-            PROBLEM: dataclasses.asdict(self._problem),
-            "objective": spec.objective.model_dump(mode="json"),
+        packed = objective.trajectory if isinstance(objective.trajectory, Trajectory) else None
+        known = {} if self.stored is None else self.stored.attributes.get(AVERAGES) or {}
+        renaming = None if packed is None or not any(packed.renaming) else [*packed.renaming]
+        sampler = objective.sampler
+        attributes: dict[str, Any] = {
+            "key": key_to_json(objective.key),
+            KEYS: self._keys(objective.key),
+            "objective": self.specs[0].objective.model_dump(mode="json"),
             "directory": None if directory is None else str(directory),
             "places": dict(objective.places),
             "report_images": objective.samples.per_report,
+            "samples": bool(objective.samples.per_evaluation),
             "holds_out": objective.why_nothing_held_out() is None,
+            AVERAGES: averages_now(objective, known),
+            "checkpoints": None if packed is None else packed.sha256,
+            "steps": list(objective.steps),
+            "renaming": renaming,
+            "sampling": None if sampler is None else plain(sampler.describe()),
+            "maximize": objective.maximizes,
+            "machine": {"layout": objective.layout},
         }
         if self._held_out is not None:
-            updated["held_out"] = self._held_out.model_dump(mode="json")
-        written_once = {
-            "checkpoints": trajectory.sha256 if isinstance(trajectory, Trajectory) else None,
-            "steps": list(objective.steps),
-            "maximize": is_maximized(objective),
-            LAYOUT: objective.layout,
-        }
-        stored = StoredExperiment.open_or_create(self.database.made(), self.name, {**updated, **written_once})
-        if self._before is None and stored.attributes[PROBLEM]["decides"] != self._problem.decides:
-            raise StudyStoreError(f"{self.name}: another process has just begun it otherwise; run this again")
-        if self._before is not None:
-            self._note_changes(stored)
-        for name, value in updated.items():
-            stored.set_attribute(name, value)
-        self._stored = stored
-        return stored
+            attributes["held_out"] = self._held_out.model_dump(mode="json")
+        return attributes
 
-    def _note_changes(self, stored: StoredExperiment) -> None:
-        """Note what was accepted, and forget what would be measured otherwise now."""
-        changes = Problem(**stored.attributes[PROBLEM]).changes(self._problem)
-        if stored.report is not None and (changes.decides or changes.measures_otherwise):
+    def _keys(self, key: Key) -> dict[str, Any]:
+        """Digest → what trials of it are of: today's first, then others under which nothing was measured otherwise."""
+        today = key.of_trials
+        earlier = {} if self.stored is None else self.stored.attributes[KEYS]
+        valid = {digest: of_trials for digest, of_trials in earlier.items() if agree(of_trials, today)}
+        return {digest_of(today): today, **valid}
+
+    def _continue(self, stored: StoredExperiment, attributes: dict[str, Any]) -> None:
+        """Write what is new, also the key of its searches; and forget a report that was measured before a change."""
+        had_report = stored.attributes.get(CHOSEN) is not None
+        searches: list[str] = []
+        if self._changed:
+            change = {"at": time.time(), "changed": self._changed}
+            attributes["changes"] = [*(stored.attributes.get("changes") or ()), change]
+            searches = list(self.studies)
+        stored.update(attributes, searches, keep_yardstick=self._has_results)
+        for name in searches:
+            self.studies[name] = {**self.studies[name], "key": attributes["key"]["decides"]}
+        if had_report and stored.report is None:
             notice(f"{self.name}: the stored report is forgotten: it was measured before the change")
-        if changes.decides:
-            change = {"at": time.time(), "changed": changes.decides}
-            stored.set_attribute("changes", [*(stored.attributes.get("changes") or ()), change])
-            # stored losses are relative to what the earlier ones are relative to
-            stored.forget_measured(yardsticks=not self._has_succeeded)
-        elif changes.measures_otherwise:
-            stored.forget_measured(yardsticks=False)
+            stored.set_attribute(CHOSEN, None)
+
+    def _check_key(self) -> None:
+        """Refuse to write once the experiment is of something else than this process began with, or deleted.
+
+        Raises:
+            StudyStoreError: it is.
+        """
+        assert self.stored is not None  # whoever writes has begun
+        try:
+            decides = self.stored.record.attributes["key"]["decides"]
+        except KeyError as error:
+            raise StudyStoreError(f"{self.name}: was deleted meanwhile; run this again") from error
+        now = self.objective.key.decides
+        if decides != now:
+            changed = differences(now, decides)
+            raise StudyStoreError(
+                f"{self.name}: another process has continued it with changes: {'; '.join(changed)}; nothing more was "
+                "written from here"
+            )
 
     # who evaluates
 
     def _use(self, spec: StudySpec, rows: Rule | None) -> None:
         """Merge in these rows from now on, in this process and in the workers of a search, which are opened for it."""
         objective = self.objective
-        self._objectives.load(spec.objective, rows, self._before)  # the same object, whose rows this changes
+        self._objectives.load(spec.objective, rows, None)  # the same object, whose rows this changes
         if self._workers_of == (spec.workers, rows):
             return
         self._workers.close()
@@ -326,14 +362,14 @@ class Experiment:
         search = self._opened(spec)
         self._say_how_long()
         stored = self.begun()
-        with search.held(stored.storage):
+        with search.held(stored.storage, guard=self._check_key):
             self._score_as_trained()
-            search.run(self._measurer(0).yardstick(SEARCH), pool=self._pool, callbacks=callbacks)
+            search.run(self._measurer(0, HAD).yardstick(SEARCH), pool=self._pool, callbacks=callbacks)
             self.studies[spec.name] = search.stored.attributes
             rows = spec.space.rows
             if self.rehearsal is not None and rows == self._rehearsed_rows:  # else workers would have to start again
                 self.rehearsal.check_drift(self.name, lambda candidate: self._evaluate(candidate, rows))
-        return outcome_of(stored.storage, spec.name)
+        return outcome_of(search.stored)
 
     def rehearse(self) -> dict[str, Attributes]:
         """Do all that comes before the first trial of each search; nothing is written.
@@ -346,9 +382,7 @@ class Experiment:
         """
         attributes: dict[str, Attributes] = dict(self.studies)
         for spec in self.specs:
-            if self.is_finished(spec):
-                self.check_finished(spec)
-            else:
+            if not self.is_finished(spec):
                 search = self._opened(spec)
                 search.ask_once()
                 budget = usable_budget(spec, self.objective).model_dump()
@@ -401,13 +435,16 @@ class Experiment:
         if self.refused is not None:
             raise self.refused
         check_workers(spec)
-        before = self.studies.get(spec.name)
-        start = start_of(spec, self.specs, self.database) if before is None else None
+        start = start_of(spec, self.specs, self.database) if spec.name not in self.studies else None
         try:
             objective = self.objective
         except LcscError as error:
             self.refused = error
             raise
+        if spec.name in self._foreign:
+            foreign = self._why_foreign(spec.name, self._foreign[spec.name], objective)
+            raise StudyStoreError(f"{foreign}. Delete it, or give the new search another name: {ANEW}")
+        before = self.studies.get(spec.name)
         now = environment()
         check_search(spec, self.studies)
         changed = ""
@@ -423,6 +460,7 @@ class Experiment:
         self._choose_layout()
         self._use(spec, spec.space.rows)
         self._rehearse(spec)
+        self._try_functions(spec)
         planned = None
         if before is None and spec.budget.seconds is not None and self.rehearsal is not None:
             planned = evaluations_in(spec, objective, self.rehearsal.pace)
@@ -433,16 +471,44 @@ class Experiment:
             now,
             origin=origin,
             planned=planned,
-            changed="; ".join(filter(None, (self._accepted, changed))),
+            changed="; ".join(filter(None, (self._changed, changed))),
         )
 
     def _choose_layout(self) -> None:
         """Choose the layout of a new experiment's network, once, before workers are opened with it."""
-        if self._before is not None or self._stored is not None or self.rehearsal is not None:
+        if self.stored is not None or self.rehearsal is not None:
             return
         follows_gradient = any(configure(spec.optimizer).needs_gradient for spec in self.specs)
         with contextlib.suppress(Exception):  # of a sampler that fails, the rehearsal says why
             self.objective.layout = self.objective.fastest_layout(gradient=follows_gradient)
+
+    def _try_functions(self, spec: StudySpec) -> None:
+        """Evaluate a stored candidate again where the objective calls functions that nobody can compare.
+
+        Raises:
+            StudyStoreError: it has another loss.
+        """
+        functions = self._objectives.context.functions
+        if not functions or self._has_tried or self.stored is None or self.objective.is_random:
+            return
+        for name, attributes in self.studies.items():
+            trials = compared_trials(StoredStudy.open(self.database.existing(), name).trials())
+            if not trials:
+                continue
+            rows = attributes["specification"]["space"]["rows"]
+            candidate = Candidate(coefficients_of(trials[-1]), yardstick=self._measurer(0, HAD).yardstick(SEARCH))
+            outcome = self._evaluate(candidate, rows)
+            self._has_tried = True
+            loss = trials[-1].value or 0.0
+            if isinstance(outcome, Failure) or not is_one_score(outcome.loss, loss):
+                found = outcome.reason if isinstance(outcome, Failure) else f"{outcome.loss:.6g}"
+                raise StudyStoreError(
+                    f"{name}: trial {trials[-1].number} had the loss {loss:.6g}, and has another one now ({found}): a "
+                    f"function has changed ({', '.join(functions)}). Leave out resume, or give the new search another "
+                    "name"
+                )
+            break
+        self._use(spec, spec.space.rows)
 
     def _rehearse(self, spec: StudySpec) -> None:
         """Evaluate one candidate on a few images, as the searches without a result and the report will; once.
@@ -462,6 +528,8 @@ class Experiment:
             first = first_candidate(rehearsed, self.objective, gradient=bool(follows_gradient))
             in_flight = parallelism(spec, self.objective)["in_flight"]
             notice(f"{self.name}: rehearsing what a search and its report will do")
+            if self._pool is not None:
+                self._pool.wait_until_ready()  # which is no part of the time that an evaluation takes
             with contextlib.closing(evaluator_of(self.objective, self._pool, in_flight)) as evaluator:
                 self.rehearsal = rehearse(
                     self.name,
@@ -483,9 +551,9 @@ class Experiment:
 
     # what is measured
 
-    def _measurer(self, images: int) -> Measurer:
+    def _measurer(self, images: int, role: str) -> Measurer:
         """What measures models on so many images; 0 for as many as a candidate of a search has."""
-        return Measurer(self.begun(), self.objective, self._evaluate_model, images=images)
+        return Measurer(self.begun(), self.objective, self._evaluate_model, images=images, role=role)
 
     def _evaluate_model(self, candidate: Candidate, study: str | None) -> Outcome:
         """Evaluate a model in the rows of the study that found it, as :meth:`_evaluate`."""
@@ -505,17 +573,17 @@ class Experiment:
         self._scored_as_trained = True
         plan = self._plan()
         images = plan.images if plan is not None else None
-        score_as_trained(self.begun(), self.objective, self._measurer(images or 0), images)
+        score_as_trained(self.begun(), self.objective, self._measurer(images or 0, HAD), images)
 
     def _plan(self) -> ReportPlan | None:
-        """The plan of the report that the study file asks for; ``None`` if there will be none."""
-        if self._held_out is None or self.objective.why_nothing_held_out() is not None:
+        """The plan of the report that the study file asks for, by what is stored; ``None`` if there will be none."""
+        if self.stored is None or self._held_out is None or not self.stored.attributes["holds_out"]:
             return None
         return ReportPlan.of(
             self._held_out,
-            self.begun().report,
-            own_images=self.objective.samples.per_report,
-            samples=bool(self.objective.samples.per_evaluation),
+            self.stored.report,
+            own_images=self.stored.attributes["report_images"],
+            samples=self.stored.attributes["samples"],
         )
 
     # the report
@@ -531,22 +599,50 @@ class Experiment:
         Raises:
             LcscError: as :func:`~lcsc_opt.experiment.report.make_report`.
         """
-        if self._held_out is None or self._has_report(self._held_out):
-            if self._stored is not None:
-                return self._stored.report
-            return Report.from_json((self._before or {}).get(REPORT))
+        if self.stored is None:
+            return None
+        if self._held_out is None:
+            return self.stored.report
+        if self._is_loaded:
+            self.begun()  # what is stored is of today then
         plan = self._plan()
         if plan is None:
-            notice(f"{self.name}: nothing is held out: {self.objective.why_nothing_held_out()}")
+            if self._is_loaded:
+                notice(f"{self.name}: nothing is held out: {self.objective.why_nothing_held_out()}")
             return None
+        report = self.stored.report
+        chosen = self.stored.attributes.get(CHOSEN)
+        if report is not None and chosen is not None and chosen["of"] == self._depends_on(plan, self._evaluations()):
+            return report
         return self.evaluate(plan)
 
-    def _has_report(self, held_out: HeldOutSpec) -> bool:
-        """Whether the report that was stored before this run is what the study file asks for; nothing is loaded."""
-        if self._before is None or self._unfinished():
-            return False
-        is_same = is_reported(held_out, self._before, self.studies, self.specs[0].objective)
-        return is_same and not self._code_changes("reported")
+    @property
+    def _is_loaded(self) -> bool:
+        """Whether the objective was loaded: else nothing has changed that anybody could see."""
+        return "objective" in self.__dict__
+
+    def _depends_on(self, plan: ReportPlan, evaluations: Mapping[str, int]) -> str:
+        """A digest of all that a report depends on.
+
+        Args:
+            plan: of the report.
+            evaluations: study → how many of its trials have ended.
+        """
+        stored = self.begun() if self._is_loaded else self.stored
+        assert stored is not None  # whoever asks has one
+        attributes = stored.attributes
+        averages = attributes.get(AVERAGES)
+        today = next(iter(attributes[KEYS]))
+        asked = attributes["key"]["asked"]
+        return digest_of([dataclasses.asdict(plan), today, asked, averages, dict(sorted(evaluations.items()))])
+
+    def _evaluations(self) -> dict[str, int]:
+        """Study → how many of its trials have ended, of those that no other process runs."""
+        storage = self.database.existing()
+        running = locked(storage, list(self.studies))
+        return {
+            name: StoredStudy.open(storage, name).summary.evaluations for name in self.studies if name not in running
+        }
 
     def evaluate(self, plan: ReportPlan, *, keep: bool = True) -> Report:
         """Measure all models of the experiment, and choose the answer; with ``keep``, store the report and images.
@@ -574,15 +670,17 @@ class Experiment:
             searches = self._searches(stored.storage)
             if {search.study: search.evaluations for search in searches} == dict(report.evaluations):
                 break  # else another process has ended a search meanwhile
+        depends_on = self._depends_on(plan, report.evaluations)
         if keep:
-            stored.set_attribute(REPORT, report.to_json())  # whoever is interrupted before makes it again
+            stored.set_attribute("metrics", metrics_to_json(report.metrics))
+            stored.choose(report, depends_on)  # whoever is interrupted before makes it again
         # only now: a machine without memory for two networks kills the process
         warning = None if self.objective.is_random else self._warning_of_new_network(report, rows)
         if warning is not None:
             notice(f"{self.name}: {warning}")
             report = dataclasses.replace(report, warnings=(*report.warnings, warning))
             if keep:
-                stored.set_attribute(REPORT, report.to_json())
+                stored.choose(report, depends_on)
         self._workers.close()  # which frees the devices
         self._workers_of = None
         return report
@@ -590,12 +688,28 @@ class Experiment:
     def _warning_of_new_network(self, report: Report, rows: Rule | None) -> str | None:
         """What is wrong if the answer, which has these rows, has another loss in a network of its own."""
         coefficients = report.of_answer.model.coefficients
-        answer = Candidate(coefficients, rehearsal=True, yardstick=self._measurer(0).yardstick(SEARCH))
-        return warning_of_kept_state(answer, lambda candidate: self._evaluate(candidate, rows), self._loader(rows))
+        answer = Candidate(coefficients, rehearsal=True, yardstick=self._measurer(0, HAD).yardstick(SEARCH))
+        load = self._loader(rows)
+
+        def load_the_same() -> Objective:
+            """Raises StudyStoreError if something was written meanwhile: then nothing can be compared."""
+            objective = load()
+            changed = differences(self.objective.key.decides, objective.key.decides, None, objective.key.inputs)
+            if changed:
+                notice(
+                    f"{self.name}: while it ran, there were changes: {'; '.join(changed)}; all results are of what it "
+                    "began with"
+                )
+                raise StudyStoreError("changed meanwhile")
+            return objective
+
+        return warning_of_kept_state(answer, lambda candidate: self._evaluate(candidate, rows), load_the_same)
 
     def _searches(self, storage: RDBStorage) -> list[Searched]:
         """All stored searches, as they are now, but for those that another process runs."""
-        self.studies = read_contents(storage).of(self.name)
+        contents = read_contents(storage)
+        foreign = contents.foreign(self.name)
+        self.studies = {name: found for name, found in contents.of(self.name).items() if name not in foreign}
         running = locked(storage, list(self.studies))
         return [
             Searched(name, StoredStudy.open(storage, name).trials()) for name in self.studies if name not in running

@@ -1,4 +1,4 @@
-"""Measures models on noise, each once: what was measured is stored with the experiment.
+"""Measures models on noise, each once: what was measured is a trial of the experiment's own study.
 
 Losses may be relative to a *yardstick*: one average of the checkpoints, measured once on each noise, which has a loss
 of 1 there.
@@ -8,14 +8,24 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from lcsc_opt.base.errors import LcscError, ObjectiveError, SearchFailedError, TrajectoryError
 from lcsc_opt.base.progress import notice, progress
-from lcsc_opt.base.records import HELD_OUT, SEARCH, SELECTION, STANDARD_ERROR, TRAINER_EMA, Candidate, Noise, Yardstick
+from lcsc_opt.base.records import (
+    HELD_OUT,
+    SEARCH,
+    SELECTION,
+    STANDARD_ERROR,
+    TRAINER_EMA,
+    Candidate,
+    Noise,
+    SamplerTitle,
+    Yardstick,
+)
 from lcsc_opt.coefficients.profiles import last_alone, trainer_ema
-from lcsc_opt.database.experiment import TRAINER_EMA_SHA256, StoredExperiment
-from lcsc_opt.database.measurement import Measurement, Model, sample_key
+from lcsc_opt.database.experiment import AVERAGES, YARDSTICK, StoredExperiment
+from lcsc_opt.database.measurement import Measurement, Model, Sample
 from lcsc_opt.database.names import LAST_CHECKPOINT
 from lcsc_opt.evaluation.base import Failure, Outcome
 from lcsc_opt.objective.contract import Objective
@@ -25,15 +35,16 @@ Evaluate = Callable[[Candidate, str | None], Outcome]
 
 
 class Measurer:
-    """Measures models of one experiment, unless that is stored.
+    """Measures models of one experiment, unless a trial has it under today's key; each measurement becomes a trial.
 
     Measurements that lack one of the metrics that are needed on their noise are repeated.
 
     Args:
-        experiment: where measurements are stored.
+        experiment: where the trials are.
         objective: of the experiment.
         evaluate: evaluates one candidate.
         images: of each measurement; 0 for as many as a candidate of a search has, or if the objective samples none.
+        role: of its trials (:mod:`lcsc_opt.database.experiment`).
         sampler: which of the objective's samplers makes them; searches use the first.
 
     Attributes:
@@ -50,6 +61,7 @@ class Measurer:
         evaluate: Evaluate,
         *,
         images: int,
+        role: str,
         sampler: int = 0,
     ) -> None:
         self.reported = objective.reported_metrics()
@@ -58,8 +70,8 @@ class Measurer:
         self.objective = objective
         self._evaluate = evaluate
         self.images = images
+        self.role = role
         self._sampler = sampler
-        self._title = objective.samples.samplers[sampler] if sampler else None  # None: keys leave out the first one
         self._sign = experiment.record.sign
 
     def with_images(self, images: int) -> Measurer:
@@ -68,6 +80,21 @@ class Measurer:
         measurer.images = images
         return measurer
 
+    def with_role(self, role: str) -> Measurer:
+        """The same, whose trials have another role."""
+        measurer = copy.copy(self)
+        measurer.role = role
+        return measurer
+
+    @property
+    def second_sampler(self) -> SamplerTitle | None:
+        """The sampler, unless it is that of the searches."""
+        return self.objective.samples.samplers[self._sampler] if self._sampler else None
+
+    def _sample(self, noise: Noise) -> Sample:
+        """What is measured on this noise."""
+        return Sample(noise, self.images or self.objective.samples.per_evaluation, self.second_sampler)
+
     def on(self, noise: Noise, model: Model) -> Measurement:
         """One model on one group of noise.
 
@@ -75,10 +102,11 @@ class Measurer:
             SearchFailedError: it cannot be evaluated.
             ObjectiveError: what losses on this noise are relative to cannot be measured.
         """
-        key = f"{model.key} {sample_key(self.images, noise, self._title)}"
-        stored = self._experiment.measured(key)
-        if stored is not None and self._needed(noise) <= stored["values"].keys():
-            measurement = Measurement.from_json(stored, model)
+        sample = self._sample(noise)
+        needed = self._needed(noise)
+        stored = [found for found in self._experiment.measured(model, sample) if needed <= found.values.keys()]
+        if stored:
+            measurement = stored[-1]
         else:
             candidate = Candidate(
                 model.coefficients,
@@ -90,11 +118,12 @@ class Measurer:
             )
             outcome = self._evaluate(candidate, model.study)
             if isinstance(outcome, Failure):
+                self._experiment.add(self.role, model, candidate, sample, outcome.as_attempt())
                 raise SearchFailedError(
                     f"{self._experiment.name}: {model.name} on {noise.group} noise: {outcome.reason}"
                 )
-            measurement = Measurement.of(model, outcome, images=self.images, seed=noise.seed)
-            self._experiment.keep_measured(key, measurement.to_json())
+            self._experiment.add(self.role, model, candidate, sample, outcome)
+            measurement = Measurement.of(model, outcome, images=sample.images, seed=noise.seed)
         self.advance(note=f"{self._sign * measurement.loss:.4g}")
         return measurement
 
@@ -137,28 +166,32 @@ class Measurer:
             return None
         if noise.group == SELECTION.group:
             return self.with_images(0).yardstick(SEARCH)
-        key = sample_key(self.images or self.objective.samples.per_evaluation, noise, self._title)
-        stored = self._experiment.yardstick(key)
+        sample = self._sample(noise)
+        stored = self._experiment.yardstick(sample)
         if stored is not None:
             return stored
         candidate = Candidate(average, images=self.images or None, noise=noise, sampler=self._sampler)
-        yardstick = self._measured_yardstick(candidate)
-        self._experiment.keep_yardstick(key, dataclasses.asdict(yardstick))
+        yardstick = self._measured_yardstick(candidate, sample)
         if noise == SEARCH:
             values = ", ".join(f"{name} {value:.4g}" for name, value in yardstick.metrics.items())
             notice(f"{self._experiment.name}: losses are relative to an average of the checkpoints: {values}")
         return yardstick
 
-    def _measured_yardstick(self, candidate: Candidate) -> Yardstick:
-        """The yardstick from the average's evaluation; raises as :meth:`yardstick`."""
+    def _measured_yardstick(self, candidate: Candidate, sample: Sample) -> Yardstick:
+        """The yardstick from the average's evaluation, which becomes a trial; raises as :meth:`yardstick`."""
         outcome = self._evaluate(candidate, None)
         if isinstance(outcome, Failure):
             reason = outcome.reason
         else:
             try:
-                return self.objective.yardstick(outcome)
+                yardstick = self.objective.yardstick(outcome)
             except LcscError as error:
                 reason = str(error)
+            else:
+                model = Model(YARDSTICK, candidate.coefficients)
+                described = {YARDSTICK: dataclasses.asdict(yardstick)}
+                self._experiment.add(YARDSTICK, model, candidate, sample, outcome, **described)
+                return yardstick
         raise ObjectiveError(
             f"the loss is relative to an average of the checkpoints, and this average cannot be scored: {reason}; "
             "use loss: fid, or leave out the checkpoints that cannot sample"
@@ -166,28 +199,32 @@ class Measurer:
 
 
 def trained_models(experiment: StoredExperiment, objective: Objective) -> list[Model]:
-    """The models that the trainer has made itself: the last checkpoint, and the averages that it kept.
-
-    Their hashes are stored: an average that is gone later is still one of them, with its measurements.
-
-    Raises:
-        TrajectoryError: the EMA that the user named is not there, or of another model, and none was known before.
-    """
+    """The models that the trainer has made itself: the last checkpoint, and the averages that it kept."""
     count = len(objective.steps)
     models = [Model(LAST_CHECKPOINT, last_alone(count))]
-    known: dict[str, str] = experiment.attributes.get(TRAINER_EMA_SHA256) or {}
-    kept = known
-    try:
-        if objective.trajectory is not None:
-            kept = objective.trajectory.averages_sha256 or known
-    except TrajectoryError:
-        if not known:
-            raise
-    if kept:
-        experiment.set_attribute(TRAINER_EMA_SHA256, kept)
+    kept: dict[str, str] = experiment.attributes.get(AVERAGES) or {}
     for index, (name, sha256) in enumerate(kept.items()):
         models.append(Model(name, trainer_ema(count, index), weights_sha256=sha256))
     return models
+
+
+def averages_now(objective: Objective, known: Mapping[str, str]) -> Mapping[str, str]:
+    """Name → SHA-256 of each average that the trainer keeps; those that are gone later are known, with their trials.
+
+    Args:
+        objective: has the checkpoints.
+        known: those of earlier runs.
+
+    Raises:
+        TrajectoryError: the average that the user named is not there, or of another model, and none was known before.
+    """
+    try:
+        if objective.trajectory is not None:
+            return objective.trajectory.averages_sha256 or known
+    except TrajectoryError:
+        if not known:
+            raise
+    return known
 
 
 def score_as_trained(
@@ -206,7 +243,6 @@ def score_as_trained(
 
     Raises:
         ObjectiveError: what losses are relative to cannot be measured.
-        TrajectoryError: as :func:`trained_models`.
     """
     noise = SEARCH if images is None else HELD_OUT
     size = ""

@@ -17,7 +17,7 @@ from lcsc_opt.database.names import split_name
 from lcsc_opt.database.opened import Database
 from lcsc_opt.database.reader import HistoryReader
 from lcsc_opt.database.states import Attributes, ended_search
-from lcsc_opt.database.store import StoredStudy, read_contents
+from lcsc_opt.database.store import StoredStudy, read_attributes
 from lcsc_opt.objective.contract import Objective
 from lcsc_opt.trajectory import Trajectory
 
@@ -38,11 +38,13 @@ def start_of(spec: StudySpec, specs: Sequence[StudySpec], database: Database) ->
     # ``start`` names a beginning, and Algorithm 1 of the paper has its own
     if spec.is_grid or spec.start is not None or spec.optimizer.name == "LCSC" or database.storage is None:
         return spec.start
-    studies = read_contents(database.storage).of(spec.experiment)  # of now: another process may have run the grid
-    ended = ended_search(studies, EMA_GRID)
+    grids = [grid.name for grid in specs if grid.optimizer.name == EMA_GRID]
+    grids += [name for name in database.contents.of(spec.experiment) if split_name(name)[1] == EMA_GRID]
+    # as they are now: another process may have run the grid
+    ended = ended_search(read_attributes(database.storage, dict.fromkeys(grids)), EMA_GRID)
     if ended is not None:
         return ended
-    running = locked(database.storage, [grid.name for grid in specs if grid.optimizer.name == EMA_GRID])
+    running = locked(database.storage, grids)
     if running:
         raise StudyStoreError(f"{spec.name}: begins at the best of {min(running)}, which is being run; wait for it")
     return None

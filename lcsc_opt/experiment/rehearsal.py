@@ -21,7 +21,6 @@ from lcsc_opt.base.records import HELD_OUT, SELECTION, Candidate, Coefficients, 
 from lcsc_opt.evaluation.base import Failure, Outcome, attempt, evaluate_safely
 from lcsc_opt.experiment.timing import Pace, Seconds
 from lcsc_opt.objective.contract import Objective
-from lcsc_opt.study.planning import is_maximized
 
 NOTICED_SECONDS = 1.0  # the first evaluation in a process takes longer than others
 TIMED_SECONDS = 1.0  # of an evaluation, which say enough
@@ -55,7 +54,7 @@ class Shown(NamedTuple):
     @classmethod
     def of(cls, objective: Objective) -> Shown:
         """Of the losses of an objective."""
-        return cls("score", -1) if is_maximized(objective) else cls("loss", 1)
+        return cls("score", -1) if objective.maximizes else cls("loss", 1)
 
     def __call__(self, loss: float) -> str:
         """The number, for people."""
@@ -88,7 +87,7 @@ class Rehearsal:
         if self.loss is None:
             return
         again = evaluate(self.candidate)
-        if isinstance(again, Failure) or _is_one_score(again.loss, self.loss):
+        if isinstance(again, Failure) or is_one_score(again.loss, self.loss):
             return
         warning = (
             f"one model had the {self.shown.word} {self.shown(self.loss)} on a few images before the search, and "
@@ -348,7 +347,7 @@ def _check_score(
     if objective.is_random:
         return
     again = evaluate(plain)
-    if isinstance(again, Failure) or _is_one_score(again.loss, loss):
+    if isinstance(again, Failure) or is_one_score(again.loss, loss):
         return
     advice = (
         "Seed what is random (by draw.seed), and keep nothing between calls, such as hooks or attributes; of a score "
@@ -362,7 +361,7 @@ def _check_score(
     )
 
 
-def _is_one_score(first: float, second: float) -> bool:
+def is_one_score(first: float, second: float) -> bool:
     """Whether two losses are those of one model, up to rounding."""
     return math.isclose(first, second, rel_tol=_SAME_SCORE, abs_tol=_SAME_SCORE**2)  # of scores near zero
 
@@ -477,7 +476,7 @@ def warning_of_kept_state(
     here = evaluate(answer)
     if isinstance(here, Failure) or isinstance(alone, Failure):
         return None
-    if _is_one_score(here.loss, alone.loss):
+    if is_one_score(here.loss, alone.loss):
         return None
     shown = Shown.of(objective)
     return (

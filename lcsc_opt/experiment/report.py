@@ -5,27 +5,24 @@ of all searches are scored on the *selection* noise, where the answer is chosen 
 (:mod:`~lcsc_opt.experiment.answer`). Then the answer, the best of each search and what the user had are measured on
 *held-out* noise, which decided nothing, in all metrics; and in a second sampler, if the objective has one.
 
-What was measured is stored with the experiment. So a report that is made again, with another search, another metric or
-more images, measures only what is missing, and is the one that would have been made at once.
+What is measured becomes a trial of the experiment's own study. So a report that is made again, with another search,
+another metric or more images, measures only what is missing, and is the one that would have been made at once.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from lcsc_opt.base.errors import ObjectiveError, SearchFailedError, StudyStoreError
 from lcsc_opt.base.progress import notice, progress
 from lcsc_opt.base.records import HELD_OUT, Noise
-from lcsc_opt.base.study_spec import HeldOutSpec, ObjectiveSpec
-from lcsc_opt.database.experiment import PROBLEM, StoredExperiment
-from lcsc_opt.database.report import REPORT, Part, Report, ReportPlan
-from lcsc_opt.database.states import Attributes
+from lcsc_opt.database.experiment import CHOICE, REPORT, StoredExperiment
+from lcsc_opt.database.report import Part, Report, ReportPlan
 from lcsc_opt.experiment.choice import Choice, Race
 from lcsc_opt.experiment.finalists import Searched
 from lcsc_opt.experiment.measuring import Evaluate, Measurer, trained_models
-from lcsc_opt.experiment.problem import Problem, settings_of
 from lcsc_opt.experiment.warnings import warnings_of
 from lcsc_opt.objective.contract import Objective
 
@@ -42,7 +39,7 @@ def make_report(
     Each measurement is stored as soon as it is known and never repeated, also after an interruption.
 
     Args:
-        experiment: where they are stored; the report is not.
+        experiment: where they are stored; which model was chosen is not.
         searches: all; those without a comparable trial have nothing to measure.
         objective: of the experiment.
         plan: how many images, and which noise.
@@ -52,7 +49,6 @@ def make_report(
         StudyStoreError: no search has a comparable trial.
         SearchFailedError: none of the best trials, or not the answer, can be evaluated.
         ObjectiveError: what losses are relative to cannot be measured.
-        TrajectoryError: as :func:`~lcsc_opt.experiment.measuring.trained_models`.
     """
     with_result = [search for search in searches if search.lowest_loss < math.inf]
     if not with_result:
@@ -60,16 +56,17 @@ def make_report(
     samplers = objective.samples.samplers
     noises = [Noise(HELD_OUT.group, seed) for seed in plan.seeds]
     trained = trained_models(experiment, objective)
-    measurer = Measurer(experiment, objective, evaluate, images=plan.images)
+    measurer = Measurer(experiment, objective, evaluate, images=plan.images, role=CHOICE)
     top = math.ceil(plan.top / len(with_result))  # of each search
     choice = Race(with_result, trained, measurer, top=top, steps=objective.steps).run(experiment.name)
     models = choice.models
+    measurer = measurer.with_role(REPORT)
     with progress(f"{experiment.name}: report", len(models) * (len(noises) + len(samplers[1:]))) as measurer.advance:
         parts = [_part(choice, noises, measurer, samplers[0].text if samplers else None)]
         if len(samplers) > 1:
             images = min(plan.images, objective.samples.per_evaluation)  # enough to see whether it is worse there
             try:
-                elsewhere = Measurer(experiment, objective, evaluate, images=images, sampler=1)
+                elsewhere = Measurer(experiment, objective, evaluate, images=images, role=REPORT, sampler=1)
                 elsewhere.advance = measurer.advance
                 parts.append(_part(choice, noises[:1], elsewhere, samplers[1].text))
             except (SearchFailedError, ObjectiveError) as error:
@@ -84,42 +81,13 @@ def make_report(
         selection={name: experiment.record.sign * loss for name, loss in choice.losses.items()},
         metrics=measurer.reported,
         sign=experiment.record.sign,
+        entrants=choice.entrants,
+        rounds=choice.rounds,
     )
     warnings = tuple(warnings_of(report, choice, with_result, measurer.yardstick(noises[0])))
     for warning in warnings:
         notice(f"{experiment.name}: {warning}")
     return dataclasses.replace(report, warnings=warnings)
-
-
-def is_reported(
-    held_out: HeldOutSpec, before: Attributes, studies: Mapping[str, Attributes], objective: ObjectiveSpec
-) -> bool:
-    """Whether a stored experiment has the report that a study file asks for, or can have none; nothing is loaded.
-
-    Args:
-        held_out: of the study file.
-        before: the attributes of the experiment.
-        studies: name → attributes of its searches, as they are now.
-        objective: of the study file.
-    """
-    problem = Problem(**before[PROBLEM])
-    _, reported_settings = settings_of(objective, problem.decides["objective"])
-    if reported_settings != problem.reported["settings"]:
-        return False
-    if before["holds_out"] is False:
-        return True
-    report = Report.from_json(before.get(REPORT))
-    if report is None:
-        return False
-    plan = ReportPlan.of(held_out, report, own_images=before["report_images"], samples=report.images > 0)
-    # it may be of more evaluations: a smaller budget than before ends a search that has more than it needed
-    is_of_all = all(
-        report.evaluations.get(name, 0) >= attributes["search_ended"]["evaluations"]
-        for name, attributes in studies.items()
-        if attributes.get("search_ended")
-    )
-    is_of_no_others = report.evaluations.keys() <= studies.keys()  # some may have been deleted
-    return plan.is_met(report) and is_of_all and is_of_no_others
 
 
 def _part(choice: Choice, noises: Sequence[Noise], measurer: Measurer, sampler: str | None) -> Part:
@@ -133,4 +101,5 @@ def _part(choice: Choice, noises: Sequence[Noise], measurer: Measurer, sampler: 
     not_the_answer = [model for model in choice.models if model.name != choice.answer.name]
     measurements = [answer, *measurer.possible(noises, not_the_answer)]
     measured = {measurement.model.name: measurement for measurement in measurements}
-    return Part(sampler, tuple(measured[model.name] for model in choice.models if model.name in measured))
+    models = tuple(measured[model.name] for model in choice.models if model.name in measured)
+    return Part(sampler, models, measurer.second_sampler)

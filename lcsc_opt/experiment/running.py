@@ -8,12 +8,14 @@ from lcsc_opt.base.errors import LcscError, SearchFailedError, StudySpecError
 from lcsc_opt.base.progress import notice
 from lcsc_opt.base.study_file import StudyFile
 from lcsc_opt.base.study_spec import HeldOutSpec, StudySpec
+from lcsc_opt.database.experiment import CHOSEN
 from lcsc_opt.database.lock import locked
 from lcsc_opt.database.names import is_ours, split_name
 from lcsc_opt.database.opened import Database
 from lcsc_opt.database.reader import HistoryReader
-from lcsc_opt.database.report import REPORT, Report, ReportPlan
+from lcsc_opt.database.report import Report, ReportPlan
 from lcsc_opt.database.states import Attributes, ended_search
+from lcsc_opt.database.store import StoredStudy
 from lcsc_opt.experiment.defaults import completed
 from lcsc_opt.experiment.experiment import Experiment
 from lcsc_opt.experiment.outcome import outcome_of_finished
@@ -108,8 +110,7 @@ def run_studies(
         for spec in specs:
             try:
                 if experiment.is_finished(spec):
-                    experiment.check_finished(spec)
-                    outcome = outcome_of_finished(database.existing(), spec.name)
+                    outcome = outcome_of_finished(StoredStudy.open(database.existing(), spec.name))
                 else:
                     outcome = experiment.search(spec, callbacks)
             except LcscError as error:
@@ -177,14 +178,14 @@ def evaluate_again(
     HistoryReader(database.existing()).read(name)  # raises if there is none
     contents = database.contents
     specs = [spec_of(study, contents) for study in contents.of(name)]
-    stored = contents.experiments[name]
+    stored = contents.experiment(name)
     planned = HeldOutSpec(**(stored.get("held_out") or {}))
     planned_images = planned.images_with(stored["report_images"])
     report_images = images or planned_images
     if keep and stored.get("held_out") is not None and report_images < planned_images:
         fewer = f"{report_images:,} images are fewer than the {planned_images:,} that the study file asks for"
         raise StudySpecError(f"--keep: {fewer}; increase --images, or leave out --keep for a preview")
-    keep = keep or (stored.get(REPORT) is None and report_images >= planned_images)
+    keep = keep or (stored.get(CHOSEN) is None and report_images >= planned_images)
     objectives = ObjectiveLoader(context_of(stored, database.url))
     with Experiment(specs, database, objectives, accept_changes=accept_changes) as experiment:
         if not experiment.objective.samples.per_evaluation:  # it samples none, whatever was asked for

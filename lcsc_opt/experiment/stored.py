@@ -36,7 +36,7 @@ def objective_of(
     """
     contents = read_contents(storage)
     spec = spec_of(study, contents)
-    stored = contents.experiments[spec.experiment]
+    stored = contents.experiment(spec.experiment)
     context = dataclasses.replace(context_of(stored, storage.url), functions=functions or {})
     return ObjectiveLoader(context).load(spec.objective, spec.space.rows, stored)
 
@@ -48,9 +48,9 @@ def spec_of(study: str, contents: Contents) -> StudySpec:
         StudyStoreError: there is no such study, or another version of lcsc_opt wrote it.
     """
     stored = contents.studies.get(study)
-    experiment = contents.experiments.get(split_name(study)[0])
-    if stored is None or experiment is None:
+    if stored is None:
         raise StudyStoreError(f"{study}: no such study; lcsc list has them")
+    experiment = contents.experiment(split_name(study)[0])
     shared = {key: experiment.get(key) for key in OF_EXPERIMENT}
     try:
         return parse_settings(StudySpec, {**stored["specification"], **shared}, source="its specification")

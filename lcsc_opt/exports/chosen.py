@@ -12,11 +12,12 @@ from optuna.storages import RDBStorage
 from lcsc_opt.base.errors import StudyStoreError
 from lcsc_opt.base.study_spec import Rule
 from lcsc_opt.database.arrays import coefficients_of
+from lcsc_opt.database.experiment import StoredExperiment
 from lcsc_opt.database.history import best_searched
 from lcsc_opt.database.measurement import Model
 from lcsc_opt.database.names import is_ours, split_name
 from lcsc_opt.database.reader import HistoryReader
-from lcsc_opt.database.report import REPORT, Report
+from lcsc_opt.database.report import Report
 from lcsc_opt.database.store import Contents, StoredStudy, read_contents
 from lcsc_opt.database.urls import files_directory
 from lcsc_opt.objective.checkpoints_alone import CheckpointsAlone
@@ -83,7 +84,7 @@ class Chosen:
         """A trial of a study; without a number the one that the report measured, else the best one searched."""
         study = StoredStudy.open(storage, name)
         experiment = split_name(name)[0]
-        report = Report.from_json(contents.experiments[experiment].get(REPORT))
+        report = StoredExperiment.open(storage, experiment, contents.experiment(experiment)).report
         measured = None
         if report is not None:
             measured = report.of_study(name)
@@ -109,10 +110,9 @@ class Chosen:
             on_held_out = report.measured(model.name)
             if on_held_out is not None:
                 measured["held_out"] = {**on_held_out.means(report.sign), "sampler": report.parts[0].sampler}
-        stored = contents.experiments[experiment]
-        sampler = stored["problem"]["decides"]["objective"].get("sampler")
-        if isinstance(sampler, Mapping):  # an objective of a user's own may say less
-            measured["sampler"] = {name: sampler[name] for name in _SAMPLING if name in sampler}
+        stored = contents.experiment(experiment)
+        if stored["sampling"] is not None:
+            measured["sampler"] = {name: stored["sampling"][name] for name in _SAMPLING if name in stored["sampling"]}
         files = files_directory(storage.url)
         first_study = next(iter(contents.of(experiment)))
         return cls(experiment, model, measured, report, stored, rows, files, first_study)
@@ -124,11 +124,9 @@ class Chosen:
 
     @property
     def trajectory_sha256(self) -> str | None:
-        """The SHA-256 of the checkpoints, which the objective stored; ``None`` if it merges none, or did not say."""
-        sha256 = self.stored["problem"]["decides"]["objective"].get("trajectory")
-        if isinstance(sha256, str):
-            return sha256
-        return None
+        """The SHA-256 of the packed checkpoints; ``None`` if its objective merges none."""
+        sha256: str | None = self.stored["checkpoints"]
+        return sha256
 
     @property
     def title(self) -> str:

@@ -328,13 +328,9 @@ class MetricSuite:
         return description
 
     def describe_reports(self) -> dict[str, Any]:
-        """The metrics that settings name, and the extractors of those that the loss does not see."""
+        """The extractors of the metrics that settings name, without those that the loss sees."""
         extractors = {metric.extractor for metric in self._metrics.reported}
-        return {
-            "metrics": sorted(str(metric) for metric in self._metrics.searched),
-            "held_out_metrics": sorted(str(metric) for metric in self._metrics.reported),
-            "extractors": self._described(extractors.difference(self.loss.extractors)),
-        }
+        return {"extractors": self._described(extractors.difference(self.loss.extractors))}
 
     def _described(self, extractors: Iterable[str]) -> dict[str, Any]:
         """Extractor's name in metrics → the names of the network and of the real images, which follow their content."""

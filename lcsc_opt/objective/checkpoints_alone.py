@@ -78,7 +78,7 @@ class CheckpointsAlone(Objective):
             return None
         if varying_statistics(trajectory.names, trajectory.varying) and not _merges_statistics(spec, context):
             return None
-        names = experiment["problem"]["decides"]["objective"].get("names")  # as the network renamed the files' tensors
+        names = experiment["renaming"]  # as the network renamed the files' tensors
         alone = cls(trajectory.renamed(Renaming(*names)) if names else trajectory)
         if rows is not None:
             alone.merge_in_rows(rows)

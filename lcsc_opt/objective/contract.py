@@ -28,7 +28,8 @@ import threading
 import time
 import types
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -47,18 +48,24 @@ from lcsc_opt.base.records import (
     ReportedMetrics,
     SamplerTitle,
     Yardstick,
-    plain,
 )
 from lcsc_opt.base.settings import excerpt
 from lcsc_opt.base.study_spec import Rule
 from lcsc_opt.coefficients.layer_groups import LayerGroups
 from lcsc_opt.coefficients.profiles import check_coefficients, check_steps
+from lcsc_opt.objective.key import Key
 
 if TYPE_CHECKING:  # torch is imported by objectives that need it
     from torch import Tensor
 
     from lcsc_opt.sampling import Sampler
     from lcsc_opt.trajectory import Trajectory
+
+OF_MACHINE = ("batch_size", "gradient_batch_size", "device")
+"""Settings of our objectives that say how the machine computes, and no more."""
+
+Role = Literal["decides", "reported", "asked", "none"]
+"""What a setting is for: what decides losses, or the values of reports; or what reports measure."""
 
 stop_flag: contextvars.ContextVar[threading.Event | None] = contextvars.ContextVar("stop_flag", default=None)
 """Once the event is set, evaluations in this thread end at their next :func:`stop_if_told`."""
@@ -110,8 +117,10 @@ class Objective(abc.ABC):
         samples: what evaluations draw.
         code: name → file of each of the user's modules that the objective was loaded from.
         places: text of a setting → the whole path that was found there.
+        key: what its evaluations are of, as it was loaded.
         layout: how the weights of its network lie in memory, which changes the speed, and losses in their last bits.
         is_random: whether one model may have several scores, which its author has averaged.
+        maximizes: whether the loss is a score times −1, of which higher is better.
     """
 
     trajectory: Trajectory | None = None
@@ -119,8 +128,10 @@ class Objective(abc.ABC):
     samples: Samples = Samples()
     code: Mapping[str, CodeFile] = types.MappingProxyType({})
     places: Mapping[str, str] = types.MappingProxyType({})
+    key: Key = Key({})
     layout: str = CONTIGUOUS
     is_random: bool = False
+    maximizes: bool = False
 
     @property
     def steps(self) -> tuple[int, ...]:
@@ -179,9 +190,27 @@ class Objective(abc.ABC):
         """The fastest :attr:`layout`, as measured here; ``gradient`` says whether searches follow the gradient."""
         return self.layout
 
-    def fingerprint(self) -> dict[str, Any]:
-        """JSON-able: :meth:`describe` and the code."""
-        return {"objective": plain(self.describe()), "code": {name: file.sha256 for name, file in self.code.items()}}
+    def role_of(self, setting: tuple[str, ...]) -> Role:
+        """What a setting of the study file is for, by its keys: by default it decides losses.
+
+        A setting whose content :meth:`describe` says, and one of the machine that computes, has no part in a key.
+        """
+        if setting == ("device",) or (setting[0] == "checkpoints" and self.trajectory is not None):
+            return "none"
+        return "decides"
+
+    def name_of(self, setting: tuple[str, ...]) -> str:
+        """What people call a setting in messages."""
+        return ".".join(("settings", *setting))
+
+    def content_of(self, place: Path, files: Path) -> tuple[str, str] | None:  # noqa: ARG002 - for subclasses
+        """The digest of what was read at a place, and how much that is, as ``150 images``; ``None`` for a file's bytes.
+
+        Args:
+            place: of a setting.
+            files: the folder beside the database, where digests are kept.
+        """
+        return None
 
     def why_no_gradient(self) -> str | None:
         """Why gradients are unavailable, as the end of a sentence; ``None`` if they are available."""
@@ -390,6 +419,12 @@ class CoefficientFunction(Objective):
     def describe_reports(self) -> dict[str, Any]:
         """The name of the held-out function."""
         return {"held_out": self._held_out_name}
+
+    def role_of(self, setting: tuple[str, ...]) -> Role:
+        """The held-out function is only for reports."""
+        if setting == ("held_out",):
+            return "asked"
+        return super().role_of(setting)
 
     def _held_out_function(self, candidate: Candidate) -> Callable[[Coefficients], float]:
         """``held_out``. Its data are fixed, so under further seeds of held-out noise it would say the same again."""

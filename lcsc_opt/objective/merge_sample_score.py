@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -31,8 +32,9 @@ from lcsc_opt.metrics import MetricSuite, extract
 from lcsc_opt.metrics.frechet import effective_dimension
 from lcsc_opt.metrics.image_metrics import ImageMetrics, ImageState
 from lcsc_opt.metrics.loss import why_no_gradient
+from lcsc_opt.metrics.reference.images import ImageSet
 from lcsc_opt.objective.batch_sizes import BatchSizes, Size, images_at_once
-from lcsc_opt.objective.contract import Samples, StagedObjective, stop_if_told
+from lcsc_opt.objective.contract import OF_MACHINE, Role, Samples, StagedObjective, stop_if_told
 from lcsc_opt.objective.gradient_pass import GradientPass
 from lcsc_opt.objective.image_stages import FeatureGradients, ImageStages
 from lcsc_opt.objective.stopwatch import Stopwatch
@@ -45,6 +47,7 @@ from lcsc_opt.trajectory.trajectory import describe_renaming
 
 SMALL_MATRICES = 256  # features, below which a second BLAS thread does not help
 DEFAULT_IMAGES = 10_000  # Liu et al. 2024, Section 5.1
+_ASKED = ("metrics", "held_out_metrics", "held_out_reward", "trainer_ema")  # settings of reports alone
 REHEARSED = 16  # images, of which every metric can be computed
 FIXED_AVERAGE = 0.10  # its sigma_rel: near EMA* of most training runs
 
@@ -209,9 +212,33 @@ class MergeSampleScore(StagedObjective):
         }
 
     def describe_reports(self) -> dict[str, Any]:
-        """The metrics, the extractors that only these need, and the second sampler."""
-        also = None if len(self._samplers) == 1 else self._samplers[1].describe()
-        return {"scores": self.scores.describe_reports(), "also": also}
+        """The extractors that only metrics of reports need. A second sampler has measurements of its own."""
+        return {"scores": self.scores.describe_reports()}
+
+    def role_of(self, setting: tuple[str, ...]) -> Role:
+        """What only reports measure, and what the machine is, decide no loss of a search."""
+        if setting == ("model",) and self.sampler.describe().get("architecture"):
+            return "none"  # the folder of a configuration, which is described
+        if setting[0] in _ASKED or "also" in setting:
+            return "asked"
+        if setting[0] == "reference" and "held_out" in setting:
+            return "reported"
+        return "none" if setting[-1] in OF_MACHINE else super().role_of(setting)
+
+    def name_of(self, setting: tuple[str, ...]) -> str:
+        """What people call a setting; of real images, whose they are."""
+        if setting[0] != "reference" or setting[-1] == "held_out_fraction":
+            return super().name_of(setting)
+        extractors = [key for key in setting[1:] if key not in ("train", "held_out")]
+        of_extractor = "".join(f" of {name}" for name in extractors)
+        return f"the {'held-out' if 'held_out' in setting else 'real'} images{of_extractor}"
+
+    def content_of(self, place: Path, files: Path) -> tuple[str, str] | None:
+        """Images in a folder, by their content."""
+        if not place.is_dir():
+            return super().content_of(place, files)
+        images = ImageSet.of_files(place, folder=files)
+        return images.content, f"{images.count:,} images"
 
     def images_of(self, candidate: Candidate) -> int:
         """How many images a candidate is evaluated on.

@@ -248,6 +248,11 @@ class NetworkScorer:
         self.load(weights)
         return self._statistics.values()
 
+    @property
+    def describes_model(self) -> bool:
+        """Whether the network is that of a folder, whose files it describes."""
+        return self._model_files is not None
+
     def describe(self) -> dict[str, Any]:
         """The names of the functions, the arithmetic, and the files of the model's folder.
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from lcsc_opt.base.records import HELD_OUT, SELECTION, Candidate, Coefficients, Evaluation
 from lcsc_opt.coefficients.profiles import is_saved
-from lcsc_opt.objective.contract import Objective, Samples, stop_if_told
+from lcsc_opt.objective.contract import OF_MACHINE, Objective, Role, Samples, stop_if_told
 from lcsc_opt.objective.network_scorer import NetworkScorer
 from lcsc_opt.objective.scorer import Draw
 from lcsc_opt.objective.stopwatch import Stopwatch
@@ -39,6 +39,7 @@ class WeightScore(Objective):
     ) -> None:
         self.trajectory = trajectory
         self.scorer = scorer
+        self.maximizes = maximize
         self._sign = -1.0 if maximize else 1.0
         self._size = size
         self.samples = Samples(per_evaluation=size or 0, per_report=size)  # reports have as many items as a search
@@ -102,11 +103,10 @@ class WeightScore(Objective):
         return self.scorer.statistics(self._merged(coefficients))
 
     def describe(self) -> dict[str, Any]:
-        """The trajectory's hash, the scorer's settings, the score's direction, and the number of items."""
+        """The trajectory's hash, the scorer's settings, and the number of items."""
         return {
             "trajectory": self.trajectory.sha256,
             **describe_renaming(self.trajectory),
-            "maximize": self._sign < 0,
             "size": self._size,
             **self.scorer.describe(),
         }
@@ -114,6 +114,14 @@ class WeightScore(Objective):
     def describe_reports(self) -> dict[str, Any]:
         """The name of the held-out function."""
         return self.scorer.describe_reports()
+
+    def role_of(self, setting: tuple[str, ...]) -> Role:
+        """The held-out function and the trainer's average are only for reports; a model's folder is described."""
+        if setting == ("model",) and self.scorer.describes_model:
+            return "none"
+        if setting[0] in ("held_out", "trainer_ema"):
+            return "asked"
+        return "none" if setting[-1] in OF_MACHINE else super().role_of(setting)
 
     def _merged(self, coefficients: Coefficients) -> dict[str, Tensor]:
         """The merged weights, on the scorer's device if the trajectory can be merged there."""

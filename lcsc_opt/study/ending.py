@@ -56,5 +56,5 @@ def _error(before: FrozenTrial, now: FrozenTrial) -> float:
     """The paired standard error of the gain between two checks; 0 where nothing is known of it."""
     if not all("without_groups" in trial.user_attrs for trial in (before, now)):
         return 0.0
-    first, second = (array_of(trial.user_attrs["without_groups"]) for trial in (before, now))
+    first, second = (array_of(trial.user_attrs["without_groups"]["loss"]) for trial in (before, now))
     return standard_error(np.subtract(first, second).tolist())

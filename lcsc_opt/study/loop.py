@@ -23,11 +23,11 @@ from optuna.trial import FrozenTrial
 
 from lcsc_opt.base.errors import SearchFailedError, StudyStoreError
 from lcsc_opt.base.progress import notice
-from lcsc_opt.base.records import Candidate, Coefficients, Cost, Evaluation, Yardstick
+from lcsc_opt.base.records import Candidate, Coefficients, Evaluation, Yardstick
 from lcsc_opt.base.study_spec import BudgetSpec, FailureSpec
-from lcsc_opt.database.arrays import array_of, rounded_coefficients, rounded_gradient
+from lcsc_opt.database.arrays import rounded_coefficients, rounded_gradient
 from lcsc_opt.database.states import SUCCEEDED
-from lcsc_opt.database.store import CANDIDATE_ATTRIBUTES, StoredStudy, candidate_attributes
+from lcsc_opt.database.store import CANDIDATE_ATTRIBUTES, StoredStudy, candidate_attributes, evaluation_of
 from lcsc_opt.evaluation.base import Evaluator, Failure, Outcome
 from lcsc_opt.optimizers import attach_evaluation, candidate_of
 from lcsc_opt.optimizers.driver import Driver
@@ -388,21 +388,8 @@ class Loop:
 
 def _stored_outcome(trial: FrozenTrial) -> Outcome:
     """The evaluation or the failure of a finished trial."""
+    if trial.state in SUCCEEDED and trial.value is not None:
+        return evaluation_of(trial)
     attributes = trial.user_attrs
     cost: Mapping[str, Any] = attributes.get("cost", {})
-    if trial.state in SUCCEEDED and trial.value is not None:
-        gradient = None
-        if "gradient" in attributes:
-            gradient = array_of(attributes["gradient"])
-        without_groups = {}
-        if "without_groups" in attributes:
-            without_groups["loss"] = array_of(attributes["without_groups"]).tolist()
-        return Evaluation(
-            trial.value,
-            attributes.get("metrics", {}),
-            Cost(**cost),
-            gradient=gradient,
-            violation=attributes.get("violation"),
-            without_groups=without_groups,
-        )
     return Failure(str(attributes.get("reason", trial.state.name)), float(cost.get("seconds", 0.0)))

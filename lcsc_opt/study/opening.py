@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from optuna.storages import RDBStorage
@@ -101,8 +101,8 @@ class Search:
             driver.ask()
 
     @contextlib.contextmanager
-    def held(self, storage: RDBStorage) -> Iterator[None]:
-        """Create or open the study, and hold its lock while this is open.
+    def held(self, storage: RDBStorage, *, guard: Callable[[], None]) -> Iterator[None]:
+        """Create or open the study, and hold its lock while this is open; ``guard`` is called before each write.
 
         What changed is written. Where failures ended the last run, its candidates are asked again.
 
@@ -110,6 +110,7 @@ class Search:
             StudyStoreError: another process runs the study, or has changed it since it was compared.
         """
         study = StoredStudy.open_or_create(storage, self.spec.name, self.attributes)
+        study.guard = guard
         with study.hold():
             expected = self.attributes if self._before is None else self._before
             # the environment may differ, since this run writes its own; all else is fixed, or read under the lock
@@ -161,6 +162,8 @@ class Search:
         # grids ask what they list, and our other optimizers begin at the origin by themselves
         suggests_origin = self.spec.optimizer.name == "LCSC" or self.spec.optimizer.name not in OURS
         evaluator = evaluator_of(self._objective, pool, in_flight)
+        if pool is not None and budget.seconds is not None:
+            pool.wait_until_ready()  # before the clock begins
         with contextlib.closing(evaluator), self._new_driver(BudgetSpec(**stored["optimizer_budget"])) as driver:
             loop = Loop(
                 study,

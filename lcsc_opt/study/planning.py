@@ -240,7 +240,8 @@ def first_attributes(
         optimizer_budget = BudgetSpec(evaluations=planned or DEFAULT_BUDGET)
     groups = objective.layer_groups
     return {
-        "maximize": is_maximized(objective),
+        "key": dict(objective.key.decides),
+        "maximize": objective.maximizes,
         "budget": budget.model_dump(),
         "optimizer_budget": optimizer_budget.model_dump(),
         "origin": None if origin is None else stored_array(origin),
@@ -248,11 +249,6 @@ def first_attributes(
         "steps": list(objective.steps),
         "layer_groups": None if groups is None else dict(zip(groups.names, groups.counts, strict=True)),
     }
-
-
-def is_maximized(objective: Objective) -> bool:
-    """Whether the loss is a score times −1, which is maximized."""
-    return objective.describe().get("maximize") is True
 
 
 def most_in_flight(workers: int, *, pipelined: bool = False) -> int:

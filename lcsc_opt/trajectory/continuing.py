@@ -8,14 +8,18 @@ from __future__ import annotations
 
 import contextlib
 import glob
+import hashlib
 from pathlib import Path
 from typing import NamedTuple
 
-from lcsc_opt.base.errors import TrajectoryError
+from lcsc_opt.base.digests import Digests
+from lcsc_opt.base.errors import LcscError, TrajectoryError
 from lcsc_opt.base.paths import MANIFEST, KnownCheckpoints, expanded_path
 from lcsc_opt.base.progress import notice
 from lcsc_opt.checkpoints.finding import find_checkpoints
+from lcsc_opt.checkpoints.reading import read_checkpoint
 from lcsc_opt.trajectory.filling import pack_once
+from lcsc_opt.trajectory.layout import EXACT, Layout, stored_dtype
 from lcsc_opt.trajectory.manifest import Manifest
 from lcsc_opt.trajectory.sources import PackRequest, Sources
 from lcsc_opt.trajectory.trajectory import Trajectory
@@ -78,7 +82,7 @@ class Changes(NamedTuple):
     """What has changed at the place of a study's checkpoints since it began.
 
     Attributes:
-        written_again: whether their files have another size or time than when they were packed.
+        written_again: whether their files hold other weights than when they were packed.
         has_later_steps: whether there are newer checkpoints that the setting ``last_step`` does not leave out.
     """
 
@@ -87,7 +91,7 @@ class Changes(NamedTuple):
 
 
 def changes_at(request: PackRequest, checkpoints: KnownCheckpoints) -> Changes:
-    """What has changed; no weights are read, and steps only if there are files that came after the study's."""
+    """What has changed; weights are read only of files that have another time, and steps if there are newer files."""
     steps: list[int] = []
     path = request.packed_path
     if path is not None:
@@ -103,9 +107,31 @@ def changes_at(request: PackRequest, checkpoints: KnownCheckpoints) -> Changes:
         study_sources = _of_study(checkpoints, sources)
         is_complete = len(study_sources) == len(checkpoints.steps)
         # files that are gone were not written again
-        is_other = is_complete and Trajectory.holding(request.path_of(study_sources), checkpoints) is None
+        is_other = is_complete and not _have_same_bytes(request, study_sources, packed)
     last_step = request.selection.last_step or max(steps, default=0)
     return Changes(is_other, any(checkpoints.steps[-1] < step <= last_step for step in steps))
+
+
+def _have_same_bytes(request: PackRequest, sources: Sources, packed: Trajectory) -> bool:
+    """Whether files hold the weights that were packed. Those with another time, as of a copy, are read again, once."""
+    if request.path_of(sources) == packed.path:  # none has another size or time
+        return True
+    key = packed.metadata.get("key", "")
+    stored = stored_dtype(packed.stored or EXACT)
+    digests = Digests(request.folder)
+
+    def digest_of_row(path: Path) -> str:
+        tensors = read_checkpoint(path, key=key).tensors
+        return hashlib.sha256(Layout.of(tensors, stored).row_of(tensors).numpy().data).hexdigest()
+
+    expected = dict(zip(packed.steps, packed.checkpoint_sha256, strict=True))
+    try:
+        return all(
+            digests.of(path, digest_of_row, kind=f"row {key} {stored}") == expected[step]
+            for step, path in sources.items()
+        )
+    except (OSError, LcscError):  # one cannot be read any more
+        return False
 
 
 def _came_after(request: PackRequest, packed: Path) -> bool:

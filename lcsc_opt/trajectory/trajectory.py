@@ -25,6 +25,7 @@ from lcsc_opt.base.progress import notice, progress
 from lcsc_opt.base.records import TRAINER_EMA
 from lcsc_opt.base.study_spec import Rule
 from lcsc_opt.checkpoints import lora
+from lcsc_opt.checkpoints.averages import Kept, files_of_averages, trainers_averages
 from lcsc_opt.checkpoints.finding import shown_steps
 from lcsc_opt.checkpoints.inventory import COLLECTED, is_average
 from lcsc_opt.checkpoints.reading import read_checkpoint
@@ -321,6 +322,8 @@ class Trajectory:
         """The names of the averages that the trainer kept of the last checkpoint's weights, the usual one last."""
         if self.trainer_ema_at is not None:
             return (TRAINER_EMA,)
+        if self._kept is not None:
+            return tuple(self._kept.names)
         # this may be a part of the trajectory, without the step of the averages
         return tuple(saved.name for saved in self._manifest.averages if saved.step == self.steps[-1])
 
@@ -336,6 +339,8 @@ class Trajectory:
         if not -len(names) <= index < len(names):
             return None
         if self.trainer_ema_at is None:
+            if self._kept is not None:
+                return completed(self._renamed(self._kept.averages[index].tensors), self.checkpoint(-1))
             slots = {saved.name: saved.slot for saved in self._manifest.averages}
             return self._row(slots[names[index]])
         if Path(self.trainer_ema_at).exists():
@@ -346,6 +351,23 @@ class Trajectory:
             return completed(self._renamed(averages), self.checkpoint(-1))
         except TrajectoryError as error:
             raise TrajectoryError(f"trainer_ema: {error}") from error
+
+    @functools.cached_property
+    def _kept(self) -> Kept | None:
+        """The averages as they are now, where files of their own may hold some, beside the file of the last checkpoint.
+
+        These may have been copied there, or written again, since the checkpoints were packed. ``None`` where there are
+        no such files: what was packed is all then.
+        """
+        if len(self) < 2 or not (self.sources[-1] and Path(self.sources[-1]).exists()):  # a training loop wrote them
+            return None
+        *_, earlier, last = map(Path, self.sources)
+        key = self.metadata.get("key", "")
+        with contextlib.suppress(TrajectoryError):  # what was packed is still there
+            if any(True for _ in files_of_averages(last, key)):
+                kept = trainers_averages(last, key, earlier)
+                return kept if kept.averages else None
+        return None
 
     def _renamed(self, averages: Mapping[str, Tensor]) -> StateDict:
         """Averages under the names of :attr:`tensors`, without those of the parts that :meth:`fitting` left out."""

@@ -284,6 +284,8 @@ def headline(studies: Sequence[Standing]) -> str:
     again = f"lcsc evaluate {best.experiment}"
     if not best.holds_out:
         reason = "this objective holds nothing out, so it may look better than it is"
+    elif best.settings.get("objective") is None:
+        reason = f"the Optuna study {best.experiment}, which had its report, was deleted: run the same command again"
     elif best.settings.get("held_out") is None:
         reason = f"nothing was held out: add held_out to the study file for a report, or use {again}"
     elif not has_ended:

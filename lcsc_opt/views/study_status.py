@@ -11,10 +11,10 @@ from optuna.trial import FrozenTrial
 
 from lcsc_opt.base.records import Coefficients, Yardstick
 from lcsc_opt.coefficients.profiles import describe_coefficients
-from lcsc_opt.database.experiment import search_yardstick
+from lcsc_opt.database.experiment import YARDSTICK
 from lcsc_opt.database.history import Standing
 from lcsc_opt.database.reader import HistoryReader
-from lcsc_opt.database.store import StoredStudy, our_studies
+from lcsc_opt.database.store import StoredStudy
 from lcsc_opt.database.summary import cost_of
 from lcsc_opt.views import number
 
@@ -95,12 +95,12 @@ def overview(study: StoredStudy) -> dict[str, Any]:
     """
     reader = HistoryReader(study.storage)
     standing = reader.read_study(study.name)
-    attributes = our_studies(study.storage)[study.name]
+    attributes = reader.attributes(study.name)
     failures = reader.failures(standing)
     specification = attributes.get("specification", {})
     space = specification.get("space", {})
     options = specification.get("optimizer", {}).get("options", {})
-    yardstick = search_yardstick(attributes)
+    yardstick = attributes.get(YARDSTICK)
     measured = standing.found
     return {
         **standing.as_row(),

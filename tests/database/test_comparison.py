@@ -8,14 +8,16 @@ import optuna
 import pytest
 from optuna.storages import RDBStorage
 
-from lcsc_opt.base.records import HELD_OUT, Noise
+from lcsc_opt.base.records import HELD_OUT, SEARCH, Candidate, Evaluation, Noise
+from lcsc_opt.database.experiment import YARDSTICK
 from lcsc_opt.database.history import Standing, ema_grid
+from lcsc_opt.database.measurement import Model, Sample
 from lcsc_opt.database.reader import HistoryReader
 from lcsc_opt.database.states import compared_trials
 from lcsc_opt.database.store import StoredStudy
 from lcsc_opt.views.curves import best_so_far
 from tests.history_examples import history, measured, report_of
-from tests.study_examples import add_result, write_experiment, write_study
+from tests.study_examples import add_result, coefficients, write_experiment, write_study
 
 
 def read(study: StoredStudy) -> Standing:
@@ -47,7 +49,11 @@ def test_a_study_without_a_result(storage: RDBStorage, running: int, state: str)
 def test_the_loss_has_the_name_of_the_metric_that_it_is(storage: RDBStorage, metric: str | None, name: str) -> None:
     study = write_study(storage, "digits/LCSC/0", [2.0, 1.0], metric=metric)
     assert read(study).metric == name
-    write_experiment(storage, "digits").keep_yardstick("100 search 0", {"metrics": {}, "kept": "precision"})
+    described = {YARDSTICK: {"metrics": {}, "kept": "precision"}}
+    candidate = Candidate(coefficients(0))
+    model = Model(YARDSTICK, candidate.coefficients)
+    experiment = write_experiment(storage, "digits")
+    experiment.add(YARDSTICK, model, candidate, Sample(SEARCH, 100), Evaluation(1.0), **described)
     found = read(study)
     assert found.metric == "loss", "it may have a penalty"
 

@@ -8,7 +8,7 @@ import sqlalchemy as sa
 from optuna.storages import RDBStorage
 
 from lcsc_opt.database.connection import open_storage
-from lcsc_opt.database.store import StoredStudy, our_studies
+from lcsc_opt.database.store import StoredStudy, read_contents
 from tests.processes import forked
 from tests.study_examples import write_study
 
@@ -54,4 +54,4 @@ def test_a_killed_deletion_leaves_the_whole_study(any_url: str) -> None:
     assert process.exitcode == 9
     assert rows(storage) == before
     study.delete()
-    assert our_studies(storage) == {}
+    assert read_contents(storage).studies == {}

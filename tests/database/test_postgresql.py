@@ -15,7 +15,7 @@ from optuna.trial import TrialState
 from lcsc_opt.base.errors import StudyStoreError
 from lcsc_opt.base.records import Candidate, Evaluation
 from lcsc_opt.database.connection import open_storage
-from lcsc_opt.database.store import StoredStudy, create, our_studies
+from lcsc_opt.database.store import StoredStudy, create, read_contents
 from lcsc_opt.database.urls import masked
 from lcsc_opt.objective.contract import CoefficientFunction, Objective
 from tests.database_servers import PASSWORD, Postgresql
@@ -140,7 +140,7 @@ def test_every_write_survives_a_lost_connection(
     assert [(trial.number, trial.state) for trial in trials] == [(0, TrialState.COMPLETE), (1, TrialState.FAIL)]
     assert trials[0].value == 0.25
     assert undisturbed.attributes["budget"] == {"images": 1}
-    assert list(our_studies(storage)) == ["e/LCSC/0", "fork/LCSC/0"]
+    assert list(read_contents(storage).studies) == ["e/LCSC/0", "fork/LCSC/0"]
     assert len(list(tmp_path.iterdir())) == 1  # one artifact
     with open_study(postgresql_url, "e/LCSC/0").hold():  # it was given up
         pass

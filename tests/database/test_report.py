@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-import json
+import dataclasses
 from typing import Any
 
 import numpy as np
 import pytest
+from optuna.storages import RDBStorage
 
 from lcsc_opt.base.records import HELD_OUT, Evaluation, ReportedMetrics
-from lcsc_opt.database.measurement import Measurement, Model, sample_key
-from lcsc_opt.database.report import Report
+from lcsc_opt.database.experiment import StoredExperiment
+from lcsc_opt.database.measurement import Measurement, Model, Sample
 from tests.history_examples import measured, report_of
+from tests.study_examples import write_experiment, write_report
 
 
 def model(**fields: Any) -> Model:
@@ -36,9 +38,9 @@ def test_the_standard_error_of_a_loss_is_that_of_the_metric_which_it_is_up_to_th
     assert set(measured.metrics) == {"hits", "hits_stderr", "other_stderr"}
 
 
-def test_what_is_stored_is_read_again() -> None:
+def test_a_report_is_what_its_trials_say_and_which_model_was_chosen(storage: RDBStorage) -> None:
     found = Measurement.joined([evaluated(2.5, near=3.05), evaluated(2.625, seed=1, near=3.1)])
-    own = Measurement(model(study="digits/EMAGrid/0", trial=3, label="EMA 0.9"), 50, (0,), {"loss": (2.5625,)})
+    own = Measurement(model(study="digits/EMAGrid/0", trial=3, label="EMA 0.9"), 50, (0, 1), {"loss": (2.5, 2.625)})
     made = report_of(
         {"digits/LCSC/0": found, "digits/EMAGrid/0": own},
         selection={"EMA*": 2.4, "LCSC, trial 0": 2.3},
@@ -49,13 +51,15 @@ def test_what_is_stored_is_read_again() -> None:
         sign=-1,
         warnings=("it lost",),
     )
-    read = Report.from_json(json.loads(json.dumps(made.to_json())))
-    assert read == made
+    assert write_experiment(storage, "digits", maximize=True).report is None
+    write_report(storage, made)
+    experiment = StoredExperiment.open(storage, "digits")
+    read = experiment.report
+    assert read is not None
+    assert dataclasses.replace(read, entrants={}, rounds=()) == made
     np.testing.assert_array_equal(read.of_answer.model.coefficients, found.model.coefficients)
-    assert Report.from_json(None) is None
-    alone = json.loads(json.dumps(found.to_json()))
-    assert "model" not in alone, "it is stored under the key of its model"
-    assert Measurement.from_json(alone, found.model) == found
+    experiment.set_attribute("keys", {"another": {}})
+    assert experiment.report is None, "what was measured under another key is shown nowhere"
 
 
 def test_the_best_that_the_user_had_is_that_of_the_metric_which_a_sentence_names() -> None:
@@ -76,4 +80,4 @@ def test_models_of_other_weights_and_samples_of_other_images_have_other_keys() -
     others = [Model("", -model().coefficients), model(weights_sha256="a" * 64)]
     assert len({model().key, *(other.key for other in others)}) == 3
     assert Model("another name", model().coefficients).key == model().key
-    assert sample_key(20, HELD_OUT, None) != sample_key(30, HELD_OUT, None)
+    assert Sample(HELD_OUT, 20) != Sample(HELD_OUT, 30)

@@ -12,7 +12,7 @@ from lcsc_opt.base.records import Candidate, Cost, Evaluation
 from lcsc_opt.database.arrays import coefficients_of
 from lcsc_opt.database.connection import open_existing, open_storage
 from lcsc_opt.database.reader import HistoryReader
-from lcsc_opt.database.store import StoredStudy, create, our_studies
+from lcsc_opt.database.store import StoredStudy, create, read_contents
 from lcsc_opt.database.summary import Summary
 from lcsc_opt.database.urls import storage_url
 from tests.study_examples import write_study
@@ -175,6 +175,6 @@ def test_a_database_that_does_not_exist_yet_is_not_made(tmp_path: Path) -> None:
     write_study(open_storage(url, write=True), "digits/LCSC/0", [1.0])
     there = open_existing(url)
     assert there is not None
-    assert list(our_studies(there)) == ["digits/LCSC/0"]
+    assert list(read_contents(there).studies) == ["digits/LCSC/0"]
     with pytest.raises(StudyStoreError, match="its folder does not exist"):
         open_existing(f"{url}/new.db")

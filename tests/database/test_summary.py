@@ -14,7 +14,7 @@ from lcsc_opt.base.records import Candidate
 from lcsc_opt.database.connection import open_storage
 from lcsc_opt.database.history import Standing
 from lcsc_opt.database.reader import HistoryReader
-from lcsc_opt.database.store import StoredStudy, our_studies
+from lcsc_opt.database.store import StoredStudy, read_contents
 from lcsc_opt.database.summary import SUMMARY, Summary
 from tests.processes import forked
 from tests.study_examples import add_result, coefficients, write_study
@@ -55,8 +55,9 @@ def test_a_summary_says_what_the_trials_do_and_none_of_them_is_read(any_storage:
     queries = queries_of_trials(any_storage)
     with study.hold():
         study.set_attribute("measured", {})  # as a process that reports
+    queries.clear()
     found = read(any_storage)
-    assert not queries
+    assert len(queries) == 1, "of what the experiment measured"
     assert found.summary == Summary.of(study.trials())
     assert (found.summary.evaluations, found.summary.failed, found.summary.trials) == (5, 1, 5)
     assert (found.summary.best, found.searched, found.metric) == (4, 2.5, "FID")
@@ -138,7 +139,7 @@ def test_a_study_that_is_deleted_while_it_is_held_leaves_nothing(storage: RDBSto
     study = write_study(storage, NAME, LOSSES)
     with study.hold():
         study.delete()
-    assert our_studies(storage) == {}
+    assert read_contents(storage).studies == {}
 
 
 @pytest.mark.parametrize("field", ["cost", "unheard_of"])

@@ -17,7 +17,7 @@ from ray.cluster_utils import Cluster
 from lcsc_opt.base.study_spec import ObjectiveSpec
 from lcsc_opt.database.arrays import coefficients_of
 from lcsc_opt.database.connection import open_storage
-from lcsc_opt.database.store import StoredStudy, our_studies
+from lcsc_opt.database.store import StoredStudy, read_contents
 from tests.commands import Typed
 from tests.evaluation import staged_examples
 
@@ -81,7 +81,7 @@ def refused(folder: Path, typed: Typed, *arguments: str, **changes: Any) -> str:
     """The one line that a study is refused with; nothing of it is stored."""
     said = typed.refused("run", study_file(folder, **changes), *arguments)
     for file in folder.glob("*.db"):
-        assert not our_studies(open_storage(f"sqlite:///{file}", write=False))
+        assert not read_contents(open_storage(f"sqlite:///{file}", write=False)).studies
     return said
 
 

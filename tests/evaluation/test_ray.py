@@ -110,7 +110,7 @@ def test_the_study_s_own_code_travels_with_the_job_to_a_worker_with_a_gpu(own_fi
     spec = SPEC.model_copy(update={"settings": {**SPEC.settings, "checkpoints": str(packed)}})
     objective = load_objective(spec, BuildContext(own_files))
     wanted = RayWorkers(ray=1, cpus=2, address=cluster.address)
-    expected = objective.fingerprint()
+    expected = objective.key
     with ray_workers(wanted, spec, objective, expected=expected, context=BuildContext(own_files)) as pool:
         own_files.rename(own_files.with_name("hidden"))  # nodes have no such folder, but have what travelled
         found = evaluated(ProcessEvaluator(pool).submit(candidate(1.0, 0.0, 0.0)))

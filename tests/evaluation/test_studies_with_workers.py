@@ -17,7 +17,7 @@ from lcsc_opt.coefficients.profiles import plain_averages
 from lcsc_opt.database.arrays import coefficients_of
 from lcsc_opt.database.connection import open_storage
 from lcsc_opt.database.reader import HistoryReader
-from lcsc_opt.database.store import StoredStudy, our_studies
+from lcsc_opt.database.store import StoredStudy, read_contents
 from lcsc_opt.experiment.running import searches_of
 from lcsc_opt.study.planning import parallelism, usable_budget, why_incomplete
 from tests.commands import Typed
@@ -171,7 +171,7 @@ def test_what_cannot_be_is_refused_before_anything_is_stored(
     folder: Path, typed: Typed, changes: dict[str, Any], said: str
 ) -> None:
     assert said in typed.refused("run", study_file(folder, **changes))
-    assert list(our_studies(open_storage("sqlite:///e.db", write=True))) == []
+    assert list(read_contents(open_storage("sqlite:///e.db", write=True)).studies) == []
 
 
 def test_what_every_worker_notices_is_said_once_a_command(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:

@@ -14,7 +14,7 @@ import yaml
 
 from lcsc_opt.cli import run as lcsc
 from lcsc_opt.database.connection import open_storage
-from lcsc_opt.database.store import StoredStudy, our_studies
+from lcsc_opt.database.store import StoredStudy, read_contents
 from tests.commands import Typed
 from tests.study_examples import stored_report
 
@@ -132,7 +132,7 @@ def test_a_held_out_plan_that_is_edited_counts_from_then_on(study_file: str) -> 
 def test_another_seed_with_other_settings_is_refused(study_file: str, typed: Typed) -> None:
     assert lcsc(["run", study_file, "optimizers=[EMAGrid,LCSC]"]) == 0
     other = ["run", study_file, "optimizers=[LCSC]", "seeds=[1]"]
-    before = list(our_studies(open_storage(STORAGE, write=False)))
+    before = list(read_contents(open_storage(STORAGE, write=False)).studies)
     for override, said in (
         (
             "objective.settings.callable=losses_of_several:doubled",
@@ -146,6 +146,8 @@ def test_another_seed_with_other_settings_is_refused(study_file: str, typed: Typ
         assert said in line
     assert typed.refused(*other, override, "--dry-run") == line
     assert lcsc([*other, override, "name=b", "--dry-run"]) == 0
-    assert list(our_studies(open_storage(STORAGE, write=False))) == before, "and what changes no loss is allowed"
+    assert list(read_contents(open_storage(STORAGE, write=False)).studies) == before, (
+        "and what changes no loss is allowed"
+    )
     assert lcsc([*other, "budget.evaluations=3"]) == 0
     assert lcsc(["run", study_file, "optimizers=[CMA]", "space=convex"]) == 0

@@ -12,7 +12,8 @@ import pytest
 from lcsc_opt import load_study
 from lcsc_opt.cli import run as lcsc
 from lcsc_opt.database.connection import open_storage
-from lcsc_opt.database.experiment import StoredExperiment
+from lcsc_opt.database.experiment import StoredExperiment, sample_of, valid_trials
+from lcsc_opt.database.measurement import Sample
 from lcsc_opt.metrics.extractors.by_name import find_extractor
 from tests.commands import Typed
 from tests.study_examples import stored_report
@@ -85,11 +86,11 @@ def stored() -> dict[str, Any]:
     return StoredExperiment.open(open_storage("sqlite:///studies.db", write=False), "edited").attributes
 
 
-def measured() -> dict[str, float]:
-    """Each model and sample → its loss."""
-    return {
-        name: found["values"]["loss"][0] for name, found in stored().items() if name.startswith("measured") and found
-    }
+def measured() -> dict[tuple[str, Sample], Any]:
+    """Each model and sample → its loss, under today's key."""
+    experiment = StoredExperiment.open(open_storage("sqlite:///studies.db", write=False), "edited")
+    trials = valid_trials(experiment.attributes, experiment.trials)
+    return {(trial.user_attrs["model"]["key"], sample_of(trial)): trial.value for trial in trials}
 
 
 def test_what_other_code_has_measured_is_measured_again(place: Path, typed: Typed) -> None:

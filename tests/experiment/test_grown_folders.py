@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -251,9 +252,11 @@ class TestDryRun:
         assert 'changed since it began: environment.packages.numpy was "1.0.0"' in self.refused(typed, "--budget", "6")
         Path("grown_model.py").write_text(Path("grown_model.py").read_text() + "\nother = 1\n")
         assert "grown_model.py changed" in self.refused(typed, "--budget", "6")
-        problem = stored().attributes["problem"]
-        problem["decides"]["objective"]["trajectory"] = "others"
-        stored().set_attribute("problem", problem)
+        experiment = stored()
+        key = json.loads(json.dumps(experiment.attributes["key"]))
+        key["decides"]["the checkpoints"] = "others"
+        experiment.set_attribute("key", key)
+        StoredStudy.open(experiment.storage, NAME).set_attribute("key", key["decides"])
         said = typed(*RUN, "--budget", "6", "--accept-changes", status=2).err
         assert "began with other checkpoints" in said
 

@@ -11,7 +11,7 @@ import yaml
 
 from lcsc_opt.base.records import CHANNELS_LAST, CONTIGUOUS
 from lcsc_opt.database.connection import open_storage
-from lcsc_opt.database.store import our_studies
+from lcsc_opt.database.store import read_contents
 from tests.commands import Typed
 
 OBJECTIVE = """
@@ -67,8 +67,8 @@ def layouts_of_trials(folder: Path) -> set[str]:
 
 
 def stored_layouts(folder: Path) -> dict[str, Any]:
-    studies = our_studies(open_storage(f"sqlite:///{folder}/studies.db", write=False))
-    return {name: attributes["layout"] for name, attributes in studies.items()}
+    contents = read_contents(open_storage(f"sqlite:///{folder}/studies.db", write=False))
+    return {name: contents.experiment("laid")["machine"]["layout"] for name in contents.studies}
 
 
 def test_continued_studies_and_later_ones_of_the_experiment_keep_it_wherever_they_run(

@@ -8,7 +8,7 @@ import pytest
 
 from lcsc_opt.cli import run as lcsc
 from lcsc_opt.database.connection import open_storage
-from lcsc_opt.database.store import our_studies
+from lcsc_opt.database.store import read_contents
 from tests.commands import Typed
 
 OBJECTIVE = """
@@ -66,7 +66,7 @@ def built() -> list[str]:
 
 
 def studies() -> list[str]:
-    return sorted(our_studies(open_storage("sqlite:///studies.db", write=False)))
+    return sorted(read_contents(open_storage("sqlite:///studies.db", write=False)).studies)
 
 
 def test_a_loop_over_values_makes_experiments_that_continue(typed: Typed) -> None:

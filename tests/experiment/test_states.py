@@ -19,7 +19,7 @@ from lcsc_opt.cli import run as lcsc
 from lcsc_opt.database.connection import open_storage
 from lcsc_opt.database.experiment import StoredExperiment
 from lcsc_opt.database.reader import HistoryReader
-from lcsc_opt.database.store import our_studies
+from lcsc_opt.database.store import read_contents
 from lcsc_opt.views.answer import first_line
 from tests.commands import Typed
 from tests.study_examples import stored_report
@@ -142,6 +142,6 @@ def test_a_kill_while_a_study_is_deleted_leaves_no_answer_of_it(
         patched.setattr(sys.stderr, "write", interrupted)
         assert lcsc(["delete", "states/LCSC/0", "--yes"]) == 130
     database = open_storage("sqlite:///studies.db", write=False)
-    assert list(our_studies(database)) == ["states/RandomSearch/0"]
+    assert list(read_contents(database).studies) == ["states/RandomSearch/0"]
     assert StoredExperiment.open(database, "states").report is None
     assert "The answer is" in typed("run", "states.yaml").err

@@ -16,12 +16,13 @@ from optuna.trial import FrozenTrial
 
 import lcsc_opt
 from lcsc_opt.base.errors import StudyStoreError
-from lcsc_opt.base.records import Yardstick
+from lcsc_opt.base.records import HELD_OUT, SEARCH, Yardstick
 from lcsc_opt.coefficients.profiles import power_ema_coefficients
 from lcsc_opt.database.connection import open_storage
-from lcsc_opt.database.experiment import StoredExperiment, search_yardstick
+from lcsc_opt.database.experiment import YARDSTICK, StoredExperiment, sample_of, search_yardstick
+from lcsc_opt.database.measurement import Sample
 from lcsc_opt.database.report import Report
-from lcsc_opt.database.store import StoredStudy, our_studies
+from lcsc_opt.database.store import StoredStudy, read_contents
 from lcsc_opt.objective.merge_sample_score import REHEARSED
 from tests.commands import Typed
 from tests.experiment import stored_parts
@@ -110,7 +111,7 @@ def trials(name: str = "kept/LCSC/0") -> list[FrozenTrial]:
 
 def stored_names() -> list[str]:
     """In the order in which the studies were created."""
-    return list(our_studies(open_storage(URL, write=False)))
+    return list(read_contents(open_storage(URL, write=False)).studies)
 
 
 def stored_images(*names: str) -> int:
@@ -126,7 +127,7 @@ def experiment() -> StoredExperiment:
 
 
 def yardstick() -> Yardstick:
-    found = search_yardstick(experiment().attributes)
+    found = search_yardstick(experiment().attributes, experiment().trials)
     assert found is not None
     return found
 
@@ -185,12 +186,12 @@ def test_the_average_has_a_loss_of_one_in_every_report(typed: Typed) -> None:
 
 def test_a_kept_metric_is_reported_against_the_bound_on_the_report_s_noise() -> None:
     run(specification(held_out={"images": 200, "top": 2}))
-    bounds = {name: stored["bound"] for name, stored in experiment().attributes.items() if "yardstick" in name}
-    samples = (f"{IMAGES} search 0", "200 held-out 0")
-    assert bounds.keys() == {f"yardstick {sample}" for sample in samples}
+    measured = [trial for trial in trials("kept") if trial.user_attrs["role"] == YARDSTICK]
+    bounds = {sample_of(trial): trial.user_attrs[YARDSTICK]["bound"] for trial in measured}
+    assert bounds.keys() == {Sample(SEARCH, IMAGES), Sample(HELD_OUT, 200)}
     row = next(row for row in report().rows(report().answer) if row.metric == PRECISION)
     is_warned = any("beyond its bound" in warning for warning in report().warnings)
-    assert is_warned == row.misses(bounds["yardstick 200 held-out 0"])
+    assert is_warned == row.misses(bounds[Sample(HELD_OUT, 200)])
 
 
 def test_a_search_is_continued_with_what_the_experiment_has_stored() -> None:
@@ -208,7 +209,7 @@ def test_it_stays_while_losses_are_relative_to_it_though_what_was_measured_is_fo
     content = specification(held_out={"images": 70, "top": 1})
     run(content)
     before = yardstick()
-    held_out = {name: stored for name, stored in experiment().attributes.items() if "held-out" in name}
+    before_report = report()
     write_parts(folder, "SystemExit")
     sys.modules.pop("counting_parts", None)
     importlib.invalidate_caches()
@@ -218,7 +219,9 @@ def test_it_stays_while_losses_are_relative_to_it_though_what_was_measured_is_fo
     run(content, budget=(TRIALS + 1) * IMAGES, accept_changes=True)
     assert yardstick() == before
     assert sampled_images() > sampled + IMAGES + 2 * 70, "what reports measure is measured again"
-    assert {name: experiment().attributes[name] for name in held_out} == held_out, "and found to be the same"
+    measured = before_report.measured("last checkpoint")
+    assert measured is not None
+    assert report().measured("last checkpoint") == measured, "and found to be the same"
 
 
 @pytest.mark.parametrize("images", [REHEARSAL + IMAGES + 30, 8 * IMAGES + 10])

@@ -90,11 +90,9 @@ def objective(network: Any, tmp_path: Path) -> Objective:
 
 def chosen_of(url: str, sampler: Mapping[str, object]) -> Chosen:
     """The answer of a search whose objective describes its sampler so."""
-    nothing: dict[str, Any] = {"settings": {}, "objective": {}, "code": {}}
-    decides = {**nothing, "file": "own.py", "objective": {"sampler": sampler}}
     storage = open_storage(url, write=True)
-    write_experiment(storage, "small", steps=list(STEPS), problem={"decides": decides, "reported": nothing})
-    study = StoredStudy.open_or_create(storage, NAME, {"specification": {"space": {"rows": None}}})
+    write_experiment(storage, "small", steps=list(STEPS), sampling=sampler)
+    study = StoredStudy.open_or_create(storage, NAME, {"specification": {"space": {"rows": None}}, "key": {}})
     study.finish(study.add_candidate(Candidate(COEFFICIENTS)), Evaluation(2.5, {}))
     return Chosen.of(storage, NAME)
 
@@ -143,8 +141,7 @@ def test_which_trial_of_a_study_is_chosen(study: StoredStudy) -> None:
 
 
 def test_other_checkpoints_than_the_experiment_searched_are_refused(chosen: Chosen, objective: Objective) -> None:
-    decides = {**chosen.stored["problem"]["decides"], "objective": {"trajectory": "another"}}
-    others = dataclasses.replace(chosen, stored={**chosen.stored, "problem": {"decides": decides}})
+    others = dataclasses.replace(chosen, stored={**chosen.stored, "checkpoints": "another"})
     with pytest.raises(StudyStoreError, match="holds other checkpoints than those it was searched on"):
         Recipe.of_chosen(others, objective)
 

@@ -8,9 +8,7 @@ import torch
 
 from lcsc_opt.base.errors import ObjectiveError, StudySpecError
 from lcsc_opt.base.records import SEARCH, Candidate
-from lcsc_opt.base.study_spec import ObjectiveSpec
 from lcsc_opt.coefficients.profiles import ema_coefficients
-from lcsc_opt.experiment.problem import settings_of
 from tests.objectives.image_objectives import build, check, combined, one_line
 from tests.unet_examples import unet
 
@@ -39,8 +37,7 @@ def test_a_run_of_diffusers_is_searched(folder: Path) -> None:
 
 def what_decides(folder: Path, name: str) -> Any:
     settings: Any = {"checkpoints": name, "model": name, "sampler": {"steps": 2}}
-    described = build(FILE, folder, **settings).describe()
-    return settings_of(ObjectiveSpec(file=FILE, settings=settings), described)[0], described["sampler"]
+    return build(FILE, folder, **settings).key.decides
 
 
 def test_the_folder_of_the_model_may_be_renamed_but_its_configuration_not_changed(folder: Path) -> None:

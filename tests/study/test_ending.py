@@ -21,7 +21,8 @@ def trials(losses: list[float], *, error: float | None = None) -> list[FrozenTri
         attributes: dict[str, Any] = {}
         if error is not None:
             attributes["gradient"] = stored_array(np.zeros(2))
-            attributes["without_groups"] = stored_array(loss + error * np.random.default_rng(number).normal(size=20))
+            column = loss + error * np.random.default_rng(number).normal(size=20)
+            attributes["without_groups"] = {"loss": stored_array(column)}
         one = create_trial(state=TrialState.COMPLETE, value=loss, user_attrs=attributes)
         one.number = number
         found.append(one)

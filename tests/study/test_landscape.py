@@ -16,7 +16,7 @@ from lcsc_opt.cli import run as lcsc
 from lcsc_opt.coefficients.plane import Plane, plane_grid
 from lcsc_opt.database.arrays import coefficients_of
 from lcsc_opt.database.connection import open_storage
-from lcsc_opt.database.store import StoredStudy, our_studies
+from lcsc_opt.database.store import StoredStudy, read_contents
 from tests.commands import Typed
 from tests.dashboard_site import Site
 
@@ -119,7 +119,7 @@ def test_models_that_do_not_sample_are_holes_and_end_nothing(workplace: Path) ->
 def test_wrong_options_leave_no_study_behind(database: str, options: Any) -> None:
     with pytest.raises(LcscError):
         compute(database, **options)
-    assert list(our_studies(open_storage(database, write=False))) == ["small/EMAGrid/0", "small/LCSC/0"]
+    assert list(read_contents(open_storage(database, write=False)).studies) == ["small/EMAGrid/0", "small/LCSC/0"]
 
 
 def test_its_best_point_is_reported_and_drawn_as_any_search_is(database: str, typed: Typed) -> None:
