@@ -82,7 +82,7 @@ def trainers_averages(checkpoint: Path, key: str, earlier: Path) -> Kept:
     if is_average(checkpoint.stem) or (is_average(key) and not key.endswith(COLLECTED)):
         return Kept([], _raw_beside(checkpoint, key))
     said += _alike(checkpoint, key)
-    averages = _inside(checkpoint, key, earlier)
+    averages = _inside(checkpoint, key, earlier, said)
     weights: Mapping[str, Tensor] | None = None
     beside: list[Average] = []
     for file in files_of_averages(checkpoint, key):
@@ -155,14 +155,21 @@ def _raw_beside(checkpoint: Path, average: str) -> list[str]:
     return said
 
 
-def _inside(checkpoint: Path, key: str, earlier: Path) -> list[Average]:
-    """The averages in the checkpoint itself; none where it cannot be read, which is said elsewhere."""
+def _inside(checkpoint: Path, key: str, earlier: Path, said: list[str]) -> list[Average]:
+    """The averages in the checkpoint itself; none where it cannot be read, which is said elsewhere.
+
+    ``said`` gets a sentence for each that has stayed the same while the weights moved.
+    """
     averages: list[Average] = []
     with contextlib.suppress(TrajectoryError), naming(checkpoint):  # which makes any error of a damaged file one
         weights: Mapping[str, Tensor] | None = None
         for inside, rate in keys_of_averages(checkpoint, key):
             if is_constant(inside, earlier, checkpoint) and not is_constant(key, earlier, checkpoint):
-                continue  # the weights have moved without it
+                said.append(
+                    f"{checkpoint.name}: {shown(inside)!r} is the same as in {earlier.name} though the weights have "
+                    "moved, so it is no average of them"
+                )
+                continue
             tensors = read_checkpoint(checkpoint, key=inside).tensors
             weights = weights or read_checkpoint(checkpoint, key=key).tensors
             # where the weights have an outer key ("model" of "model.net"), their names begin with the rest of it

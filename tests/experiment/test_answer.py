@@ -349,6 +349,23 @@ def save_averages(folder: Path, key: str) -> torch.Tensor:
     return best
 
 
+def test_of_several_averages_of_the_trainers_the_best_can_be_the_answer(workplace: Path) -> None:
+    best = torch.linalg.lstsq(UNSEEN[0], UNSEEN[1]).solution[None]
+    (workplace / "runs").mkdir()
+    for step, weights in trained().items():
+        rates = {0.9: best + 1 + 0.01 * (400 - step), 0.99: best + 0.01 * (400 - step)}
+        ema = {rate: {"weight": weight, "bias": torch.zeros(1)} for rate, weight in rates.items()}
+        torch.save({"model": weights, "ema": ema, "step": step}, workplace / "runs" / f"model{step}.pt")
+    result = search("runs/*.pt", settings={"key": "model"}, budget=4)
+    assert "The answer is the trainer's EMA 0.99" in repr(result)
+    assert "trainer's EMA 0.9 " in repr(result)
+    torch.testing.assert_close(result.merge()["weight"], best)
+    assert lcsc(["export", "few", "-o", "answer.safetensors"]) == 0
+    torch.testing.assert_close(load_file(workplace / "answer.safetensors")["weight"], best)
+    assert lcsc(["apply", "answer.safetensors", "runs/", "--key", "model", "-o", "again.safetensors"]) == 0
+    torch.testing.assert_close(load_file(workplace / "again.safetensors")["weight"], best)
+
+
 @pytest.mark.parametrize(("key", "settings"), [("ema", {}), ("smooth", {"trainer_ema": "smooth"})])
 def test_the_trainers_own_average_can_be_the_answer_also_under_a_key_that_only_its_user_knows(
     workplace: Path, key: str, settings: dict[str, str]

@@ -116,12 +116,14 @@ def test_an_average_that_moves_more_than_the_weights_is_said_and_both_have_rows(
     assert "moves more than 'model' from file to file: the weights rest" in caplog.text
 
 
-def test_an_average_that_never_changes_is_not_the_trainers(tmp_path):
+def test_an_average_that_never_changes_is_not_the_trainers(tmp_path, caplog):
+    caplog.set_level("INFO", logger="lcsc_opt")
     for step in (1, 2):
         torch.save({"model": state_dict(step), "teacher_ema": state_dict(7)}, tmp_path / f"m{step}.pt")
     trajectory = pack(tmp_path, tmp_path / "t")
     assert trajectory.metadata["key"] == "model"
     assert trajectory.trainer_ema() is None
+    assert "'teacher_ema' is the same as in m1.pt though the weights have moved, so it is no average" in caplog.text
 
 
 @pytest.mark.parametrize("count", [1, 4])
