@@ -147,8 +147,8 @@ def _raw_beside(checkpoint: Path, average: str) -> list[str]:
                 continue
             with contextlib.suppress(TrajectoryError), naming(file):
                 said += [
-                    f"{checkpoint.name} is an average; {file.name} ({container.key}) holds weights of its names and "
-                    "shapes: to combine those, name these files, and this key"
+                    f"{checkpoint.name} is an average; weights of its names and shapes are in "
+                    f"{Average(file, container.key, {}).place}: name those files to combine them"
                     for container in Inventory(read_content(file)).containers
                     if container.role is not Role.AVERAGE and counterparts(container.named, averages)
                 ]

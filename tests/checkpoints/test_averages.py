@@ -194,7 +194,8 @@ def test_raw_weights_beside_averages_are_said(tmp_path, caplog):
     write(tmp_path, lambda step: {"ema": weights(step + 1)}, "network-snapshot-{:06}.pt")
     run = write(tmp_path, lambda step: {"net": weights(step), "optimizer_state": {}}, "training-state-{:06}.pt")
     packed(run)
-    assert "network-snapshot-000300.pt is an average; training-state-000300.pt (net) holds weights" in caplog.text
+    assert "network-snapshot-000300.pt is an average; weights of its names and" in caplog.text
+    assert "are in training-state-000300.pt (net): name those files to combine them" in caplog.text
 
 
 FOLDERS = {
