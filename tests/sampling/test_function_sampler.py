@@ -180,3 +180,40 @@ def test_calls_of_a_compiled_network_are_counted() -> None:
 
     network: Any = torch.compile(nn.Sequential(nn.Conv2d(1, 1, 1), nn.Tanh()), backend="eager")
     assert FunctionSampler(network, three, noise=ImageNoise(0, SHAPE)).nfe == 3
+
+
+def _adapted(*, frozen: bool) -> nn.Module:
+    peft = pytest.importorskip("peft")
+    network: nn.Module = peft.get_peft_model(
+        nn.Sequential(nn.Conv2d(1, 2, 1), nn.Conv2d(2, 1, 1)), peft.LoraConfig(r=2, target_modules=["0", "1"])
+    )
+    return network.requires_grad_(not frozen)
+
+
+@pytest.mark.parametrize(
+    "make_network",
+    [
+        lambda: _adapted(frozen=True),
+        lambda: _adapted(frozen=False),
+        lambda: nn.Sequential(nn.Conv2d(1, 1, 1)).requires_grad_(requires_grad=False),
+        lambda: nn.Sequential(nn.Conv2d(1, 1, 1), nn.BatchNorm2d(1)),
+    ],
+)
+def test_images_have_a_graph_to_what_is_merged_whatever_was_frozen_when_it_was_loaded(
+    make_network: Callable[[], nn.Module],
+) -> None:
+    network = make_network()
+    sampler = FunctionSampler(network, lambda model, noise: torch.tanh(noise - model(noise)), noise=NOISE)
+    required = {name: parameter.requires_grad for name, parameter in network.named_parameters()}
+    assert sampler.why_no_graph() is None
+    assert {name: parameter.requires_grad for name, parameter in network.named_parameters()} == required
+    merged = {name for name, tensor in sampler.weights.state.items() if tensor.is_floating_point()}
+    names = {name for name in merged if not name.endswith(("running_mean", "running_var"))}
+    with sampler.weights.differentiable(names) as leaves:
+        gradients = torch.autograd.grad(sampler.sample(SEARCH, 0, 2).sum(), list(leaves.values()))
+    assert len(gradients) == len(names) > 0
+
+
+def test_a_sampler_that_cuts_the_graph_is_still_told_so() -> None:
+    sampler = FunctionSampler(_adapted(frozen=True), lambda model, noise: model(noise).detach(), noise=NOISE)
+    assert "have no autograd graph" in (sampler.why_no_graph() or "")
