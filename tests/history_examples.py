@@ -30,7 +30,7 @@ def measured(
 ) -> Measurement:
     """A measurement with the same values on each group of noise."""
     values = {metric: (value,) * len(seeds) for metric, value in {**metrics, "loss": loss}.items()}
-    return Measurement(Model(name, np.array([1.0]), trial=trial), images, tuple(seeds), values)
+    return Measurement(Model(name, np.array([1.0, loss, -loss]), trial=trial), images, tuple(seeds), values)
 
 
 def report_of(

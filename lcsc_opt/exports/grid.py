@@ -72,7 +72,7 @@ def finalists_shown(report: Report, studies: Mapping[str, Attributes]) -> list[S
         model = measured.model
         title = model.title
         if model.name == report.answer:
-            title = f"answer: {title}"
+            title = f"answer · {title}"
         shown.append(Shown(title, model.coefficients, rows_of(model, studies)))
     return shown
 

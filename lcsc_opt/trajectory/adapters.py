@@ -94,13 +94,20 @@ def _make(parts: Sequence[Trajectory], out: Path) -> None:
         for step, weights, source in _rows(adapters, joined):
             layout = writer.check(weights)
             writer.write(step, layout, layout.row_of(weights), source=source)
-        average = parts[0].trainer_ema() if joined is None else None
-        if average is not None:
-            row = writer.check(average).row_of(average)
-            writer.write_trainer_ema(row, source=str(parts[0].trainer_ema_at or parts[0].sources[-1]))
+        if joined is None:
+            _write_averages(writer, parts[0])
         writer.commit()
     finish_packing(out)
     notice(f"strength: the checkpoint of step 0 is the base model without {_in_words(len(parts))}")
+
+
+def _write_averages(writer: MatrixWriter, trajectory: Trajectory) -> None:
+    """Write the averages that the trainer kept itself, as further rows."""
+    for index, name in enumerate(trajectory.averages):
+        average = trajectory.trainer_ema(index)
+        if average is not None:
+            row = writer.check(average).row_of(average)
+            writer.write_trainer_ema(row, source=trajectory.sources[-1], name=name)
 
 
 def _in_words(count: int) -> str:

@@ -14,7 +14,7 @@ import numpy as np
 from lcsc_opt.base.jackknife import half_width
 from lcsc_opt.base.study_spec import GRIDS
 from lcsc_opt.database.history import Floats, Standing, as_known, best_searched
-from lcsc_opt.database.measurement import Measurement
+from lcsc_opt.database.measurement import Measurement, Model
 from lcsc_opt.database.names import is_trained, label
 from lcsc_opt.database.report import Report
 from lcsc_opt.views import UNKNOWN, number, signed
@@ -131,6 +131,7 @@ class Ranked:
             compare.
         difference: from the best optimizer; ``None`` for the best one, and without held-out losses.
         verdict: in words.
+        model: the key of its one model; ``None`` of several seeds, and without a report.
     """
 
     optimizer: str
@@ -146,6 +147,7 @@ class Ranked:
     seconds: float = 0.0
     searched: Spread | None = None
     difference: Difference | None = None
+    model: str | None = None
 
 
 def ranking(studies: Sequence[Standing]) -> list[Ranked]:
@@ -166,15 +168,40 @@ def ranking(studies: Sequence[Standing]) -> list[Ranked]:
     if report is None:
         return ranked
     losses = [_rank(group)[0] for group in ordered]  # the held-out ones, ascending; infinite where not known
+    known = {row.model for row in ranked}
+    ranked = [_named(row, report) for row in ranked]
     for measured in report.models:
         name = measured.model.name
-        if is_trained(name):
+        if is_trained(name) and measured.model.key not in known:
             place = bisect.bisect_right(losses, measured.loss)
             losses.insert(place, measured.loss)
             ranked.insert(place, _without_search(name, name, measured, report, "not searched"))
     answer = report.of_answer
-    title = f"{ANSWER}: {answer.model.title}"
+    title = f"{ANSWER} · {title_in(report, answer.model)}"
+    for row in ranked:
+        if row.model == answer.model.key:  # it stands in its own row, and nowhere else
+            return [dataclasses.replace(row, label=title, verdict=ANSWER), *(one for one in ranked if one is not row)]
     return [_without_search(ANSWER, title, answer, report, ANSWER), *ranked]
+
+
+def title_in(report: Report, model: Model) -> str:
+    """All that a model of a report is: ``EMA* = last checkpoint``; with one name, also which average it is."""
+    names = names_in(report, model)
+    return model.title if names == model.name else names
+
+
+def names_in(report: Report, model: Model) -> str:
+    """The names of a model in a report, those of what the user had first."""
+    same = [measured.model for measured in report.models if measured.model.key == model.key] or [model]
+    return " = ".join(dict.fromkeys(one.name for one in sorted(same, key=lambda one: one.name not in report.had)))
+
+
+def _named(row: Ranked, report: Report) -> Ranked:
+    """A row whose one model has further names in the report, with all of them."""
+    same = [measured.model for measured in report.models if measured.model.key == row.model]
+    if len({model.name for model in same}) < 2:
+        return row
+    return dataclasses.replace(row, label=title_in(report, same[0]))
 
 
 def _without_search(optimizer: str, title: str, measured: Measurement, report: Report, verdict: str) -> Ranked:
@@ -186,6 +213,7 @@ def _without_search(optimizer: str, title: str, measured: Measurement, report: R
         held_out_images=(measured.images,) if measured.images else (),
         below_ema=_below_ema([measured], report),
         verdict=verdict,
+        model=measured.model.key,
     )
 
 
@@ -204,7 +232,7 @@ def _ranked(group: Sequence[Standing], best: Sequence[Standing] | None) -> Ranke
     difference = None
     verdict = "no held-out value"
     if group is best:
-        verdict = "best"
+        verdict = "lowest loss" if sign > 0 else "highest score"  # which need not be the answer
     elif losses and best is not None:
         of_losses = Difference.of(_losses_beside(group, best), _losses_beside(best, group))
         difference = of_losses.shown(sign)
@@ -223,6 +251,7 @@ def _ranked(group: Sequence[Standing], best: Sequence[Standing] | None) -> Ranke
         below_ema=_below_ema(measured_models, group[0].report),
         difference=difference,
         verdict=verdict,
+        model=measured_models[0].model.key if len(group) == len(measured_models) == 1 else None,
     )
 
 

@@ -113,7 +113,7 @@ def _ranking_table(ranked: Sequence[Ranked]) -> _Table:
         cells: list[object] = [row.label, row.seeds or UNKNOWN, spread_text(row.held_out), spread_text(row.searched)]
         rows.append([*cells, percent(row.below_ema), difference, row.verdict])
     best_row = None
-    if ranked[0].optimizer == ANSWER:
+    if ranked[0].verdict == ANSWER:
         best_row = 0
     return header, rows, best_row
 

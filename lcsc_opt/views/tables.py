@@ -14,7 +14,7 @@ from lcsc_opt.database.metric_rows import Interval, MetricRow
 from lcsc_opt.database.names import label, split_name
 from lcsc_opt.database.report import Part, Report
 from lcsc_opt.views import UNKNOWN, number, signed
-from lcsc_opt.views.ranking import ANSWER, Spread, spread_text
+from lcsc_opt.views.ranking import ANSWER, Spread, names_in, spread_text, title_in
 
 TextTable = tuple[tuple[str, ...], list[list[str]]]
 """Header, and rows."""
@@ -36,8 +36,7 @@ def report_table(report: Report, name: str, *, part: int = 0) -> TextTable:
     best = report.best_had(report.headline_metric)
     against = None if best is None or best.model.name == name else best.model.name
     rows = report.rows(name, against, part=part)
-    shown = {*report.had, report.answer} - {name, against}
-    others_shown = [measured for measured in report.parts[part].models if measured.model.name in shown]
+    others_shown = _others(report, part, but=[name, against])
     has_real_images = any(row.real_halves is not None for row in rows)
     level = ""
     if any(row.interval is not None for row in rows):
@@ -64,10 +63,26 @@ def report_table(report: Report, name: str, *, part: int = 0) -> TextTable:
 
 
 def _column(report: Report, name: str) -> str:
-    """A model's name above its column; the answer is marked."""
-    if name == report.answer:
-        return f"{ANSWER}: {name}"
-    return name
+    """All that a model is, above its column; the answer is marked."""
+    measured = report.measured(name)
+    if measured is None:
+        return name
+    names = names_in(report, measured.model)
+    if measured.model.key == report.of_answer.model.key:
+        return f"{ANSWER} · {names}"
+    return names
+
+
+def _others(report: Report, part: int, *, but: Sequence[str | None]) -> list[Measurement]:
+    """What the user had, and the answer, each model once, without those of these names."""
+    models = report.parts[part].models
+    known = {measured.model.key for measured in models if measured.model.name in but}
+    others = []
+    for measured in models:
+        if measured.model.name in (*report.had, report.answer) and measured.model.key not in known:
+            known.add(measured.model.key)
+            others.append(measured)
+    return others
 
 
 def _real_images(report: Report) -> str:
@@ -125,21 +140,29 @@ def comparison_tables(report: Report | None, metric: str, *, all_metrics: bool =
 
 
 def _groups(report: Report, part: Part) -> dict[str, list[Measurement]]:
-    """Title → models: the answer, then what the user had and the best of each optimizer's seeds, by their loss."""
+    """Title → models: the answer, then what the user had and the best of each optimizer's seeds, by their loss.
+
+    A model stands once, with all that it is.
+    """
     titles: dict[str, list[Measurement]] = {}
     of_name = {measured.model.name: measured for measured in part.models}
     for name in report.had:
         if name in of_name:
-            titles[of_name[name].model.title] = [of_name[name]]
+            titles[title_in(report, of_name[name].model)] = [of_name[name]]
+    known = {models[0].model.key for models in titles.values()}
     for study, name in report.found.items():
         optimizer = split_name(study)[1]
-        if name in of_name and optimizer != EMA_GRID:  # its best is EMA*
+        if name in of_name and of_name[name].model.key not in known and optimizer != EMA_GRID:  # its best is EMA*
             titles.setdefault(label(optimizer), []).append(of_name[name])
     best_first = sorted(titles, key=lambda title: statistics.fmean(measured.loss for measured in titles[title]))
     groups = {title: titles[title] for title in best_first}
-    if report.answer not in of_name:
+    answer = of_name.get(report.answer)
+    if answer is None:
         return groups
-    return {f"{ANSWER}: {of_name[report.answer].model.title}": [of_name[report.answer]], **groups}
+    others = {
+        title: models for title, models in groups.items() if [one.model.key for one in models] != [answer.model.key]
+    }
+    return {f"{ANSWER} · {title_in(report, answer.model)}": [answer], **others}
 
 
 def _is_main(row: MetricRow) -> bool:

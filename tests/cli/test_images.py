@@ -80,7 +80,7 @@ def test_a_stored_experiment_shows_what_its_report_has_and_each_model_once(level
     shown = titles("levels-images.png")
     assert shown[:4] == [f"step {step}" for step in STEPS[:4]]
     assert sum("last checkpoint" in title for title in shown) == 1
-    assert [title for title in shown if "answer: " in title]
+    assert [title for title in shown if "answer · " in title]
     assert len(set(levels("levels-images.png"))) == len(shown)
     typed("images", "levels", "--model", "answer", "-o", "answer.png")
     assert len(titles("answer.png")) == 1

@@ -65,10 +65,10 @@ def test_the_ranking_sorts_by_numbers_and_shows_texts(site: Site) -> None:
     line = "The answer is LCSC (seed 2), trial 0, with loss 1.1: 86 % below the best model you had, EMA*, with 8."
     assert shown["headline"]["children"] == line
     answer, first, second = shown["ranking"]["rowData"]
-    assert (answer["optimizer"], answer["held_out"]) == ("answer: LCSC (seed 2), trial 0", 1.1)
+    assert (answer["optimizer"], answer["held_out"]) == ("answer · LCSC (seed 2), trial 0", 1.1)
     assert answer["colour"] == "transparent", "no line of the figures is the answer"
     assert answer["seeds_text"] == "–"
-    assert (first["optimizer"], first["verdict"], first["held_out_text"]) == ("LCSC", "best", "1.2 ± 0.1")
+    assert (first["optimizer"], first["verdict"], first["held_out_text"]) == ("LCSC", "lowest loss", "1.2 ± 0.1")
     assert (second["optimizer"], second["verdict"]) == ("EMA*", "worse")
     assert second["held_out"] == pytest.approx(8.1)
     assert second["difference_text"].startswith("+6.9 [")
@@ -82,7 +82,7 @@ def test_metrics_of_all_optimizers_are_a_table_where_some_were_measured(site: Si
     report = report_of(found, last, metrics=ReportedMetrics(signs={"precision": -1}), warnings=("it fell",))
     write_report(written(url), report)
     shown = json.dumps(draw(site)["metrics"]["children"])
-    rows = ("answer: LCSC, trial 2", "last checkpoint", "LCSC", "0.615\u00a0±\u00a00")
+    rows = ("answer · LCSC, trial 2", "last checkpoint", "LCSC", "0.615\u00a0±\u00a00")
     texts = ("held-out FID", "precision\u00a0↑", *rows, "Warning: it fell.")
     places = [shown.index(json.dumps(text)) for text in texts]
     assert places == sorted(places)

@@ -58,7 +58,10 @@ def test_what_was_measured_of_the_best_trial_is_a_table(url: str) -> None:
     known = ReportedMetrics(signs={"near": 1})
     write_report(written(url), report_of({NAME: measured(2.5, trial=1, near=3.05)}, last, metrics=known))
     texts = json.dumps(draw(Site(url))["metrics"]["children"], ensure_ascii=False)
-    assert all(json.dumps(cell) in texts for cell in ("LCSC, trial 1", "answer: last checkpoint", "-0.18 (worse)"))
+    assert all(
+        json.dumps(cell, ensure_ascii=False) in texts
+        for cell in ("LCSC, trial 1", "answer · last checkpoint", "-0.18 (worse)")
+    )
 
 
 def test_a_running_study_says_who_runs_it_and_what_is_evaluated(url: str) -> None:

@@ -15,6 +15,7 @@ from lcsc_opt.views import number
 from lcsc_opt.views.answer import answer_line
 from lcsc_opt.views.ranking import ANSWER, Difference, headline, ranking
 from lcsc_opt.views.study_status import studies_table
+from lcsc_opt.views.tables import report_table
 from tests.history_examples import history, in_one_report, measured, report_of, reported
 
 # difference
@@ -55,9 +56,14 @@ def test_the_best_held_out_optimizer_is_first_and_others_are_judged_against_it()
         history([5.0, 0.1], optimizer="DE"),
     ]
     answer, *rows = ranking(in_one_report(studies))
-    assert (answer.label, answer.seeds, answer.held_out) == ("answer: CMA (seed 2), trial 0", 0, (1.9, None))
+    assert (answer.label, answer.seeds, answer.held_out) == ("answer · CMA (seed 2), trial 0", 0, (1.9, None))
     assert (answer.searched, answer.below_ema) == (None, pytest.approx(1.9 / 10 - 1))
-    verdicts = [("CMA", "best"), ("LCSC", "not distinguishable"), ("PSO", "one seed: no interval"), ("EMA*", "worse")]
+    verdicts = [
+        ("CMA", "lowest loss"),
+        ("LCSC", "not distinguishable"),
+        ("PSO", "one seed: no interval"),
+        ("EMA*", "worse"),
+    ]
     assert [(row.label, row.verdict) for row in rows] == [*verdicts, ("DE", "no held-out value")]
     first = rows[0]
     assert first.difference is None
@@ -115,14 +121,31 @@ def test_the_last_checkpoint_has_its_place_among_the_optimizers(last: float, pla
     studies = [history([10.0], optimizer="EMAGrid", held_out=10.0), history([2.0], held_out=2.0)]
     had = [measured(last, name=LAST_CHECKPOINT)]
     answer, *rows = ranking(in_one_report(studies, *had))
-    row = rows.pop(place)
-    assert [other.optimizer for other in rows] == ["LCSC", "EMAGrid"]
-    assert (row.label, row.held_out, row.searched, row.verdict) == (LAST_CHECKPOINT, (last, None), None, "not searched")
-    assert row.below_ema == pytest.approx(share)
-    assert answer.label == (f"answer: {LAST_CHECKPOINT}" if place == 0 else "answer: LCSC, trial 0")
+    everything = [answer, *rows]
+    row = everything.pop(place)
+    assert [other.optimizer for other in everything] == ["LCSC", "EMAGrid"]
+    assert (row.held_out, row.searched, row.below_ema) == ((last, None), None, pytest.approx(share))
+    if place == 0:
+        assert (row.label, row.verdict) == (f"answer · {LAST_CHECKPOINT}", ANSWER)
+    else:
+        assert (row.label, row.verdict) == (LAST_CHECKPOINT, "not searched")
+        assert (answer.label, answer.verdict) == ("answer · LCSC, trial 0", ANSWER)
     rows = ranking(in_one_report(studies, *had, measured(1.5, name=TRAINER_EMA)))
     names = [row.optimizer for row in rows if row.optimizer != LAST_CHECKPOINT]
-    assert names == [ANSWER, TRAINER_EMA, "LCSC", "EMAGrid"]
+    assert names == [TRAINER_EMA, "LCSC", "EMAGrid"]
+
+
+def test_a_model_stands_once_with_all_that_it_is() -> None:
+    """EMA* is the last checkpoint, and the answer the only model of its search: none of them has a second row."""
+    studies = [history([10.0], optimizer="EMAGrid", held_out=10.0), history([2.0], held_out=2.0)]
+    rows = ranking(in_one_report(studies, measured(10.0, name=LAST_CHECKPOINT)))
+    assert [row.label for row in rows] == ["answer · LCSC, trial 0", "last checkpoint = EMA*"]
+    assert [row.verdict for row in rows] == [ANSWER, "one seed: no interval"], "the best stands at the answer alone"
+    assert rows[0].evaluations == 1, "with what its search cost"
+    report = in_one_report(studies, measured(10.0, name=LAST_CHECKPOINT, kid=0.1))[0].report
+    assert report is not None
+    header, _ = report_table(report, report.answer)
+    assert header == ("metric", "answer · LCSC, trial 0", "last checkpoint = EMA*", "gain")
 
 
 def test_before_a_report_the_line_says_who_is_ahead() -> None:

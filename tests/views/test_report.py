@@ -111,7 +111,7 @@ def test_a_report_has_what_was_measured_of_the_answer_and_of_each_search(storage
     write_study(storage, "other/CMA/0", [], ended=False)
     page = Page(write_report(storage, "digits", tmp_path / "report.html").read_text())
     shown = " ".join(" ".join(page.texts).split())
-    header = "metric answer: LCSC, trial 1 last checkpoint gain real images (9)"
+    header = "metric answer · LCSC, trial 1 last checkpoint gain real images (9)"
     assert shown.count(header) == 2, "of the answer, and of the search that found it"
     assert shown.count(f"{HOSTILE} ↑ 0.557 0.62 -0.063 (worse) 0.9") == 2
     assert "Warning: it lost." in shown

@@ -22,18 +22,18 @@ def test_a_model_is_compared_with_the_best_that_the_user_had_and_the_others_are_
         found, last, ema, metrics=ReportedMetrics(signs=SIGNS, real_halves={"near": 2.2}, real_count=1234)
     )
     header, texts = report_table(report, ANSWER)
-    assert header == ("metric", f"answer: {ANSWER}", LAST_CHECKPOINT, "gain", EMA, "real images (1,234)")
+    assert header == ("metric", f"answer · {ANSWER}", LAST_CHECKPOINT, "gain", EMA, "real images (1,234)")
     assert texts == [
         ["loss ↓", "1.5", "2", "+0.5", "1.9", "–"],
         ["precision ↑", "0.557", "0.7", "-0.143 (worse)", "0.62", "–"],
         ["near ↓", "3.05", "–", "–", "2.87", "2.2"],
     ]
     header, texts = report_table(report, "CMA, trial 0")
-    assert header == ("metric", "CMA, trial 0", LAST_CHECKPOINT, "gain", EMA, f"answer: {ANSWER}")
+    assert header == ("metric", "CMA, trial 0", LAST_CHECKPOINT, "gain", EMA, f"answer · {ANSWER}")
     assert texts[0] == ["loss ↓", "1.7", "2", "+0.3", "1.9", "1.5"]
     alone = report_of({"digits/LCSC/0": measured(2.5, near=3.0)})
     assert report_table(alone, ANSWER) == (
-        ("metric", f"answer: {ANSWER}"),
+        ("metric", f"answer · {ANSWER}"),
         [["loss ↓", "2.5"], ["near", "3"]],
     )
 
@@ -43,7 +43,7 @@ def test_intervals_are_shown_where_they_are_known() -> None:
     found = {"digits/LCSC/0": measured(2.0, near=3.0, **errors)}
     report = report_of(found, measured(5.0, name=EMA, near=6.0, **errors), metrics=ReportedMetrics(signs=SIGNS))
     header, texts = report_table(report, ANSWER)
-    assert header == ("metric", f"answer: {ANSWER} [95 %]", "EMA* [95 %]", "gain [95 %]")
+    assert header == ("metric", f"answer · {ANSWER} [95 %]", "EMA* [95 %]", "gain [95 %]")
     assert texts == [
         ["loss ↓", "2", "5", "+3"],
         ["near ↓", "3 [2.02, 3.98]", "6 [5.02, 6.98]", "+3 [+1.61, +4.39]"],
@@ -76,7 +76,7 @@ def test_a_comparison_begins_with_the_answer_and_has_what_judges_it_precision_an
     [(title, (header, rows))] = comparison_tables(report, "FID")
     assert (title, header) == ("held out", ("model", "held-out FID", "recall ↑", "fid@clip ↓", "fid_held_out ↓"))
     assert rows == [
-        ["answer: LCSC, trial 0", "2", "0.5", "4", "3"],
+        ["answer · LCSC, trial 0", "2", "0.5", "4", "3"],
         ["LCSC", "3 ± 1.4", "0.5 ± 0", "4 ± 0", "3 ± 0"],
         ["EMA*", "8", "0.5", "4", "3"],
         ["last checkpoint", "9.5", "0.5", "4", "3"],
