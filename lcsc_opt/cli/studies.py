@@ -212,6 +212,9 @@ def _read(studies: str, overrides: Sequence[str], storage: str | None) -> tuple[
     return study_file, context_of(contents.experiment(spec.experiment), url).directory, url
 
 
+_TIMES = {"10 min": 600.0, "1 h": 3600.0, "a night, 8 h": 8 * 3600.0}
+
+
 def _print_rehearsed(experiment: Experiment) -> None:
     """Rehearse, and print a table of the studies with what was chosen for them."""
     from lcsc_opt.database.reader import HistoryReader
@@ -220,6 +223,7 @@ def _print_rehearsed(experiment: Experiment) -> None:
     with experiment:
         attributes = experiment.rehearse()
         picture = experiment.first_look()
+        bought = experiment.bought_by([*_TIMES.values()])
     if picture is not None:
         say(f"the first, the middle and the last checkpoint: {from_here(picture)}; look whether your sampler is right")
     database = experiment.database
@@ -238,6 +242,12 @@ def _print_rehearsed(experiment: Experiment) -> None:
     print_table(
         ("study", "optimizer options", "space", "budget", "done"), rows, title=f"would run, in {masked(database.url)}"
     )
+    if bought:
+        print_table(
+            ("study", *_TIMES),
+            [(name, *(f"{count:,}" for count in counts)) for name, counts in bought.items()],
+            title="\nevaluations that a time buys, as --budget '10 min' for each search",
+        )
 
 
 def list_(

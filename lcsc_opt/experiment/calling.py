@@ -102,7 +102,7 @@ def search(
             tensor, ``layers`` each layer, ``None`` all weights the same. ``auto`` is ``channels`` for images and
             optimizers that follow the gradient of the loss, else ``None``.
         budget: a bound: evaluations of each optimizer; or a time for each, as ``"5 min"``, ``"90 s"``, ``"1 hour"`` or
-            a ``timedelta``, which cuts no grid such as ``EMAGrid``. The report comes after it. A later call with more
+            a ``timedelta``, for each search and grid. The report comes after it. A later call with more
             continues. By default ``LCSCGradient`` ends when it no longer gains, at the latest after 200 evaluations,
             and others after 100.
         storage: the file of the database, or its URL; ``LCSC_STORAGE`` replaces the default. With ``None`` nothing is

@@ -54,7 +54,7 @@ from lcsc_opt.experiment.sameness import (
     key_to_json,
     stored_key,
 )
-from lcsc_opt.experiment.timing import evaluations_in, report_seconds, searches_seconds
+from lcsc_opt.experiment.timing import evaluations_in, evaluations_within, report_seconds, searches_seconds
 from lcsc_opt.exports.grid import first_look
 from lcsc_opt.exports.images import attach_images
 from lcsc_opt.objective.checkpoints_alone import checkpoint_changes
@@ -401,6 +401,19 @@ class Experiment:
         if self.rehearsal is None or self.objective.sampler is None:
             return None
         return write_first_look(first_look(self.objective), self.name, self._objectives.context.files)
+
+    def bought_by(self, seconds: Sequence[float]) -> dict[str, list[int]]:
+        """Name of each search that has not ended → how many evaluations it makes in each of these times.
+
+        Empty where nothing was rehearsed or timed.
+        """
+        if self.rehearsal is None or not self.rehearsal.pace.plain:
+            return {}
+        pace = self.rehearsal.pace
+        return {
+            spec.name: [evaluations_within(time_given, spec, self.objective, pace) for time_given in seconds]
+            for spec in self._unfinished()
+        }
 
     def _say_how_long(self) -> None:
         """Say once how long the searches and the report take, if a rehearsal in this run could time an evaluation."""

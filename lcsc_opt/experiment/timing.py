@@ -12,13 +12,13 @@ import numpy as np
 
 from lcsc_opt.base.errors import LcscError
 from lcsc_opt.base.records import Candidate, Evaluation
-from lcsc_opt.base.study_spec import SpaceSpec, StudySpec
+from lcsc_opt.base.study_spec import BudgetSpec, SpaceSpec, StudySpec
 from lcsc_opt.experiment.choice import FEWEST_IMAGES, SHARE_OF_SEARCH
 from lcsc_opt.objective.contract import Objective
 from lcsc_opt.optimizers import attach_evaluation, candidate_of
 from lcsc_opt.optimizers.driver import Driver
 from lcsc_opt.optimizers.registry import configure
-from lcsc_opt.study.planning import new_driver, parallelism, usable_budget
+from lcsc_opt.study.planning import grid_size, new_driver, parallelism, usable_budget
 
 _SECONDS_TO_STORE = 0.02  # of a trial, next to its evaluation
 _SIMULATED = 1000  # candidates; more of them cost like the mean of these
@@ -92,9 +92,40 @@ def searches_seconds(specs: Sequence[StudySpec], objective: Objective, pace: Pac
     """How long searches take at most: some optimizers end by themselves."""
     seconds = 0.0
     for spec in specs:
-        budget = usable_budget(spec, objective)
-        seconds += budget.seconds or _search_seconds(spec, objective, pace) / _at_once(spec, objective)
+        seconds += _seconds_at_most(spec, objective, pace)
     return seconds
+
+
+def _seconds_at_most(spec: StudySpec, objective: Objective, pace: Pace) -> float:
+    """How long one search takes: as long as its budget says; a grid may be through before."""
+    budget = usable_budget(spec, objective)
+    candidates = grid_size(spec, objective)
+    if budget.seconds is None:
+        return _search_seconds(spec, objective, pace) / _at_once(spec, objective)
+    if candidates is None:
+        return budget.seconds
+    of_grid = candidates * (pace.plain.of(objective.samples.per_evaluation) + _SECONDS_TO_STORE)
+    return min(budget.seconds, of_grid / _at_once(spec, objective))
+
+
+def evaluations_within(seconds: float, spec: StudySpec, objective: Objective, pace: Pace) -> int:
+    """How many evaluations a search makes in a time, steps with a gradient among them; a grid has no more than all."""
+    timed = spec.model_copy(update={"budget": BudgetSpec(seconds=seconds)})
+    candidates = grid_size(spec, objective)
+    if candidates is not None:
+        return min(evaluations_in(timed, objective, pace), candidates)
+    if not configure(spec.optimizer).needs_gradient:
+        return evaluations_in(timed, objective, pace)
+    images = objective.samples.per_evaluation
+    one_row = spec.model_copy(update={"space": SpaceSpec()})  # rows ask for the same
+    driver = new_driver(one_row, objective, BudgetSpec(evaluations=_SIMULATED))
+    spent = 0.0
+    for number, candidate in enumerate(itertools.islice(_candidates(driver), _SIMULATED)):
+        of_one = pace.gradient if candidate.gradient else pace.plain
+        spent += (_SECONDS_TO_STORE + of_one.of(candidate.images or images)) / _at_once(spec, objective)
+        if spent > seconds:
+            return number
+    return int(_SIMULATED * seconds / spent)
 
 
 def _at_once(spec: StudySpec, objective: Objective) -> int:

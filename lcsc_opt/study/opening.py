@@ -198,6 +198,8 @@ class Search:
             ended["patience"] = patience
         if not self.spec.is_grid:
             ended["how"] = how_it_ended(self.stored.trials(), by_itself=exhausted, patience=patience)
+        elif not exhausted:
+            ended["how"] = f"cut by its budget: {loop.told} of {planning.grid_size(self.spec, self._objective)} models"
         if self.spec.budget.seconds is not None:
             ended["deadline"] = self.spec.budget.seconds
         self.stored.set_attribute("search_ended", ended)

@@ -161,20 +161,20 @@ def new_driver(
 
 
 def usable_budget(spec: StudySpec, objective: Objective) -> BudgetSpec:
-    """The budget, but no more than a grid has candidates; neither time nor patience cuts a grid."""
-    candidates = _grid_size(spec, objective)
+    """The budget, but no more than a grid has candidates; patience cuts no grid."""
+    candidates = grid_size(spec, objective)
     if candidates is None:
         return spec.budget
     if spec.budget.unit == "seconds":
-        return BudgetSpec(evaluations=candidates)
+        return spec.budget.model_copy(update={"patience": None})
     total = min(spec.budget.total, _price(spec, objective) * candidates)
     return spec.budget.with_total(total).model_copy(update={"patience": None})
 
 
 def why_incomplete(spec: StudySpec, objective: Objective) -> str | None:
     """Says that the budget ends before a grid; ``None`` if it does not."""
-    candidates = _grid_size(spec, objective)
-    if candidates is None:
+    candidates = grid_size(spec, objective)
+    if candidates is None or spec.budget.unit == "seconds":  # what fits into a time is said at its end
         return None
     affordable = usable_budget(spec, objective).total // _price(spec, objective)
     if affordable >= candidates:
@@ -185,7 +185,7 @@ def why_incomplete(spec: StudySpec, objective: Objective) -> str | None:
     )
 
 
-def _grid_size(spec: StudySpec, objective: Objective) -> int | None:
+def grid_size(spec: StudySpec, objective: Objective) -> int | None:
     """How many candidates a grid has; ``None`` for other optimizers."""
     points = configure(spec.optimizer).points
     if points is None:

@@ -84,7 +84,7 @@ COMPLETE = "all of them"
         ("EMAGrid", {"evaluations": 300}, AVERAGES, COMPLETE),
         ("EMAGrid", {"evaluations": 2}, 2, f"covers 2 of the grid's {AVERAGES} candidates;"),
         ("EMAGrid", {"images": 10**6}, AVERAGES * IMAGES, COMPLETE),
-        ("EMAGrid", {"seconds": 0.1}, AVERAGES, ""),
+        ("EMAGrid", {"seconds": 0.1}, 1, COMPLETE),
         ("Grid", {"images": 2 * IMAGES}, 2 * IMAGES, f"{2 * IMAGES} images covers 2 of the grid's"),
         ("CMA", {"images": 10**6}, 10**6, COMPLETE),
     ],
