@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import datetime
+from collections.abc import Sequence
 
+from optuna.storages import RDBStorage
+
+from lcsc_opt.base.study_spec import BudgetSpec
 from lcsc_opt.database.history import as_known
 from lcsc_opt.database.store import StoredStudy
+from lcsc_opt.experiment.finalists import name_of_search
 
 
 def outcome_of(study: StoredStudy) -> str:
@@ -28,3 +33,47 @@ def outcome_of_finished(study: StoredStudy) -> str:
     """The same of a search that had ended before this run, and when, so that nobody takes the result for a new one."""
     ended_at = datetime.datetime.fromtimestamp(study.attributes["search_ended"]["at"])
     return f"finished already, {ended_at:%Y-%m-%d %H:%M}; {outcome_of(study)}"
+
+
+def what_goes_on(storage: RDBStorage, studies: Sequence[str]) -> str:
+    """Whether searches have ended by themselves or were cut, when, and the command and the time that would go on.
+
+    ``Every search has ended by itself.``; or ``LCSC was cut after 9 evaluations: lcsc run digits/LCSC/0 --budget 18 goes
+    on (about 2 min).`` A search that a callback stopped says nothing.
+    """
+    stored = {study: StoredStudy.open(storage, study) for study in studies}
+    attributes = {study: one.attributes for study, one in stored.items()}
+    ended = {study: known["search_ended"] for study, known in attributes.items() if known.get("search_ended")}
+    cut = [study for study, end in ended.items() if not end["exhausted"] and end.get("patience") is None]
+    if not ended:
+        return ""
+    if not cut:
+        return "Every search has ended by itself."
+    parts = []
+    for study in cut:
+        summary = stored[study].summary
+        budget = BudgetSpec(**attributes[study]["budget"])
+        more = f"{2 * budget.total} s" if budget.seconds is not None else str(2 * budget.total)
+        parts.append(
+            f"{name_of_search(study)} was cut after {_evaluations(summary.evaluations)}: "
+            f"lcsc run {study} --budget {_quoted(more)} goes on (about {_duration(summary.cost.seconds)} more)"
+        )
+    return f"{'; '.join(parts)}."
+
+
+def _evaluations(count: int) -> str:
+    return "1 evaluation" if count == 1 else f"{count:,} evaluations"
+
+
+def _quoted(text: str) -> str:
+    """An argument for a shell."""
+    return f"'{text}'" if " " in text else text
+
+
+def _duration(seconds: float) -> str:
+    """A time in its largest unit."""
+    if seconds >= 5400:
+        return f"{seconds / 3600:.2g} h"
+    if seconds >= 90:
+        return f"{seconds / 60:.2g} min"
+    return f"{max(seconds, 1):.2g} s"

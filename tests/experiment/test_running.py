@@ -112,3 +112,22 @@ def test_steps_and_sign_never_change_also_before_any_trial_has_a_loss(
     assert f"differs from the stored experiment: {reason}. Give" in typed.refused(*run)
     file.write_text(OBJECTIVE)
     assert "continues with changes: shifted.py changed" in typed(*run).err
+
+
+def test_the_last_line_says_what_was_cut_and_the_command_that_goes_on(typed: Typed) -> None:
+    said = typed("run", "shifted.yaml", "budget.evaluations=12").err
+    assert (
+        "lcsc: shifted: LCSC was cut after 12 evaluations: lcsc run shifted/LCSC/0 --budget 24 goes on (about 1.2 s more)."
+        in said.replace("\nshifted", "\nlcsc: shifted")
+    )
+    assert "EMAGrid was cut" not in said, "a grid that is through has nothing to go on with"
+    continued = typed("run", "shifted/LCSC/0", "--budget", "24").err
+    assert "continuing after trial 11" in continued
+    assert "LCSC was cut after 24 evaluations" in continued
+
+
+def test_a_grid_that_a_time_has_cut_says_so_and_goes_on(typed: Typed) -> None:
+    said = typed("run", "shifted.yaml", "--budget", "0.001 s", "--optimizer", "EMAGrid").err
+    assert "cut by its budget: 1 of" in said
+    assert "EMAGrid was cut after 1 evaluation: lcsc run shifted/EMAGrid/0 --budget '2 s' goes on" in said
+    assert "every search has ended by itself" in typed("run", "shifted/EMAGrid/0", "--budget", "20 s").err.lower()
