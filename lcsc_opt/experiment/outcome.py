@@ -38,8 +38,8 @@ def outcome_of_finished(study: StoredStudy) -> str:
 def what_goes_on(storage: RDBStorage, studies: Sequence[str]) -> str:
     """Whether searches have ended by themselves or were cut, when, and the command and the time that would go on.
 
-    ``Every search has ended by itself.``; or ``LCSC was cut after 9 evaluations: lcsc run digits/LCSC/0 --budget 18 goes
-    on (about 2 min).`` A search that a callback stopped says nothing.
+    ``Every search has ended by itself.``; or ``LCSC was cut after 9 evaluations: lcsc run digits/LCSC/0 --budget 18``
+    ``goes on (about 2 min).`` A search that a callback stopped says nothing.
     """
     stored = {study: StoredStudy.open(storage, study) for study in studies}
     attributes = {study: one.attributes for study, one in stored.items()}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import optuna
@@ -79,7 +80,12 @@ def searched(storage: Path, *, stop_after: int | None = None) -> lcsc_opt.Result
         step: {name: 0.3 * torch.randn(shape, generator=generator) for name, shape in shapes.items()}
         for step in (10, 20, 30)
     }
-    options = {"optimizers": ["LCSCGradient"], "rows": "channels", "budget": 30, "callbacks": [interrupt]}
+    options: dict[str, Any] = {
+        "optimizers": ["LCSCGradient"],
+        "rows": "channels",
+        "budget": 30,
+        "callbacks": [interrupt],
+    }
     return lcsc_opt.search(checkpoints, build=Net, score=distance, storage=storage, name="channels", **options)
 
 
