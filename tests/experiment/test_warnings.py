@@ -52,7 +52,7 @@ def warned(
 
 def choice_of(made: Report, *equals: str, gain: float = 0.04) -> Choice:
     """The choice that chose the answer of a report, among models that cannot be told from it."""
-    return Choice(made.of_answer.model, [], {}, {}, equals, gain=Gain(gain, 0.03))
+    return Choice(made.of_answer.model, [], {}, {}, equals=equals, gain=Gain(gain, 0.03))
 
 
 def test_an_improvement_in_everything_is_no_cost_and_models_that_cannot_be_told_from_it_are_named() -> None:

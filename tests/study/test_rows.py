@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import optuna
@@ -80,13 +79,17 @@ def searched(storage: Path, *, stop_after: int | None = None) -> lcsc_opt.Result
         step: {name: 0.3 * torch.randn(shape, generator=generator) for name, shape in shapes.items()}
         for step in (10, 20, 30)
     }
-    options: dict[str, Any] = {
-        "optimizers": ["LCSCGradient"],
-        "rows": "channels",
-        "budget": 30,
-        "callbacks": [interrupt],
-    }
-    return lcsc_opt.search(checkpoints, build=Net, score=distance, storage=storage, name="channels", **options)
+    return lcsc_opt.search(
+        checkpoints,
+        build=Net,
+        score=distance,
+        optimizers=["LCSCGradient"],
+        rows="channels",
+        budget=30,
+        callbacks=[interrupt],
+        storage=storage,
+        name="channels",
+    )
 
 
 def test_a_search_of_channels_is_continued_as_if_it_had_not_stopped_though_its_steps_are_not_stored(
