@@ -11,12 +11,12 @@
 Flows of MNIST's digits and of Twitter's emoji in colour (CC-BY 4.0), at 8×8 and at 16×16, are trained until
 their learning rate is zero. A *cell* is a window of eight of a model's checkpoints, a number of Euler steps, a number
 of the images that were trained on, with which it is searched, and a seed. It is searched by default settings, 500
-images an evaluation, a row of coefficients for each layer, until the search ends by itself; of 8×8 digits also by LCSC,
-as long.
+images an evaluation, a row of coefficients for each channel, until the search ends by itself. *All weights* is the
+ceiling: Adam in all weights, from EMA*, on the same loss with 15,000 images.
 
 Two classifiers judge, trained on other digits or on Google's emoji, by 5,000 samples and images that nothing else saw:
-the last checkpoint, the trainer's EMA, EMA*, checks, means of the last steps, the answer, LCSC's; of windows before the
-end also the last checkpoint after as many more seconds of training as the search took. The floor is the distance of
+the last checkpoint, the trainer's EMA, EMA*, checks, the answer, all weights; of windows before the end also the last
+checkpoint after as many more seconds of training as the search took. The floor is the distance of
 images that were trained on. *Nearest* is the median distance to the nearest image that was trained on, one for unseen
 images; *recognized* the share of images of which a judge is surer than 90 %.
 
@@ -54,18 +54,15 @@ WINDOWS = {"early": (0.04, 0.13), "middle": (0.3, 0.5), "late": (0.8, 1.0)}  # s
 VARIANTS: dict[str, dict[str, Any]] = {
     "defaults": {},
     "one row": {"rows": None},
+    "layers": {"rows": "layers"},
+    "groups of eight channels": {"rows": {"channels": 8}},
+    "4 checkpoints": {"checkpoints": 4},
     "16 checkpoints": {"checkpoints": 16},
     "32 checkpoints": {"checkpoints": 32},
     "8 of a window of three times the length": {"longer": 3},
-    "half the step": {"optimizers": {"EMAGrid": {}, "LCSCGradient": {"step_size": 0.1}}},
-    "twice the images a step, half the steps": {
-        "optimizers": {"EMAGrid": {}, "LCSCGradient": {"images": 200}},
-        "budget": 45,
-    },
-    "twice the step": {"optimizers": {"EMAGrid": {}, "LCSCGradient": {"step_size": 0.4}}},
-    "features half of the loss": {"features": 0.5},
-    "features seven tenths of the loss": {"features": 0.7},
-    "features nine tenths of the loss": {"features": 0.9},
+    "half the step": {"optimizers": {"EMAGrid": {}, "LCSCGradient": {"step_size": 0.025}}},
+    "twice the step": {"optimizers": {"EMAGrid": {}, "LCSCGradient": {"step_size": 0.1}}},
+    "twice the steps": {"optimizers": {"EMAGrid": {}, "LCSCGradient": {"steps": 120}}, "budget": 190},
 }
 CELLS = [
     f"{model},{window},{steps},2500,0"
@@ -207,16 +204,9 @@ def judge_cell(work: Path, cell: Cell) -> dict[str, Any]:
     models["last"] = torch.load(checkpoints[-1], weights_only=True)
     models["EMA"] = torch.load(work / cell.model / "ema" / checkpoints[-1].name, weights_only=True)
     models["answer"] = result.merge()
-    if model.side == 8:  # elsewhere it takes as long as all the rest
-        as_long = math.ceil(images[-1] / 500)
-        models["LCSC"] = (
-            search(work, cell, "_lcsc", optimizers="LCSC", rows=None, budget=as_long, held_out=500).studies[-1].merge()
-        )
+    models["all weights"] = all_weights(result)
     if cell.window != "late":
         models["trained on"] = trained_on(model, work, checkpoints[-1], seconds)
-    if cell.steps == 4:
-        kept = search(work, cell, "_keep", optimizers="LCSCGradient", settings={"keep": "precision"})
-        models["answer, keep: precision"] = kept.merge()
     judges = Judges(model, work)
     samples = {name: sampled(model, weights, cell.steps) for name, weights in models.items()}
     return {
@@ -242,15 +232,6 @@ def cells(work: Path, wanted: list[str]) -> None:
             path.write_text(json.dumps(judge_cell(work, cell)))
 
 
-def loss_of(work: Path, cell: Cell, features: float) -> dict[str, float]:
-    """The loss of the variant ``defaults``, where the network's features have this share of it and not a third."""
-    experiment = optuna.load_study(study_name=f"{cell}_v0", storage=f"sqlite:///{work / f'{cell}.db'}")
-    units = experiment.user_attrs["yardstick 500 search 0"]["metrics"]
-    network, *others = units
-    shares = {network: features, **dict.fromkeys(others, (1 - features) / len(others))}
-    return {metric: share / units[metric] for metric, share in shares.items()}
-
-
 def variants(work: Path, wanted: list[str], names: list[str]) -> None:
     """Search cells by other settings, judge the answers, and write what they give."""
     for cell in map(Cell.parse, wanted):
@@ -259,9 +240,7 @@ def variants(work: Path, wanted: list[str], names: list[str]) -> None:
         judges = Judges(MODELS[cell.model], work)
         for number, (name, options) in enumerate(VARIANTS.items()):
             if name in names and name not in found:
-                if "features" in options:
-                    options = {"loss": loss_of(work, cell, options["features"])}
-                result = search(work, cell, f"_v{number}", **{"budget": 80, "held_out": 2000, **options})
+                result = search(work, cell, f"_v{number}", **{"budget": 96, "held_out": 2000, **options})
                 costs = [trial.user_attrs["cost"] for trial in trials_of(result.storage, result.studies[-1].name)]
                 judged = judges.measure(sampled(MODELS[cell.model], result.merge(), cell.steps))
                 found[name] = {**judged, "images": sum(cost["images"] for cost in costs)}
@@ -364,8 +343,9 @@ def table(work: Path) -> list[str]:
 
 def _gains(found: list[dict[str, Any]]) -> list[str]:
     """Distances in the first judge, and what the tool said."""
-    names = ["last", "EMA", "EMA*", "LCSC", "trained on", "answer"]
-    rows = [["cell", "EMA* ÷ floor", *names, "answer ÷ EMA*, two judges", "÷ best", "the tool says"]]
+    names = ["last", "EMA", "EMA*", "trained on", "all weights", "answer"]
+    ratios_of = ["answer ÷ EMA*, two judges", "÷ all weights", "÷ floor", "÷ best"]
+    rows = [["cell", "EMA* ÷ floor", *names, *ratios_of, "the tool says"]]
     for one in found:
         judged = one["judged"]
         said = re.search(r"(\d+) % (below|above)", one["first_line"])
@@ -378,6 +358,8 @@ def _gains(found: list[dict[str, Any]]) -> list[str]:
                 ", ".join(
                     f"{ratio:.2f} ± {one['errors'][judge]:.2f}" for ratio, judge in zip(ratios, JUDGES, strict=True)
                 ),
+                ", ".join(f"{judged['answer'][judge] / judged['all weights'][judge]:.2f}" for judge in JUDGES),
+                ", ".join(f"{judged['answer'][judge] / one['floor'][judge]:.2f}" for judge in JUDGES),
                 ", ".join(f"{ratio:.2f}" for ratio in _over_best(one)),
                 said[0] if said else "nothing better",
             ]
@@ -391,7 +373,7 @@ def _details(found: list[dict[str, Any]]) -> list[str]:
     costs = [["cell", "answer", "ended", "images", "after the last gain", "search, s", "whole call, s"]]
     for one in found:
         name = one["cell"].replace("_", ", ")
-        for model in ("EMA*", "answer", "answer, keep: precision"):
+        for model in ("EMA*", "all weights", "answer"):
             if model in one["judged"]:
                 judged = one["judged"][model]
                 fields = ("precision", "recall", "recognized", "nearest")
