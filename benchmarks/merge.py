@@ -15,7 +15,8 @@ Of each dtype, the time of a merge and of a gradient's projection is also shown 
 relative error of the merged weights, against a sum of the float32 checkpoints in float64; the coefficients have both
 signs.
 
-The same merge, and the projection of a gradient, with a row of coefficients for each layer are compared with one row.
+The same merge, and the projection of a gradient, with a row of coefficients for each layer and for each output channel
+are compared with one row.
 
 Then a combination is found for the digits demo by following the gradient of FID. Its FID on other noise is compared
 between the dtypes that are stored.
@@ -117,12 +118,14 @@ def measure(stored: Mapping[str, Trajectory], rounds: int) -> dict[str, Any]:
         tasks[f"{dtype} merge"] = functools.partial(trajectory.merge, coefficients)
         tasks[f"{dtype} project"] = functools.partial(trajectory.project, gradient)
     tasks |= {name: functools.partial(way, dicts, coefficients) for name, way in INSTEAD.items()}
-    layered = exact.in_rows("layers")
-    groups = len(layered.layer_groups or ())
-    rows = coefficients + np.random.default_rng(1).normal(scale=0.01, size=(groups, checkpoints))
-    rows -= (rows.sum(axis=1, keepdims=True) - 1) / checkpoints
-    tasks["layers merge"] = functools.partial(layered.merge, rows)
-    tasks["layers project"] = functools.partial(layered.project, gradient)
+    counts: dict[str, int] = {}
+    for rule in ("layers", "channels"):
+        divided = exact.in_rows(rule)
+        counts[rule] = len(divided.layer_groups or ())
+        rows = coefficients + np.random.default_rng(1).normal(scale=0.01, size=(counts[rule], checkpoints))
+        rows -= (rows.sum(axis=1, keepdims=True) - 1) / checkpoints
+        tasks[f"{rule} merge"] = functools.partial(divided.merge, rows)
+        tasks[f"{rule} project"] = functools.partial(divided.project, gradient)
     seconds: dict[str, list[float]] = {name: [] for name in tasks}
     for number in range(rounds + 1):  # the first reads from the disk
         for name, task in tasks.items():
@@ -131,14 +134,18 @@ def measure(stored: Mapping[str, Trajectory], rounds: int) -> dict[str, Any]:
             if number:
                 seconds[name].append(time.perf_counter() - start)
     medians = {name: statistics.median(some) for name, some in seconds.items()}
-    times = {work: medians[f"layers {work}"] / medians[f"exact {work}"] for work in ("merge", "project")}
-    print(
-        f"{groups} rows: merge {times['merge']:.3f}, project {times['project']:.3f} times as long as one row",
-        flush=True,
-    )
+    times = {
+        rule: {work: round(medians[f"{rule} {work}"] / medians[f"exact {work}"], 3) for work in ("merge", "project")}
+        for rule in counts
+    }
+    for rule, of_rule in times.items():
+        print(
+            f"{counts[rule]} rows: merge {of_rule['merge']}, project {of_rule['project']} times as long as one row",
+            flush=True,
+        )
     return {
         "checkpoints": checkpoints,
-        "rows": {"count": groups, **{work: round(value, 3) for work, value in times.items()}},
+        "rows": {rule: {"count": count, **times[rule]} for rule, count in counts.items()},
         "parameters": exact.parameters,
         "sum_abs": round(float(np.abs(coefficients).sum()), 2),
         "stored": {
