@@ -44,7 +44,8 @@ class ScoreSettings(FrozenModel):
     """The settings of the loss and the metrics that all objectives over images have.
 
     Attributes:
-        loss: a metric, the metrics of a weighted sum with their weights, or ``fdr``: the mean of FID in the features
+        loss: a metric, the metrics of a weighted sum with their weights, each in units of its value for an average of
+            the checkpoints, or ``fdr``: the mean of FID in the features
             of a network, FID in pixels, and tones, each relative to that of an average of the checkpoints.
             ``fdr@clip`` uses another network, ``{fdr: [inception, dinov2, pixels]}`` these representations.
         metrics: metrics that are reported with the loss in every evaluation.

@@ -87,7 +87,7 @@ class Loss:
         weights: metric → its weight in the sum, from which metrics are subtracted where higher is better.
         keep: the metric that must not get worse than its bound.
         bound: the bound of the settings; ``None`` for the yardstick's value.
-        relative: whether each metric is divided by the yardstick's value of it.
+        relative: whether it is ``fdr``.
         constraint: what bounds the kept metric; ``None`` until the loss is :meth:`relative_to` a yardstick.
     """
 
@@ -166,6 +166,8 @@ class Loss:
         metrics = {str(metric): measured[str(metric)] for metric in self.metrics}
         if self.relative:
             _check_units({str(metric): metrics[str(metric)] for metric in self.weights})
+        elif self.has_units:
+            _check_not_zero({str(metric): metrics[str(metric)] for metric in self.weights})
         if self.keep is None:
             return Yardstick(metrics)
         return Yardstick(
@@ -179,8 +181,8 @@ class Loss:
     def relative_to(self, yardstick: Yardstick) -> Loss:
         """The loss in the units of a yardstick, and with its bound."""
         weights = dict(self.weights)
-        if self.relative:
-            weights = {metric: weight / yardstick.metrics[str(metric)] for metric, weight in weights.items()}
+        if self.has_units:  # a reward may be negative
+            weights = {metric: weight / abs(yardstick.metrics[str(metric)]) for metric, weight in weights.items()}
         loss = dataclasses.replace(self, weights=weights)
         if self.keep is None:
             return loss
@@ -193,6 +195,14 @@ class Loss:
         if self.relative:
             return {FDR: [metric.extractor for metric in self.weights]}
         return {str(metric): weight for metric, weight in self.weights.items()}
+
+    @property
+    def has_units(self) -> bool:
+        """Whether each metric is divided by the yardstick's value of it: of ``fdr``, and of every sum of several.
+
+        So weights say how much a share of one metric counts against the same share of another.
+        """
+        return self.relative or len(self.weights) > 1
 
     @property
     def metrics(self) -> tuple[MetricName, ...]:
@@ -222,6 +232,16 @@ def _check_units(units: Mapping[str, float]) -> None:
             raise MetricError(
                 f"loss: fdr divides {metric} by that of an average of the checkpoints, which is {unit:.3g}: it is "
                 "at no distance from the real images. Name the other representations, as {fdr: [inception, pixels]}"
+            )
+
+
+def _check_not_zero(units: Mapping[str, float]) -> None:
+    """Refuse units of a sum that are zero, or no numbers."""
+    for metric, unit in units.items():
+        if not abs(unit) > 0:  # so NaN is refused, too
+            raise MetricError(
+                f"loss: each metric of a sum is divided by that of an average of the checkpoints, and {metric} is "
+                f"{unit:.3g} there; leave it out of the loss, or let a reward of yours have another zero"
             )
 
 

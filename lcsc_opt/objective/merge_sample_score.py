@@ -142,8 +142,8 @@ class MergeSampleScore(StagedObjective):
 
     @property
     def fixed_average(self) -> Coefficients | None:
-        """EDM2's power-function profile with sigma_rel 0.10, for ``fdr`` and a metric that is kept."""
-        if not self.scores.loss.relative and self.scores.loss.keep is None:
+        """EDM2's power-function profile with sigma_rel 0.10, for ``fdr``, for sums and a metric that is kept."""
+        if not self.scores.loss.has_units and self.scores.loss.keep is None:
             return None
         return power_ema_coefficients(self.steps, FIXED_AVERAGE)
 

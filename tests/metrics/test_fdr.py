@@ -57,6 +57,21 @@ def test_what_is_no_list_of_different_extractors_is_refused(setting):
         Loss.parse(setting)
 
 
+def test_the_terms_of_a_sum_are_in_units_of_the_yardstick_and_a_reward_may_be_negative() -> None:
+    """A share of one metric counts as much as the same share of another, whatever their own units are."""
+    loss = Loss.parse({"reward": -1, "fid": 2})
+    measured = {"reward": -0.17, "fid": 8.0}
+    in_units = loss.relative_to(loss.yardstick(measured, 100))
+    reward, fid = (next(name for name in loss.weights if str(name) == text) for text in ("reward", "fid"))
+    at_average = in_units.value({reward: -0.17, fid: 8.0})
+    assert in_units.value({reward: -0.17 * 0.9, fid: 8.0}) == pytest.approx(at_average - 0.1), "a tenth better"
+    assert in_units.value({reward: -0.17, fid: 8.0 * 0.95}) == pytest.approx(at_average - 0.1), "weighted twice"
+    assert Loss.parse("fid").relative_to(loss.yardstick(measured, 100)) == Loss.parse("fid"), "one metric has its own"
+    for nothing in (0.0, float("nan")):
+        with pytest.raises(MetricError, match="each metric of a sum is divided by that of an average"):
+            loss.yardstick({**measured, "reward": nothing}, 100)
+
+
 def test_units_divide_and_one_that_is_nothing_beside_the_others_is_refused() -> None:
     loss = Loss.parse({"fdr": ["inception", "pixels"]})
     yardstick = loss.yardstick({"fid": 2.0, "fid@pixels": 4.0}, 100)

@@ -52,7 +52,7 @@ def test_each_image_is_scored_with_its_own_prompt_also_on_the_way_back(tmp_path:
     assert sorted(map(int, set(seen))) == list(range(20))
     move = np.random.default_rng(0).standard_normal(len(EMA))
     move = 1e-3 * (move - move.mean())
-    ahead, behind = (made(EMA + sign * move) for sign in (1, -1))
+    ahead, behind = (made.evaluate(Candidate(EMA + sign * move)).loss for sign in (1, -1))
     assert evaluation.gradient is not None
     assert (ahead - behind) / 2 == pytest.approx(float(evaluation.gradient @ move), rel=1e-2)
     seen.clear()
