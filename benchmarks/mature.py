@@ -6,6 +6,7 @@
     python benchmarks/mature.py --command rechoose --work FOLDER  # where the rules of the choice have changed
     python benchmarks/mature.py --command floor --work FOLDER [--seeds 20] [--real 2500]
     python benchmarks/mature.py --command variants --work FOLDER [--cells digits8,late,20,2500,0 ...] [--variants ...]
+    python benchmarks/mature.py --command few --work FOLDER [--cells photographs8,late,4,60,0 ...] [--rows channels ...]
     python benchmarks/mature.py --command table --work FOLDER
 
 Flows of MNIST's digits and of Twitter's emoji in colour (CC-BY 4.0), at 8×8 and at 16×16, are trained until
@@ -22,7 +23,9 @@ images; *recognized* the share of images of which a judge is surer than 90 %.
 
 ``variants`` searches cells by other settings with as many images, judges the answers, and writes
 ``results/mature_variants_MODEL.md``. ``floor`` searches models that have nothing to gain: linear ones around the truth.
-``table`` writes ``results/mature.md``.
+``few`` searches cells of few real images by rows for layers and for channels, with targets that are shrunk towards an
+average of the checkpoints, and with plain ones, and writes ``results/mature_few.md``. ``table`` writes
+``results/mature.md``.
 """
 
 from __future__ import annotations
@@ -34,6 +37,7 @@ import statistics
 import time
 from pathlib import Path
 from typing import Any, NamedTuple
+from unittest import mock
 
 import numpy as np
 import optuna
@@ -47,9 +51,11 @@ from lcsc_opt.base.records import Candidate, Noise
 from lcsc_opt.cli import run as lcsc
 from lcsc_opt.database.arrays import coefficients_of
 from lcsc_opt.experiment.finalists import Searched
+from lcsc_opt.metrics import shrinking
 
 CHECKPOINTS = 8  # of a window
 CHECKS = 8  # that are judged
+FEW_BUDGET = 30  # evaluations of 500 images, with which few real images are searched
 WINDOWS = {"early": (0.04, 0.13), "middle": (0.3, 0.5), "late": (0.8, 1.0)}  # shares of the training
 VARIANTS: dict[str, dict[str, Any]] = {
     "defaults": {},
@@ -254,6 +260,75 @@ def variants(work: Path, wanted: list[str], names: list[str]) -> None:
         (RESULTS / f"mature_variants_{model}.md").write_text("\n".join(text) + "\n")
 
 
+def few(work: Path, wanted: list[str], rows: list[str], targets: list[str]) -> None:
+    """Search cells of few real images, judge the answers and checks, and write what they give."""
+    for cell in map(Cell.parse, wanted):
+        path = work / f"few_{cell}.json"
+        found = json.loads(path.read_text()) if path.exists() else {}
+        for row in rows:
+            for target in targets:
+                name = f"{row}, {target}"
+                if name not in found:
+                    found[name] = _judged_few(work, cell, row, target)
+                    print(cell, name, found[name], flush=True)
+                    path.write_text(json.dumps(found))
+    (RESULTS / "mature_few.md").write_text("\n".join([machine(), "", *_of_few(work)]) + "\n")
+
+
+def _judged_few(work: Path, cell: Cell, row: str, target: str) -> dict[str, Any]:
+    """Answer, best check and last check, as ratios of their distances and EMA*'s in each judge."""
+    model = MODELS[cell.model]
+    most_real = shrinking.MOST_REAL if target == "shrunk" else 0
+    with mock.patch("lcsc_opt.metrics.suite.MOST_REAL", most_real):  # 0: no set of real images is few enough
+        try:
+            result = search(work, cell, f"_{row}_{target}", rows=row, budget=FEW_BUDGET, held_out=500)
+        except lcsc_opt.LcscError as error:
+            return {"refused": str(error)}
+    grid, found = result.studies
+    best_average = min(trials_of(result.storage, grid.name), key=lambda trial: trial.value or math.inf)
+    trials = trials_of(result.storage, found.name)
+    checks = [trial for trial in trials if trial.state.name == "COMPLETE"]
+    models: dict[str, Any] = {
+        "EMA*": grid.merge(coefficients_of(best_average)),
+        "answer": result.merge(),
+        "best check": found.merge(coefficients_of(min(checks, key=lambda trial: trial.value or math.inf))),
+        "last check": found.merge(coefficients_of(checks[-1])),
+    }
+    samples = {name: sampled(model, weights, cell.steps) for name, weights in models.items()}
+    judges = Judges(model, work)
+    judged = {name: judges.measure(one) for name, one in samples.items()}
+    return {
+        "answer is": str(result.compare()[-1]["model"]),
+        "ratios": {name: [one[judge] / judged["EMA*"][judge] for judge in JUDGES] for name, one in judged.items()},
+        "errors": list(judges.errors(samples["answer"], samples["EMA*"]).values()),
+        "images": sum(trial.user_attrs["cost"]["images"] for trial in trials),
+    }
+
+
+def _of_few(work: Path) -> list[str]:
+    """A line for each search, then the mean and the worst of each way to search."""
+    lines = [["cell", "rows, target", "the answer", "answer ÷ EMA*, two judges", "best check", "last check", "images"]]
+    ratios: dict[tuple[str, str], list[float]] = {}
+    for path in sorted(work.glob("few_*.json")):
+        cell = Cell.parse(path.stem.removeprefix("few_"))
+        for name, one in json.loads(path.read_text()).items():
+            group = ratios.setdefault((f"{cell.model}, {cell.window}, {cell.steps}, {cell.real}", name), [])
+            if "refused" in one:
+                group += [1.0, 1.0]
+                lines.append([str(cell).replace("_", ", "), name, "EMA*: nothing to search for", "1", "", "", "0"])
+                continue
+            group += one["ratios"]["answer"]
+            with_errors = zip(one["ratios"]["answer"], one["errors"], strict=True)
+            answer = ", ".join(f"{ratio:.2f} ± {error:.2f}" for ratio, error in with_errors)
+            checks = [", ".join(f"{ratio:.2f}" for ratio in one["ratios"][key]) for key in ("best check", "last check")]
+            lines.append([str(cell).replace("_", ", "), name, one["answer is"], answer, *checks, f"{one['images']:,}"])
+    summary = [["cells", "rows, target", "answer ÷ EMA*: mean", "worst", "searches"]]
+    for (cells_of, name), values in ratios.items():
+        mean = f"{statistics.fmean(values):.2f}"
+        summary.append([cells_of, name, mean, f"{max(values):.2f}", str(len(values) // len(JUDGES))])
+    return [*markdown(summary), "", *markdown(lines)]
+
+
 class Linear(nn.Module):
     """``[N, 1, 8, 8]`` from as much noise, by one matrix."""
 
@@ -432,6 +507,8 @@ def main() -> None:
         variants={"nargs": "*", "default": list(VARIANTS)},
         seeds=20,
         real=2500,
+        rows={"nargs": "*", "default": ["layers", "channels"]},
+        targets={"nargs": "*", "default": ["shrunk", "plain"]},
     )
     torch.set_num_threads(1)
     work = Path(arguments.work).absolute()
@@ -446,6 +523,8 @@ def main() -> None:
             rechoose(work)
         case "variants":
             variants(work, arguments.cells, arguments.variants)
+        case "few":
+            few(work, arguments.cells, arguments.rows, arguments.targets)
         case "floor":
             floor(work, arguments.seeds, arguments.real)
         case _:

@@ -20,7 +20,7 @@ class Pipeline:
 
     Candidates pass every stage in the order in which they were submitted. The caller decides how many are under way:
     with two, the sampling thread hardly ever waits. A gradient needs all stages in turn and is computed in the sampling
-    thread. The objective has stages.
+    thread, as is what another evaluation has to come before. The objective has stages.
     """
 
     def __init__(self, objective: Objective) -> None:
@@ -43,7 +43,7 @@ class Pipeline:
 
     def submit(self, candidate: Candidate) -> Future[Outcome]:
         """Start a whole evaluation."""
-        if candidate.gradient:
+        if candidate.gradient or self._objective.needs(candidate) is not None:
             return self._sampling.submit(lambda: evaluate_safely(self._objective, candidate))
         sampled = self.sample(candidate, 0, self._objective.images_of(candidate))
         return self._scoring.submit(lambda: self._score(candidate, sampled))

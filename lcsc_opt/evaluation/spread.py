@@ -37,7 +37,19 @@ class SpreadEvaluator:
         self._threads = ThreadPoolExecutor(AT_ONCE, thread_name_prefix="lcsc-spread")
 
     def submit(self, candidate: Candidate) -> Future[Outcome]:
-        """Hand out the images of a candidate, and join the parts that come back."""
+        """Hand out the images of a candidate, and join the parts that come back.
+
+        What its score needs is evaluated first, and waited for.
+        """
+        while (needed := self._objective.needs(candidate)) is not None:
+            outcome = self._submit(needed).result()
+            if isinstance(outcome, Failure):
+                failed: Future[Outcome] = Future()
+                failed.set_result(outcome)
+                return failed
+        return self._submit(candidate)
+
+    def _submit(self, candidate: Candidate) -> Future[Outcome]:
         images = self._objective.images_of(candidate)
         workers = min(len(self._pool), images)  # so that each has an image
         ranges = list(itertools.pairwise(images * worker // workers for worker in range(workers + 1)))

@@ -193,8 +193,8 @@ class Measurer:
                 self._experiment.add(YARDSTICK, model, candidate, sample, outcome, **described)
                 return yardstick
         raise ObjectiveError(
-            f"the loss is relative to an average of the checkpoints, and this average cannot be scored: {reason}; "
-            "use loss: fid, or leave out the checkpoints that cannot sample"
+            "the loss is relative to an average of the checkpoints (loss: fid is not), which is evaluated first: "
+            f"{reason}"
         )
 
 

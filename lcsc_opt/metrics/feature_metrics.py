@@ -27,7 +27,15 @@ from lcsc_opt.metrics.distances import (
 from lcsc_opt.metrics.extrapolation import weighted_subsets
 from lcsc_opt.metrics.frechet import Array, Moments
 from lcsc_opt.metrics.leave_out import without_each_group
-from lcsc_opt.metrics.names import BIASED, OF_REFERENCE_FEATURES, TONES, Formula, need_real_features
+from lcsc_opt.metrics.names import (
+    BIASED,
+    OF_REFERENCE_FEATURES,
+    PLAIN,
+    TO_SHRUNK,
+    TONES,
+    Formula,
+    need_real_features,
+)
 from lcsc_opt.metrics.reference.reference import Reference
 from lcsc_opt.metrics.tones import tones
 
@@ -72,10 +80,18 @@ class FeatureMetrics:
         reference: the real images.
         plan: what will be computed of the samples.
         formulas: what will be computed; by default all that needs features.
+        target: the real images, shrunk; only for the distances of a loss to it.
     """
 
-    def __init__(self, reference: Reference, plan: MetricPlan, formulas: Set[Formula] = OF_REFERENCE_FEATURES) -> None:
+    def __init__(
+        self,
+        reference: Reference,
+        plan: MetricPlan,
+        formulas: Set[Formula] = OF_REFERENCE_FEATURES,
+        target: Reference | None = None,
+    ) -> None:
         self.reference = reference
+        self._target = target
         self._plan = plan
         dimension = reference.extractor.dimension
         fewer_than_features = plan.total < dimension
@@ -130,13 +146,12 @@ class FeatureMetrics:
         if self._plan.unbiased and formula in BIASED:
             self.gradient(formula)  # which computes the value, too
             return self._values[formula]
-        match formula:
+        plain, real = self._compared(formula)
+        match plain:
             case "fid":
-                return self._frechet_distance(self.reference)
-            case "fid_held_out":
-                return self._frechet_distance(self.reference.unseen)
-            case "tones_held_out":
-                return float(tones(self._samples(self._all_rows()), self.reference.unseen))
+                return self._frechet_distance(real)
+            case "tones":
+                return float(tones(self._samples(self._all_rows()), real))
             case "reward" | "held_out_reward" | "outside":  # the mean of the only feature
                 if self._moments.count:
                     return float(self._moments.mean[0])
@@ -150,10 +165,20 @@ class FeatureMetrics:
                 with torch.no_grad():
                     return float(self._distance(formula, self._samples(self._all_rows())))
 
+    def _compared(self, formula: Formula) -> tuple[Formula, Reference]:
+        """A distance to the real images that a search sees, and what takes their place: others, or a shrunk target."""
+        if formula not in PLAIN:
+            return formula, self.reference
+        if formula not in TO_SHRUNK.values():
+            return PLAIN[formula], self.reference.unseen
+        assert self._target is not None  # only a loss of shrunk targets has such a distance
+        return PLAIN[formula], self._target
+
     def _distance(self, formula: Formula, samples: Tensor) -> Tensor:
         """A distance of samples ``[N, D]`` that torch differentiates: tones, or the mean of that of single samples."""
-        if formula == TONES:
-            return tones(samples, self.reference)
+        plain, real = self._compared(formula)
+        if plain == TONES:
+            return tones(samples, real)
         return EACH[formula](samples, self.reference).mean()
 
     def without_each_group(self, formula: Formula) -> Array | None:
@@ -170,7 +195,8 @@ class FeatureMetrics:
             means: Array = (scores.sum() - scores) / (len(scores) - 1)
             return means
         samples = torch.from_numpy(self._all_rows()).to(self._plan.device)
-        return without_each_group(formula, samples, self.reference)
+        plain, real = self._compared(formula)
+        return without_each_group(plain, samples, real)
 
     def _frechet_distance(self, reference: Reference) -> float:
         """FID to these real images, from the moments where they were added, else from the features."""
@@ -209,9 +235,10 @@ class FeatureMetrics:
 
     def _value_and_gradient(self, formula: Formula, rows: Features) -> tuple[float, Array]:
         """A metric of the features ``[n, D]``, and its derivative in them."""
-        match formula:
+        plain, real = self._compared(formula)
+        match plain:
             case "fid":
-                return self.reference.frechet.distance_and_gradient(rows)
+                return real.frechet.distance_and_gradient(rows)
             case "reward":
                 return float(rows.mean(dtype=np.float64)), np.full(rows.shape, 1 / len(rows))
             case "kid":

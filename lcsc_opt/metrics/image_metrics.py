@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -51,10 +52,16 @@ class ImageMetrics:
         metrics: all metrics to compute, those of the loss among them.
         references: extractor's name in the metrics → its reference.
         plan: what will be computed of the images; the gradient is that of the loss.
+        targets: extractor's name → the shrunk reference, to which some of the loss's distances are.
     """
 
     def __init__(
-        self, loss: Loss, metrics: Sequence[MetricName], references: Mapping[str, Reference], plan: MetricPlan
+        self,
+        loss: Loss,
+        metrics: Sequence[MetricName],
+        references: Mapping[str, Reference],
+        plan: MetricPlan,
+        targets: Mapping[str, Reference] = MappingProxyType({}),
     ) -> None:
         self.metrics = tuple(metrics)
         self._loss = loss
@@ -66,7 +73,7 @@ class ImageMetrics:
         self._features: dict[str, FeatureMetrics] = {}
         for name, formulas in self._formulas.items():
             plan_of_features = dataclasses.replace(plan, gradient=plan.gradient and name in loss.extractors)
-            self._features[name] = FeatureMetrics(references[name], plan_of_features, formulas)
+            self._features[name] = FeatureMetrics(references[name], plan_of_features, formulas, targets.get(name))
 
     def update(self, images: Tensor, *, prompts: Sequence[str] | None = None) -> None:
         """Add the features of images ``[B, C, H, W]``, not clipped, and of their ``prompts`` if they have some.

@@ -21,10 +21,9 @@ from torch import Tensor
 from lcsc_opt.base.jackknife import GROUPS, group_of_each
 from lcsc_opt.metrics import distances, tones
 from lcsc_opt.metrics.frechet import Array, FrechetReference, Moments
-from lcsc_opt.metrics.names import TO_HELD_OUT, Formula
+from lcsc_opt.metrics.names import Formula
 from lcsc_opt.metrics.reference.reference import Reference
 
-_TO_SEEN = {to_held_out: to_seen for to_seen, to_held_out in TO_HELD_OUT.items()}
 MANY_FEATURES = 512  # with more, a Fréchet distance takes a second, and ten of them ten
 FEWEST_REAL = 2 * GROUPS  # real images, of which two are in each group
 
@@ -45,9 +44,6 @@ def without_each_group(formula: Formula, samples: Tensor, reference: Reference) 
         samples: ``[N, D]`` features, on the device where distances are computed; enough of each group for the metric.
         reference: the real images.
     """
-    if formula in _TO_SEEN:  # the same distance, to other real images
-        formula = _TO_SEEN[formula]
-        reference = reference.unseen
     of_samples = _without_samples(formula, samples, reference)
     of_real = np.full(GROUPS, of_samples.mean())  # ten equal numbers have no error
     if reference.features is not None and len(reference.features) >= FEWEST_REAL:
@@ -155,7 +151,7 @@ def _members(samples: Tensor, labels: Labels) -> Tensor:
 
 def _tones(samples: Tensor, labels: Labels, reference: Reference) -> Array:
     """``[G]``: tones of the samples that are not in a group, to first order."""
-    quantiles = reference.once("quantiles", samples.device, tones.quantiles_of)
+    quantiles = tones.target_quantiles(reference, samples.device)
     return tones.tones_without_each_group(samples, quantiles, torch.from_numpy(labels)).cpu().numpy()
 
 
@@ -163,7 +159,8 @@ def _real_fid(samples: Tensor, reference: Reference) -> Array:
     """``[G]``: FID to the real images that are not in a group, linear in their covariance."""
 
     def without(features: Tensor) -> list[tuple[Array, Array]]:
-        return _gaussians_without_each_group(features.numpy(), group_of_each(len(features)))
+        gaussians = _gaussians_without_each_group(features.numpy(), group_of_each(len(features)))
+        return [reference.shrinkage.gaussian(*gaussian) for gaussian in gaussians]
 
     gaussians = reference.once("without groups", "cpu", without)
     return reference.frechet.distances_to_others(samples.cpu().numpy(), gaussians)
@@ -182,7 +179,7 @@ def _real_tones(samples: Tensor, reference: Reference) -> Array:
     def quantiles(features: Tensor) -> list[Tensor]:
         labels = torch.from_numpy(group_of_each(len(features)))
         rests = tones.sorted_without_each_group(features, labels)
-        return [tones.interpolated(ordered, tones.LEVELS) for ordered in rests]
+        return [reference.shrinkage.quantiles(tones.interpolated(ordered, tones.LEVELS)) for ordered in rests]
 
     # no more values than the real quantiles, so that ten comparisons cost little
     ordered = tones.interpolated(tones.by_distribution(samples).sort(dim=1).values, tones.LEVELS)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 from lcsc_opt.base.errors import MetricError
@@ -25,7 +25,9 @@ from lcsc_opt.metrics.names import (
     INCEPTION,
     KEPT,
     OF_LOSS_FEATURES,
+    PLAIN,
     REWARD,
+    TO_SHRUNK,
     WITHOUT_NETWORK,
     Kept,
     MetricName,
@@ -168,6 +170,8 @@ class Loss:
             _check_units({str(metric): metrics[str(metric)] for metric in self.weights})
         elif self.has_units:
             _check_not_zero({str(metric): metrics[str(metric)] for metric in self.weights})
+        shrunk = map(str, self.shrunk({metric.extractor for metric in self.weights}).weights)
+        metrics |= {name: measured[name] for name in shrunk if name in measured}
         if self.keep is None:
             return Yardstick(metrics)
         return Yardstick(
@@ -177,6 +181,16 @@ class Loss:
             bound=metrics[str(self.keep)] if self.bound is None else self.bound,
             deviation=measured[f"{self.keep}{STANDARD_ERROR}"] * math.sqrt(images),
         )
+
+    def shrunk(self, extractors: Collection[str]) -> Loss:
+        """The loss whose distances in the features of these extractors are those to shrunk targets."""
+        weights = {
+            dataclasses.replace(metric, formula=TO_SHRUNK[metric.formula])
+            if metric.formula in TO_SHRUNK and metric.extractor in extractors
+            else metric: weight
+            for metric, weight in self.weights.items()
+        }
+        return dataclasses.replace(self, weights=weights)
 
     def relative_to(self, yardstick: Yardstick) -> Loss:
         """The loss in the units of a yardstick, and with its bound."""
@@ -322,6 +336,6 @@ def _checked_weight(metric: MetricName, weight: object) -> float:
 def why_no_gradient(loss: Iterable[MetricName]) -> str | None:
     """Why a sum of these metrics has no gradient in the features, as one clause; ``None`` if it has one."""
     for metric in loss:
-        if metric.formula not in DIFFERENTIABLE:
+        if PLAIN.get(metric.formula, metric.formula) not in DIFFERENTIABLE:
             return f"{metric} in the loss has no gradient, only {', '.join(DIFFERENTIABLE)} have one"
     return None

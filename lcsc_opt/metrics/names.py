@@ -36,6 +36,8 @@ TONES = "tones"
 OUTSIDE = "outside"
 REWARD: Final = "reward"
 HELD_OUT_REWARD: Final = "held_out_reward"
+FID_SHRUNK: Final = "fid_shrunk"  # to a target that is shrunk towards an average of the checkpoints
+TONES_SHRUNK: Final = "tones_shrunk"
 OWN_FEATURES: frozenset[Formula] = frozenset({REWARD, HELD_OUT_REWARD, OUTSIDE, TONES})
 """Metrics with features of their own; the extractor has the metric's name. That of a reward is the user's function."""
 WITHOUT_NETWORK: Mapping[str, Formula] = {PIXELS: "fid", TONES: TONES}
@@ -44,11 +46,26 @@ WITHOUT_REFERENCE: frozenset[Formula] = frozenset({"is", REWARD, HELD_OUT_REWARD
 FID_HELD_OUT: Final = "fid_held_out"  # to real images that no search saw: never in a loss
 OF_REFERENCE_FEATURES: frozenset[Formula] = frozenset(FORMULAS) - {"fid", FID_HELD_OUT, *WITHOUT_REFERENCE}
 """Those for which mean and covariance of the real images are not enough."""
-TO_HELD_OUT: Mapping[Formula, Formula] = {"fid": FID_HELD_OUT, TONES: f"{TONES}_held_out"}
+TONES_HELD_OUT: Final = f"{TONES}_held_out"
+TO_SHRUNK: Mapping[Formula, Formula] = {"fid": FID_SHRUNK, TONES: TONES_SHRUNK}
+"""A distance to the real images that a search sees → the same one to a target that is shrunk; only a loss has it."""
+TO_HELD_OUT: Mapping[Formula, Formula] = {
+    "fid": FID_HELD_OUT,
+    TONES: TONES_HELD_OUT,
+    FID_SHRUNK: FID_HELD_OUT,
+    TONES_SHRUNK: TONES_HELD_OUT,
+}
 """A distance to the real images that a search sees → the same one to those that are held out."""
+PLAIN: Mapping[Formula, Formula] = {
+    FID_HELD_OUT: "fid",
+    TONES_HELD_OUT: TONES,
+    FID_SHRUNK: "fid",
+    TONES_SHRUNK: TONES,
+}
+"""A distance to something else than the real images that a search sees → the same one to these."""
 DIFFERENTIABLE: tuple[Formula, ...] = ("fid", "kid", "near", "hinge", "reward", TONES)
-BIASED: frozenset[Formula] = frozenset({"fid", TONES})
-"""Of those in ``DIFFERENTIABLE``, the ones whose expected value depends on the number of samples."""
+BIASED: frozenset[Formula] = frozenset({"fid", TONES, *TO_SHRUNK.values()})
+"""Distances with a gradient, whose expected value depends on the number of samples."""
 
 OF_LOSS_FEATURES = ("precision", "recall", "near", "hinge", "fid_held_out")
 """Without ``@extractor``, these are in the features of the loss."""
@@ -127,7 +144,7 @@ class MetricName:
     @property
     def has_own_features(self) -> bool:
         """Whether its features are made for it, as a reward or tones: no other metric is measured in them."""
-        return self.formula in OWN_FEATURES
+        return PLAIN.get(self.formula, self.formula) in OWN_FEATURES
 
     @property
     def sign(self) -> int:
@@ -144,8 +161,9 @@ class MetricName:
 
 def _usual_extractor(formula: Formula) -> str:
     """The extractor of a metric that is written without one."""
-    if formula in OWN_FEATURES:
-        return formula
+    plain = PLAIN.get(formula, formula)
+    if plain in OWN_FEATURES:
+        return plain
     return INCEPTION
 
 

@@ -25,18 +25,20 @@ from lcsc_opt.metrics.distances import NEIGHBOURHOOD
 from lcsc_opt.metrics.extractors.base import FeatureExtractor, image_gradient
 from lcsc_opt.metrics.extractors.pixels import Outside
 from lcsc_opt.metrics.feature_metrics import FeatureMetrics, MetricPlan
-from lcsc_opt.metrics.image_metrics import ImageMetrics, extractor_for
+from lcsc_opt.metrics.image_metrics import ImageMetrics, ImageState, extractor_for
 from lcsc_opt.metrics.names import (
     FID_HELD_OUT,
     OUTSIDE,
     REWARD,
     TO_HELD_OUT,
+    TO_SHRUNK,
     WITHOUT_NETWORK,
     Formula,
     MetricName,
     need_real_features,
 )
 from lcsc_opt.metrics.reference.reference import Reference
+from lcsc_opt.metrics.shrinking import MOST_REAL, NEGLIGIBLE, NOTHING_ELSE, PROBE_DOUBT, shrinkage_of
 from lcsc_opt.metrics.suite_metrics import SuiteMetrics
 from lcsc_opt.metrics.value_range import LOOKED_AT, value_range
 
@@ -82,6 +84,7 @@ class MetricSuite:
         self._build_report_references = report_references
         self._some_real_images = real_images
         self._known_ranges: set[int] = set()  # of samplers
+        self._targets: dict[str, Reference] = {}  # extractor's name → its reference, shrunk, for the loss
         self.references: dict[str, Reference] = {OUTSIDE: Reference(Outside()), **references}
         for metric in metrics.reported:
             if metric.extractor not in self.references:
@@ -151,9 +154,18 @@ class MetricSuite:
             candidate: what is evaluated, of which the coefficients do not matter here.
             total: how many images it has, in all parts.
         """
-        loss = self.loss if candidate.yardstick is None else self.loss.relative_to(candidate.yardstick)
         group = candidate.noise.group
+        targets = self._targets
+        if group == HELD_OUT.group or candidate.rehearsal:  # what is reported is plain, and what nobody compares
+            targets = {}
+        loss = self.loss.shrunk(targets)
+        if candidate.yardstick is not None:
+            loss = loss.relative_to(candidate.yardstick)
         metrics = self._metrics.searched
+        if targets:
+            if candidate.unbiased:  # a step, where the plain distances would cost as much again for no one
+                metrics = tuple(metric for metric in metrics if metric not in self.loss.weights)
+            metrics = tuple(dict.fromkeys((*loss.weights, *metrics)))
         if group == HELD_OUT.group:
             metrics = tuple(dict.fromkeys((*self._metrics.reported, *self.evaluation_metrics)))
         elif group == SELECTION.group:
@@ -168,7 +180,63 @@ class MetricSuite:
             intervals=candidate.error,
             device=self._device,
         )
-        return ImageMetrics(loss, metrics, references, plan)
+        return ImageMetrics(loss, metrics, references, plan, targets)
+
+    @functools.cached_property
+    def few_real_images(self) -> dict[str, MetricName]:
+        """Extractor's name → the loss's distance there, where real images are few enough for a target to be shrunk."""
+        distances: dict[str, MetricName] = {}
+        for metric in self.loss.weights:
+            features = self.references[metric.extractor].features
+            if metric.formula in TO_SHRUNK and features is not None and len(features) <= MOST_REAL:
+                distances[metric.extractor] = metric
+        return distances
+
+    def metrics_of_average(self, total: int) -> ImageMetrics:
+        """Collects what :meth:`shrink` needs of ``total`` samples of the average, or of a part of them."""
+        distances = list(self.few_real_images.values())
+        return ImageMetrics(self.loss, distances, self.references, MetricPlan(total, unbiased=True))
+
+    def shrink(self, average: ImageState, *, is_probe: bool) -> bool:
+        """Shrink the targets of the loss towards an average of the checkpoints, where real images are few.
+
+        Args:
+            average: the state of :meth:`metrics_of_average`, of all its samples.
+            is_probe: whether these are only so many as tell whether more are needed: then nothing is shrunk.
+
+        Returns:
+            Whether some target is shrunk, or would be.
+
+        Raises:
+            MetricError: the real images say nothing that the average does not.
+        """
+        shrinkages = {}
+        for name, metric in self.few_real_images.items():
+            _, features, _ = average[name]
+            assert features is not None  # since the plan keeps them
+            doubt = PROBE_DOUBT if is_probe else 1.0
+            shrinkages[name] = shrinkage_of(metric.formula, self.references[name], features, doubt=doubt)
+        weights = [weight for shrinkage in shrinkages.values() for weight in shrinkage.weights.values()]
+        is_shrunk = max(weights) > NEGLIGIBLE
+        if is_probe or not is_shrunk:
+            return is_shrunk
+        texts = []
+        for name, shrinkage in shrinkages.items():
+            of_space = ", ".join(f"{weight:.2f} ({what})" for what, weight in shrinkage.weights.items())
+            texts.append(f"{self.few_real_images[name]} {of_space}")
+        count = max(len(self.references[name].known_features) for name in shrinkages)
+        said = f"{count:,} real images, weights of the average of the checkpoints: {'; '.join(texts)}"
+        if min(weights) > NOTHING_ELSE and len(shrinkages) == len(self.loss.weights):
+            raise MetricError(
+                f"nothing to search for: as far as the real images can tell, an average of the checkpoints is like "
+                f"them ({said}). Keep EMA*, or give more real images"
+            )
+        notice(
+            f"few real images, so the loss compares with a weighted sum of these and of samples of an average of the "
+            f"checkpoints; {said}. With more real images the weights fall"
+        )
+        self._targets = {name: self.references[name].shrunk(each) for name, each in shrinkages.items()}
+        return True
 
     def image_gradient(
         self, images: Tensor, gradients: Mapping[str, Tensor], prompts: Sequence[str] | None = None
@@ -325,6 +393,8 @@ class MetricSuite:
         if self.loss.bound is not None:
             description["bound"] = self.loss.bound
         description["extractors"] = self._described(self.loss.extractors)
+        if self.few_real_images:
+            description["shrunk"] = sorted(map(str, self.few_real_images.values()))
         return description
 
     def describe_reports(self) -> dict[str, Any]:

@@ -77,8 +77,13 @@ def tones(samples: Tensor, reference: Reference) -> Tensor:
     Raises:
         MetricError: no distribution of the real images varies.
     """
-    quantiles = reference.once("quantiles", samples.device, quantiles_of)
+    quantiles = target_quantiles(reference, samples.device)
     return distance_of_sorted(by_distribution(samples).sort(dim=1).values, quantiles)
+
+
+def target_quantiles(reference: Reference, device: torch.device | str) -> Tensor:
+    """``[distributions, levels]``: the quantiles of the real images, shrunk if the reference is; computed once."""
+    return reference.once("quantiles", device, lambda features: reference.shrinkage.quantiles(quantiles_of(features)))
 
 
 def distance_of_sorted(ordered: Tensor, quantiles: Tensor) -> Tensor:

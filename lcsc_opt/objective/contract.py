@@ -273,6 +273,10 @@ class StagedObjective(Objective):
     def images_of(self, candidate: Candidate) -> int:
         """The number of images that a candidate is evaluated on."""
 
+    def needs(self, candidate: Candidate) -> Candidate | None:  # noqa: ARG002 - for subclasses
+        """What this process has to evaluate and :meth:`score` before it can score a candidate; ``None`` if nothing."""
+        return None
+
     @abc.abstractmethod
     def prepare(self, candidate: Candidate) -> Any:
         """Merge. The result stays in this process."""
@@ -322,6 +326,8 @@ class StagedObjective(Objective):
             reason = self.why_no_gradient()
             if reason:
                 raise ObjectiveError(f"a gradient was asked for, and {reason}")
+        while (needed := self.needs(candidate)) is not None:
+            self.evaluate(needed)
         count = self.images_of(candidate)
         prepared = self.prepare(candidate)
         part = self.sample(candidate, prepared, 0, count)

@@ -13,10 +13,11 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from lcsc_opt.base.errors import ObjectiveError, raised_as
+from lcsc_opt.base.errors import MetricError, ObjectiveError, raised_as
 from lcsc_opt.base.progress import notice
 from lcsc_opt.base.records import (
     CONTIGUOUS,
+    HELD_OUT,
     SEARCH,
     Candidate,
     Coefficients,
@@ -33,6 +34,7 @@ from lcsc_opt.metrics.frechet import effective_dimension
 from lcsc_opt.metrics.image_metrics import ImageMetrics, ImageState
 from lcsc_opt.metrics.loss import why_no_gradient
 from lcsc_opt.metrics.reference.images import ImageSet
+from lcsc_opt.metrics.shrinking import ENOUGH, PROBE
 from lcsc_opt.objective.batch_sizes import BatchSizes, Size, images_at_once
 from lcsc_opt.objective.contract import OF_MACHINE, Role, Samples, StagedObjective, stop_if_told
 from lcsc_opt.objective.gradient_pass import GradientPass
@@ -50,6 +52,7 @@ DEFAULT_IMAGES = 10_000  # Liu et al. 2024, Section 5.1
 _ASKED = ("metrics", "held_out_metrics", "held_out_reward", "trainer_ema")  # settings of reports alone
 REHEARSED = 16  # images, of which every metric can be computed
 FIXED_AVERAGE = 0.10  # its sigma_rel: near EMA* of most training runs
+AVERAGE = Noise("average")  # of the samples of this average, towards which targets of few real images are shrunk
 
 Merged = tuple[dict[str, Tensor], Cost]
 """The merged weights of one candidate, name → tensor, until they are in the model; and the cost of merging."""
@@ -120,6 +123,8 @@ class MergeSampleScore(StagedObjective):
             real_per_dimension=_real_images_per_dimension(scores),
         )
         self._is_placed = False
+        self._images_of_average: int | None = None  # that were scored last, for targets
+        self._knows_targets = not scores.few_real_images
         self._gradient_pass: GradientPass | None = None
 
     @property
@@ -202,7 +207,11 @@ class MergeSampleScore(StagedObjective):
         batch_norm = None
         if self._batch_norm is not None:
             batch_norm = {"images": IMAGES, "batch": BATCH}
+        shrunk = {}
+        if self.scores.few_real_images:
+            shrunk = {"target": {"sigma_rel": FIXED_AVERAGE, "images": max(ENOUGH, self._images)}}
         return {
+            **shrunk,
             "trajectory": self.trajectory.sha256,
             **describe_renaming(self.trajectory),
             "sampler": self.sampler.describe(),
@@ -251,6 +260,16 @@ class MergeSampleScore(StagedObjective):
             return self._images
         return candidate.images
 
+    def needs(self, candidate: Candidate) -> Candidate | None:
+        """Samples of the average that few real images are shrunk towards: few of them, which tell whether more are.
+
+        Nobody compares losses of a rehearsal, and what reports have is plain.
+        """
+        if self._knows_targets or candidate.rehearsal or candidate.noise.group in (AVERAGE.group, HELD_OUT.group):
+            return None
+        images = PROBE if self._images_of_average is None else max(ENOUGH, self._images)
+        return Candidate(power_ema_coefficients(self.steps, FIXED_AVERAGE), images=images, noise=AVERAGE)
+
     def prepare(self, candidate: Candidate) -> Merged:
         """Merge."""
         watch = Stopwatch()
@@ -271,7 +290,12 @@ class MergeSampleScore(StagedObjective):
         with watch.timing("merge"):
             self._load(weights, candidate.coefficients)
             weights.clear()
-        metrics = self._batch_sizes.retry_smaller(lambda: self._sample(candidate, first, last, watch))
+        try:
+            metrics = self._batch_sizes.retry_smaller(lambda: self._sample(candidate, first, last, watch))
+        except MetricError:
+            if candidate.noise.group == AVERAGE.group:  # which other models need not share
+                return {}, watch.cost(images=last - first)
+            raise
         with watch.timing("features"):
             state = metrics.state
         count = last - first
@@ -284,6 +308,8 @@ class MergeSampleScore(StagedObjective):
             MetricError: the features cannot be scored.
         """
         watch = Stopwatch()
+        if candidate.noise.group == AVERAGE.group:
+            return self._score_average(parts), [None] * len(parts)
         feature_gradients: list[FeatureGradients | None] = [None] * len(parts)
         unseen = None
         with watch.timing("metric"), self._metric_threads():
@@ -308,6 +334,27 @@ class MergeSampleScore(StagedObjective):
             without_groups=without_groups,
         )
         return evaluation, feature_gradients
+
+    def _score_average(self, parts: Sequence[Sampled]) -> Evaluation:
+        """Shrink the targets towards the average that was sampled, or learn that they stay as they are.
+
+        Raises:
+            MetricError: the real images say nothing that the average does not.
+        """
+        cost = Cost.of_parts([cost for _, cost in parts])
+        metrics = self.scores.metrics_of_average(cost.images)
+        if not all(state for state, _ in parts):
+            notice("an average of the checkpoints cannot sample, so the loss compares with few real images alone")
+            self._knows_targets = True
+            return Evaluation(0.0, cost=cost)
+        for state, _ in parts:
+            metrics.merge(state)
+        is_probe = self._images_of_average is None
+        with self._metric_threads():
+            is_shrunk = self.scores.shrink(metrics.state, is_probe=is_probe)
+        self._images_of_average = cost.images
+        self._knows_targets = not (is_probe and is_shrunk)
+        return Evaluation(0.0, cost=cost)
 
     def vjp(
         self,
@@ -379,7 +426,10 @@ class MergeSampleScore(StagedObjective):
         watch: Stopwatch,
     ) -> ImageMetrics:
         """The metrics of the images ``[first, last)``; for a gradient, :meth:`vjp` gets the graph of the last batch."""
-        metrics = self.scores.image_metrics(candidate, self.images_of(candidate))
+        if candidate.noise.group == AVERAGE.group:
+            metrics = self.scores.metrics_of_average(self.images_of(candidate))
+        else:
+            metrics = self.scores.image_metrics(candidate, self.images_of(candidate))
         stages = self._stages[candidate.sampler]
         end_without_graph = last
         if candidate.gradient:

@@ -17,6 +17,7 @@ from torch import Tensor
 from lcsc_opt.base.errors import MetricError, ObjectiveError
 from lcsc_opt.metrics.extractors.base import FeatureExtractor, extract
 from lcsc_opt.metrics.frechet import FrechetReference, Moments
+from lcsc_opt.metrics.reference.shrinkage import NOTHING, Shrinkage
 
 FEWEST_UNSEEN = 4  # real images of each part: precision and recall need more than three neighbours
 
@@ -39,6 +40,7 @@ class Reference:
         size: height and width of the real images; ``None`` where only their statistics or features are known.
         held_out: further real images for reports, with their features.
         selection: others that choose the answer.
+        shrinkage: how far the statistics are those of an average of the checkpoints.
 
     Raises:
         MetricError: the statistics are of another number of features than the extractor has.
@@ -52,6 +54,7 @@ class Reference:
     size: tuple[int, int] | None = None
     held_out: Reference | None = None
     selection: Reference | None = None
+    shrinkage: Shrinkage = NOTHING
     _computed: dict[tuple[str, str], object] = dataclasses.field(default_factory=dict, init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -114,6 +117,11 @@ class Reference:
         if min(choosing.sum(), (~choosing).sum()) < FEWEST_UNSEEN:
             return dataclasses.replace(self, held_out=unseen)
         return dataclasses.replace(self, selection=unseen._part(choosing), held_out=unseen._part(~choosing))
+
+    def shrunk(self, shrinkage: Shrinkage) -> Reference:
+        """The target of a loss: these real images, moved towards an average of the checkpoints."""
+        gaussian = FrechetReference(*shrinkage.gaussian(self.frechet.mean, self.frechet.cov))
+        return dataclasses.replace(self, gaussian=gaussian, shrinkage=shrinkage)
 
     @functools.cached_property
     def of_choice(self) -> Reference:
