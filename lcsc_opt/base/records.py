@@ -132,6 +132,7 @@ class ReportedMetrics:
         judges: further metrics in which no answer may be certainly worse than what the user had; lower is better.
         real_halves: metric → its value for held-out real images in place of samples; empty if none are held out.
         real_count: how many these are. Distances of fewer images are larger.
+        few_real_images: how many real images a search and its reports compare with, where they are few; else 0.
     """
 
     signs: Mapping[str, int] = dataclasses.field(default_factory=dict)
@@ -141,6 +142,7 @@ class ReportedMetrics:
     judges: tuple[str, ...] = ()
     real_halves: Mapping[str, float] = dataclasses.field(default_factory=dict)
     real_count: int = 0
+    few_real_images: int = 0
 
 
 @dataclasses.dataclass(frozen=True)

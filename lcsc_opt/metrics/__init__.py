@@ -14,6 +14,7 @@
     distances.py        KID, precision and recall, metrics of single samples
     tones.py            one-dimensional distributions of values and of their differences
     extrapolation.py    distances corrected for the bias of few images
+    shrinking.py        few real images: how far the loss's target is an average of the checkpoints
     leave_out.py        metrics without each of ten groups of images, for intervals
     extractors/         images → features [N, D]: published networks, and those of users
     bundled_images.py   small images without a download; extractors/bundled.py has feature networks for them

@@ -25,6 +25,7 @@ from lcsc_opt.metrics.reference.reference import Reference
 from lcsc_opt.metrics.reference.shrinkage import Shrinkage
 
 MOST_REAL = 10_000  # images whose targets may be shrunk: weights are below a thousandth where EMA* is far from them
+FEW_REAL = 1_000  # images, up to which whoever reads a distance to them is told how many they are
 NEGLIGIBLE = 0.05  # weights, up to which a target stays as it is
 NOTHING_ELSE = 0.95  # weights, from which real images say nothing that the average does not
 PROBE = 200  # samples of the average, which tell whether any weight can be more than negligible

@@ -38,7 +38,7 @@ from lcsc_opt.metrics.names import (
     need_real_features,
 )
 from lcsc_opt.metrics.reference.reference import Reference
-from lcsc_opt.metrics.shrinking import MOST_REAL, NEGLIGIBLE, NOTHING_ELSE, PROBE_DOUBT, shrinkage_of
+from lcsc_opt.metrics.shrinking import FEW_REAL, MOST_REAL, NEGLIGIBLE, NOTHING_ELSE, PROBE_DOUBT, shrinkage_of
 from lcsc_opt.metrics.suite_metrics import SuiteMetrics
 from lcsc_opt.metrics.value_range import LOOKED_AT, value_range
 
@@ -183,7 +183,7 @@ class MetricSuite:
         return ImageMetrics(loss, metrics, references, plan, targets)
 
     @functools.cached_property
-    def few_real_images(self) -> dict[str, MetricName]:
+    def shrinkable(self) -> dict[str, MetricName]:
         """Extractor's name → the loss's distance there, where real images are few enough for a target to be shrunk."""
         distances: dict[str, MetricName] = {}
         for metric in self.loss.weights:
@@ -194,7 +194,7 @@ class MetricSuite:
 
     def metrics_of_average(self, total: int) -> ImageMetrics:
         """Collects what :meth:`shrink` needs of ``total`` samples of the average, or of a part of them."""
-        distances = list(self.few_real_images.values())
+        distances = list(self.shrinkable.values())
         return ImageMetrics(self.loss, distances, self.references, MetricPlan(total, unbiased=True))
 
     def shrink(self, average: ImageState, *, is_probe: bool) -> bool:
@@ -211,7 +211,7 @@ class MetricSuite:
             MetricError: the real images say nothing that the average does not.
         """
         shrinkages = {}
-        for name, metric in self.few_real_images.items():
+        for name, metric in self.shrinkable.items():
             _, features, _ = average[name]
             assert features is not None  # since the plan keeps them
             doubt = PROBE_DOUBT if is_probe else 1.0
@@ -223,7 +223,7 @@ class MetricSuite:
         texts = []
         for name, shrinkage in shrinkages.items():
             of_space = ", ".join(f"{weight:.2f} ({what})" for what, weight in shrinkage.weights.items())
-            texts.append(f"{self.few_real_images[name]} {of_space}")
+            texts.append(f"{self.shrinkable[name]} {of_space}")
         count = max(len(self.references[name].known_features) for name in shrinkages)
         said = f"{count:,} real images, weights of the average of the checkpoints: {'; '.join(texts)}"
         if min(weights) > NOTHING_ELSE and len(shrinkages) == len(self.loss.weights):
@@ -369,6 +369,12 @@ class MetricSuite:
         held_out = (reference.held_out for reference in self.references.values() if reference.held_out is not None)
         return max((len(images.known_features) for images in held_out), default=0)
 
+    @property
+    def few_real_count(self) -> int:
+        """How many real images the loss compares with, where they are few: FID to these says little; else 0."""
+        counts = (len(self.references[name].known_features) for name in self.shrinkable)
+        return min((count for count in counts if count <= FEW_REAL), default=0)
+
     def warnings(self, images: int) -> list[str]:
         """Warnings about FID of ``images`` samples against these references, a line each."""
         lines: list[str] = []
@@ -393,8 +399,6 @@ class MetricSuite:
         if self.loss.bound is not None:
             description["bound"] = self.loss.bound
         description["extractors"] = self._described(self.loss.extractors)
-        if self.few_real_images:
-            description["shrunk"] = sorted(map(str, self.few_real_images.values()))
         return description
 
     def describe_reports(self) -> dict[str, Any]:

@@ -124,7 +124,7 @@ class MergeSampleScore(StagedObjective):
         )
         self._is_placed = False
         self._images_of_average: int | None = None  # that were scored last, for targets
-        self._knows_targets = not scores.few_real_images
+        self._knows_targets = not scores.shrinkable
         self._gradient_pass: GradientPass | None = None
 
     @property
@@ -176,6 +176,7 @@ class MergeSampleScore(StagedObjective):
                 judges=tuple(self.scores.judges),
                 real_halves=self.scores.real_halves(),
                 real_count=self.scores.real_count,
+                few_real_images=self.scores.few_real_count,
             )
 
     def why_no_gradient(self) -> str | None:
@@ -208,7 +209,7 @@ class MergeSampleScore(StagedObjective):
         if self._batch_norm is not None:
             batch_norm = {"images": IMAGES, "batch": BATCH}
         shrunk = {}
-        if self.scores.few_real_images:
+        if self.scores.shrinkable:
             shrunk = {"target": {"sigma_rel": FIXED_AVERAGE, "images": max(ENOUGH, self._images)}}
         return {
             **shrunk,

@@ -46,6 +46,7 @@ def test_the_loss_is_relative_to_many_samples_of_an_average_of_the_checkpoints(o
     assert "fid_shrunk" in objective.evaluate(Candidate(EMA, noise=SELECTION)).metrics
     held_out = objective.evaluate(Candidate(EMA, noise=HELD_OUT))
     assert held_out.loss == held_out.metrics["fid"]
+    assert objective.reported_metrics().few_real_images == 20
 
 
 def test_the_gradient_is_that_of_the_loss_also_of_the_first_evaluation(objective: MergeSampleScore) -> None:
@@ -101,6 +102,7 @@ def test_many_real_images_cost_a_few_samples_once_and_change_nothing(
     objective.evaluate(ASKED)
     assert sampled == [("average", 200), ("search", None), ("search", None)]
     assert evaluation.metrics == {"fid": evaluation.loss}
+    assert not objective.reported_metrics().few_real_images
     sampled.clear()
     build(tmp_path, few(20)).evaluate(Candidate(EMA, rehearsal=True))
     assert sampled == [("search", None)], "of a rehearsal nobody compares the loss"
