@@ -75,10 +75,11 @@ class OneWorker:
 def test_it_is_the_same_whoever_samples(tmp_path: Path, objective: MergeSampleScore) -> None:
     expected = objective.evaluate(ASKED)
     plain = Candidate(EMA)
+    pool: Any = OneWorker(build(tmp_path, batch_size=500))
     evaluators = [
         Pipeline(build(tmp_path, few(), batch_size=500)),
-        SpreadEvaluator(build(tmp_path, few(), batch_size=500), OneWorker(build(tmp_path, batch_size=500))),
-    ]  # type: ignore[arg-type]
+        SpreadEvaluator(build(tmp_path, few(), batch_size=500), pool),
+    ]
     for evaluator in evaluators:
         outcomes: list[Outcome] = [future.result() for future in map(evaluator.submit, (plain, ASKED, plain))]
         for outcome in outcomes:
