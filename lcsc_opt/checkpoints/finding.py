@@ -387,6 +387,7 @@ class Selection(FrozenModel):
             divides the interval, this keeps (n_K − n) % interval = 0. A step that is off by one, or a last checkpoint
             between two regular ones, does not empty the selection.
         last: keeps this many of the last ones.
+        count: of these, keeps this many evenly spaced ones, the last among them; all if there are fewer.
 
     Raises:
         pydantic.ValidationError: a number that is not whole, or too small.
@@ -397,6 +398,7 @@ class Selection(FrozenModel):
     window: PositiveInt | None = None
     interval: PositiveInt | None = None
     last_step: PositiveInt | None = None
+    count: Annotated[int, Field(ge=2)] | None = None
 
     @property
     def given(self) -> dict[str, int]:
@@ -422,6 +424,9 @@ class Selection(FrozenModel):
             chosen = _nearest_to_grid(chosen, self.interval)
         if self.last is not None:
             chosen = chosen[-self.last :]
+        if self.count is not None and self.count < len(chosen):
+            interval = (len(chosen) - 1) / (self.count - 1)
+            chosen = [chosen[round(index * interval)] for index in range(self.count)]
         if len(chosen) < 2:
             rules = ", ".join(f"{name} {value}" for name, value in self.given.items()) or "this"
             raise TrajectoryError(

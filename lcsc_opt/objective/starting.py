@@ -34,6 +34,8 @@ _TEMPLATES = Path(__file__).parent / "templates"
 _LINE = re.compile(r"(?P<indent> *)(?P<key>\w+): (?P<value>.*?)(?: +(?P<comment># .*))?")
 _SETTING = "    "  # what a line of objective.settings begins with
 _COMMENT_COLUMN = 38
+MANY_CHECKPOINTS = 32
+ENOUGH_CHECKPOINTS = 16  # for a search along the gradient, with a row of coefficients for each channel
 
 
 class _Run(NamedTuple):
@@ -93,6 +95,9 @@ def draft(
     if len(checkpoints) == 1:
         patterns = str(checkpoints[0])
     facts |= {"name": _as_yaml(name), "checkpoints": _as_yaml(patterns)}
+    if kind != "score" and len(run.steps) > MANY_CHECKPOINTS:
+        spaced = f"evenly spaced, of {len(run.steps)}: enough for a search along the gradient"
+        facts["select"] = f"{{count: {ENOUGH_CHECKPOINTS}}}              # {spaced}"
     facts |= {setting: _as_yaml(value) for setting, value in given.items()}
     if steps is not None:
         facts["steps"] = _as_yaml([*steps])

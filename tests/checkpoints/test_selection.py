@@ -17,6 +17,12 @@ def test_last_and_first_step():
     assert chosen(STEPS, last=500, first_step=0) == list(STEPS)
 
 
+def test_a_count_is_spaced_evenly_and_keeps_both_ends():
+    assert chosen(STEPS, count=3) == [100, 1100, 2000]
+    assert chosen(STEPS, count=4, last=8) == [1300, 1500, 1800, 2000]
+    assert chosen(STEPS, count=20) == chosen(STEPS, count=21) == list(STEPS)
+
+
 def test_a_last_step_is_as_if_training_had_ended_there():
     assert chosen(STEPS, last_step=350) == [100, 200, 300]
     assert chosen(STEPS, first_step=900, window=1500, interval=200, last=4) == [1400, 1600, 1800, 2000]
