@@ -6,7 +6,7 @@
     python benchmarks/mature.py --command rechoose --work FOLDER  # where the rules of the choice have changed
     python benchmarks/mature.py --command floor --work FOLDER [--seeds 20] [--real 2500]
     python benchmarks/mature.py --command variants --work FOLDER [--cells digits8,late,20,2500,0 ...] [--variants ...]
-    python benchmarks/mature.py --command few --work FOLDER [--cells photographs8,late,4,60,0 ...] [--rows channels ...]
+    python benchmarks/mature.py --command few --work FOLDER [--cells photographs8,late,4,60,0 ...] [--budget 80]
     python benchmarks/mature.py --command table --work FOLDER
 
 Flows of MNIST's digits and of Twitter's emoji in colour (CC-BY 4.0), at 8×8 and at 16×16, are trained until
@@ -55,7 +55,6 @@ from lcsc_opt.metrics import shrinking
 
 CHECKPOINTS = 8  # of a window
 CHECKS = 8  # that are judged
-FEW_BUDGET = 30  # evaluations of 500 images, with which few real images are searched
 WINDOWS = {"early": (0.04, 0.13), "middle": (0.3, 0.5), "late": (0.8, 1.0)}  # shares of the training
 VARIANTS: dict[str, dict[str, Any]] = {
     "defaults": {},
@@ -260,7 +259,7 @@ def variants(work: Path, wanted: list[str], names: list[str]) -> None:
         (RESULTS / f"mature_variants_{model}.md").write_text("\n".join(text) + "\n")
 
 
-def few(work: Path, wanted: list[str], rows: list[str], targets: list[str]) -> None:
+def few(work: Path, wanted: list[str], rows: list[str], targets: list[str], budget: int) -> None:
     """Search cells of few real images, judge the answers and checks, and write what they give."""
     for cell in map(Cell.parse, wanted):
         path = work / f"few_{cell}.json"
@@ -269,19 +268,20 @@ def few(work: Path, wanted: list[str], rows: list[str], targets: list[str]) -> N
             for target in targets:
                 name = f"{row}, {target}"
                 if name not in found:
-                    found[name] = _judged_few(work, cell, row, target)
+                    found[name] = _judged_few(work, cell, row, target, budget)
                     print(cell, name, found[name], flush=True)
                     path.write_text(json.dumps(found))
-    (RESULTS / "mature_few.md").write_text("\n".join([machine(), "", *_of_few(work)]) + "\n")
+    text = ["# Few real images, with shrunk and with plain targets", "", machine(), "", *_of_few(work)]
+    (RESULTS / "mature_few.md").write_text("\n".join(text) + "\n")
 
 
-def _judged_few(work: Path, cell: Cell, row: str, target: str) -> dict[str, Any]:
+def _judged_few(work: Path, cell: Cell, row: str, target: str, budget: int) -> dict[str, Any]:
     """Answer, best check and last check, as ratios of their distances and EMA*'s in each judge."""
     model = MODELS[cell.model]
     most_real = shrinking.MOST_REAL if target == "shrunk" else 0
     with mock.patch("lcsc_opt.metrics.suite.MOST_REAL", most_real):  # 0: no set of real images is few enough
         try:
-            result = search(work, cell, f"_{row}_{target}", rows=row, budget=FEW_BUDGET, held_out=500)
+            result = search(work, cell, f"_{row}_{target}", rows=row, budget=budget, held_out=500)
         except lcsc_opt.LcscError as error:
             return {"refused": str(error)}
     grid, found = result.studies
@@ -508,6 +508,7 @@ def main() -> None:
         seeds=20,
         real=2500,
         rows={"nargs": "*", "default": ["layers", "channels"]},
+        budget=80,
         targets={"nargs": "*", "default": ["shrunk", "plain"]},
     )
     torch.set_num_threads(1)
@@ -524,7 +525,7 @@ def main() -> None:
         case "variants":
             variants(work, arguments.cells, arguments.variants)
         case "few":
-            few(work, arguments.cells, arguments.rows, arguments.targets)
+            few(work, arguments.cells, arguments.rows, arguments.targets, arguments.budget)
         case "floor":
             floor(work, arguments.seeds, arguments.real)
         case _:
