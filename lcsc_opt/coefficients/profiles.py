@@ -48,7 +48,7 @@ def check_steps(steps: Sequence[int]) -> tuple[int, ...]:
     checked: list[int] = []
     previous = -1
     for index, value in enumerate(steps):
-        step = _whole_number(value)
+        step = value if type(value) is int else _whole_number(value)
         if step is None or step <= previous:
             raise StudySpecError(f"steps[{index}]: expected a whole number above {previous}, got {value!r}")
         checked.append(step)

@@ -65,8 +65,8 @@ class Model:
 
     def to_json(self) -> dict[str, Any]:
         """What is stored of it with a trial that has its coefficients."""
-        stored = {"name": self.name, "study": self.study, "trial": self.trial, "label": self.label}
-        return {**stored, "weights_sha256": self.weights_sha256, "key": self.key}
+        names = [field.name for field in dataclasses.fields(self) if field.name != "coefficients"]
+        return {**{name: getattr(self, name) for name in names}, "key": self.key}
 
     @classmethod
     def from_json(cls, stored: Mapping[str, Any], coefficients: npt.NDArray[np.float64]) -> Model:

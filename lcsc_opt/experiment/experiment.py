@@ -680,6 +680,7 @@ class Experiment:
             if keep:
                 self._use_rows(rows)
                 attach_images(stored, self.objective, report, self.studies)
+            self._read_again(stored.storage)
             searches = self._searches(stored.storage)
             if {search.study: search.evaluations for search in searches} == dict(report.evaluations):
                 break  # else another process has ended a search meanwhile
@@ -718,11 +719,14 @@ class Experiment:
 
         return warning_of_kept_state(answer, lambda candidate: self._evaluate(candidate, rows), load_the_same)
 
-    def _searches(self, storage: RDBStorage) -> list[Searched]:
-        """All stored searches, as they are now, but for those that another process runs."""
+    def _read_again(self, storage: RDBStorage) -> None:
+        """Other processes may have begun searches, or deleted some."""
         contents = read_contents(storage)
         foreign = contents.foreign(self.name)
         self.studies = {name: found for name, found in contents.of(self.name).items() if name not in foreign}
+
+    def _searches(self, storage: RDBStorage) -> list[Searched]:
+        """All searches that are known, as they are now, but for those that another process runs."""
         running = locked(storage, list(self.studies))
         return [
             Searched(name, StoredStudy.open(storage, name).trials()) for name in self.studies if name not in running

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from lcsc_opt.base.contact_sheet import contact_sheet
 from lcsc_opt.base.records import HELD_OUT
-from lcsc_opt.database.experiment import StoredExperiment
+from lcsc_opt.database.experiment import KEYS, StoredExperiment
 from lcsc_opt.database.measurement import Measurement
 from lcsc_opt.database.report import Report
 from lcsc_opt.database.states import Attributes
@@ -17,6 +17,7 @@ from lcsc_opt.exports.grid import rows_of
 from lcsc_opt.objective.contract import Objective
 from lcsc_opt.views.artifacts import FARTHEST, SAMPLES, Shows, artifact_directory, pair_of, pictured
 
+_PICTURED = "pictured"  # an attribute of the experiment: whose images are stored
 PAIRS = 250  # images drawn from either model of a pair
 SHOWN = 40  # of them, the first, and those that differ most
 
@@ -27,7 +28,8 @@ def attach_images(
     """Store images of the models of a report, all from the same noise, with the experiment.
 
     First the images as they come, with real ones where there are some; then the pairs that differ most, by the distance
-    of their features (App. E). There are none where the objective samples no images.
+    of their features (App. E). There are none where the objective samples no images. Those that are stored stay where
+    a report is made again with the same models.
 
     Args:
         experiment: where they are stored.
@@ -42,6 +44,10 @@ def attach_images(
     if not isinstance(objective, MergeSampleScore):
         return
     pair = pair_of(report)
+    today = next(iter(experiment.attributes[KEYS].values()))
+    of = {role: measured.model.key for role, measured in pictured(report).items()} | {"search": today["search"]}
+    if experiment.attributes.get(_PICTURED) == of:
+        return
 
     def sampled(role: Shows, measured: Measurement) -> Tensor:
         rows = rows_of(measured.model, studies)
@@ -63,3 +69,4 @@ def attach_images(
     folder.mkdir(parents=True, exist_ok=True)
     for name, images in images_of_name.items():
         experiment.record.attach(folder, name, contact_sheet(images.numpy()))
+    experiment.set_attribute(_PICTURED, of)
