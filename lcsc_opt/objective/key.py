@@ -83,20 +83,14 @@ class Key:
         deciding_settings = {}
         for path, value in _leaves(spec.settings):
             role = objective.role_of(path)
-            if role in ("decides", "reported"):
-                name = objective.name_of(path)
+            if role in parts:
+                name = ".".join(path) if role == "asked" else objective.name_of(path)
                 read = _read(value, objective, context, digests)
                 if read is not None:
                     inputs[name] = read
                     value = read.digest
-                parts[role][name] = value
-            elif role == "asked":
-                name = ".".join(path)
-                read = _read(value, objective, context, digests)
-                if read is not None:
-                    inputs[name] = read
-                    value = read.digest
-                parts["asked"][name] = value
+                if read is not None or not _is_folder(value, objective):  # objectives describe what they read in it
+                    parts[role][name] = value
             if role == "decides":
                 deciding_settings[".".join(path)] = value
         parts["decides"] |= {
@@ -234,6 +228,11 @@ def _read(value: Any, objective: Objective, context: BuildContext, digests: Dige
     if place.is_dir():
         return None
     return Input(digests.of(place), f"{value} ({shown_size(place.stat().st_size)})", str(place), stamp)
+
+
+def _is_folder(value: Any, objective: Objective) -> bool:
+    """Whether a setting names a folder that was read."""
+    return isinstance(value, str) and value in objective.places and Path(objective.places[value]).is_dir()
 
 
 def _checkpoints(trajectory: Trajectory) -> Input:

@@ -244,10 +244,13 @@ class MergeSampleScore(StagedObjective):
         return f"the {'held-out' if 'held_out' in setting else 'real'} images{of_extractor}"
 
     def content_of(self, place: Path, files: Path) -> tuple[str, str] | None:
-        """Images in a folder, by their content."""
+        """Images in a folder, by their content; of other folders, such as models', nothing is known here."""
         if not place.is_dir():
             return super().content_of(place, files)
-        images = ImageSet.of_files(place, folder=files)
+        try:
+            images = ImageSet.of_files(place, folder=files)
+        except MetricError:  # no images, or pictures beside a model
+            return None
         return images.content, f"{images.count:,} images"
 
     def images_of(self, candidate: Candidate) -> int:
