@@ -261,14 +261,17 @@ class ScoreSources:
         # a distance of the loss is also measured to real images that the loss does not see
         terms = [metric for metric in metrics if metric in self.metrics.loss.weights]
         compared_unseen = any(metric.formula in TO_HELD_OUT for metric in terms)
-        return self._built(
+        is_set_of_images = settings.is_set_of_images(MOST_IMAGES, self._sets)
+        built = self._built(
             settings,
             name,
             extractor,
             # the errors of distances count the real images, and need their features, unless they are too many
-            features=need_real_features(formulas) or settings.is_set_of_images(MOST_IMAGES, self._sets),
+            features=need_real_features(formulas) or is_set_of_images,
             held_out=FID_HELD_OUT in formulas or compared_unseen,
         )
+        # of others features are known only where a metric needs them, and no reported metric may change the loss
+        return dataclasses.replace(built, may_be_shrunk=is_set_of_images)
 
     def _built(
         self, settings: ReferenceSettings, name: str, extractor: FeatureExtractor, *, features: bool, held_out: bool

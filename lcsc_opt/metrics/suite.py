@@ -187,8 +187,9 @@ class MetricSuite:
         """Extractor's name → the loss's distance there, where real images are few enough for a target to be shrunk."""
         distances: dict[str, MetricName] = {}
         for metric in self.loss.weights:
-            features = self.references[metric.extractor].features
-            if metric.formula in TO_SHRUNK and features is not None and len(features) <= MOST_REAL:
+            reference = self.references[metric.extractor]
+            is_few = reference.features is not None and len(reference.features) <= MOST_REAL
+            if metric.formula in TO_SHRUNK and is_few and reference.may_be_shrunk:
                 distances[metric.extractor] = metric
         return distances
 

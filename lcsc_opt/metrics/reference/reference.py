@@ -41,6 +41,7 @@ class Reference:
         held_out: further real images for reports, with their features.
         selection: others that choose the answer.
         shrinkage: how far the statistics are those of an average of the checkpoints.
+        may_be_shrunk: whether they may be, where the real images are few.
 
     Raises:
         MetricError: the statistics are of another number of features than the extractor has.
@@ -55,6 +56,7 @@ class Reference:
     held_out: Reference | None = None
     selection: Reference | None = None
     shrinkage: Shrinkage = NOTHING
+    may_be_shrunk: bool = True
     _computed: dict[tuple[str, str], object] = dataclasses.field(default_factory=dict, init=False, repr=False)
 
     def __post_init__(self) -> None:
