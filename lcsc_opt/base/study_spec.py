@@ -74,25 +74,30 @@ AUTO: Final = "auto"
 """Rows that :mod:`lcsc_opt.experiment.defaults` chooses for each optimizer."""
 
 
-def _check_shared_rows(shared: dict[str, int]) -> dict[str, int]:
-    """Refuse all keys but ``channels``.
-
-    Raises:
-        ValueError: there is another one, or none.
-    """
-    if list(shared) != [CHANNELS]:
-        raise ValueError(f"expected {LAYERS}, {CHANNELS} or {{{CHANNELS}: 8}}, got {excerpt(shared)}")
-    return shared
-
-
 Rule = str | dict[str, int]
 """How tensors are divided into rows of coefficients: ``layers``, ``channels``, or ``{channels: 8}``, of which eight
 neighbouring channels share one."""
-Rows = (
-    Literal["layers", "channels", "auto"]
-    | Annotated[dict[str, Count], pydantic.AfterValidator(_check_shared_rows)]
-    | None
-)
+
+
+def _read_rows(value: Any) -> Rule | None:
+    """Parse ``rows``. Pydantic would list an error for each of its forms; this gives one.
+
+    Raises:
+        ValueError: it has none of the forms.
+    """
+    if value is None or (isinstance(value, str) and value in (LAYERS, CHANNELS, AUTO)):
+        return value
+    if isinstance(value, Mapping) and list(value) == [CHANNELS]:
+        shared = value[CHANNELS]
+        if type(shared) is int and shared >= 1:
+            return {CHANNELS: shared}
+    raise ValueError(f"expected {LAYERS}, {CHANNELS}, {AUTO} or {{{CHANNELS}: 8}}, got {excerpt(value)}")
+
+
+Rows = Annotated[
+    Literal["layers", "channels", "auto"] | dict[str, int] | None,
+    pydantic.BeforeValidator(_read_rows),
+]
 
 
 class SpaceSpec(FrozenModel):

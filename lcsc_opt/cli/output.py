@@ -56,12 +56,14 @@ def print_table(
     narrowest = _width([*columns[:-1], words_of_last]) if has_reader else _width(columns)
     console.width = max(console.width, narrowest)
 
-    table = Table(title=title, box=None, header_style="bold", pad_edge=False, title_justify="left")
+    table = Table(box=None, header_style="bold", pad_edge=False)
     for index, column in enumerate(columns):
         justify: JustifyMethod = "left" if index < left else "right"
         table.add_column(column[0], justify=justify, no_wrap=index < len(columns) - 1)
     for cells in list(zip(*columns, strict=True))[1:]:
         table.add_row(*cells)
+    if title is not None:
+        console.print(title, soft_wrap=True)  # not as the table's own, which wraps where the table ends
     console.print(table, crop=False)
     if dropped:
         say(f"not shown: {', '.join(dropped)}; in a wider terminal, or --format json")

@@ -41,7 +41,7 @@ from lcsc_opt.experiment.finalists import Searched
 from lcsc_opt.experiment.looking import write_first_look
 from lcsc_opt.experiment.measuring import Measurer, averages_now, score_as_trained
 from lcsc_opt.experiment.origin import origin_of, start_of
-from lcsc_opt.experiment.outcome import outcome_of
+from lcsc_opt.experiment.outcome import outcome_of, outcome_of_finished
 from lcsc_opt.experiment.rehearsal import Rehearsal, about, is_one_score, rehearse, warning_of_kept_state
 from lcsc_opt.experiment.report import make_report
 from lcsc_opt.experiment.sameness import (
@@ -250,7 +250,7 @@ class Experiment:
             "holds_out": objective.why_nothing_held_out() is None,
             AVERAGES: averages_now(objective, known),
             "checkpoints": None if packed is None else packed.sha256,
-            "steps": list(objective.steps),
+            "steps": [int(step) for step in objective.steps],
             "renaming": renaming,
             "sampling": None if sampler is None else plain(sampler.describe()),
             "maximize": objective.maximizes,
@@ -359,6 +359,7 @@ class Experiment:
         """
         if spec.name in self.studies:  # before anything is loaded, since it may be held for long
             StoredStudy.open(self.database.existing(), spec.name).check_free()
+        had_ended = spec.name in self.studies and is_searched(spec, self.studies[spec.name])
         search = self._opened(spec)
         self._say_how_long()
         stored = self.begun()
@@ -369,6 +370,8 @@ class Experiment:
             rows = spec.space.rows
             if self.rehearsal is not None and rows == self._rehearsed_rows:  # else workers would have to start again
                 self.rehearsal.check_drift(self.name, lambda candidate: self._evaluate(candidate, rows))
+        if had_ended:  # only what cannot be compared was tried again
+            return outcome_of_finished(search.stored)
         return outcome_of(search.stored)
 
     def rehearse(self) -> dict[str, Attributes]:
@@ -499,7 +502,7 @@ class Experiment:
         """Evaluate a stored candidate again where the objective calls functions that nobody can compare.
 
         Raises:
-            StudyStoreError: it has another loss.
+            StudyStoreError: it has another loss, or cannot be evaluated.
         """
         functions = self._objectives.context.functions
         if not functions or self._has_tried or self.stored is None or self.objective.is_random:
@@ -513,12 +516,16 @@ class Experiment:
             outcome = self._evaluate(candidate, rows)
             self._has_tried = True
             loss = trials[-1].value or 0.0
-            if isinstance(outcome, Failure) or not is_one_score(outcome.loss, loss):
-                found = outcome.reason if isinstance(outcome, Failure) else f"{outcome.loss:.6g}"
+            if isinstance(outcome, Failure):
                 raise StudyStoreError(
-                    f"{name}: trial {trials[-1].number} had the loss {loss:.6g}, and has another one now ({found}): a "
-                    f"function has changed ({', '.join(functions)}). Leave out resume, or give the new search another "
-                    "name"
+                    f"{name}: trial {trials[-1].number} could not be evaluated again, so nobody knows whether a "
+                    f"function has changed ({', '.join(functions)}): {outcome.reason}"
+                )
+            if not is_one_score(outcome.loss, loss):
+                raise StudyStoreError(
+                    f"{name}: trial {trials[-1].number} had the loss {loss:.6g}, and has another one now "
+                    f"({outcome.loss:.6g}): a function has changed ({', '.join(functions)}). Leave out resume, or give "
+                    "the new search another name"
                 )
             break
         self._use(spec, spec.space.rows)

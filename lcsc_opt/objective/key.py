@@ -94,7 +94,7 @@ class Key:
             if role == "decides":
                 deciding_settings[".".join(path)] = value
         parts["decides"] |= {
-            "file": spec.file,
+            "file": Path(spec.file).name,  # on another machine it lies in another folder
             "steps": list(objective.steps),
             "maximizes": objective.maximizes,
         }

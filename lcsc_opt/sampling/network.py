@@ -61,8 +61,17 @@ def unshared(network: nn.Module) -> nn.Module:
     holders = [referrer for referrer in gc.get_referrers(network) if not isinstance(referrer, types.FrameType)]
     if holders or _has_held_parts(network):
         with contextlib.suppress(Exception):  # whatever copying a user's network runs into
-            return copy.deepcopy(network)
+            return _copied(network)
     return network
+
+
+def _copied(network: nn.Module) -> nn.Module:
+    """A copy. Parameters of TorchScript are copied as results of the old ones, if gradients are recorded then."""
+    with torch.no_grad():
+        copied = copy.deepcopy(network)
+    for parameter, original in zip(copied.parameters(), network.parameters(), strict=True):
+        parameter.requires_grad_(original.requires_grad)
+    return copied
 
 
 def _has_held_parts(network: nn.Module) -> bool:

@@ -151,9 +151,10 @@ def test_an_objective_knows_its_file_and_what_its_settings_name(folder: Path) ->
     assert objective([0.5, 0.5]) == 0.5, "modules next to the study file can be imported"
     assert list(objective.code) == ["code_late", "code_loss"], "the shipped file is the library's own"
     (folder / "code_objective.py").write_text(
-        "import code_helpers, dataclasses\nfrom lcsc_opt.objective.contract import CoefficientFunction\n\n"
-        "@dataclasses.dataclass(frozen=True)\nclass Frozen(CoefficientFunction):\n    size: int = 1\n"
-        "    steps = (1, 2)\n    def describe(self):\n        return {}\n\n"
+        "import code_helpers, dataclasses\nfrom lcsc_opt.objective import Evaluation, Objective\n\n"
+        "@dataclasses.dataclass(frozen=True)\nclass Frozen(Objective):\n    size: int = 1\n    steps = (1, 2)\n"
+        "    def evaluate(self, candidate):\n        return Evaluation(0.0)\n"
+        "    def describe(self):\n        return {}\n\n"
         "def build(settings):\n    return Frozen()\n"
     )
     objective = load_objective(ObjectiveSpec(file="code_objective.py", settings={}), BuildContext(folder))

@@ -23,6 +23,7 @@ objective: {file: trained.py}
 optimizers: [LCSC]
 budget: {evaluations: 300}
 """
+ROWS = "space.rows: expected layers, channels, auto or {channels: 8}, got "
 TOP = f"expected one of {', '.join(StudyFile.model_fields)}"
 
 
@@ -126,7 +127,9 @@ def test_text_that_looks_like_a_number_is_written_so_that_it_stays_text(text: st
         ({"seeds": []}, "seeds: expected whole numbers, got []"),
         ({"seeds": [0, 1, 0]}, "seeds: 0 is given twice; each study needs its own name"),
         ({"space": "afine"}, "space.kind: Input should be 'affine' or 'convex', got 'afine'"),
-        ({"space": {"rows": "layer"}}, "space.rows: Input should be 'layers' or 'auto', got 'layer'"),
+        ({"space": {"rows": "layer"}}, f"{ROWS}'layer'"),
+        ({"space": {"rows": {"layers": 8}}}, f"{ROWS}{{'layers': 8}}"),
+        ({"space": {"rows": {"channels": 0}}}, f"{ROWS}{{'channels': 0}}"),
         ({"optimizers": [{"LCSC": 3}]}, "optimizers[0].options: Input should be a valid dictionary, got 3"),
         ({"workers": {"ray": 1, "gpus": "all"}}, "workers: gpus: Input should be a valid number, got 'all'"),
         ({"name": "a/b"}, "name: expected at most 100 letters, digits, dots, dashes and underscores, got 'a/b'"),

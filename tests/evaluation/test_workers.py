@@ -20,6 +20,7 @@ from lcsc_opt.base.machine import cores
 from lcsc_opt.evaluation.pool import ProcessEvaluator, WorkerPool
 from lcsc_opt.evaluation.spread import SpreadEvaluator
 from lcsc_opt.evaluation.worker import READY, Answer
+from lcsc_opt.objective.key import Key
 from tests.evaluation.staged_examples import (
     IMAGES,
     SLOW_SECONDS,
@@ -148,7 +149,7 @@ def test_closing_stops_workers_in_the_middle_and_cancels_what_is_waited_for(
         future.result(timeout=120)
 
 
-OTHER = {"objective": {"stages": False}, "code": {}}
+OTHER = Key({"objective.stages": False})
 
 
 @pytest.mark.parametrize(

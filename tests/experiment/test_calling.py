@@ -6,6 +6,7 @@ import datetime
 import functools
 import gc
 import importlib
+import math
 import time
 from pathlib import Path
 from typing import Any
@@ -217,7 +218,7 @@ def on_a_line() -> dict[int, dict[str, torch.Tensor]]:
 
 def test_other_data_inside_an_object_are_another_search(workplace: Path, capfd: pytest.CaptureFixture[str]) -> None:
     search = functools.partial(
-        lcsc_opt.search, on_a_line(), build=nn.Linear(2, 1, bias=False), optimizers="LCSCGradient", budget=8
+        lcsc_opt.search, on_a_line(), build=nn.Linear(2, 1, bias=False), optimizers="LCSCGradient", budget=30
     )
     near, far = Loader(1.5), Loader(50.0)
     first = search(score=lambda net: near.distance(net))
@@ -272,7 +273,7 @@ for jobs in (1, 2):
     assert printed(text, "4", in_processes) == "score 4\n"
     assert printed(text, "6", in_processes) == "score 6\n"
     text = text.replace("- 5", "- 50")
-    changed = "the stored results are older than a change: 01_search changed. Give the new search another name"
+    changed = "score: changed since it began: 01_search changed. Undo the change, or give another name"
     assert printed(text, "6", changed) == "", "no answer of the old function"
     assert printed(text.replace("budget=", "accept_changes=True, budget="), "6", in_processes) == "score 6\n"
 
@@ -366,7 +367,7 @@ def test_an_error_of_the_users_is_theirs(search: Any) -> None:
         ({**states(), 2: {"weight": torch.tensor([[0, 0, torch.nan, 0]])}}, {}, "'weight' at step 2 holds NaN"),
         (states(), {"optimizers": []}, r"optimizers: expected names, or mappings.*, got \[\]"),
         (states(), {"score": None, "held_out": without_graph}, "give either score, or sample"),
-        (states(), {"rows": "layer"}, "rows: Input should be 'layers' or 'auto'"),
+        (states(), {"rows": "layer"}, "rows: expected layers, channels, auto or "),
         (states(3, 5), {}, "do not fit"),
         (states(), {"build": lambda: 3}, "returned a int"),
         (states(), {"score": lambda net: torch.tensor(1j)}, "must return a number.*got tensor"),
@@ -498,25 +499,31 @@ def test_a_time_ends_a_search_and_a_grid_and_more_time_continues_both(search: An
 
 def test_only_failures_that_ended_a_search_are_evaluated_again(search: Any) -> None:
     """Later candidates depend on the others."""
-    broken = [False]
+    working = [math.inf]  # so many evaluations
 
     def score(net: nn.Module) -> float:
-        if broken[0]:
+        working[0] -= 1
+        if working[0] < 0:
             raise OSError("the disk is away")
         return without_graph(net)
 
     def ends_with_failures(_: Any, trial: Any) -> None:
-        broken[0] = 2 <= trial.number < 4
+        working[0] = 0 if 2 <= trial.number < 4 else math.inf
 
     search = functools.partial(search, states(), score=score, optimizers="CMA", resume=True)
     search(budget=5, callbacks=[ends_with_failures])
     again = search(budget=7)
     before = ["COMPLETE"] * 3 + ["FAIL"] * 2 + ["COMPLETE"] * 2
     assert [trial["state"] for trial in again.studies[0].trials] == before
-    broken[0] = True
+    working[0] = 0
+    with pytest.raises(
+        lcsc_opt.LcscError, match=r"trial 6 could not be evaluated again, .*: OSError: the disk is away"
+    ):
+        search(budget=12)
+    working[0] = 1  # the stored candidate, which is tried first
     with pytest.raises(lcsc_opt.LcscError, match=r"5 trials in a row failed .* what failed last is repeated"):
         search(budget=12)
-    broken[0] = False
+    working[0] = math.inf
     assert [trial["state"] for trial in search(budget=12).studies[0].trials] == [*before, *["COMPLETE"] * 5]
 
 
@@ -572,8 +579,8 @@ def test_images_that_cannot_be_searched_are_refused_in_one_line(changed: dict[st
 
 
 @pytest.mark.usefixtures("real_images")
-@pytest.mark.parametrize(("arguments", "shape"), [({}, (1, 3)), ({"space": {"kind": "convex", "rows": None}}, (3,))])
-def test_images_are_sampled_and_have_coefficients_for_each_layer_unless_that_is_not_wanted(
+@pytest.mark.parametrize(("arguments", "shape"), [({}, (3, 3)), ({"space": {"kind": "convex", "rows": None}}, (3,))])
+def test_images_are_sampled_and_have_coefficients_for_each_channel_unless_that_is_not_wanted(
     arguments: dict[str, Any], shape: tuple[int, ...], capsys: pytest.CaptureFixture[str]
 ) -> None:
     result = search_images(name="rows", loss="fid@pixels", **arguments)

@@ -102,11 +102,17 @@ def test_what_other_code_has_measured_is_measured_again(place: Path, typed: Type
     assert all(now[name] == 32 * before[name] for name in before.keys() & now.keys())
 
 
+def answer_in(said: str) -> str:
+    """The line that says what the answer is."""
+    [line] = [line for line in said.splitlines() if "The answer is" in line]
+    return line
+
+
 def test_what_finished_with_other_code_is_reported_by_the_accepted_one(place: Path, typed: Typed) -> None:
     run = ("run", "edited.yaml", "name=reported", "held_out={images: 20}")
-    before = typed(*run).err.splitlines()[-2]
+    before = answer_in(typed(*run).err)
     write("edited_helper", "SCALE = 32\n")
-    assert typed(*run, "--accept-changes").err.splitlines()[-2] != before
+    assert answer_in(typed(*run, "--accept-changes").err) != before
 
 
 def test_a_report_whose_own_code_changed_is_made_again(place: Path, typed: Typed) -> None:
@@ -116,7 +122,7 @@ def test_a_report_whose_own_code_changed_is_made_again(place: Path, typed: Typed
     answers = []
     for factor in (1, 1, 4):
         write("edited_extractor", test.replace("FACTOR", str(factor)))
-        answers.append(typed("run", "edited.yaml", "name=reported").err.splitlines()[-2])
+        answers.append(answer_in(typed("run", "edited.yaml", "name=reported").err))
     assert answers[0] == answers[1] != answers[2]
     assert f"with loss {stored_report('reported').of_answer.loss:.4g}" in answers[2]
 

@@ -59,7 +59,7 @@ def chosen(study: StudyFile, stored: Mapping[str, Mapping[str, Any]], made: Obje
 @pytest.mark.parametrize(
     ("kind", "gradient", "expected"),
     [
-        (Images, True, [(["EMAGrid"], None), (["LCSCGradient"], "layers")]),
+        (Images, True, [(["EMAGrid"], None), (["LCSCGradient"], "channels")]),
         (Images, False, [(["EMAGrid", "LCSCQuadratic"], None)]),
         (Items, True, [(["EMAGrid", "LCSCGradient"], None)]),
         (Items, False, [(["EMAGrid", "LCSCQuadratic"], None)]),
@@ -95,14 +95,16 @@ def test_stored_studies_keep_what_they_have() -> None:
 def test_a_grid_alone_was_interrupted_before_its_search() -> None:
     made = objective(Images, gradient=True)
     studies = {"s/EMAGrid/0": stored("EMAGrid", None)}
-    assert chosen(spec(), studies, made) == [(["EMAGrid"], None), (["LCSCGradient"], "layers")]
+    assert chosen(spec(), studies, made) == [(["EMAGrid"], None), (["LCSCGradient"], "channels")]
 
 
 def test_a_short_study_file_runs_and_a_dry_run_says_what_was_chosen(typed: Typed, workplace: Any) -> None:
     file = str(write_model_study(workplace, budget={"evaluations": 2}))
     said = typed("run", file, "~optimizers", "--dry-run")
     assert said.err.count("using LCSCQuadratic, because there is no gradient: ") == 1
-    shown = said.out.splitlines()[2:]
+    planned, _, times = said.out.partition("\n\n")
+    assert times.startswith("evaluations that a time buys, as --budget '10 min' for each search\n")
+    shown = planned.splitlines()[2:]
     assert [line.split()[0].split("/")[1] for line in shown] == ["EMAGrid", "LCSCQuadratic"]
     assert "one row" in shown[1]
     typed("run", file, "~optimizers", "--optimizer", "EMAGrid")  # as if the search had been interrupted in it

@@ -98,9 +98,9 @@ def test_the_command_line_takes_the_same_budgets(typed: Typed, workplace: Path) 
         assert f'expected a whole number of evaluations, or a time such as "5 min", got {wrong!r}' in said
 
 
-@pytest.mark.parametrize("budget", ["100", "5 min"])
+@pytest.mark.parametrize(("budget", "usable"), [("100", "9 evaluations"), ("5 min", "300 seconds")])
 def test_a_dry_run_shows_no_larger_budget_of_a_grid_than_it_has_candidates(
-    typed: Typed, workplace: Path, budget: str
+    typed: Typed, workplace: Path, budget: str, usable: str
 ) -> None:
     Path("norm.yaml").write_text(
         "name: norm\nobjective: {file: function.py, settings: {callable: 'numpy.linalg:norm', steps: [100, 200]}}\n"
@@ -112,9 +112,13 @@ def test_a_dry_run_shows_no_larger_budget_of_a_grid_than_it_has_candidates(
     continued = typed(*dry).out
     typed(*dry[:-1])
     [study] = typed.json("list")
+    assert study["evaluations"] == 9
     for shown in (new, continued, typed(*dry).out):
-        assert f" {study['evaluations']} evaluations " in shown.splitlines()[-1]
-    assert study["evaluations"] > 2
+        planned, *bought = [line for line in shown.splitlines() if line.startswith("norm/EMAGrid/0 ")]
+        assert f" {usable} " in planned
+        for row in bought:  # in ten minutes, an hour and a night, where nothing was evaluated before
+            assert row.split()[1:] == ["9"] * 3
+    assert "a night" in new
 
 
 # seeds and optimizers

@@ -109,7 +109,8 @@ def test_steps_and_sign_never_change_also_before_any_trial_has_a_loss(
     assert "all 2 trials failed" in typed("run", "shifted.yaml", status=1).err
     file.write_text(OBJECTIVE.replace(*change))
     run = ("run", "shifted.yaml", "--accept-changes")
-    assert f"differs from the stored experiment: {reason}. Give" in typed.refused(*run)
+    said = "differs from the stored experiment, so losses would not be comparable"
+    assert f"{said}: {reason}; shifted.py changed. Give" in typed.refused(*run)
     file.write_text(OBJECTIVE)
     assert "continues with changes: shifted.py changed" in typed(*run).err
 

@@ -133,8 +133,8 @@ def test_an_answer_between_two_models_is_exported_and_made_again_from_its_recipe
     assert found is not None
     ema = Model("EMA*", averaged, study=EMA_STUDY)
     half = on_the_way(ema, Model("LCSC, trial 3", found, study=STUDY))[1]
-    of_found = {STUDY: dataclasses.replace(measured(2.0, trial=3), model=Model("", found))}
-    of_ema = dataclasses.replace(measured(3.0), model=ema)
+    of_found = {STUDY: dataclasses.replace(measured(2.0, trial=3, images=40), model=Model("", found))}
+    of_ema = dataclasses.replace(measured(3.0, images=40), model=ema)
     of_answer = dataclasses.replace(measured(1.5, images=40, fid=1.5), model=half)
     report = report_of(of_found, of_ema)
     parts = (dataclasses.replace(report.parts[0], models=(*report.models, of_answer)),)
@@ -270,5 +270,5 @@ def test_rows_are_shown_exported_begun_at_one_and_merged_again(workplace: Path, 
     typed("run", "alike/LCSC/0", "name=more", "start=alike/LCSC/0", "space.rows=layers", "--budget", "3")
     source, more = (optuna.load_study(study_name=f"{name}/LCSC/0", storage=STORAGE) for name in ("alike", "more"))
     assert [coefficients_of(trial).shape for trial in more.trials] == [(3, 5)] * 3
-    begun_at = rounded_coefficients(np.tile(coefficients_of(source.best_trial), (3, 1)))
-    np.testing.assert_allclose(coefficients_of(more.trials[0]), begun_at, rtol=0, atol=1e-12)
+    begun_at = np.broadcast_to(coefficients_of(source.best_trial), (3, 5))
+    np.testing.assert_array_equal(coefficients_of(more.trials[0]), rounded_coefficients(begun_at))

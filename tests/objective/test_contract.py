@@ -91,7 +91,6 @@ import numpy as np
 import torch
 
 import lcsc_opt
-import lcsc_opt
 
 class Own(lcsc_opt.Objective):
     steps = np.array([1, 2, 3])

@@ -69,17 +69,17 @@ def test_what_build_raises_is_one_line(study: Path, name: str, said: str, partia
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        ("def broken(:", "importing 'own:broken' raised SyntaxError: invalid syntax"),
-        ("raise SystemExit(2)", "importing 'own:broken' raised SystemExit: 2"),
-        ("open('nowhere.txt')", "importing 'own:broken' raised FileNotFoundError: .*nowhere.txt"),
-        ("", "'own:broken' cannot be imported: module 'own' has no attribute 'broken'"),
+        ("def broken(:", "importing 'loading_own:broken' raised SyntaxError: invalid syntax"),
+        ("raise SystemExit(2)", "importing 'loading_own:broken' raised SystemExit: 2"),
+        ("open('nowhere.txt')", "importing 'loading_own:broken' raised FileNotFoundError: .*nowhere.txt"),
+        ("", "'loading_own:broken' cannot be imported: module 'loading_own' has no attribute 'broken'"),
     ],
 )
 def test_what_a_users_module_raises_is_one_line_in_which_the_setting_is_named(
     study: Path, content: str, said: str
 ) -> None:
-    (study / "own.py").write_text(content)
-    spec = ObjectiveSpec(file="function.py", settings={"callable": "own:broken", "steps": [1, 2]})
+    (study / "loading_own.py").write_text(content)
+    spec = ObjectiveSpec(file="function.py", settings={"callable": "loading_own:broken", "steps": [1, 2]})
     with pytest.raises(LcscError, match=rf"^objective\.settings\.callable: {said}"):
         load_objective(spec, BuildContext(study))
 

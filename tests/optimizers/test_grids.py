@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import numpy as np
@@ -77,16 +78,17 @@ def test_a_grid_asks_its_points_in_order_and_is_finished(grid: Any, points: list
         np.testing.assert_allclose(best.value, points[-1], rtol=0, atol=1e-14)
 
 
+WITH_BASE = tuple(range(0, 500, 100))
+ANY_STEPS = [ProfileGrid(profile) for profile in PROFILES if profile != "strength"]
+
+
 @pytest.mark.parametrize(
-    "grid",
-    [*(ProfileGrid(profile) for profile in PROFILES), ProfileGrid("power", values=[0.013, 0.085])],
-)
-@pytest.mark.parametrize(
-    "steps",
+    ("grid", "steps"),
     [
-        STEPS,
-        tuple(range(0, 500, 100)),
-        (50, 100, 180, 190),
+        *itertools.product(
+            [*ANY_STEPS, ProfileGrid("power", values=[0.013, 0.085])], [STEPS, WITH_BASE, (50, 100, 180, 190)]
+        ),
+        (ProfileGrid("strength"), WITH_BASE),
     ],
 )
 def test_every_answer_of_a_grid_has_its_own_name(grid: Any, steps: tuple[int, ...]) -> None:
