@@ -31,8 +31,11 @@ def write_study(
     held_out: float | None = None,
     ended: bool = True,
 ) -> StoredStudy:
-    """A study with a trial for each loss; ``None`` stands for one that failed."""
-    found = None if held_out is None else measured(held_out)
+    """A study with a trial for each loss; ``None`` stands for one that failed, ``held_out`` is of the best one."""
+    found = None
+    if held_out is not None:
+        best = min((loss, number) for number, loss in enumerate(losses) if loss is not None)[1]
+        found = measured(held_out, trial=best)
     return study_examples.write_study(written(url), name, losses, held_out=found, ended=ended)
 
 

@@ -114,9 +114,9 @@ def evaluation_of_group(measured: Measurement, group: int) -> Evaluation:
     return Evaluation(loss, values, unseen=unseen, without_groups=without)
 
 
-def stored_report(experiment: str) -> Report:
+def stored_report(experiment: str, url: str = "sqlite:///studies.db") -> Report:
     """The report of an experiment that was run in the working folder."""
-    found = StoredExperiment.open(open_storage("sqlite:///studies.db", write=False), experiment).report
+    found = StoredExperiment.open(open_storage(url, write=False), experiment).report
     assert found is not None
     return found
 

@@ -17,6 +17,7 @@ from lcsc_opt.database.experiment import StoredExperiment
 from lcsc_opt.database.store import StoredStudy
 from lcsc_opt.experiment.api import load_study
 from tests.commands import Typed
+from tests.study_examples import stored_report
 
 MODULE = """
 import numpy as np
@@ -186,13 +187,15 @@ def test_studies_are_listed_and_shown(ran: Path, typed: Typed) -> None:
 
 
 def test_evaluate_chooses_again_and_a_function_is_held_out_where_it_has_another_one(ran: Path, typed: Typed) -> None:
-    before = stored("tiny").user_attrs["report"]
+    before = stored("tiny").user_attrs["chosen"]
     said = typed("evaluate", "tiny", "--top", "9")
     assert [text in said.out for text in ("held out", "images", "noise")] == [True, False, False]
     assert "tiny: this is a preview; --keep stores it in place of the report" in said.err
-    assert stored("tiny").user_attrs["report"] == before
+    assert stored("tiny").user_attrs["chosen"] == before
     report = typed.json("evaluate", "tiny", "--images", "20", "--top", "9", "--keep")
-    assert stored("tiny").user_attrs["report"] == report
+    chosen = stored("tiny").user_attrs["chosen"]
+    assert (chosen["answer"], chosen["entrants"]) == (report["answer"], report["entrants"])
+    assert stored_report("tiny", DATABASE).to_json() == report
     assert [part["models"][0]["images"] for part in report["parts"]] == [0], "a function samples no images"
     assert len([name for name in report["selection"] if name.startswith("LCSC, trial")]) == 3
     study = load_study("tiny/CMA/0", DATABASE)
@@ -215,7 +218,7 @@ def test_a_report_goes_with_a_study_that_is_in_it_and_with_the_last_one_the_expe
     assert "tiny: its report is deleted, too; lcsc run makes it again" in said
     only = ["run", "tiny.yaml", "--optimizer", "EMAGrid", "--optimizer", "CMA", "--seed", "0"]
     assert "tiny: The answer is " in typed(*only).err
-    assert set(stored("tiny").user_attrs["report"]["found"]) == {"tiny/EMAGrid/0", "tiny/CMA/0"}
+    assert set(stored("tiny").user_attrs["chosen"]["found"]) == {"tiny/EMAGrid/0", "tiny/CMA/0"}
     said = typed("delete", "tiny", "--yes").err
     assert "deleted: tiny/CMA/0" in said
     assert "deleted: tiny, with what was measured" in said

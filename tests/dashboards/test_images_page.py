@@ -59,9 +59,15 @@ def test_samples_as_they_come_are_first_and_pairs_that_differ_most_come_last(sit
 
 def places(shown: dict[str, Any]) -> dict[str, str]:
     """Where two images lie one over the other: the id of each → its address."""
-    pattern = r'"alt": "[^"]*", "id": "([^"]+)", "src": "([^"]+)"'
-    drawn = json.dumps(shown["images"], sort_keys=True)
-    return dict(re.findall(pattern, drawn))
+    found: dict[str, str] = {}
+
+    def keep(properties: dict[str, Any]) -> dict[str, Any]:
+        if "id" in properties and "src" in properties:
+            found[properties["id"]] = properties["src"]
+        return properties
+
+    json.loads(json.dumps(shown["images"]), object_hook=keep)
+    return found
 
 
 def test_two_rows_of_a_grid_are_chosen_and_lie_one_over_the_other(site: Site, url: str) -> None:

@@ -18,6 +18,7 @@ from lcsc_opt.base.errors import LcscError, StudyStoreError
 from lcsc_opt.database.connection import open_storage
 from lcsc_opt.database.experiment import StoredExperiment
 from lcsc_opt.database.reader import HistoryReader
+from lcsc_opt.experiment.result import Result
 from tests.commands import Typed
 
 URL = "sqlite:///studies.db"
@@ -208,7 +209,7 @@ def test_a_file_that_was_touched_is_the_same_and_held_back_results_are_returned(
 def test_resume_evaluates_a_stored_candidate_again_where_functions_cannot_be_compared() -> None:
     states = {step: {"weight": torch.randn(1, 4, generator=torch.Generator().manual_seed(step))} for step in (1, 2, 3)}
 
-    def search(target: float, budget: int) -> lcsc_opt.Result:
+    def search(target: float, budget: int) -> Result:
         return lcsc_opt.search(
             states,
             build=lambda: torch.nn.Linear(4, 1, bias=False),

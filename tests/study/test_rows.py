@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 import lcsc_opt
 from lcsc_opt.database.arrays import coefficients_of
+from lcsc_opt.experiment.result import Result
 from tests.commands import Typed
 from tests.model_studies import write_model_study
 
@@ -68,7 +69,7 @@ def distance(net: Net) -> Tensor:
     return (net(x) - target).square().mean()
 
 
-def searched(storage: Path, *, stop_after: int | None = None) -> lcsc_opt.Result:
+def searched(storage: Path, *, stop_after: int | None = None) -> Result:
     def interrupt(_: optuna.Study, trial: optuna.trial.FrozenTrial) -> None:
         if trial.number + 1 == stop_after:
             raise KeyboardInterrupt

@@ -151,9 +151,15 @@ def test_a_model_stands_once_with_all_that_it_is() -> None:
 def test_before_a_report_the_line_says_who_is_ahead() -> None:
     ahead = history([5.0, 2.0], optimizer="LCSC", metric="FID")
     other = history([5.0, 3.0], optimizer="CMA", metric="FID")
+    deleted = "the Optuna study digits, which had its report, was deleted: run the same command again"
+    assert headline([other, ahead]) == f"Best searched FID: LCSC with 2; {deleted}", (
+        "what the experiment stored is gone"
+    )
+    stored = {"objective": {"file": "function.py"}}
+    ahead = dataclasses.replace(ahead, settings=stored)
     text = headline([other, ahead])
     assert text.startswith("Best searched FID: LCSC with 2; nothing was held out: add held_out to the study file")
-    ahead = dataclasses.replace(ahead, settings={"held_out": {"top": 3}})
+    ahead = dataclasses.replace(ahead, settings={**stored, "held_out": {"top": 3}})
     nothing_held_out = "this objective holds nothing out, so it may look better than it is"
     for changes, so_far, reason in (
         ({}, "", "its report is not made yet: run the same command again"),

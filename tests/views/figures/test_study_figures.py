@@ -61,16 +61,16 @@ def test_an_answer_that_is_a_mean_of_iterates_is_not_called_a_trial(storage: RDB
 
 def test_rows_are_a_heat_map(storage: RDBStorage) -> None:
     names = ["conv_in", "conv_out", "down.9.norm", "down.10.norm", "mid_block.to_out", "time_embedding", "up_blocks.0"]
-    found = np.stack([coefficients(number) for number in range(len(names))])
-    known = {"steps": STEPS, "layer_groups": names}
+    found = np.stack([coefficients(number) for number in range(len(names) + 1)])
+    known = {"steps": STEPS, "layer_groups": {**dict.fromkeys(names, 1), "up_blocks.0": 2}}  # two channels
     for name, answer in (("LCSCGradient/0", found), ("EMAGrid/0", found[0])):
         study = StoredStudy.open_or_create(storage, f"digits/{name}", known)
         study.finish(study.add_candidate(Candidate(answer)), Evaluation(1.0))
         study.set_attribute("search_ended", {"evaluations": 1, "exhausted": False})
     reader, studies = read(storage)
     bars, ema, heat = coefficients_figure(reader, *studies).data
-    assert list(heat.y) == names
-    np.testing.assert_allclose(heat.z, found)
+    assert list(heat.y) == [*names[:-1], "up_blocks.0 (2)"]
+    np.testing.assert_allclose(heat.z, [*found[:-2], found[-2:].mean(axis=0)])
     assert (list(heat.x), heat.zmin) == ([0, *STEPS], -heat.zmax)
     np.testing.assert_allclose([bars.y, ema.y], [found.mean(axis=0), found[0]])
 
