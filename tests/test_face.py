@@ -118,8 +118,6 @@ def test_every_example_of_the_page_runs(workplace: Path, capsys: pytest.CaptureF
     """Its code, in order, on small checkpoints under the names that the page uses."""
     study = write_model_study(workplace, optimizers=["LCSC"], budget={"evaluations": 6}, held_out={"top": 2})
     study.rename("my_model.yaml")
-        "my_model.yaml"
-    )
     blocks = re.findall(r"^```python\n(.*?)^```$", PAGE.read_text(), re.M | re.S)
     assert len(blocks) >= 3
     known: dict[str, Any] = {}
