@@ -36,31 +36,34 @@ class _Moments:
     """The mean and the variance of everything that a normalization has seen, by channel."""
 
     def __init__(self) -> None:
-        self.calls = 0
-        self._count = 0
-        self._mean: Tensor | float = 0.0
-        self._square: Tensor | float = 0.0
+        self._of_calls: list[tuple[Tensor, int]] = []  # variance and mean, [2, C], and over how many numbers
+
+    @property
+    def calls(self) -> int:
+        """How many calls were added."""
+        return len(self._of_calls)
 
     def add(self, inputs: Tensor) -> None:
         """Add what one call sees, ``[N, C, ...]``."""
         by_channel = inputs.transpose(0, 1).flatten(1)
         wide = by_channel.to(torch.promote_types(by_channel.dtype, torch.float32))
-        moments = torch.stack(torch.var_mean(wide, dim=1, correction=0))
-        if not has_float64(moments.device):
-            moments = moments.cpu()
-        variance, mean = moments.double()
-        count = by_channel.shape[1]
-        share = count / (self._count + count)  # of this call in the new averages
-        self._mean = self._mean + share * (mean - self._mean)
-        self._square = self._square + share * (variance + mean**2 - self._square)
-        self._count += count
-        self.calls += 1
+        self._of_calls.append((torch.stack(torch.var_mean(wide, dim=1, correction=0)), by_channel.shape[1]))
 
     def write(self, mean: Tensor, variance: Tensor, calls: Tensor | None) -> None:
         """Write them into buffers; there was at least one call."""
-        mean.copy_(torch.as_tensor(self._mean))
+        total = 0
+        mean_of_all: Tensor | float = 0.0
+        square_of_all: Tensor | float = 0.0
+        for moments, count in self._of_calls:
+            wide = moments if has_float64(moments.device) else moments.cpu()
+            variance_of_call, mean_of_call = wide.double()
+            total += count
+            share = count / total  # of this call in the new averages
+            mean_of_all = mean_of_all + share * (mean_of_call - mean_of_all)
+            square_of_all = square_of_all + share * (variance_of_call + mean_of_call**2 - square_of_all)
+        mean.copy_(torch.as_tensor(mean_of_all))
         # unbiased, as the running variance of torch is
-        variance.copy_(torch.as_tensor((self._square - self._mean**2) * self._count / max(self._count - 1, 1)))
+        variance.copy_(torch.as_tensor((square_of_all - mean_of_all**2) * total / max(total - 1, 1)))
         if calls is not None:
             calls.fill_(self.calls)
 
