@@ -164,7 +164,9 @@ class Experiment:
         if not context.functions and is_untouched(attributes, self.specs[0].objective, context.directory):
             return True
         _ = self.objective  # loaded and compared by its content
-        return not self._changed and not context.functions  # which have to be tried
+        settings = self.specs[0].objective.model_dump(mode="json")["settings"]
+        is_elsewhere = settings != attributes["objective"]["settings"]  # with the same content: the new place is stored
+        return not self._changed and not context.functions and not is_elsewhere  # functions have to be tried
 
     @functools.cached_property
     def objective(self) -> Objective:
