@@ -286,3 +286,9 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
         pytest.skip("a tmpfs of its own needs root")
     yield folder
     subprocess.run(["umount", "--lazy", str(folder)], check=True, capture_output=True)
+
+
+@pytest.fixture
+def plain_targets(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Targets that are shrunk need samples of an average first; tests of few real images have those."""
+    monkeypatch.setattr("lcsc_opt.metrics.suite.MOST_REAL", 0)

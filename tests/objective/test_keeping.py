@@ -21,6 +21,8 @@ from tests.objective.test_merge_sample_score import STEPS, Pixels, build
 
 IMAGES = 60
 
+pytestmark = pytest.mark.usefixtures("plain_targets")
+
 
 def objective(folder: Path, keep: Any) -> MergeSampleScore:
     real = np.random.default_rng(0).uniform(-0.4, 0.4, (80, 16)).astype(np.float32)

@@ -25,10 +25,7 @@ from tests.processes import wait_until
 OTHER = np.array([1.5, -1.0, 0.25, 0.25])
 
 
-@pytest.fixture(autouse=True)
-def plain_targets(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Targets that are shrunk need samples of an average first; tests of few real images have those."""
-    monkeypatch.setattr("lcsc_opt.metrics.suite.MOST_REAL", 0)
+pytestmark = pytest.mark.usefixtures("plain_targets")
 
 
 @pytest.fixture
