@@ -184,8 +184,18 @@ class _LCSCGradient(Optimizer):  # type: ignore[misc]
 
     @property
     def _round_is_unchecked(self) -> bool:
-        """Whether the path has ended a round, and no check was asked since."""
-        return self._path.has_ended_round and self._path.steps > self._checked_end_at
+        """Whether the path has ended a round, and no check was asked since.
+
+        Where only a step and the last check are left of the budget, that one will do.
+        """
+        left = self._budget_left
+        leaves_no_check = left is not None and self._check_price < left <= 2 * self._check_price
+        return self._path.has_ended_round and self._path.steps > self._checked_end_at and not leaves_no_check
+
+    @property
+    def _check_price(self) -> int:
+        """What a check takes from the budget."""
+        return (self._check_images or 1) if self._budget_in_images else 1
 
     def _check_is_due(self) -> bool:
         """Whether to ask for a check now: a plain evaluation of the average of the iterates.
@@ -196,9 +206,7 @@ class _LCSCGradient(Optimizer):  # type: ignore[misc]
         if self.check_next:
             return True
         if self._budget_left is not None and self._budget_left > 0:
-            taken = 1  # what a check takes from the budget
-            if self._budget_in_images:
-                taken = self._check_images or 1
+            taken = self._check_price
             # only the last check is still to come: one now would leave no budget for steps before it
             if self._budget_left <= 2 * taken:
                 return self._budget_left <= taken and self._cost_since_check > 0

@@ -269,3 +269,12 @@ def test_each_row_is_searched_as_if_it_were_alone() -> None:
     alone = [candidate.value for candidate in run(gradient_search(AFFINE), Quadratic(), 60)]
     for row in range(2):
         np.testing.assert_allclose([each[row] for each in found], alone, rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("evaluations", range(2, 40))
+def test_a_check_at_the_end_of_a_round_leaves_no_step_unchecked(evaluations: int) -> None:
+    optimizer = gradient_search(steps=5)
+    optimizer.plan_budget(evaluations=evaluations, images=None, images_per_evaluation=1000)
+    asked = [candidate_of(one).gradient for one in run(optimizer, Quadratic(), evaluations)]
+    assert not asked[-1]
+    assert not optimizer.is_unchecked
