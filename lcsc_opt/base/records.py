@@ -204,8 +204,14 @@ class Evaluation:
 
     def __post_init__(self) -> None:
         """Numbers of numpy and torch become Python's, which the database stores."""
-        object.__setattr__(self, "loss", float(self.loss))
-        object.__setattr__(self, "metrics", {name: float(value) for name, value in self.metrics.items()})
+        object.__setattr__(self, "loss", _as_float(self.loss))
+        object.__setattr__(self, "metrics", {name: _as_float(value) for name, value in self.metrics.items()})
+
+
+def _as_float(number: Any) -> float:
+    """A number of Python's, numpy's or torch's, also one with a graph."""
+    detach = getattr(number, "detach", None)
+    return float(number if detach is None else detach())
 
 
 def metric_of_loss(metrics: Mapping[str, float], loss: float) -> str | None:

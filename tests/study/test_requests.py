@@ -189,7 +189,7 @@ class Interrupted(Bowl):
         return super().evaluate(candidate)
 
 
-@pytest.mark.parametrize(("first", "later"), [(1, 2), (4, 6), (12, 30), (60, 12)], ids=str)
+@pytest.mark.parametrize(("first", "later"), [(1, 2), (4, 6), (12, 15), (60, 12)], ids=str)
 def test_a_search_along_the_gradient_ends_with_a_check_whatever_becomes_of_its_budget(
     study: StoredStudy, first: int, later: int
 ) -> None:
@@ -214,11 +214,11 @@ def test_a_time_that_is_over_leaves_a_step_and_its_check(study: StoredStudy) -> 
 class Answering(Objective):
     """Answers with what it is given."""
 
-    answer: Evaluation
+    answer: Any
     steps: tuple[int, ...] = STEPS
 
-    def evaluate(self, candidate: Candidate) -> Evaluation:
-        return self.answer
+    def evaluate(self, candidate: Candidate) -> Any:
+        return self.answer() if callable(self.answer) else self.answer
 
     def describe(self) -> dict[str, Any]:
         return {}
@@ -247,14 +247,15 @@ def test_numbers_of_numpy_and_torch_are_stored_like_others(study: StoredStudy) -
     ("answer", "reason", "retry"),
     [
         (None, "ObjectiveError: evaluate gave NoneType, expected an Evaluation", False),
-        (Evaluation("low"), "ValueError: could not convert string to float: 'low'", True),  # type: ignore[arg-type]
-        (Evaluation(1.0, {"fid": None}), "TypeError: float() argument must be", True),  # type: ignore[dict-item]
+        (lambda: Evaluation("low"), "ValueError: could not convert string to float: 'low'", True),  # type: ignore[arg-type]
+        (lambda: Evaluation(1.0, {"fid": None}), "TypeError: float() argument must be", True),  # type: ignore[dict-item]
         (Evaluation(1.0), "the objective gave no gradient", False),
         (Evaluation(1.0, gradient=np.zeros(4)), "the gradient has the shape [4], expected [3]", False),
         (Evaluation(1.0, gradient=np.array([0.0, np.nan, 0.0])), "the gradient is not finite", True),
     ],
 )
 def test_what_is_no_evaluation_or_has_no_right_gradient_fails_the_trial(answer: Any, reason: str, retry: bool) -> None:
+    """An answer that cannot even be made is made by the objective."""
     outcome = evaluate_safely(Answering(answer), Candidate(np.ones(3) / 3, gradient=True))
     assert isinstance(outcome, Failure)
     assert outcome.reason.startswith(reason)
