@@ -84,13 +84,22 @@ def everything_one_after_the_other(run: Run) -> Report:
     return stored_report("one")
 
 
+def rounded(value: Any) -> Any:
+    """JSON whose numbers have nine digits: targets that are shrunk towards samples differ in the last ones."""
+    if isinstance(value, dict):
+        return {name: rounded(item) for name, item in value.items()}
+    if isinstance(value, list):
+        return [rounded(item) for item in value]
+    return float(f"{value:.9g}") if isinstance(value, float) else value
+
+
 def test_the_same_experiment_exports_one_model_whatever_was_added_when(run: Run) -> None:
     expected = run(metrics=[f"recall@{MEANS}"])
     model = exported()
     for way in (more_images_by_evaluate, everything_one_after_the_other):
         for file in ("studies.db", "model.safetensors"):
             Path(file).unlink()
-        assert way(run).to_json() == expected.to_json(), way
+        assert rounded(way(run).to_json()) == rounded(expected.to_json()), way
         again = exported()
         assert again.keys() == model.keys()
         assert all(torch.equal(again[name], model[name]) for name in model), way

@@ -22,6 +22,8 @@ from tests.sampling.consistency_sampler import ConsistencySampler
 STEPS = (10, 20, 30, 40)
 EMA = ema_coefficients(STEPS, 0.95)
 
+pytestmark = pytest.mark.usefixtures("plain_targets")
+
 
 class Network(nn.Module):
     """Two convolutions, between which channels have an order in memory."""
