@@ -105,11 +105,7 @@ class Merger:
         groups = 1 if self._groups is None else len(self._groups)
         projected = torch.zeros(groups, self.source.rows, dtype=torch.float64, device=device)
 
-        def width(dtype: torch.dtype) -> int:
-            column = len(self.slots) * accumulator(dtype, device).itemsize
-            return columns_of(column, device, bytes_on_cpu=PROJECTION_TILE_BYTES)
-
-        blocks = tiled_blocks(self.source, segments, self.slots, groups=self._groups, width=width)
+        blocks = tiled_blocks(self.source, segments, self.slots, groups=self._groups, width=self._columns_read)
         with torch.autocast(device.type, enabled=False), contextlib.closing(blocks):
             for segment, tiles in blocks:
                 of_origin = torch.zeros(groups, dtype=torch.float64, device=device)
@@ -142,11 +138,7 @@ class Merger:
         )
         sums = torch.zeros(len(names), 2, dtype=torch.float64, device=self.source.device)
 
-        def width(dtype: torch.dtype) -> int:
-            column = len(self.slots) * accumulator(dtype, self.source.device).itemsize
-            return columns_of(column, self.source.device, bytes_on_cpu=PROJECTION_TILE_BYTES)
-
-        blocks = tiled_blocks(self.source, segments, self.slots, groups=by_tensor, width=width)
+        blocks = tiled_blocks(self.source, segments, self.slots, groups=by_tensor, width=self._columns_read)
         with contextlib.closing(blocks):
             for segment, tiles in blocks:
                 dtype = accumulator(segment.dtype, self.source.device)
@@ -156,6 +148,11 @@ class Merger:
                     sums[tile.rows[0], 0] += mean.square().sum().double()
                     sums[tile.rows[0], 1] += (rows - mean).square_().sum().double()
         return {name: (weights, deviations) for name, (weights, deviations) in zip(names, sums.tolist(), strict=True)}
+
+    def _columns_read(self, dtype: torch.dtype) -> int:
+        """How many columns a tile has where all rows are read and nothing of them is kept."""
+        column = len(self.slots) * accumulator(dtype, self.source.device).itemsize
+        return columns_of(column, self.source.device, bytes_on_cpu=PROJECTION_TILE_BYTES)
 
     def _combine(self, coefficients: npt.NDArray[np.float64], *, wide: bool) -> StateDict:
         """The combination of ``[K]`` or ``[S, K]``: products where tensors vary, copies of all others.
