@@ -265,7 +265,9 @@ def _header(entry: _Entry) -> tuple[tuple[int, int], bool, bytes]:
         is_deep = image.mode.startswith(("I", "F")) or ";16" in str(image.tile)
         orientation = _orientation(image, content)
         width, height = image.size
-        if orientation in _LYING and image.format != "TIFF":  # whose size Pillow gives as it is upright
+        if orientation in _LYING and image.format == "TIFF":  # newer Pillow gives their size as it is upright
+            width, height = ImageOps.exif_transpose(image).size
+        elif orientation in _LYING:
             width, height = height, width
         digest = hashlib.sha256(content)
         if orientation != 1:
