@@ -65,8 +65,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "16 checkpoints": {"checkpoints": 16},
     "32 checkpoints": {"checkpoints": 32},
     "8 of a window of three times the length": {"longer": 3},
-    "half the step": {"optimizers": {"EMAGrid": {}, "LCSCGradient": {"step_size": 0.025}}},
-    "twice the step": {"optimizers": {"EMAGrid": {}, "LCSCGradient": {"step_size": 0.1}}},
+    "a first step of .0125": {"optimizers": {"EMAGrid": {}, "LCSCGradient": {"step_size": 0.0125}}},
+    "a first step of .05": {"optimizers": {"EMAGrid": {}, "LCSCGradient": {"step_size": 0.05}}},
     "twice the steps": {"optimizers": {"EMAGrid": {}, "LCSCGradient": {"steps": 120}}, "budget": 190},
 }
 CELLS = [

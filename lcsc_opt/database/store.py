@@ -172,7 +172,7 @@ def candidate_attributes(candidate: Candidate) -> dict[str, Any]:
     Of a step of many rows only a digest is stored: replay gives its coefficients again.
     """
     attributes: dict[str, Any] = {}
-    if candidate.gradient and candidate.coefficients.ndim > 1:
+    if candidate.unbiased and candidate.coefficients.ndim > 1:
         attributes["coefficients_sha256"] = digest_of(candidate.coefficients)
     else:
         attributes["coefficients"] = stored_array(candidate.coefficients)

@@ -41,6 +41,8 @@ _Floats = npt.NDArray[np.float64]
 _MOMENTUM = 0.8
 _MEMORY = 0.99
 _DELAY = 0.5  # how much a step shrinks for each step that was made since its gradient was asked
+_FIRST_LENGTH = 0.05  # that is tried
+_MOST_DOUBLINGS = 6  # of it, and halvings
 _SHORTER = 0.5  # of the first round: the steps of each further one, and their length
 LEAST_GAIN = 0.01  # of the whole gain: less is not worth a round, however certain it is
 _AVERAGING = 3  # the exponent of the average; its mean age is a fifth of the steps
@@ -64,11 +66,50 @@ class _PendingAsk:
         number: how many asks came before it.
         steps: how many steps the path had made when it was asked.
         ends_round: whether it is the check at the end of a round.
+        doublings: of the first length that is tried, if it tries a length.
     """
 
     number: int
     steps: int
-    ends_round: bool
+    ends_round: bool = False
+    doublings: int | None = None
+
+
+class _Lengths:
+    """Which lengths of the first step were tried, as powers of two, and with which losses.
+
+    The neighbours of the best one are tried until both are worse.
+    """
+
+    def __init__(self) -> None:
+        self._asked: set[int] = set()
+        self._losses: dict[int, float] = {}
+
+    def ask(self) -> int | None:
+        """Another power of two to try; ``None`` if none is left, or the losses that are still to come decide."""
+        best = self.best
+        for doublings in (best, best - 1, best + 1):
+            if doublings not in self._asked and abs(doublings) <= _MOST_DOUBLINGS:
+                self._asked.add(doublings)
+                return doublings
+        return None
+
+    def tell(self, doublings: int, loss: float) -> None:
+        """The loss after a step of this length; infinity if it failed."""
+        self._losses[doublings] = loss
+
+    @property
+    def best(self) -> int:
+        """The power of two with the lowest loss; of equals the shortest one."""
+        if not self._losses:
+            return 0
+        return min(sorted(self._losses), key=self._losses.__getitem__)
+
+    @property
+    def are_found(self) -> bool:
+        """Whether the best one has worse neighbours."""
+        neighbours = {self.best - 1, self.best, self.best + 1}
+        return all(near in self._losses or abs(near) > _MOST_DOUBLINGS for near in neighbours)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,7 +143,10 @@ class _LCSCGradient(Optimizer):  # type: ignore[misc]
         start = start_of(self.parametrization)
         self._space = space_of(self.parametrization) or AffineSpace(steps_of(self.parametrization), start)
         self.check_next = False
-        self._path = _Path(self._space, start, self._options["step_size"], self._options["steps"])
+        step_size = self._options["step_size"]
+        self._path = _Path(self._space, start, step_size or _FIRST_LENGTH, self._options["steps"])
+        self._lengths = None if step_size else _Lengths()  # while the first step has none
+        self._noise_of_lengths: Noise | None = None
         self._noise_base = int(self._rng.randint(2**31 - 1)) * NOISE_STRIDE
         self._cost_since_check = 0
         # of a plain evaluation; 0 if the objective samples none, so all candidates cost the same; None without a plan
@@ -125,14 +169,21 @@ class _LCSCGradient(Optimizer):  # type: ignore[misc]
         self._check_images = images_per_evaluation
         self._budget_in_images = images is not None
         self._budget_left = evaluations if images is None else images
-        step_images = min(self._options["images"], images_per_evaluation or math.inf)
+        self._plan_round()
+
+    def _plan_round(self) -> None:
+        """Make the first round no longer than what is left of the budget allows."""
+        left = self._budget_left
+        if left is None:
+            return
+        step_images = min(self._options["images"], self._check_images or math.inf)
         share_of_steps = 1 - self._options["checks"]
-        if images is not None:
-            affordable = share_of_steps * images / step_images
+        if self._budget_in_images:
+            affordable = share_of_steps * left / step_images
         else:
-            images_between = share_of_steps / self._options["checks"] * (images_per_evaluation or 1)
-            steps_between = max(images_between / (step_images if images_per_evaluation else 1), 1)
-            affordable = (evaluations or 1) * steps_between / (steps_between + 1)
+            images_between = share_of_steps / self._options["checks"] * (self._check_images or 1)
+            steps_between = max(images_between / (step_images if self._check_images else 1), 1)
+            affordable = left * steps_between / (steps_between + 1)
         self._path.plan(max(int(affordable), 1))
 
     @property
@@ -158,14 +209,24 @@ class _LCSCGradient(Optimizer):  # type: ignore[misc]
 
     def _internal_ask_candidate(self) -> ng.p.Parameter:
         ends_round = self._round_is_unchecked
-        if ends_round or self._check_is_due():
+        is_check = ends_round or self._check_is_due()
+        doublings = None
+        if self._lengths is not None and self._path.has_direction:
+            if is_check:  # the last one of the budget
+                self._begin_with_best_length()
+            else:
+                doublings = self._lengths.ask()
+        if is_check:
             asked = self._spawn(self._path.average)
             ask_with(asked, Candidate(asked.value, error=True))
             self._checked_end_at = self._path.steps
+        elif doublings is not None:
+            asked = self._spawn(self._path.after_first_step(2.0**doublings))
+            self._ask_for_length(asked)
         else:
             asked = self._spawn(self._path.free)
             self._ask_for_gradient(asked)
-        self._pending[asked.uid] = _PendingAsk(self.num_ask, self._path.steps, ends_round)
+        self._pending[asked.uid] = _PendingAsk(self.num_ask, self._path.steps, ends_round, doublings)
         self._charge(candidate_of(asked))
         return asked
 
@@ -175,7 +236,7 @@ class _LCSCGradient(Optimizer):  # type: ignore[misc]
     def _charge(self, candidate: Candidate) -> None:
         """Count what a candidate costs, when it is asked; :meth:`_check_is_due` decides by these numbers."""
         images = candidate.images or self._check_images or 0
-        if candidate.gradient:
+        if candidate.unbiased:
             self._cost_since_check += images if self._check_images else 1
         else:
             self._cost_since_check = 0
@@ -216,20 +277,41 @@ class _LCSCGradient(Optimizer):  # type: ignore[misc]
         with_check = self._cost_since_check + check_images
         return bool(check_images <= self._options["checks"] * with_check)
 
-    def _ask_for_gradient(self, asked: ng.p.Parameter) -> None:
-        """Make it a step: its gradient is wanted, on noise of its own, with no more images than a check has."""
+    @property
+    def _images_of_step(self) -> int | None:
+        """No more than a check has; ``None`` where the objective samples none."""
+        if self._check_images == 0:
+            return None
+        return int(min(self._options["images"], self._check_images or math.inf))  # plain Nevergrad plans nothing
+
+    def _fresh_noise(self) -> Noise:
         # results of others count, too: a search with the same seed has had the same noise
-        noise = Noise("gradient", self._noise_base + self.num_ask + self.num_tell_not_asked)
-        images = None
-        if self._check_images != 0:
-            images = int(min(self._options["images"], self._check_images or math.inf))  # plain Nevergrad plans nothing
-        weight = self._keep_weight
-        step = Candidate(asked.value, images=images, noise=noise, gradient=True, keep_weight=weight, unbiased=True)
+        return Noise("gradient", self._noise_base + self.num_ask + self.num_tell_not_asked)
+
+    def _ask_for_gradient(self, asked: ng.p.Parameter) -> None:
+        """Make it a step: its gradient is wanted, on noise of its own."""
+        step = Candidate(
+            asked.value,
+            images=self._images_of_step,
+            noise=self._fresh_noise(),
+            gradient=True,
+            keep_weight=self._keep_weight,
+            unbiased=True,
+        )
         ask_with(asked, step)
+
+    def _ask_for_length(self, asked: ng.p.Parameter) -> None:
+        """Make it a try of a length: its loss is wanted, on noise that all of them share and no step has."""
+        self._noise_of_lengths = self._noise_of_lengths or self._fresh_noise()
+        images = self._images_of_step
+        ask_with(asked, Candidate(asked.value, images=images, noise=self._noise_of_lengths, unbiased=True))
 
     def _internal_tell_candidate(self, candidate: ng.p.Parameter, loss: float) -> None:
         pending = self._pending.pop(candidate.uid)
         evaluation = evaluation_of(candidate)
+        if pending.doublings is not None:
+            self._tell_length(pending.doublings, math.inf if failed(candidate) else loss)
+            return
         if not candidate_of(candidate).gradient:
             self._tell_check(candidate, loss, ends_round=pending.ends_round)
             return
@@ -244,8 +326,26 @@ class _LCSCGradient(Optimizer):  # type: ignore[misc]
         if not np.isfinite(evaluation.gradient).all():  # a loop of the user's may not have checked it
             self._retreat(pending)
             return
-        self._path.step(candidate.value, evaluation.gradient, delay=self._path.steps - pending.steps)
+        self._path.see(candidate.value, evaluation.gradient)
+        if self._lengths is None:
+            self._path.step(delay=self._path.steps - pending.steps)
         self._adjust_keep_weight(evaluation)
+
+    def _tell_length(self, doublings: int, loss: float) -> None:
+        if self._lengths is None:  # asked with others, of which one has ended the budget
+            return
+        self._lengths.tell(doublings, loss)
+        if self._lengths.are_found:
+            self._begin_with_best_length()
+
+    def _begin_with_best_length(self) -> None:
+        """Make the first step, as long as was best of what was tried, and plan those that are still to come."""
+        if self._lengths is None:
+            return
+        self._path.lengthen(2.0**self._lengths.best)
+        self._lengths = None
+        self._plan_round()
+        self._path.step(delay=0)
 
     def _adjust_keep_weight(self, evaluation: Evaluation) -> None:
         """Dual ascent: the weight grows when the kept metric was worse than its bound, and falls when it was better.
@@ -287,7 +387,8 @@ class _LCSCGradient(Optimizer):  # type: ignore[misc]
         free = self._space.to_free(candidate.value)
         if evaluation is not None and evaluation.gradient is not None:
             self._path.free = free
-            self._path.step(candidate.value, evaluation.gradient, delay=0)
+            self._path.see(candidate.value, evaluation.gradient)
+            self._path.step(delay=0)
             self._adjust_keep_weight(evaluation)
         elif self._path.steps == 0 and loss < self._best_told and evaluated.compares():
             self._best_told = loss
@@ -303,6 +404,9 @@ class _LCSCGradient(Optimizer):  # type: ignore[misc]
 class LCSCGradient(ConfiguredOptimizer):  # type: ignore[misc]
     """Adam (Kingma and Ba 2015, Algorithm 1) on fresh noise, in rounds in which the step falls to zero.
 
+    The first step is as long as lowers the loss most, on noise of its own: its length is doubled or halved until both
+    neighbours are worse. What is right differs by a factor of ten between training runs.
+
     Its candidates need a gradient: that of the loss corrected for their small number of images. Objectives without one
     are refused. Every few steps the average of the iterates is *checked*: evaluated plainly, on the noise and with the
     number of images of all other optimizers. The step falls linearly over a round; a small budget makes the first round
@@ -314,8 +418,7 @@ class LCSCGradient(ConfiguredOptimizer):  # type: ignore[misc]
         steps: of the first round, if the budget allows so many.
         step_size: the length of the first step in coefficients, in each row, shared equally by all cosine directions,
             for checkpoints that deviate from each other as much as their weights are large. For closer ones it grows
-            with the root of their closeness (:attr:`CoefficientSpace.closeness`): a length in coefficients is too short
-            for close checkpoints, one in weights too short for distant ones.
+            with the root of their closeness (:attr:`CoefficientSpace.closeness`). By default it is searched.
         checks: share of all images that is spent on checks of the average.
     """
 
@@ -324,7 +427,7 @@ class LCSCGradient(ConfiguredOptimizer):  # type: ignore[misc]
         *,
         images: Annotated[int, Field(ge=2)] = 200,
         steps: Annotated[int, Field(ge=2)] = 60,
-        step_size: Positive = 0.05,
+        step_size: Positive | None = None,
         checks: Annotated[float, Field(gt=0, lt=1)] = 0.2,
     ) -> None:
         super().__init__(_LCSCGradient, locals(), as_config=True)
@@ -359,6 +462,7 @@ class _Path:
         self._steps_in_round = 0
         self._is_first_round = True
         self._adam = _Adam((*space.shape[:-1], count))
+        self._ratio: _Floats | None = None  # of Adam, of the last gradient
 
     def plan(self, steps: int) -> None:
         """Make the first round no longer than this."""
@@ -369,25 +473,45 @@ class _Path:
         """Whether the step has fallen to zero; the next one begins another round."""
         return self._steps_in_round == self._round
 
-    def step(self, coefficients: Coefficients, gradient: Coefficients, *, delay: int) -> None:
-        """One step against the gradient at ``coefficients``, of their shape, which was asked ``delay`` steps ago.
+    @property
+    def has_direction(self) -> bool:
+        """Whether it has seen a gradient."""
+        return self._ratio is not None
+
+    def see(self, coefficients: Coefficients, gradient: Coefficients) -> None:
+        """Take in the gradient at ``coefficients``, of their shape; :meth:`step` goes against it."""
+        free_gradient = self._space.to_free_gradient(self._space.to_free(coefficients), gradient)
+        self._ratio = self._adam.updated_ratio(_rows_times(free_gradient, self._directions))
+
+    def after_first_step(self, factor: float) -> _Floats:
+        """Where a first step would end that is ``factor`` times as long."""
+        return self._moved(factor * self._step_size)
+
+    def lengthen(self, factor: float) -> None:
+        """Make all steps ``factor`` times as long."""
+        self._step_size *= factor
+
+    def step(self, *, delay: int) -> None:
+        """One step against the last gradient, which was asked ``delay`` steps ago.
 
         Late gradients make shorter steps, else the path swings: the first gradients of all workers are asked at one
         point, and full steps along all of them would lead much too far.
         """
         if self.has_ended_round:
             self._begin_round()
-        free_gradient = self._space.to_free_gradient(self._space.to_free(coefficients), gradient)
-        ratio = self._adam.updated_ratio(_rows_times(free_gradient, self._directions))
         remaining = 1 - self._steps_in_round / self._round
-        size = self._step_size * remaining / (1 + _DELAY * delay)
-        moved = self.free - size * self._lengths * _rows_times(ratio, self._directions.T)
-        self.free = self._space.to_free(self._space.to_coefficients(moved))  # a convex space clips
+        self.free = self._moved(self._step_size * remaining / (1 + _DELAY * delay))
         self.steps += 1
         self._steps_in_round += 1
         # polynomial-decay averaging (Shamir and Zhang 2013)
         share = (_AVERAGING + 1) / (self._steps_in_round + _AVERAGING)
         self.average = self.average + share * (self.free - self.average)
+
+    def _moved(self, size: float) -> _Floats:
+        if self._ratio is None:
+            return self.free
+        moved = self.free - size * self._lengths * _rows_times(self._ratio, self._directions.T)
+        return self._space.to_free(self._space.to_coefficients(moved))  # a convex space clips
 
     def _begin_round(self) -> None:
         """Half as many steps as the first round has, and half as long."""

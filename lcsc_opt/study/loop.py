@@ -238,7 +238,7 @@ class Loop:
             check = not self._to_replay[0].user_attrs.get("unbiased")
         nevergrad_candidate = self._driver.ask(check=check)
         candidate = dataclasses.replace(candidate_of(nevergrad_candidate), yardstick=self._yardstick)
-        if not candidate.gradient:  # steps are not stored: replay gives them again
+        if not candidate.unbiased:  # steps are not stored: replay gives them again
             candidate = dataclasses.replace(candidate, coefficients=rounded_coefficients(candidate.coefficients))
         price = self._price(candidate.images)
         compares = candidate.compares(self._images_per_evaluation)

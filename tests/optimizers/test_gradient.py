@@ -31,10 +31,11 @@ class Quadratic:
 
     def __init__(self, *, noise: float = 0.0, scale: float = 1.0) -> None:
         self.noise, self.scale = noise, scale
+        self.target = TARGET
 
     def __call__(self, coefficients: Coefficients, *, seed: int | None = None, gradient: bool = False) -> Evaluation:
         shift = 0.0 if seed is None else self.noise * np.random.default_rng(seed).standard_normal(WALK.shape[1])
-        rest = coefficients @ WALK - TARGET - shift
+        rest = coefficients @ WALK - self.target - shift
         slope = 2 * self.scale * WALK @ rest if gradient else None
         return Evaluation(self.scale * float(rest @ rest), gradient=slope)
 
@@ -46,10 +47,18 @@ class Quadratic:
 
 
 def gradient_search(
-    space: CoefficientSpace = AFFINE, *, length: float = 0.03, plan: tuple[int, int] | None = None, **options: Any
+    space: CoefficientSpace = AFFINE,
+    *,
+    length: float | None = 0.03,
+    plan: tuple[int, int] | None = None,
+    **options: Any,
 ) -> Any:
-    """With a first step of this ``length`` in coefficients; with ``plan``, of so many images in all and in a check."""
-    optimizer = LCSCGradient(step_size=length / math.sqrt(USUAL_CLOSENESS), **options)(coefficient_array(space, seed=0))
+    """With a first step of this ``length`` in coefficients, or one that it finds.
+
+    With ``plan``, of so many images in all and in a check.
+    """
+    step_size = None if length is None else length / math.sqrt(USUAL_CLOSENESS)
+    optimizer = LCSCGradient(step_size=step_size, **options)(coefficient_array(space, seed=0))
     if plan is not None:
         optimizer.plan_budget(evaluations=None, images=plan[0], images_per_evaluation=plan[1])
     return optimizer
@@ -101,6 +110,61 @@ def test_a_check_ends_the_planned_budget(images: int | None, evaluations: int | 
     asked, left = spend(gradient_search(), Quadratic(), **budget, in_flight=in_flight)  # type: ignore[arg-type]
     assert [candidate.gradient for candidate in asked[-2:]] == [True, False]
     assert left > -400  # no more than the images of a step
+
+
+@pytest.mark.parametrize("scale", [0.03, 0.3, 1.0])
+def test_the_first_step_is_as_long_as_lowers_the_loss_most(scale: float) -> None:
+    """The minimum is nearer by ``scale``, so the best length is shorter by as much."""
+    nearby = AFFINE.to_coefficients(scale * AFFINE.to_free(MINIMUM))
+    objective = Quadratic()
+    objective.target = nearby @ WALK
+    asked = run(gradient_search(length=None), objective, 20)
+    kinds = [candidate_of(one).gradient for one in asked]
+    first = kinds.index(True, 1)
+    assert kinds[:first] == [True] + [False] * (first - 1)
+    assert 4 <= first <= 9, "the neighbours of the best length, and what lies between it and the first that is tried"
+    tried = [float(np.linalg.norm(one.value - asked[0].value)) for one in asked[1:first]]
+    losses = [objective(one.value).loss for one in asked[1:first]]
+    assert float(np.linalg.norm(asked[first].value - asked[0].value)) == tried[int(np.argmin(losses))]
+    assert min(losses) < objective(asked[0].value).loss
+    assert np.log2(np.divide(tried, tried[0])) == pytest.approx(np.rint(np.log2(np.divide(tried, tried[0]))))
+
+
+def test_lengths_are_compared_on_noise_of_their_own_and_without_bias() -> None:
+    asked = [candidate_of(one) for one in run(gradient_search(length=None), Quadratic(noise=0.1), 30)]
+    tried = [one for one in asked if one.unbiased and not one.gradient]
+    assert len(tried) >= 3
+    [noise] = {one.noise for one in tried}
+    assert noise.group == "gradient"
+    assert noise not in {one.noise for one in asked if one.gradient}
+
+
+def test_lengths_that_fail_make_the_first_step_short_and_one_that_is_given_is_taken() -> None:
+    optimizer = gradient_search(length=None)
+    asked = run(optimizer, Quadratic(), 12, failing=lambda number: 2 <= number <= 5)
+    steps = [one for one in asked if candidate_of(one).gradient]
+    moved = np.linalg.norm(steps[1].value - steps[0].value)
+    assert 0 < moved < 0.05 * math.sqrt(USUAL_CLOSENESS) / 8
+    given = run(gradient_search(length=0.03), Quadratic(), 4)
+    assert [candidate_of(one).gradient for one in given] == [True] * 4
+
+
+@pytest.mark.parametrize("evaluations", [2, 3, 5, 6, 8])
+@pytest.mark.parametrize("in_flight", [1, 4])
+def test_a_budget_that_ends_while_lengths_are_tried_ends_with_a_check(evaluations: int, in_flight: int) -> None:
+    optimizer = gradient_search(length=None)
+    asked, left = spend(optimizer, Quadratic(), images=None, evaluations=evaluations, in_flight=in_flight)
+    assert (len(asked), left) == (evaluations, 0)
+    assert how(asked[-1]) == {**PLAIN_ASK, "error": True}
+    if in_flight == 1 and evaluations > 2:
+        assert Quadratic()(asked[-1].coefficients).loss < START
+
+
+@pytest.mark.parametrize(("in_flight", "left"), [(1, 1e-6), (3, 1e-3), (12, 5e-2)])
+def test_with_a_length_that_it_finds_it_ends_at_the_minimum(in_flight: int, left: float) -> None:
+    optimizer = gradient_search(length=None, steps=300)
+    run(optimizer, Quadratic(), 450, in_flight=in_flight)
+    assert loss_of(optimizer) < left * START
 
 
 def lengths_of_steps(optimizer: Any, count: int) -> list[float]:
