@@ -173,7 +173,6 @@ def run(
     if not say_found(study_file.objective, objectives.context) and "nevergrad" not in sys.modules:
         notice("importing the optimizers")
 
-    from lcsc_opt.experiment.outcome import what_goes_on
     from lcsc_opt.experiment.running import experiment_of, run_studies  # and with it Nevergrad
 
     experiment = experiment_of(study_file, Database(url), objectives, accept_changes=accept_changes)
@@ -182,9 +181,6 @@ def run(
         return
     try:
         run_studies(experiment, on_end=say)
-        goes_on = what_goes_on(experiment.database.existing(), [spec.name for spec in experiment.specs])
-        if goes_on:
-            say(f"{experiment.name}: {goes_on}")
     finally:
         if experiment.database.storage is not None:
             say(f"database: {masked(url)}")

@@ -262,10 +262,11 @@ def run(
     objectives = ObjectiveLoader(BuildContext(directory, files=files_directory(url)))
     with messages_by_default(), each_notice_once():
         say_found(read.objective, objectives.context)
+        from lcsc_opt.experiment.outcome import same_call
         from lcsc_opt.experiment.running import experiment_of, run_studies  # and with it Nevergrad
 
         experiment = experiment_of(read, Database(url), objectives, accept_changes=options.accept_changes)
-        run_studies(experiment, callbacks=options.callbacks)
+        run_studies(experiment, callbacks=options.callbacks, again=same_call)
     return [Study(spec.name, url) for spec in experiment.specs]
 
 

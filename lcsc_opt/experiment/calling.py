@@ -188,14 +188,20 @@ def search(
         objectives = ObjectiveLoader(BuildContext(Path.cwd(), functions=call.functions, files=files))
         study_file = parse_study_file(content, source="lcsc_opt.search")
         say_found(study_file.objective, objectives.context)
+        from lcsc_opt.experiment.outcome import repeated_call, resumed_call, same_call
         from lcsc_opt.experiment.running import experiment_of, run_studies, searches_of  # and with it Nevergrad
 
         searches_of([study_file])  # refuses what is wrong before any function is called
         call.place_checkpoints(files)
         study_file = parse_study_file(content, source="lcsc_opt.search")  # which names checkpoints in memory only now
         experiment = experiment_of(study_file, database, objectives, accept_changes=options.accept_changes)
+        again = same_call
+        if temporary is not None:
+            again = repeated_call
+        elif call.not_importable:
+            again = resumed_call
         try:
-            run_studies(experiment, callbacks=options.callbacks)
+            run_studies(experiment, callbacks=options.callbacks, again=again)
         except KeyboardInterrupt:
             if temporary is None:  # else the database ends with this call
                 again = "call search again with resume=True" if call.not_importable else "run the same call"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import datetime
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from optuna.storages import RDBStorage
 
@@ -35,8 +35,33 @@ def outcome_of_finished(study: StoredStudy) -> str:
     return f"finished already, {ended_at:%Y-%m-%d %H:%M}; {outcome_of(study)}"
 
 
-def what_goes_on(storage: RDBStorage, studies: Sequence[str]) -> str:
-    """Whether searches have ended by themselves or were cut, when, and the command and the time that would go on.
+Again = Callable[[str, str], str]
+"""Name of a study, and a larger budget → what the user types or calls to go on with it."""
+
+
+def command(study: str, budget: str) -> str:
+    """What the user of a terminal types to go on."""
+    quoted = f"'{budget}'" if " " in budget else budget
+    return f"lcsc run {study} --budget {quoted}"
+
+
+def same_call(study: str, budget: str) -> str:  # noqa: ARG001 - the call has all searches of the experiment
+    """What goes on from Python."""
+    return f"the same call with budget={_literal(budget)}"
+
+
+def resumed_call(study: str, budget: str) -> str:  # noqa: ARG001 - the call has all searches of the experiment
+    """What goes on from Python where functions cannot be compared with what they were."""
+    return f"the same call with resume=True, budget={_literal(budget)}"
+
+
+def repeated_call(study: str, budget: str) -> str:
+    """What searches longer from Python where nothing is kept."""
+    return f"{same_call(study, budget)}, from its beginning since storage=None keeps nothing,"
+
+
+def what_goes_on(storage: RDBStorage, studies: Sequence[str], again: Again = command) -> str:
+    """Whether searches have ended by themselves or were cut, when, and what would go on, with its time.
 
     ``Every search has ended by itself.``; or ``LCSC was cut after 9 evaluations: lcsc run digits/LCSC/0 --budget 18``
     ``goes on (about 2 min).`` A search that a callback stopped says nothing.
@@ -56,7 +81,7 @@ def what_goes_on(storage: RDBStorage, studies: Sequence[str]) -> str:
         more = f"{2 * budget.total} s" if budget.seconds is not None else str(2 * budget.total)
         parts.append(
             f"{name_of_search(study)} was cut after {_evaluations(summary.evaluations)}: "
-            f"lcsc run {study} --budget {_quoted(more)} goes on (about {_duration(summary.cost.seconds)} more)"
+            f"{again(study, more)} goes on (about {_duration(summary.cost.seconds)} more)"
         )
     return f"{'; '.join(parts)}."
 
@@ -65,9 +90,9 @@ def _evaluations(count: int) -> str:
     return "1 evaluation" if count == 1 else f"{count:,} evaluations"
 
 
-def _quoted(text: str) -> str:
-    """An argument for a shell."""
-    return f"'{text}'" if " " in text else text
+def _literal(budget: str) -> str:
+    """A budget as an argument in Python."""
+    return repr(budget) if " " in budget else budget
 
 
 def _duration(seconds: float) -> str:

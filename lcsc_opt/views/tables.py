@@ -20,6 +20,7 @@ TextTable = tuple[tuple[str, ...], list[list[str]]]
 """Header, and rows."""
 
 _ARROWS = {1: " ↓", -1: " ↑", None: ""}  # lower is better, higher is better, unknown
+WORSE = "(worse)"  # by more than the error
 _SINGLE_IMAGES = ("precision", "recall", "reward", "held_out_reward")
 
 
@@ -53,7 +54,7 @@ def report_table(report: Report, name: str, *, part: int = 0) -> TextTable:
         if against is not None:
             gain = with_interval(row.gain, row.gain_interval, "+.3g")
             if row.lost:  # certainly worse
-                gain = f"{gain} (worse)"
+                gain = f"{gain} {WORSE}"
             cells += [with_interval(row.baseline, row.baseline_interval), gain]
         cells += [number(measured.value(row.metric)) for measured in others_shown]
         if has_real_images:
@@ -106,7 +107,9 @@ def with_interval(value: float | None, interval: Interval | None, form: str = ".
 def comparison_tables(report: Report | None, metric: str, *, all_metrics: bool = False) -> list[tuple[str, TextTable]]:
     """For each sampler a title, and the loss and the metrics of all models of the report.
 
-    The answer is the first row, real images that the loss does not see the last, if some are held out.
+    The answer is the first row, real images that the loss does not see the last, if some are held out. What a search
+    found is marked where it is worse than the best that the user had, by more than the error; of several seeds, if all
+    are.
 
     Args:
         report: of the experiment; there are no tables without one.
@@ -129,14 +132,35 @@ def comparison_tables(report: Report | None, metric: str, *, all_metrics: bool =
         lines = []
         for title, models in _groups(report, part).items():
             losses = Spread.of(report.shown(measured) for measured in models)
-            spreads = [Spread.of(measured.value(row.metric) for measured in models) for row in shown]
-            lines.append([title, spread_text(losses), *map(spread_text, spreads)])
+            lost = _lost(report, models, number_of_part)
+            lines.append([title, _marked(losses, lost=rows[0].metric in lost)])
+            for row in shown:
+                spread = Spread.of(measured.value(row.metric) for measured in models)
+                lines[-1].append(_marked(spread, lost=row.metric in lost))
         if any(row.real_halves is not None for row in shown):
             lines.append([_real_images(report), UNKNOWN, *(number(row.real_halves) for row in shown)])
         headers = [with_arrow(row.metric, row.sign) for row in shown]
         title = "held out" if part.sampler is None else f"held out, {part.sampler}"
+        best = report.best_had(report.headline_metric)
+        if best is not None and any(WORSE in cell for line in lines for cell in line):
+            title += f"; {WORSE}: than {names_in(report, best.model)}, by more than the error"
         tables.append((title, (("model", f"held-out {metric}", *headers), lines)))
     return tables
+
+
+def _lost(report: Report, models: Sequence[Measurement], part: int) -> set[str]:
+    """The metrics in which all of these models are worse than the best that the user had; none of what the user had."""
+    best = report.best_had(report.headline_metric)
+    if best is None or any(measured.model.name in report.had for measured in models):
+        return set()
+    of_each = [report.rows(measured.model.name, best.model.name, part=part) for measured in models]
+    return set.intersection(*({row.metric for row in rows if row.lost} for rows in of_each))
+
+
+def _marked(spread: Spread | None, *, lost: bool) -> str:
+    """The text of a cell."""
+    text = spread_text(spread)
+    return f"{text} {WORSE}" if lost else text
 
 
 def _groups(report: Report, part: Part) -> dict[str, list[Measurement]]:

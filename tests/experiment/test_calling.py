@@ -121,6 +121,31 @@ def test_a_call_says_why_each_search_ended_as_the_command_line_does(
 
 
 @pytest.mark.parametrize(
+    ("storage", "by_name", "budget", "again"),
+    [
+        ("studies.db", True, 4, "the same call with budget=8 goes on"),
+        ("studies.db", True, "0.001 s", "the same call with budget='2 s' goes on"),
+        ("studies.db", False, 4, "the same call with resume=True, budget=8 goes on"),
+        (None, True, 4, "the same call with budget=8, from its beginning since storage=None keeps nothing, goes on"),
+    ],
+)
+def test_a_call_says_what_a_budget_has_cut_and_which_call_goes_on(
+    search: Any,
+    module: Any,
+    capsys: pytest.CaptureFixture[str],
+    storage: str | None,
+    by_name: bool,
+    budget: int | str,
+    again: str,
+) -> None:
+    functions = {"build": module.build, "score": module.score if by_name else lambda net: distance(net)}
+    search(states(), **functions, optimizers="LCSC", storage=storage, budget=budget)
+    said = capsys.readouterr().err
+    assert "lcsc: tried: LCSC was cut after " in said
+    assert f": {again} (about " in said
+
+
+@pytest.mark.parametrize(
     ("storage", "by_name", "said"),
     [
         ("studies.db", True, ["lcsc: interrupted; what finished is kept; run the same call to continue"]),

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+import lcsc_opt
 from lcsc_opt.cli import run as lcsc
 from lcsc_opt.database.connection import open_storage
 from lcsc_opt.database.store import read_contents
@@ -123,6 +124,14 @@ def test_the_last_line_says_what_was_cut_and_the_command_that_goes_on(typed: Typ
     continued = typed("run", "shifted/LCSC/0", "--budget", "24").err
     assert "continuing after trial 11" in continued
     assert "LCSC was cut after 24 evaluations" in continued
+
+
+def test_a_run_from_python_says_which_call_goes_on(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    lcsc_opt.run("shifted.yaml", optimizers="LCSC", budget=12)
+    said = capsys.readouterr().err
+    assert "lcsc: shifted: LCSC was cut after 12 evaluations: the same call with budget=24 goes on (about " in said
+    lcsc_opt.run("shifted.yaml", optimizers="LCSC", budget=24)
+    assert "LCSC was cut after 24 evaluations" in capsys.readouterr().err
 
 
 def test_a_grid_that_a_time_has_cut_says_so_and_goes_on(typed: Typed) -> None:

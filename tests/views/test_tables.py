@@ -93,6 +93,28 @@ def test_a_comparison_has_the_metric_that_the_sentence_names_and_a_reward_that_n
     assert header == ("model", "held-out loss", "fid", "precision", "held_out_reward")
 
 
+def test_a_comparison_marks_what_a_search_lost_against_the_best_that_the_user_had() -> None:
+    had: dict[str, Any] = {"fid": 3.0, "reward": 0.2, "precision": 0.7}
+    signs = {"fid": 1, "reward": -1, "precision": -1}
+    found = {
+        "digits/LCSC/0": measured(1.0, fid=2.0, reward=0.1, precision=0.8),
+        "digits/CMA/0": measured(1.5, fid=2.5, reward=0.1, precision=0.6),
+        "digits/CMA/1": measured(1.7, fid=2.6, reward=0.3, precision=0.5),
+    }
+    worse_last = measured(9.0, name=LAST_CHECKPOINT, fid=9.0, reward=0.1, precision=0.1)
+    reported = ReportedMetrics(signs=signs, terms=("fid", "reward"))
+    report = report_of(found, measured(2.0, name=EMA, **had), worse_last, metrics=reported)
+    [(title, (header, rows))] = comparison_tables(report, "loss")
+    assert title == "held out; (worse): than EMA*, by more than the error"
+    assert header == ("model", "held-out loss", "fid ↓", "reward ↑", "precision ↑")
+    assert rows == [
+        ["answer · LCSC, trial 0", "1", "2", "0.1 (worse)", "0.8"],
+        ["CMA", "1.6 ± 0.14", "2.55 ± 0.071", "0.2 ± 0.14", "0.55 ± 0.071 (worse)"],
+        ["EMA*", "2", "3", "0.2", "0.7"],
+        ["last checkpoint", "9", "9", "0.1", "0.1"],
+    ]
+
+
 def test_rows_for_programs_end_with_the_answer_and_the_warnings() -> None:
     (study,) = in_one_report([history([3.0], held_out=2.0)], measured(5.0, name=LAST_CHECKPOINT), warnings=("it lost",))
     of_study, answer = comparison_rows([study])
