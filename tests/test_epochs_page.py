@@ -1,4 +1,4 @@
-"""``docs/tutorials/lora_epochs.md``: its study and its four commands, on a small pipeline."""
+"""``docs/tutorials/lora_epochs.md``: its study and its commands, on a small pipeline."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ import yaml
 from safetensors.torch import load_file
 
 import lcsc_opt
+from lcsc_opt.base.labelled_grid import bands_of
 from lcsc_opt.base.settings import parse_yaml
 from tests import tiny_pipelines
 from tests.commands import Typed
@@ -36,7 +37,7 @@ def place(workplace: Path, few_pairs: None) -> Path:
     return workplace
 
 
-def test_the_four_commands_of_the_page_choose_an_epoch(place: Path, typed: Typed) -> None:
+def test_the_commands_of_the_page_look_at_epochs_and_choose_one(place: Path, typed: Typed) -> None:
     text = PAGE.read_text(encoding="utf-8")
     [(_, study), (_, commands)] = re.findall(r"^```(yaml|console)\n(.*?)^```$", text, re.M | re.S)
     content: dict[str, Any] = parse_yaml(study)
@@ -45,12 +46,20 @@ def test_the_four_commands_of_the_page_choose_an_epoch(place: Path, typed: Typed
     content["held_out"] = {"images": 4, "top": 1}
     (place / "epochs.yaml").write_text(yaml.safe_dump(content))
     lines = [shlex.split(line.partition("  #")[0]) for line in commands.splitlines()]
-    assert [words[:2] for words in lines] == [["lcsc", name] for name in ("run", "compare", "report", "export")]
+    order = ("images", "run", "compare", "report", "images", "export")
+    assert [words[:2] for words in lines] == [["lcsc", name] for name in order]
     said = [typed(*words[1:]).out for words in lines]
-    assert "best of the grid (" in said[1]
+    assert "best of the grid (" in said[2]
+    epochs, with_answer = (
+        [row.title for row in bands_of((place / f"{name}-images.png").read_bytes())] for name in ("lora", "epochs")
+    )
+    assert epochs == [f"step {step}" for step in KOHYA_EPOCHS]
+    assert sum("answer" in title for title in with_answer) == 1
     assert "data:image/png" in (place / "epochs.html").read_text()
+    assert load_file(place / "best.safetensors").keys() == load_file(place / "runs" / "lora" / "hat.safetensors").keys()
+    typed("export", "epochs/Grid/0", "-o", "epoch.safetensors")
     study = lcsc_opt.load_study("epochs/Grid/0")
-    exported = load_file(place / "best.safetensors")
+    exported = load_file(place / "epoch.safetensors")
     epoch = load_file(place / "runs" / "lora" / KOHYA_EPOCHS[study.steps[study.coefficients.argmax()]])
     assert exported.keys() == epoch.keys()
     assert all(torch.equal(tensor, epoch[name]) for name, tensor in exported.items())
