@@ -48,7 +48,8 @@ def setup(app: Any) -> None:
         source[0] = _for_the_site(source[0])
 
     def include(_app: Any, _path: Any, _parent: str, source: list[str]) -> None:
-        source[0] = _for_the_site(re.sub(r"\]\((?=benchmarks/)", "](../", source[0]))
+        from_docs = re.sub(r"\]\(docs/", "](", source[0])
+        source[0] = _for_the_site(re.sub(r"\]\((?=benchmarks/)", "](../", from_docs))
 
     app.connect("source-read", read)
     app.connect("include-read", include)
