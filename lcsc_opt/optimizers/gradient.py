@@ -43,6 +43,7 @@ _MEMORY = 0.99
 _DELAY = 0.5  # how much a step shrinks for each step that was made since its gradient was asked
 _FIRST_LENGTH = 0.05  # that is tried
 _MOST_DOUBLINGS = 6  # of it, and halvings
+_MOST_LENGTHENED = 2.0  # how many times as long the other steps are planned where the budget allows few of them
 _SHORTER = 0.5  # of the first round: the steps of each further one, and their length
 LEAST_GAIN = 0.01  # of the whole gain: less is not worth a round, however certain it is
 _AVERAGING = 3  # the exponent of the average; its mean age is a fifth of the steps
@@ -346,6 +347,7 @@ class _LCSCGradient(Optimizer):  # type: ignore[misc]
         self._lengths = None
         self._plan_round()
         self._path.step(delay=0)
+        self._path.lengthen(min(self._options["steps"] / self._path.round, _MOST_LENGTHENED))
 
     def _adjust_keep_weight(self, evaluation: Evaluation) -> None:
         """Dual ascent: the weight grows when the kept metric was worse than its bound, and falls when it was better.
@@ -405,7 +407,8 @@ class LCSCGradient(ConfiguredOptimizer):  # type: ignore[misc]
     """Adam (Kingma and Ba 2015, Algorithm 1) on fresh noise, in rounds in which the step falls to zero.
 
     The first step is as long as lowers the loss most, on noise of its own: its length is doubled or halved until both
-    neighbours are worse. What is right differs by a factor of ten between training runs.
+    neighbours are worse. What is right differs by a factor of ten between training runs. Where the budget makes the
+    first round shorter, its other steps are longer by as much, at most twice.
 
     Its candidates need a gradient: that of the loss corrected for their small number of images. Objectives without one
     are refused. Every few steps the average of the iterates is *checked*: evaluated plainly, on the noise and with the
@@ -444,6 +447,7 @@ class _Path:
         average: the average of the iterates of this round, in which late ones weigh more; the start before the first
             step.
         steps: how many were made.
+        round: how many steps a round has.
     """
 
     def __init__(self, space: CoefficientSpace, start: Coefficients, step_size: float, steps: int) -> None:
@@ -458,7 +462,7 @@ class _Path:
         lengths = np.sqrt(closeness / count)  # in each direction, for a step size of one
         self._lengths = lengths.reshape((-1, 1) if len(space.shape) > 1 else ())
         self._step_size = step_size  # at the beginning of this round
-        self._round = steps
+        self.round = steps
         self._steps_in_round = 0
         self._is_first_round = True
         self._adam = _Adam((*space.shape[:-1], count))
@@ -466,12 +470,12 @@ class _Path:
 
     def plan(self, steps: int) -> None:
         """Make the first round no longer than this."""
-        self._round = min(self._round, steps)
+        self.round = min(self.round, steps)
 
     @property
     def has_ended_round(self) -> bool:
         """Whether the step has fallen to zero; the next one begins another round."""
-        return self._steps_in_round == self._round
+        return self._steps_in_round == self.round
 
     @property
     def has_direction(self) -> bool:
@@ -499,7 +503,7 @@ class _Path:
         """
         if self.has_ended_round:
             self._begin_round()
-        remaining = 1 - self._steps_in_round / self._round
+        remaining = 1 - self._steps_in_round / self.round
         self.free = self._moved(self._step_size * remaining / (1 + _DELAY * delay))
         self.steps += 1
         self._steps_in_round += 1
@@ -516,7 +520,7 @@ class _Path:
     def _begin_round(self) -> None:
         """Half as many steps as the first round has, and half as long."""
         if self._is_first_round:
-            self._round = max(math.ceil(_SHORTER * self._round), 1)
+            self.round = max(math.ceil(_SHORTER * self.round), 1)
             self._step_size *= _SHORTER
             self._is_first_round = False
         self._steps_in_round = 0

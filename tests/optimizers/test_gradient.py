@@ -160,6 +160,24 @@ def test_a_budget_that_ends_while_lengths_are_tried_ends_with_a_check(evaluation
         assert Quadratic()(asked[-1].coefficients).loss < START
 
 
+@pytest.mark.parametrize(("evaluations", "longer"), [(None, 1), (67, 1), (49, 60 / 42), (20, 2)])
+def test_steps_are_longer_where_the_budget_allows_fewer(evaluations: int | None, longer: float) -> None:
+    optimizer = LCSCGradient()(coefficient_array(AFFINE, seed=0))
+    if evaluations is not None:
+        optimizer.plan_budget(evaluations=evaluations, images=None, images_per_evaluation=1000)
+    always = cosine_directions(COUNT).sum(axis=1)
+    asked: list[Any] = []
+    while sum(candidate_of(one).gradient for one in asked) < 4:
+        asked.append(optimizer.ask())
+        tried = float(np.linalg.norm(asked[-1].value - asked[min(1, len(asked) - 1)].value))  # the first one is best
+        tell(optimizer, asked[-1], Evaluation(tried, gradient=always if candidate_of(asked[-1]).gradient else None))
+    start, first, second, third = (one.value for one in asked if candidate_of(one).gradient)
+    steps = np.array([np.linalg.norm(second - first), np.linalg.norm(third - second)])
+    fallen = np.diff(steps)[0] / steps[0]  # by one part of the round in so many
+    whole = steps[0] / (1 + fallen / (1 - fallen)) if fallen else steps[0]
+    assert whole / np.linalg.norm(first - start) == pytest.approx(longer, rel=0.05)
+
+
 @pytest.mark.parametrize(("in_flight", "left"), [(1, 1e-6), (3, 1e-3), (12, 5e-2)])
 def test_with_a_length_that_it_finds_it_ends_at_the_minimum(in_flight: int, left: float) -> None:
     optimizer = gradient_search(length=None, steps=300)
