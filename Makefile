@@ -8,7 +8,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.set-up
 TORCH := $(shell sed -n 's/^\(torch==[^ ;]*\).*/\1/p' constraints.txt)
-BENCHMARKS := $(filter-out benchmarks/gpu.py benchmarks/large.py benchmarks/large_search.py benchmarks/optimizers.py benchmarks/matrix.py benchmarks/paper.py benchmarks/real.py benchmarks/trainers.py,$(sort $(shell grep -l __main__ benchmarks/*.py)))
+BENCHMARKS := $(filter-out benchmarks/gpu.py benchmarks/large.py benchmarks/large_search.py benchmarks/lora.py benchmarks/optimizers.py benchmarks/matrix.py benchmarks/paper.py benchmarks/real.py benchmarks/trainers.py,$(sort $(shell grep -l __main__ benchmarks/*.py)))
 
 DEMO := demo
 DEMO_CHANGES :=

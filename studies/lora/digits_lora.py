@@ -52,11 +52,11 @@ def half(number: int) -> tuple[Tensor, Tensor]:
 # The pipeline
 
 
-def tokenizer(folder: Path) -> Any:
+def tokenizer(folder: Path, captions: Sequence[str]) -> Any:
     """CLIP's byte-pair tokenizer, with a token for each word of the captions."""
     from transformers import CLIPTokenizer
 
-    words = sorted({word for template in TEMPLATES for digit in DIGITS for word in template.format(digit).split()})
+    words = sorted({word for caption in captions for word in caption.split()})
     symbols: dict[str, None] = {}
     merges: dict[str, None] = {}
     for word in words:
@@ -74,12 +74,15 @@ def tokenizer(folder: Path) -> Any:
     return CLIPTokenizer(str(folder / "vocab.json"), str(folder / "merges.txt"), model_max_length=8)
 
 
-def new_pipeline(folder: Path) -> Any:
-    """The pipeline with random weights, from torch's generator; ``folder`` keeps the vocabulary."""
+def new_pipeline(folder: Path, captions: Sequence[str], **of_unet: Any) -> Any:
+    """The pipeline with random weights, from torch's generator; ``folder`` keeps the vocabulary of all captions.
+
+    ``of_unet`` are settings of the U-Net in place of those that stand here.
+    """
     from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
     from transformers import CLIPTextConfig, CLIPTextModel
 
-    tokens = tokenizer(folder)
+    tokens = tokenizer(folder, captions)
     text_config = CLIPTextConfig(
         vocab_size=len(tokens),
         hidden_size=32,
@@ -100,19 +103,19 @@ def new_pipeline(folder: Path) -> Any:
         latent_channels=4,
         sample_size=SIDE,
     )
-    unet = UNet2DConditionModel(
-        sample_size=SIDE // 2,
-        in_channels=4,
-        out_channels=4,
-        block_out_channels=(32, 64),
-        layers_per_block=1,
-        norm_num_groups=8,
-        attention_head_dim=8,
-        cross_attention_dim=32,
-        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
-        mid_block_type=None,
-        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
-    )
+    settings: dict[str, Any] = {
+        "sample_size": SIDE // 2,
+        "in_channels": 4,
+        "out_channels": 4,
+        "block_out_channels": (32, 64),
+        "layers_per_block": 1,
+        "norm_num_groups": 8,
+        "attention_head_dim": 8,
+        "cross_attention_dim": 32,
+        "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D"),
+        "mid_block_type": None,
+        "up_block_types": ("CrossAttnUpBlock2D", "UpBlock2D"),
+    }
     schedule = DDIMScheduler(
         num_train_timesteps=TIMESTEPS,
         beta_start=0.00085,
@@ -126,7 +129,7 @@ def new_pipeline(folder: Path) -> Any:
         vae=autoencoder,
         text_encoder=CLIPTextModel(text_config),
         tokenizer=tokens,
-        unet=unet,
+        unet=UNet2DConditionModel(**{**settings, **of_unet}),
         scheduler=schedule,
         safety_checker=None,
         feature_extractor=None,
@@ -138,9 +141,11 @@ def train_pipeline(folder: Path, *, autoencoder_steps: int, steps: int, batch: i
     """Train the autoencoder, then U-Net and text encoder together; write ``FOLDER/pipeline``."""
     torch.manual_seed(seed)
     images, digits = half(0)
-    pipeline = new_pipeline(folder / "vocabulary")
+    pipeline = new_pipeline(
+        folder / "vocabulary", [template.format(digit) for template in TEMPLATES for digit in DIGITS]
+    )
     autoencoder = pipeline.vae
-    _train_autoencoder(autoencoder, images, steps=autoencoder_steps)
+    train_autoencoder(autoencoder, images, steps=autoencoder_steps)
     with torch.no_grad():
         latents = autoencoder.encode(images).latent_dist.mean
     autoencoder.register_to_config(scaling_factor=float(1 / latents.std()))
@@ -148,8 +153,8 @@ def train_pipeline(folder: Path, *, autoencoder_steps: int, steps: int, batch: i
 
     unet = pipeline.unet.train()
     encoder = pipeline.text_encoder.train()
-    tokens = [_tokens(pipeline, [template.format(digit) for digit in DIGITS]) for template in TEMPLATES]
-    captions = torch.stack([*tokens, _tokens(pipeline, [""] * len(DIGITS))])  # [templates + 1, 10, length]
+    tokens = [tokens_of(pipeline, [template.format(digit) for digit in DIGITS]) for template in TEMPLATES]
+    captions = torch.stack([*tokens, tokens_of(pipeline, [""] * len(DIGITS))])  # [templates + 1, 10, length]
     parameters = [*unet.parameters(), *encoder.parameters()]
     optimizer = torch.optim.AdamW(parameters, lr=2e-3, weight_decay=1e-4)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, total_steps=steps)
@@ -169,7 +174,8 @@ def train_pipeline(folder: Path, *, autoencoder_steps: int, steps: int, batch: i
         pipeline.save_pretrained(folder / "pipeline")
 
 
-def _train_autoencoder(autoencoder: Any, images: Tensor, *, steps: int, batch: int = 32) -> None:
+def train_autoencoder(autoencoder: Any, images: Tensor, *, steps: int, batch: int = 32) -> None:
+    """Train it on images ``[N, 3, H, W]``, then freeze it."""
     optimizer = torch.optim.Adam(autoencoder.parameters(), lr=3e-3)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     autoencoder.train()
@@ -185,7 +191,7 @@ def _train_autoencoder(autoencoder: Any, images: Tensor, *, steps: int, batch: i
     autoencoder.eval().requires_grad_(requires_grad=False)
 
 
-def _tokens(pipeline: Any, captions: Sequence[str]) -> Tensor:
+def tokens_of(pipeline: Any, captions: Sequence[str]) -> Tensor:
     """``[n, length]``, padded as the pipeline does it."""
     tokens = pipeline.tokenizer
     padded = tokens(list(captions), padding="max_length", truncation=True, return_tensors="pt")
@@ -196,36 +202,58 @@ def _tokens(pipeline: Any, captions: Sequence[str]) -> Tensor:
 # Its LoRA
 
 
+def add_lora(pipeline: Any, rank: int) -> list[Tensor]:
+    """Freeze the pipeline and give its U-Net a LoRA; return the factors, which alone are trained."""
+    from peft import LoraConfig
+
+    for part in (pipeline.vae, pipeline.text_encoder, pipeline.unet):
+        part.eval().requires_grad_(requires_grad=False)
+    targets = ["to_q", "to_k", "to_v", "to_out.0", "conv1", "conv2", "proj_in", "proj_out", "ff.net.0.proj", "ff.net.2"]
+    pipeline.unet.add_adapter(LoraConfig(r=rank, lora_alpha=rank, target_modules=targets))
+    return [parameter for parameter in pipeline.unet.parameters() if parameter.requires_grad]
+
+
 def distill(
     folder: Path, *, steps: int, every: int, rank: int = 8, batch: int = 24, rate: float = 1e-3, seed: int = 0
 ) -> None:
-    """Distil the LCM-LoRA of ``FOLDER/pipeline``; write ``FOLDER/lora-SEED/checkpoint-N`` every few steps.
-
-    As in diffusers' script: the student at t is drawn to itself at t − TIMESTEPS / SOLVER_STEPS, after a DDIM step of
-    the guided teacher, which is the U-Net without its LoRA.
-    """
+    """Distil the LCM-LoRA of ``FOLDER/pipeline``; write ``FOLDER/lora-SEED/checkpoint-N`` every few steps."""
     from diffusers import StableDiffusionPipeline
-    from peft import LoraConfig
 
     torch.manual_seed(seed)
     with quiet_libraries():
         pipeline = StableDiffusionPipeline.from_pretrained(folder / "pipeline", safety_checker=None)
-    for part in (pipeline.vae, pipeline.text_encoder, pipeline.unet):
-        part.eval().requires_grad_(requires_grad=False)
-    targets = ["to_q", "to_k", "to_v", "to_out.0", "conv1", "conv2", "proj_in", "proj_out", "ff.net.0.proj", "ff.net.2"]
-    unet = pipeline.unet
-    unet.add_adapter(LoraConfig(r=rank, lora_alpha=rank, target_modules=targets))
+    optimizer = torch.optim.AdamW(add_lora(pipeline, rank), lr=rate)
     images, digits = half(0)
     with torch.no_grad():
         latents = pipeline.vae.encode(images).latent_dist.mean * pipeline.vae.config.scaling_factor
         captions = [template.format(digit) for template in TEMPLATES for digit in DIGITS]
-        embeddings = pipeline.text_encoder(_tokens(pipeline, captions))[0].unflatten(0, (len(TEMPLATES), len(DIGITS)))
-        unconditional = pipeline.text_encoder(_tokens(pipeline, [""]))[0]
+        embeddings = pipeline.text_encoder(tokens_of(pipeline, captions))[0]
+    embeddings = embeddings.unflatten(0, (len(TEMPLATES), len(DIGITS)))
+
+    def draw() -> tuple[Tensor, Tensor]:
+        chosen = torch.randint(len(latents), (batch,))
+        return latents[chosen], embeddings[torch.randint(len(TEMPLATES), (batch,)), digits[chosen]]
+
+    def save(step: int) -> None:
+        if step % every == 0:
+            save_lora(pipeline.unet, folder / f"lora-{seed}" / f"checkpoint-{step}")
+
+    loss = consistency_loss(pipeline, draw)
+    descend(loss, optimizer, steps=steps, after=save, description=f"LCM-LoRA {seed}")
+
+
+def consistency_loss(pipeline: Any, draw: Callable[[], tuple[Tensor, Tensor]]) -> Callable[[int], Tensor]:
+    """Step → the loss of an LCM-LoRA on a batch of latents and text embeddings, as in diffusers' script.
+
+    The student at t is drawn to itself at t − TIMESTEPS / SOLVER_STEPS, after a DDIM step of the guided teacher, which
+    is the U-Net without its LoRA.
+    """
+    unet = pipeline.unet
+    with torch.no_grad():
+        unconditional = pipeline.text_encoder(tokens_of(pipeline, [""]))[0]
     signal = pipeline.scheduler.alphas_cumprod.sqrt()
     noise_level = (1 - pipeline.scheduler.alphas_cumprod).sqrt()
     interval = TIMESTEPS // SOLVER_STEPS
-    trained = [parameter for parameter in unet.parameters() if parameter.requires_grad]
-    optimizer = torch.optim.AdamW(trained, lr=rate)
 
     def of(values: Tensor, times: Tensor) -> Tensor:
         return values[times][:, None, None, None]
@@ -242,12 +270,12 @@ def distill(
         return skip * noisy + out * predicted(noisy, times, conditions)[0]
 
     def loss(_step: int) -> Tensor:
-        chosen = torch.randint(len(latents), (batch,))
-        conditions = embeddings[torch.randint(len(TEMPLATES), (batch,)), digits[chosen]]
+        latents, conditions = draw()
+        batch = len(latents)
         times = (torch.randint(1, SOLVER_STEPS + 1, (batch,)) * interval) - 1
         earlier = (times - interval).clamp(min=0)
-        noise = torch.randn(batch, *latents.shape[1:])
-        noisy = of(signal, times) * latents[chosen] + of(noise_level, times) * noise
+        noise = torch.randn(latents.shape)
+        noisy = of(signal, times) * latents + of(noise_level, times) * noise
         with torch.no_grad():
             unet.disable_adapters()
             both = torch.cat([conditions, unconditional.expand_as(conditions)])
@@ -260,11 +288,7 @@ def distill(
         error: Tensor = ((difference**2 + HUBER**2).sqrt() - HUBER).mean()
         return error
 
-    def save(step: int) -> None:
-        if step % every == 0:
-            save_lora(unet, folder / f"lora-{seed}" / f"checkpoint-{step}")
-
-    descend(loss, optimizer, steps=steps, after=save, description=f"LCM-LoRA {seed}")
+    return loss
 
 
 def save_lora(unet: Any, folder: Path) -> None:

