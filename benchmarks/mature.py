@@ -67,6 +67,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "8 of a window of three times the length": {"longer": 3},
     "a first step of .0125": {"optimizers": {"EMAGrid": {}, "LCSCGradient": {"step_size": 0.0125}}},
     "a first step of .05": {"optimizers": {"EMAGrid": {}, "LCSCGradient": {"step_size": 0.05}}},
+    "a first step of .2": {"optimizers": {"EMAGrid": {}, "LCSCGradient": {"step_size": 0.2}}},
     "twice the steps": {"optimizers": {"EMAGrid": {}, "LCSCGradient": {"steps": 120}}, "budget": 190},
 }
 CELLS = [
