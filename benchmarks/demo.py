@@ -30,6 +30,7 @@ import lcsc_opt
 from lcsc_opt.base.catalog import load_file
 from lcsc_opt.base.contact_sheet import contact_sheet
 from lcsc_opt.base.records import HELD_OUT, TRAINER_EMA
+from lcsc_opt.base.study_spec import EMA_GRID
 from lcsc_opt.cli import run as lcsc
 from lcsc_opt.database.connection import open_storage
 from lcsc_opt.database.history import Standing, ema_grid
@@ -38,7 +39,7 @@ from lcsc_opt.database.reader import HistoryReader
 from lcsc_opt.metrics.bundled_images import bundled_images
 from lcsc_opt.metrics.extractors.bundled import SETTINGS
 from lcsc_opt.objective.merge_sample_score import MergeSampleScore
-from lcsc_opt.views.ranking import ANSWER, Ranked, ranking
+from lcsc_opt.views.ranking import Ranked, ranking
 
 PICTURE = RESULTS.parents[1] / "docs" / "images" / "demo.png"
 METRICS = ("fid_held_out", "fid@cross_check", "precision", "recall")
@@ -68,7 +69,8 @@ def main() -> None:
     samples = samples_of(storage, url)
     found = recognized(samples)
     studies = HistoryReader(storage).read("demo")
-    rows = [line(row, studies, found) for row in ranking(studies) if row.optimizer != ANSWER]
+    ranked = ranking(studies)
+    rows = [line(row, studies, found) for row in ranked]
     rows.append(["real digits, held out", f"{found['real']:,}", *[""] * (len(COLUMNS) - 2)])
     page = [
         "# The demo",
@@ -88,9 +90,11 @@ def main() -> None:
     ]
     print(*page, sep="\n")
     (RESULTS / "demo.md").write_text("\n".join(page) + "\n", encoding="utf-8")
-    fid = {row[0]: row[COLUMNS.index("fid_held_out")] for row in rows}
-    sheets = {f"{name}: FID {fid[name]}": samples[name] for name in (LAST_CHECKPOINT, TRAINER_EMA)}
-    draw({**sheets, f"merged: FID {fid['LCSCGradient']}": samples["LCSCGradient"], "real digits": samples["real"]})
+    # EMA* of this model is its last checkpoint
+    shown = {EMA_GRID: LAST_CHECKPOINT, TRAINER_EMA: TRAINER_EMA, "LCSCGradient": "merged"}
+    fid = {row.optimizer: cells[COLUMNS.index("fid_held_out")] for row, cells in zip(ranked, rows, strict=False)}
+    sheets = {f"{title}: FID {fid[name]}": samples[name] for name, title in shown.items()}
+    draw({**sheets, "real digits": samples["real"]})
 
 
 def measured(stage: str, run: Callable[[], int]) -> list[str]:
@@ -112,9 +116,8 @@ def samples_of(storage: RDBStorage, url: str) -> dict[str, Tensor]:
         raise SystemExit("the demo has no EMA*")
     count = len(objective.steps)
     samples = {
-        LAST_CHECKPOINT: one_row.images(np.eye(count)[-1], HELD_OUT, SAMPLES),
         TRAINER_EMA: one_row.images(np.eye(count + 1)[-1], HELD_OUT, SAMPLES),
-        "EMA*": one_row.images(answer_of(reader, ema), HELD_OUT, SAMPLES),
+        EMA_GRID: one_row.images(answer_of(reader, ema), HELD_OUT, SAMPLES),
         "LCSC": one_row.images(answer_of(reader, studies["LCSC"]), HELD_OUT, SAMPLES),
         "LCSCGradient": objective.images(answer_of(reader, studies["LCSCGradient"]), HELD_OUT, SAMPLES),
     }
@@ -146,7 +149,6 @@ def recognized(samples: Mapping[str, Tensor]) -> dict[str, int]:
 
 def line(summary: Ranked, studies: Sequence[Standing], found: Mapping[str, int]) -> list[str]:
     """One line of the table."""
-    name = "EMA*" if summary.label.startswith("EMA*") else summary.label
     report = studies[0].report
     models = {study.optimizer: study.found for study in studies}
     measured = None if report is None else models.get(summary.optimizer, report.measured(summary.optimizer))
@@ -158,7 +160,7 @@ def line(summary: Ranked, studies: Sequence[Standing], found: Mapping[str, int])
     below = "" if summary.below_ema is None else f"{100 * summary.below_ema:+.0f} %"
     loss = "–" if summary.held_out is None else f"{summary.held_out[0]:.2f}"
     costs = [f"{summary.evaluations:.0f}", f"{summary.images:,.0f}", f"{summary.seconds:.0f}"]
-    return [summary.label, f"{found[name]:,}", *metrics, loss, below, *costs]
+    return [summary.label, f"{found[summary.optimizer]:,}", *metrics, loss, below, *costs]
 
 
 def draw(sheets: Mapping[str, Tensor]) -> None:
