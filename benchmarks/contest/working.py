@@ -106,7 +106,7 @@ def search_and_measure(job: Job) -> str:
     loader = ObjectiveLoader(BuildContext(files=files_directory(job.url)))
     database = Database(job.url)
     with Experiment([job.spec], database, loader) as experiment:
-        outcome = experiment.search(job.spec)
+        outcome = experiment.search(job.spec.name)
         experiment.report()
         study = StoredStudy.open(database.made(), job.spec.name)
         with study.hold():

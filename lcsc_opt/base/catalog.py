@@ -61,8 +61,9 @@ def find(kind: Kind, name: str, *, study_folder: Path | None = None) -> Path:
     path = expanded_path(name, error=StudySpecError)
     places = [place for place in (study_folder, Path()) if place is not None]
     folders = [*(folder for place in places for folder in (place, place / kind)), SHIPPED / kind]
+    candidates = _candidates(kind, path)
     for folder in folders:
-        for candidate in _candidates(kind, path):
+        for candidate in candidates:
             if (folder / candidate).is_file():
                 return (folder / candidate).resolve()
     names = list(entries(kind, study_folder=study_folder))

@@ -20,7 +20,7 @@ import re
 import sys
 import sysconfig
 import tokenize
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -73,11 +73,28 @@ def code_of_settings(path: Path, settings: Mapping[str, Any]) -> dict[str, CodeF
         is not imported by name, its file name: ``score.py``.
     """
     sources = {path.name: path}
-    for module in _MODULE_AND_FUNCTION.findall(json.dumps(settings, ensure_ascii=False)):
+    for module in _modules_in(settings):
         file = module_file(module)
         if file is not None:
             sources[module] = file
     return local_sources(sources)
+
+
+def _modules_in(settings: Mapping[str, Any]) -> list[str]:
+    """The modules of the functions that settings name."""
+    named: list[str] = _MODULE_AND_FUNCTION.findall(json.dumps(settings, ensure_ascii=False))
+    return named
+
+
+def code_reached(code: Mapping[str, CodeFile], file: str, settings: Mapping[str, Any]) -> Collection[str]:
+    """The names in ``code`` of an objective's file, of the modules that these settings name, and of what they import.
+
+    Args:
+        code: as :func:`code_of_settings` gives it.
+        file: the file's name.
+        settings: those that count.
+    """
+    return _closure({file, *_modules_in(settings)} & code.keys(), code).keys()
 
 
 def local_sources(sources: Mapping[str, Path]) -> dict[str, CodeFile]:
@@ -244,7 +261,7 @@ def forget_changed_modules(sources: Mapping[str, Path]) -> str:
     for name, source in all_sources.items():
         if name == "__main__" or source.path != module_file(name):  # the script, and files that no module imports
             continue
-        closure = _closure(name, all_sources)
+        closure = _closure({name}, all_sources)
         digest = _digest(closure)
         if name in sys.modules and _was_edited(name, digest, closure):
             _log.debug("%s was edited and is imported again", name)
@@ -253,10 +270,10 @@ def forget_changed_modules(sources: Mapping[str, Path]) -> str:
     return _digest(all_sources)
 
 
-def _closure(name: str, all_sources: Mapping[str, CodeFile]) -> dict[str, CodeFile]:
-    """A local module and all that it imports."""
+def _closure(names: Collection[str], all_sources: Mapping[str, CodeFile]) -> dict[str, CodeFile]:
+    """Local modules and all that they import."""
     closure: dict[str, CodeFile] = {}
-    waiting = {name}
+    waiting = set(names)
     while waiting:
         member = waiting.pop()
         closure[member] = all_sources[member]

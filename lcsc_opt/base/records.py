@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -203,9 +204,23 @@ class Evaluation:
     without_groups: Mapping[str, Sequence[float]] = dataclasses.field(default_factory=dict, compare=False)
 
     def __post_init__(self) -> None:
-        """Numbers of numpy and torch become Python's, which the database stores."""
-        object.__setattr__(self, "loss", _as_float(self.loss))
-        object.__setattr__(self, "metrics", {name: _as_float(value) for name, value in self.metrics.items()})
+        """Numbers of numpy and torch become Python's, which the database stores, and the gradient float64.
+
+        Raises:
+            TypeError, ValueError: something else stands where a number should be.
+        """
+        numbers: dict[str, Any] = {
+            "loss": _as_float(self.loss),
+            "metrics": {name: _as_float(value) for name, value in self.metrics.items()},
+            "without_groups": {name: tuple(map(float, values)) for name, values in self.without_groups.items()},
+        }
+        if self.gradient is not None:
+            numbers["gradient"] = np.asarray(self.gradient, dtype=np.float64)
+        for name in ("violation", "unseen"):
+            if getattr(self, name) is not None:
+                numbers[name] = _as_float(getattr(self, name))
+        for name, value in numbers.items():
+            object.__setattr__(self, name, value)
 
 
 def _as_float(number: Any) -> float:
@@ -226,23 +241,28 @@ def metric_of_loss(metrics: Mapping[str, float], loss: float) -> str | None:
     return first
 
 
-def plain(value: Any) -> Any:
-    """A description as JSON holds it, and the same in every process.
+def as_json(value: Any) -> Any:
+    """A value as the database gives it back: what JSON holds of it, and the same in every process.
 
     Numbers and arrays of numpy and torch become Python's, tuples and sets lists, and what has only a text, such as a
     path or a dtype, that text.
 
     Raises:
-        ObjectiveError: a value is described only by where it is in memory, which is elsewhere in the next process.
+        ObjectiveError: a value is described only by where it is in memory, which is elsewhere in the next process; or
+            the key of a mapping is neither text nor a number.
     """
-    if value is None or isinstance(value, (bool, int, float, str)):
-        return value
+    try:
+        return json.loads(json.dumps(value, default=_instead_of))
+    except TypeError as error:  # of a key
+        raise ObjectiveError(f"describe: {error}") from error
+
+
+def _instead_of(value: Any) -> Any:
+    """What JSON, which lacks this type, holds in place of a value; raises as :func:`as_json`."""
     if isinstance(value, Mapping):
-        return {str(key): plain(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [plain(item) for item in value]
+        return {str(key): item for key, item in value.items()}
     if isinstance(value, (set, frozenset)):
-        return sorted((plain(item) for item in value), key=str)
+        return sorted(map(as_json, value), key=str)
     if hasattr(value, "tolist"):
         return value.tolist()
     text = str(value)

@@ -109,6 +109,8 @@ class StudyFile(FrozenModel):
         """
         choices = {"optimizers": optimizers, "seeds": seeds}
         given = {key: plain(value) for key, value in choices.items() if value is not None}
+        if not given and budget is None:
+            return self
         if budget is not None:
             # any optimizer's default: only its unit counts
             given["budget"] = (self.budget or BudgetSpec.default("")).with_total(budget)

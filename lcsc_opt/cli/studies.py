@@ -229,16 +229,16 @@ def _print_rehearsed(experiment: Experiment) -> None:
     database = experiment.database
     evaluations: dict[str, int] = {}
     if database.storage is not None:
-        stored = HistoryReader(database.storage).read_studies([spec.name for spec in experiment.specs])
+        stored = HistoryReader(database.storage).read_studies(experiment.specs)
         evaluations = {study.study: study.summary.evaluations for study in stored}
     rows = []
-    for spec in experiment.specs:
+    for name, spec in experiment.specs.items():
         options = spec.optimizer.options
         named_options = ", ".join(f"{key}={value}" for key, value in options.items())
         in_rows = "one row" if spec.is_grid or spec.space.rows is None else f"rows: {spec.space.rows}"
-        budget = BudgetSpec(**attributes[spec.name]["budget"])
-        done = f"{evaluations.get(spec.name, 0)} evaluations"
-        rows.append((spec.name, named_options or "defaults", f"{spec.space.kind}, {in_rows}", budget, done))
+        budget = BudgetSpec(**attributes[name]["budget"])
+        done = f"{evaluations.get(name, 0)} evaluations"
+        rows.append((name, named_options or "defaults", f"{spec.space.kind}, {in_rows}", budget, done))
     print_table(
         ("study", "optimizer options", "space", "budget", "done"), rows, title=f"would run, in {masked(database.url)}"
     )

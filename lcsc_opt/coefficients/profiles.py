@@ -25,6 +25,7 @@ POWER_EMA_SIGMAS = (0.01, 0.02, 0.03, 0.05, 0.075, 0.10, 0.15, 0.20, 0.25)
 LARGEST_SIGMA_REL = 1 / math.sqrt(12)  # the uniform average, exponent zero
 NEAR_ZERO = 1e-3  # division by a sum below this would blow up every coefficient
 _SUM_TOLERANCE = 1e-9  # of the sum of coefficients that a user gives
+_FEW_ROWS = 8  # which are summed one by one
 _COARSE = 1e-13  # a tenth of the rounding error that is allowed in a sum
 
 
@@ -80,10 +81,17 @@ def ema_coefficients(steps: Sequence[int], rate: float) -> Coefficients:
     Raises:
         StudySpecError: ``rate`` is out of range, or :func:`check_steps` refuses the steps.
     """
-    if not 0 <= rate < 1:
-        raise StudySpecError(f"rate: expected at least 0 and below 1, got {rate}")
+    return np.asarray(ema_profiles(steps, [rate])[0])
+
+
+def ema_profiles(steps: Sequence[int], rates: Sequence[float]) -> npt.NDArray[np.float64]:
+    """``[R, K]``: :func:`ema_coefficients` of each of R rates; raises as that."""
+    for rate in rates:
+        if not 0 <= rate < 1:
+            raise StudySpecError(f"rate: expected at least 0 and below 1, got {rate}")
     ages = np.subtract(check_steps(steps)[-1], steps, dtype=np.float64)
-    return close_sum(np.diff(np.power(float(rate), ages), prepend=0.0))  # cumulative weights of checkpoints 0..i
+    cumulative = np.power(np.array(rates, dtype=np.float64)[:, None], ages)  # weights of checkpoints 0..i
+    return close_sum(np.diff(cumulative, prepend=0.0))
 
 
 def plain_averages(steps: Sequence[int], rates: Sequence[float] | None = None) -> list[Coefficients]:
@@ -94,7 +102,7 @@ def plain_averages(steps: Sequence[int], rates: Sequence[float] | None = None) -
     Raises:
         StudySpecError: a rate is out of range, or :func:`check_steps` refuses the steps.
     """
-    averages = [ema_coefficients(steps, rate) for rate in rates or window_ema_rates(steps)]
+    averages = [*ema_profiles(steps, rates or window_ema_rates(steps))]
     windows = [*(window for window in (1, 3, 10, 30, 100) if window < len(steps)), len(steps)]
     return averages + [uniform_coefficients(len(steps), window) for window in windows]
 
@@ -350,8 +358,11 @@ def exact_sums(rows: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
 
     Many are summed column by column with what rounding has lost (Neumaier 1974).
     """
-    if len(rows) <= rows.shape[-1]:
-        return np.array([exact_sum(row) for row in rows])
+    if len(rows) <= max(rows.shape[-1], _FEW_ROWS):
+        try:
+            return np.array([math.fsum(row) for row in rows.tolist()])
+        except (OverflowError, ValueError):  # of a row that has no finite sum
+            return np.array([exact_sum(row) for row in rows])
     total = np.zeros(len(rows))
     lost = np.zeros(len(rows))
     with np.errstate(over="ignore", invalid="ignore"):

@@ -54,12 +54,11 @@ from lcsc_opt.base.records import (
     Yardstick,
 )
 from lcsc_opt.database.arrays import coefficients_of
-from lcsc_opt.database.connection import in_database
 from lcsc_opt.database.history import sign_of
 from lcsc_opt.database.measurement import Measurement, Model, Sample
 from lcsc_opt.database.report import Part, Report
 from lcsc_opt.database.states import SUCCEEDED, Attributes
-from lcsc_opt.database.store import StoredStudy, candidate_attributes, create, evaluation_of, write_together
+from lcsc_opt.database.store import StoredStudy, candidate_attributes, evaluation_of, read_study, write_together
 
 ABOUT = (
     "an experiment of lcsc_opt: the trials here are what was evaluated beside its searches (yardstick, had, choice, "
@@ -80,31 +79,28 @@ class StoredExperiment:
 
     Args:
         record: the Optuna study of the experiment's name.
-        attributes: of it, where they have just been read.
 
     All methods raise :class:`StudyStoreError` where the database cannot be used.
     """
 
-    def __init__(self, record: StoredStudy, attributes: Attributes | None = None) -> None:
+    def __init__(self, record: StoredStudy) -> None:
         self.record = record
-        self.attributes: dict[str, Any] = dict(record.attributes if attributes is None else attributes)
         self._trials: list[FrozenTrial] | None = None
 
     @classmethod
-    def open(cls, storage: RDBStorage, name: str, attributes: Attributes | None = None) -> StoredExperiment:
+    def open(cls, storage: RDBStorage, name: str) -> StoredExperiment:
         """Open what is stored.
 
         Raises:
             StudyStoreError: nothing is, or another program's study has the name.
         """
         try:
-            study_id = in_database(storage, lambda: storage.get_study_id_from_name(name))
+            record = StoredStudy(storage, name, *read_study(storage, name))
         except KeyError as error:
             raise StudyStoreError(f"{name}: no such experiment; start it with lcsc run") from error
-        experiment = cls(StoredStudy(storage, name, study_id), attributes)
-        if KEYS not in experiment.attributes:
+        if KEYS not in record.attributes:
             raise StudyStoreError(f"{name}: is a study of another program; give yours another name, or --storage")
-        return experiment
+        return cls(record)
 
     @classmethod
     def open_or_create(cls, storage: RDBStorage, name: str, attributes: Attributes) -> StoredExperiment:
@@ -113,8 +109,13 @@ class StoredExperiment:
         Raises:
             StudyStoreError: another program's study has the name.
         """
-        create(storage, name, {"about": ABOUT, **attributes})
-        return cls.open(storage, name)
+        record = StoredStudy.created(storage, name, {"about": ABOUT, **attributes})
+        return cls.open(storage, name) if record is None else cls(record)
+
+    @property
+    def attributes(self) -> dict[str, Any]:
+        """Those of its Optuna study."""
+        return self.record.attributes
 
     @property
     def name(self) -> str:
@@ -140,7 +141,7 @@ class StoredExperiment:
 
     def refresh(self) -> None:
         """Read all again: other processes may have measured something."""
-        self.attributes = dict(self.record.attributes)
+        self.record.attributes = self.record.stored_attributes()
         self._forget_trials()
 
     def _forget_trials(self) -> None:
@@ -151,7 +152,6 @@ class StoredExperiment:
         """Write one attribute, unless it has this value."""
         if name not in self.attributes or self.attributes[name] != value:
             self.record.set_attribute(name, value)
-            self.attributes[name] = value
 
     def measured(self, model: Model, sample: Sample) -> list[Measurement]:
         """What is known of a model on this sample, under keys that are valid today."""
@@ -218,7 +218,7 @@ class StoredExperiment:
         written = {self.name: changed}
         written |= {name: {KEY: attributes[KEY]["decides"]} for name in searches}
         write_together(self.storage, written)
-        self.attributes |= changed
+        self.attributes.update(changed)
         self._forget_trials()
         if yardstick is not None and yardstick.user_attrs[KEY] not in attributes[KEYS]:
             today = {**yardstick.user_attrs, KEY: next(iter(attributes[KEYS]))}

@@ -33,7 +33,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import functools
 import json
 import time
 import uuid
@@ -51,7 +50,7 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 from lcsc_opt.base import VERSION
 from lcsc_opt.base.errors import StudyStoreError
 from lcsc_opt.base.files import replacing
-from lcsc_opt.base.records import SEARCH, Candidate, Coefficients, Cost, Evaluation, plain
+from lcsc_opt.base.records import SEARCH, Candidate, Coefficients, Cost, Evaluation, as_json
 from lcsc_opt.coefficients.profiles import sum_abs
 from lcsc_opt.database import names
 from lcsc_opt.database.arrays import array_of, digest_of, stored_array
@@ -136,8 +135,7 @@ def read_attributes(storage: RDBStorage, names_of_studies: Iterable[str]) -> dic
     found = {}
     for name in names_of_studies:
         with contextlib.suppress(KeyError):  # it does not exist
-            key = in_database(storage, lambda name=name: storage.get_study_id_from_name(name))  # type: ignore[misc]
-            found[name] = in_database(storage, lambda key=key: storage.get_study_user_attrs(key))  # type: ignore[misc]
+            _, found[name] = read_study(storage, name)
     return found
 
 
@@ -210,7 +208,7 @@ def _result_attributes(evaluation: Evaluation, *, every_error: bool = False) -> 
     """
     attributes: dict[str, Any] = {
         "metrics": dict(evaluation.metrics),
-        "cost": dataclasses.asdict(evaluation.cost),
+        "cost": as_json(dataclasses.asdict(evaluation.cost)),
     }
     if evaluation.gradient is not None:
         attributes["gradient"] = stored_array(evaluation.gradient)
@@ -238,17 +236,21 @@ class StoredStudy:
 
     Attributes:
         storage, name, key: the same.
-        guard: is called before each write; raises if nothing may be written any more.
+        attributes: its user attributes, as they were when it was opened or :meth:`hold` began, and as written since.
+        sign: −1 where the loss is a score times −1, which is maximized; else 1.
+        guard: is called before each write, by :func:`~lcsc_opt.database.connection.in_database`; raises if nothing may
+            be written any more.
     """
 
-    def __init__(self, storage: RDBStorage, name: str, study_id: int) -> None:
+    def __init__(self, storage: RDBStorage, name: str, study_id: int, attributes: Mapping[str, Any]) -> None:
         self.guard: Callable[[], None] = lambda: None
         self.storage = storage
         self.name = name
         self.key = study_id
+        self.attributes = dict(attributes)
+        self.sign = sign_of(attributes)
         self._coordinator: Coordinator | None = None
         self._trial_count: int | None = None  # also those of other programs; None while it is not known
-        self._cached_attributes: dict[str, Any] | None = None  # while nobody else writes them
         self._is_deleted = False
         self._trial_ids: dict[int, int] = {}  # number of a trial → the database's key
 
@@ -261,15 +263,14 @@ class StoredStudy:
                 of lcsc_opt made it.
         """
         try:
-            study = cls(storage, name, in_database(storage, lambda: storage.get_study_id_from_name(name)))
+            study = cls(storage, name, *read_study(storage, name))
         except KeyError as error:
             raise StudyStoreError(_no_such_study(storage, name)) from error
-        attributes = study.attributes
-        if _KEYS in attributes:  # an experiment, none of its studies
+        if _KEYS in study.attributes:  # an experiment, none of its studies
             raise StudyStoreError(_no_such_study(storage, name))
-        if not (_is_made_by_us(attributes) and names.is_ours(name)):
+        if not (_is_made_by_us(study.attributes) and names.is_ours(name)):
             raise StudyStoreError(f"{name}: is a study of another program; give yours another name, or --storage")
-        _check_schema(name, attributes)
+        _check_schema(name, study.attributes)
         return study
 
     @classmethod
@@ -279,32 +280,27 @@ class StoredStudy:
         Raises:
             StudyStoreError: as :meth:`open`, for a study that exists.
         """
-        create(storage, name, attributes)
-        return cls.open(storage, name)
+        return cls.created(storage, name, attributes) or cls.open(storage, name)
+
+    @classmethod
+    def created(cls, storage: RDBStorage, name: str, attributes: Mapping[str, Any]) -> StoredStudy | None:
+        """A study that was created with these attributes and no trials; ``None`` if there is one of this name."""
+        ours = {"created": time.time(), "schema": SCHEMA, "created_by": f"lcsc_opt {VERSION}"}
+        written = as_json({**attributes, **ours})
+        key = in_database(storage, lambda: _create(storage, name, written))
+        return None if key is None else cls(storage, name, key, written)
 
     # the study's attributes
 
-    @property
-    def attributes(self) -> dict[str, Any]:
-        """The study's user attributes. While :meth:`hold` is open they are read once: nobody else writes them."""
-        if self._cached_attributes is not None:
-            return dict(self._cached_attributes)
-        attributes = in_database(self.storage, lambda: self.storage.get_study_user_attrs(self.key))
-        if self._coordinator is not None:
-            self._cached_attributes = dict(attributes)
-        return attributes
+    def stored_attributes(self) -> dict[str, Any]:
+        """Its user attributes as they are now, which another process may have written. KeyError if it is gone."""
+        return in_database(self.storage, lambda: self.storage.get_study_user_attrs(self.key))
 
     def set_attribute(self, name: str, value: Any) -> None:
         """Write one user attribute of the study."""
-        written = plain(value)  # as the database will give it
+        written = as_json(value)
         self._write(lambda: self.storage.set_study_user_attr(self.key, name, written))
-        if self._cached_attributes is not None:
-            self._cached_attributes[name] = written
-
-    @functools.cached_property
-    def sign(self) -> int:
-        """−1 where the loss is a score times −1, which is maximized; else 1."""
-        return sign_of(self.attributes)
+        self.attributes[name] = written
 
     @property
     def summary(self) -> Summary:
@@ -330,6 +326,7 @@ class StoredStudy:
         self._trial_count = None  # others may have added some
         try:
             self._coordinator.begin()
+            self.attributes = self.stored_attributes()  # nobody else writes them now
             try:
                 yield
             finally:
@@ -337,7 +334,6 @@ class StoredStudy:
         finally:
             self._coordinator.end()
             self._coordinator = None
-            self._cached_attributes = None
 
     def _write(self, change: Callable[[], T]) -> T:
         """Call ``change``, and again if its commit failed or may have; with a lock, first check that it is held."""
@@ -621,19 +617,26 @@ def write_together(storage: RDBStorage, attributes: Mapping[str, Mapping[str, An
         in_database(storage, write)
 
 
-def create(storage: RDBStorage, name: str, attributes: Mapping[str, Any]) -> None:
-    """Create a study with these attributes and no trials, in one transaction, unless there is one of this name."""
+def _create(storage: RDBStorage, name: str, attributes: Mapping[str, Any]) -> int | None:
+    """The database's key of a study that is created in one transaction; ``None`` if there is one of this name."""
+    with contextlib.suppress(KeyError):  # there is none
+        storage.get_study_id_from_name(name)
+        return None
+    # another process may create it, and so may an earlier attempt whose commit was not acknowledged
+    with contextlib.suppress(DuplicatedStudyError), one_transaction(storage), quiet_optuna():
+        direction = StudyDirection.MINIMIZE if sign_of(attributes) > 0 else StudyDirection.MAXIMIZE
+        key = storage.create_new_study([direction], name)
+        for attribute, value in attributes.items():
+            storage.set_study_user_attr(key, attribute, value)
+        return key
+    return None
 
-    def write() -> None:
-        with contextlib.suppress(KeyError):  # there is none
-            storage.get_study_id_from_name(name)
-            return
-        ours = {"created": time.time(), "schema": SCHEMA, "created_by": f"lcsc_opt {VERSION}"}
-        # another process may create it, and so may an earlier attempt whose commit was not acknowledged
-        with contextlib.suppress(DuplicatedStudyError), one_transaction(storage), quiet_optuna():
-            direction = StudyDirection.MINIMIZE if sign_of(attributes) > 0 else StudyDirection.MAXIMIZE
-            key = storage.create_new_study([direction], name)
-            for attribute, value in {**attributes, **ours}.items():
-                storage.set_study_user_attr(key, attribute, plain(value))
 
-    in_database(storage, write)
+def read_study(storage: RDBStorage, name: str) -> tuple[int, dict[str, Any]]:
+    """The database's key of a study, and its user attributes. Raises KeyError if there is none."""
+
+    def read() -> tuple[int, dict[str, Any]]:
+        key = storage.get_study_id_from_name(name)
+        return key, storage.get_study_user_attrs(key)
+
+    return in_database(storage, read)

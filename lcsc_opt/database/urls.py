@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import os
 import re
@@ -92,6 +93,7 @@ def files_directory(url: str) -> Path:
     return file.absolute().with_suffix(".files")
 
 
+@functools.lru_cache
 def parse_url(url: str) -> sa.URL:
     """The URL, parsed; one of PostgreSQL that names no driver has an installed one, if there is any.
 

@@ -17,7 +17,7 @@ from lcsc_opt.base.errors import RAISED_BY_USERS, LcscError, MetricError, Object
 from lcsc_opt.base.files import same_working_folder
 from lcsc_opt.base.machine import free_memory
 from lcsc_opt.base.progress import without_bars
-from lcsc_opt.base.records import Candidate, Cost, Evaluation
+from lcsc_opt.base.records import Candidate, Evaluation
 from lcsc_opt.base.streams import printable
 from lcsc_opt.objective.contract import Objective
 
@@ -118,73 +118,40 @@ def _failure_of(error: BaseException) -> Failure:
     )
 
 
-def checked(outcome: Outcome, candidate: Candidate) -> Outcome:
-    """The evaluation in Python's own numbers, or a failure.
+def checked(outcome: object, candidate: Candidate) -> Outcome:
+    """The evaluation, or a failure.
 
-    It is a failure where something is no number, the loss or the gradient is not finite, or a gradient that was asked
+    It is a failure where it is none, where the loss or the gradient is not finite, or where a gradient that was asked
     for is missing or has another shape. Metrics may be NaN.
     """
     if isinstance(outcome, Failure):
         return outcome
-    try:
-        evaluation = _plain(outcome)
-    except Exception as error:  # whatever stands where a number should be
-        return _failure_of(error)
-    seconds = evaluation.cost.seconds
-    if not math.isfinite(evaluation.loss):
-        return Failure(f"the loss is {evaluation.loss}", seconds)
-    if evaluation.gradient is None:
+    if not isinstance(outcome, Evaluation):
+        return _failure_of(ObjectiveError(f"evaluate gave {type(outcome).__name__}, expected an Evaluation"))
+    seconds = outcome.cost.seconds
+    if not math.isfinite(outcome.loss):
+        return Failure(f"the loss is {outcome.loss}", seconds)
+    if outcome.gradient is None:
         if candidate.gradient:
             return Failure("the objective gave no gradient", seconds, retry=False)
-        return evaluation
-    shape = list(evaluation.gradient.shape)
+        return outcome
+    shape = list(outcome.gradient.shape)
     expected_shape = list(candidate.coefficients.shape)
     if shape != expected_shape:
         return Failure(f"the gradient has the shape {shape}, expected {expected_shape}", seconds, retry=False)
-    if not np.isfinite(evaluation.gradient).all():
+    if not np.isfinite(outcome.gradient).all():
         return Failure("the gradient is not finite", seconds)
-    return evaluation
-
-
-def _plain(answer: object) -> Evaluation:
-    """An objective's answer in Python's own numbers, and a float64 gradient: JSON has no numbers of numpy and torch.
-
-    Raises:
-        ObjectiveError: it is no evaluation.
-        TypeError, ValueError: something else stands where a number should be.
-    """
-    if not isinstance(answer, Evaluation):
-        raise ObjectiveError(f"evaluate gave {type(answer).__name__}, expected an Evaluation")
-    gradient = answer.gradient
-    if gradient is not None:
-        gradient = np.asarray(gradient, dtype=np.float64)
-    optional = {"violation": answer.violation, "unseen": answer.unseen}
-    cost = dataclasses.asdict(answer.cost)
-    return dataclasses.replace(
-        answer,
-        loss=float(answer.loss),
-        **{name: float(value) for name, value in optional.items() if value is not None},
-        metrics={name: float(value) for name, value in answer.metrics.items()},
-        # counts stay integers
-        cost=Cost(**{name: value.item() if hasattr(value, "item") else value for name, value in cost.items()}),
-        gradient=gradient,
-        without_groups={name: tuple(map(float, values)) for name, values in answer.without_groups.items()},
-    )
+    return outcome
 
 
 def evaluate_safely(objective: Objective, candidate: Candidate) -> Outcome:
     """Evaluate; an exception, or what :func:`checked` refuses, becomes a :class:`Failure` with its reason."""
-
-    def evaluate() -> Evaluation:
-        start = time.perf_counter()
-        evaluation = objective.evaluate(candidate)
-        # an objective that measured its time keeps that; checked() refuses what is no evaluation
-        if not isinstance(evaluation, Evaluation) or evaluation.cost.seconds:
-            return evaluation
-        cost = dataclasses.replace(evaluation.cost, seconds=time.perf_counter() - start)
-        return dataclasses.replace(evaluation, cost=cost)
-
-    return checked(attempt(evaluate), candidate)
+    start = time.perf_counter()
+    outcome = attempt(lambda: objective.evaluate(candidate))
+    if isinstance(outcome, Evaluation) and not outcome.cost.seconds:  # an objective that measured its time keeps that
+        cost = dataclasses.replace(outcome.cost, seconds=time.perf_counter() - start)
+        outcome = dataclasses.replace(outcome, cost=cost)
+    return checked(outcome, candidate)
 
 
 class InProcessEvaluator:

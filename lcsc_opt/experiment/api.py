@@ -267,7 +267,7 @@ def run(
 
         experiment = experiment_of(read, Database(url), objectives, accept_changes=options.accept_changes)
         run_studies(experiment, callbacks=options.callbacks, again=same_call)
-    return [Study(spec.name, url) for spec in experiment.specs]
+    return [Study(name, url) for name in experiment.specs]
 
 
 def load_study(name: str, storage: str | Path | None = None) -> Study:

@@ -207,7 +207,7 @@ def search(
                 again = "call search again with resume=True" if call.not_importable else "run the same call"
                 notice(f"{INTERRUPTED}; {again} to continue")
             raise
-    studies = tuple(Study(spec.name, url, call.functions, temporary) for spec in experiment.specs)
+    studies = tuple(Study(name, url, call.functions, temporary) for name in experiment.specs)
     return Result(experiment.name, url, studies, content, call.not_importable, temporary is not None)
 
 

@@ -4,7 +4,7 @@
 
     with Experiment(specs, database, objectives) as experiment:  # nothing is loaded or written
         for spec in specs:
-            experiment.search(spec)  # the objective is loaded, compared and rehearsed once
+            experiment.search(spec.name)  # the objective is loaded, compared and rehearsed once
         experiment.report()  # all models once, and the answer
 """
 
@@ -14,7 +14,7 @@ import contextlib
 import dataclasses
 import functools
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +22,8 @@ from optuna.storages import RDBStorage
 
 from lcsc_opt.base.errors import LcscError, ObjectiveError, StudyStoreError
 from lcsc_opt.base.machine import short_waits
-from lcsc_opt.base.paths import KnownCheckpoints
 from lcsc_opt.base.progress import notice
-from lcsc_opt.base.records import SEARCH, Candidate, plain
+from lcsc_opt.base.records import SEARCH, Candidate, Coefficients, as_json
 from lcsc_opt.base.reproducibility import environment
 from lcsc_opt.base.study_spec import Rule, StudySpec
 from lcsc_opt.database.arrays import coefficients_of
@@ -35,8 +34,7 @@ from lcsc_opt.database.report import Report, ReportPlan
 from lcsc_opt.database.states import Attributes, compared_trials, is_searched
 from lcsc_opt.database.store import StoredStudy, has_succeeded, read_contents
 from lcsc_opt.evaluation.base import Failure, Outcome, persistently
-from lcsc_opt.evaluation.pool import WorkerPool
-from lcsc_opt.evaluation.workers import check_workers, open_workers
+from lcsc_opt.evaluation.workers import Workers, check_workers, evaluator_of
 from lcsc_opt.experiment.finalists import Searched
 from lcsc_opt.experiment.looking import write_first_look
 from lcsc_opt.experiment.measuring import Measurer, averages_now, score_as_trained
@@ -60,12 +58,11 @@ from lcsc_opt.exports.images import attach_images
 from lcsc_opt.objective.checkpoints_alone import checkpoint_changes
 from lcsc_opt.objective.contract import Objective
 from lcsc_opt.objective.key import Key, agree, differences, digest_of
-from lcsc_opt.objective.loading import load_objective, verify_weights
+from lcsc_opt.objective.loading import verify_weights
 from lcsc_opt.objective.of_study import ObjectiveLoader
-from lcsc_opt.optimizers.registry import configure
 from lcsc_opt.study.loop import TrialCallback
-from lcsc_opt.study.opening import Search, evaluator_of
-from lcsc_opt.study.planning import check, first_candidate, parallelism, usable_budget
+from lcsc_opt.study.opening import Search
+from lcsc_opt.study.planning import Plan
 from lcsc_opt.trajectory import Trajectory
 
 
@@ -80,7 +77,8 @@ class Experiment:
 
     Attributes:
         name: of the experiment.
-        specs, database: the same.
+        specs: name of a search → the search, in the order of this run.
+        database: the same.
         stored: what is stored of it; ``None`` before it begins.
         studies: name → attributes of its stored studies, as far as this process knows them.
         rehearsal: what this run has rehearsed; ``None`` before, and where all searches have results.
@@ -96,7 +94,7 @@ class Experiment:
         accept_changes: bool = False,
     ) -> None:
         self.name = specs[0].experiment
-        self.specs = list(specs)
+        self.specs = {spec.name: spec for spec in specs}
         self.database = database
         self.rehearsal: Rehearsal | None = None
         self.refused: LcscError | None = None
@@ -108,38 +106,36 @@ class Experiment:
         self.studies = {name: found for name, found in contents.of(self.name).items() if name not in self._foreign}
         self.stored: StoredExperiment | None = None
         if self.name in contents.experiments:
-            self.stored = StoredExperiment.open(database.existing(), self.name, contents.experiments[self.name])
+            self.stored = StoredExperiment.open(database.existing(), self.name)
         self._is_begun = False  # by this run
         self._has_tried = False  # a stored candidate again
         self._changed = ""  # what was accepted that has changed since the experiment began
-        self._workers = contextlib.ExitStack()
-        self._waits = contextlib.ExitStack()
-        self._workers_of: tuple[Any, Rule | None] | None = None  # which workers are open, in which rows
-        self._pool: WorkerPool | None = None
+        self._spec = specs[0]  # for what all have
+        self._newest = specs[-1]
+        self._until_exit = contextlib.ExitStack()
         self._scored_as_trained = False
         self._has_estimate = False
         self._held_out = specs[0].held_out
 
     def __enter__(self) -> Experiment:
-        self._waits.enter_context(short_waits())
+        self._until_exit.enter_context(short_waits())
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._workers.close()
-        self._waits.close()
+        self._until_exit.close()
 
     # what is stored, and whether it is still the same
 
-    def is_finished(self, spec: StudySpec) -> bool:
-        """Whether nothing is left to search. Nothing is loaded, unless something was written since.
+    def is_finished(self, name: str) -> bool:
+        """Whether nothing is left of a search. Nothing is loaded, unless something was written since.
 
         Raises:
             LcscError: the stored results are of something else than the study file asks for.
         """
-        attributes = self.studies.get(spec.name)
-        if attributes is None or self.stored is None or not is_searched(spec, attributes):
+        attributes = self.studies.get(name)
+        if attributes is None or self.stored is None or not is_searched(self.specs[name], attributes):
             return False
-        check_search(spec, self.studies)
+        check_search(self.specs[name], self.studies)
         return self._is_same
 
     @functools.cached_property
@@ -161,10 +157,10 @@ class Experiment:
             )
         if changes.has_later_steps:
             notice(f"{self.name}: there are newer checkpoints now; to search with these: {ANEW}")
-        if not context.functions and is_untouched(attributes, self.specs[0].objective, context.directory):
+        if not context.functions and is_untouched(attributes, self._spec.objective, context.directory):
             return True
         _ = self.objective  # loaded and compared by its content
-        settings = self.specs[0].objective.model_dump(mode="json")["settings"]
+        settings = self._spec.objective.model_dump(mode="json")["settings"]
         is_elsewhere = settings != attributes["objective"]["settings"]  # with the same content: the new place is stored
         return not self._changed and not context.functions and not is_elsewhere  # functions have to be tried
 
@@ -175,9 +171,8 @@ class Experiment:
         Raises:
             LcscError: it cannot be loaded, or its losses would not compare with those that are stored.
         """
-        spec = self.specs[0]
         before = None if self.stored is None else self.stored.attributes
-        objective = self._objectives.load(spec.objective, spec.space.rows, before)
+        objective = self._objectives.load(self._spec.objective, self._spec.space.rows, before)
         verify_weights(objective)
         if before is not None:
             objective.layout = before["machine"]["layout"]
@@ -195,6 +190,16 @@ class Experiment:
         for name, attributes in self._foreign.items():
             notice(f"{self._why_foreign(name, attributes, objective)}; it is in no table")
         return objective
+
+    @functools.cached_property
+    def _plans(self) -> dict[str, Plan]:
+        """The name of each search of this run → the search with its objective."""
+        plans = {}
+        for name, spec in self.specs.items():
+            if spec.workers == "auto":  # as many as this machine has devices
+                spec = spec.model_copy(update={"workers": spec.worker_count})
+            plans[name] = Plan(spec, self.objective)
+        return plans
 
     def _say_reports_change(self, part: str, before: Key, now: Key) -> None:
         """Say how what reports measure differs from what is stored."""
@@ -244,7 +249,7 @@ class Experiment:
         attributes: dict[str, Any] = {
             "key": key_to_json(objective.key),
             KEYS: self._keys(objective.key),
-            "objective": self.specs[0].objective.model_dump(mode="json"),
+            "objective": self._spec.objective.model_dump(mode="json"),
             "directory": None if directory is None else str(directory),
             "places": dict(objective.places),
             "report_images": objective.samples.per_report,
@@ -254,7 +259,7 @@ class Experiment:
             "checkpoints": None if packed is None else packed.sha256,
             "steps": [int(step) for step in objective.steps],
             "renaming": renaming,
-            "sampling": None if sampler is None else plain(sampler.describe()),
+            "sampling": None if sampler is None else as_json(sampler.describe()),
             "maximize": objective.maximizes,
             "machine": {"layout": objective.layout},
         }
@@ -291,8 +296,9 @@ class Experiment:
             StudyStoreError: it is.
         """
         assert self.stored is not None  # whoever writes has begun
+        record = self.stored.record
         try:
-            decides = self.stored.record.attributes["key"]["decides"]
+            decides = record.storage.get_study_user_attrs(record.key)["key"]["decides"]
         except KeyError as error:
             raise StudyStoreError(f"{self.name}: was deleted meanwhile; run this again") from error
         now = self.objective.key.decides
@@ -303,53 +309,31 @@ class Experiment:
                 "written from here"
             )
 
-    # who evaluates
+    @functools.cached_property
+    def _workers(self) -> Workers:
+        """Who evaluates."""
+        workers = Workers(self.objective, self._spec.space.rows, self._newest, self._objectives.context)
+        self._until_exit.callback(workers.close)
+        return workers
 
-    def _use(self, spec: StudySpec, rows: Rule | None) -> None:
-        """Merge in these rows from now on, in this process and in the workers of a search, which are opened for it."""
-        objective = self.objective
-        self._objectives.load(spec.objective, rows, None)  # the same object, whose rows this changes
-        if self._workers_of == (spec.workers, rows):
-            return
-        self._workers.close()
-        self._workers_of = None
-        workers = open_workers(spec, objective, loader=self._loader(rows), context=self._objectives.context)
-        self._pool = self._workers.enter_context(workers)
-        # the rehearsal and the report evaluate one candidate at a time, which all workers share
-        self._evaluator = evaluator_of(objective, self._pool, in_flight=1)
-        self._workers.callback(self._evaluator.close)
-        self._workers_of = (spec.workers, rows)  # only now: another search must not go on without its workers
+    def _evaluate_model(self, candidate: Candidate, study: str | None) -> Outcome:
+        """Evaluate a model in the rows of the study that found it; ``None`` without a study."""
+        return self._workers.evaluate(candidate, self._rows_of(study))
 
-    def _loader(self, rows: Rule | None) -> Callable[[], Objective]:
-        """What loads the objective once more, in these rows and with the checkpoints of this process; picklable."""
-        trajectory = self.objective.trajectory
-        context = self._objectives.context
-        if isinstance(trajectory, Trajectory):
-            checkpoints = KnownCheckpoints(trajectory.sha256, trajectory.steps)
-            context = dataclasses.replace(context, checkpoints=checkpoints)
-        spec = self.specs[0].objective
-        return functools.partial(load_objective, spec, context, rows=rows, layout=self.objective.layout)
-
-    def _use_rows(self, rule: Rule | None) -> None:
-        """Have workers for coefficients in these rows, whosever are open; one row can be evaluated in any."""
-        if self._workers_of is None or rule not in (None, self._workers_of[1]):
-            self._use(self.specs[-1], rule)  # of a stored experiment, those of its newest search
-
-    def _evaluate(self, candidate: Candidate, rule: Rule | None) -> Outcome:
-        """Evaluate a candidate in these rows, by all workers together if the objective allows it.
-
-        One that fails is tried again.
-        """
-        self._use_rows(rule)
-        return persistently(self._evaluator, self.specs[-1].failures.retries)(candidate)
+    def _rows_of(self, study: str | None) -> Rule | None:
+        """The rule of a study's rows."""
+        if study is None:
+            return None
+        rule: Rule | None = self.studies[study]["specification"]["space"]["rows"]
+        return rule
 
     # searches
 
-    def search(self, spec: StudySpec, callbacks: Sequence[TrialCallback] = ()) -> str:
+    def search(self, name: str, callbacks: Sequence[TrialCallback] = ()) -> str:
         """Search until the budget is spent. Finished work is not repeated.
 
         Args:
-            spec: of the study.
+            name: of the search.
             callbacks: called with Optuna's study and the trial, after each trial that ends in this run.
 
         Returns:
@@ -359,19 +343,20 @@ class Experiment:
             LcscError: the study cannot run, or fails.
             Exception: what a callback raises.
         """
-        if spec.name in self.studies:  # before anything is loaded, since it may be held for long
-            StoredStudy.open(self.database.existing(), spec.name).check_free()
-        had_ended = spec.name in self.studies and is_searched(spec, self.studies[spec.name])
-        search = self._opened(spec)
+        had_ended = False
+        if name in self.studies:  # before anything is loaded, since it may be held for long
+            StoredStudy.open(self.database.existing(), name).check_free()
+            had_ended = is_searched(self.specs[name], self.studies[name])
+        search = self._opened(name)
         self._say_how_long()
         stored = self.begun()
         with search.held(stored.storage, guard=self._check_key):
             self._score_as_trained()
-            search.run(self._measurer(0, HAD).yardstick(SEARCH), pool=self._pool, callbacks=callbacks)
-            self.studies[spec.name] = search.stored.attributes
-            rows = spec.space.rows
+            search.run(self._measurer.yardstick(SEARCH), pool=self._workers.pool, callbacks=callbacks)
+            self.studies[name] = search.stored.attributes
+            rows = search.spec.space.rows
             if self.rehearsal is not None and rows == self._rehearsed_rows:  # else workers would have to start again
-                self.rehearsal.check_drift(self.name, lambda candidate: self._evaluate(candidate, rows))
+                self.rehearsal.check_drift(self.name, lambda candidate: self._workers.evaluate(candidate, rows))
         if had_ended:  # only what cannot be compared was tried again
             return outcome_of_finished(search.stored)
         return outcome_of(search.stored)
@@ -386,12 +371,11 @@ class Experiment:
             LcscError: the first thing that is wrong.
         """
         attributes: dict[str, Attributes] = dict(self.studies)
-        for spec in self.specs:
-            if not self.is_finished(spec):
-                search = self._opened(spec)
+        for name in self.specs:
+            if not self.is_finished(name):
+                search = self._opened(name)
                 search.ask_once()
-                budget = usable_budget(spec, self.objective).model_dump()
-                attributes[spec.name] = {**search.attributes, "budget": budget}
+                attributes[name] = {**search.attributes, "budget": self._plans[name].budget.model_dump()}
         self._say_how_long()
         return attributes
 
@@ -416,8 +400,8 @@ class Experiment:
             return {}
         pace = self.rehearsal.pace
         return {
-            spec.name: [evaluations_within(time_given, spec, self.objective, pace) for time_given in seconds]
-            for spec in self._unfinished()
+            name: [evaluations_within(time_given, self._plans[name], pace) for time_given in seconds]
+            for name in self._unfinished()
         }
 
     def _say_how_long(self) -> None:
@@ -426,8 +410,8 @@ class Experiment:
             return
         pace = self.rehearsal.pace
         self._has_estimate = True
-        searches = searches_seconds(self._unfinished(), self.objective, pace)
-        reports = report_seconds(self.specs, self.objective, pace)
+        searches = searches_seconds([self._plans[name] for name in self._unfinished()], pace)
+        reports = report_seconds([*self._plans.values()], pace)
         prepared = time.perf_counter() - self._objectives.made_at
         parts = [f"what came before {about(prepared)}", f"its searches {about(searches)}"]
         if reports:
@@ -435,16 +419,16 @@ class Experiment:
         total = about(prepared + searches + reports)
         notice(f"{self.name}: the whole run takes up to {total}: {', '.join(parts)}")
 
-    def _unfinished(self) -> list[StudySpec]:
+    def _unfinished(self) -> list[str]:
         """The searches of this run that have not finished, without those that cannot run: :meth:`_opened` says why."""
         unfinished = []
-        for spec in self.specs:
+        for name in self.specs:
             with contextlib.suppress(LcscError):
-                if not self.is_finished(spec):
-                    unfinished.append(spec)
+                if not self.is_finished(name):
+                    unfinished.append(name)
         return unfinished
 
-    def _opened(self, spec: StudySpec) -> Search:
+    def _opened(self, name: str) -> Search:
         """A search that may run: compared, and rehearsed by the first one that has no result.
 
         Raises:
@@ -452,141 +436,125 @@ class Experiment:
         """
         if self.refused is not None:
             raise self.refused
+        spec = self.specs[name]
         check_workers(spec)
-        start = start_of(spec, self.specs, self.database) if spec.name not in self.studies else None
+        before = self.studies.get(name)
+        start = start_of(spec, [*self.specs.values()], self.database) if before is None else None
         try:
             objective = self.objective
         except LcscError as error:
             self.refused = error
             raise
-        if spec.name in self._foreign:
-            foreign = self._why_foreign(spec.name, self._foreign[spec.name], objective)
+        if name in self._foreign:
+            foreign = self._why_foreign(name, self._foreign[name], objective)
             raise StudyStoreError(f"{foreign}. Delete it, or give the new search another name: {ANEW}")
-        before = self.studies.get(spec.name)
         now = environment()
         check_search(spec, self.studies)
-        changed = ""
+        changed = self._changed
         if before is not None:
-            changed = check_environment(spec.name, before["environment"], now, accept=self._accept)
-        check(spec, objective)  # what is wrong with this search alone stops no other
-        if spec.workers == "auto":  # as many as this machine has devices
-            spec = spec.model_copy(update={"workers": spec.worker_count})
-        if before is not None and before["specification"]["workers"] != spec.model_dump(mode="json")["workers"]:
+            changed_here = check_environment(name, before["environment"], now, accept=self._accept)
+            changed = "; ".join(filter(None, (changed, changed_here)))
+        plan = self._plans[name]
+        plan.check()  # what is wrong with this search alone stops no other
+        if before is not None and before["specification"]["workers"] != plan.spec.model_dump(mode="json")["workers"]:
             in_flight = before["parallelism"]["in_flight"]
-            notice(f"{spec.name}: continues with other workers; candidates are still asked {in_flight} at a time")
+            notice(f"{name}: continues with other workers; candidates are still asked {in_flight} at a time")
         origin = origin_of(spec, start, self.database, objective) if start is not None else None
         self._choose_layout()
-        self._use(spec, spec.space.rows)
-        self._rehearse(spec)
-        self._try_functions(spec)
+        self._workers.use(plan.spec, spec.space.rows)
+        if self.rehearsal is None and not self._has_result(name):
+            self._rehearse(plan)
+        if self._objectives.context.functions and self.stored is not None and not self._has_tried:
+            self._try_functions(self._objectives.context.functions)
+        self._workers.use(plan.spec, spec.space.rows)
         planned = None
         if before is None and spec.budget.seconds is not None and self.rehearsal is not None:
-            planned = evaluations_in(spec, objective, self.rehearsal.pace)
-        return Search(
-            spec,
-            objective,
-            before,
-            now,
-            origin=origin,
-            planned=planned,
-            changed="; ".join(filter(None, (self._changed, changed))),
-        )
+            planned = evaluations_in(plan, self.rehearsal.pace)
+        return Search(plan, before, now, origin=origin, planned=planned, changed=changed)
 
     def _choose_layout(self) -> None:
         """Choose the layout of a new experiment's network, once, before workers are opened with it."""
         if self.stored is not None or self.rehearsal is not None:
             return
-        follows_gradient = any(configure(spec.optimizer).needs_gradient for spec in self.specs)
+        follows_gradient = any(plan.optimizer.needs_gradient for plan in self._plans.values())
         with contextlib.suppress(Exception):  # of a sampler that fails, the rehearsal says why
             self.objective.layout = self.objective.fastest_layout(gradient=follows_gradient)
 
-    def _try_functions(self, spec: StudySpec) -> None:
-        """Evaluate a stored candidate again where the objective calls functions that nobody can compare.
+    def _try_functions(self, functions: Collection[str]) -> None:
+        """Evaluate a stored candidate again: the objective calls functions that nobody can compare.
 
         Raises:
             StudyStoreError: it has another loss, or cannot be evaluated.
         """
-        functions = self._objectives.context.functions
-        if not functions or self._has_tried or self.stored is None or self.objective.is_random:
+        if self.objective.is_random:
             return
-        for name, attributes in self.studies.items():
+        for name in self.studies:
             trials = compared_trials(StoredStudy.open(self.database.existing(), name).trials())
             if not trials:
                 continue
-            rows = attributes["specification"]["space"]["rows"]
-            candidate = Candidate(coefficients_of(trials[-1]), yardstick=self._measurer(0, HAD).yardstick(SEARCH))
-            outcome = self._evaluate(candidate, rows)
+            last = trials[-1]
+            outcome = self._evaluate_model(self._candidate(coefficients_of(last)), name)
             self._has_tried = True
-            loss = trials[-1].value or 0.0
+            loss = last.value or 0.0
             if isinstance(outcome, Failure):
                 raise StudyStoreError(
-                    f"{name}: trial {trials[-1].number} could not be evaluated again, so nobody knows whether a "
+                    f"{name}: trial {last.number} could not be evaluated again, so nobody knows whether a "
                     f"function has changed ({', '.join(functions)}): {outcome.reason}"
                 )
             if not is_one_score(outcome.loss, loss):
                 raise StudyStoreError(
-                    f"{name}: trial {trials[-1].number} had the loss {loss:.6g}, and has another one now "
+                    f"{name}: trial {last.number} had the loss {loss:.6g}, and has another one now "
                     f"({outcome.loss:.6g}): a function has changed ({', '.join(functions)}). Leave out resume, or give "
                     "the new search another name"
                 )
-            break
-        self._use(spec, spec.space.rows)
+            return
 
-    def _rehearse(self, spec: StudySpec) -> None:
+    def _rehearse(self, plan: Plan) -> None:
         """Evaluate one candidate on a few images, as the searches without a result and the report will; once.
 
         It is that of a search that follows the gradient, if there is one: this runs what the others run, and more.
         """
-        if self.rehearsal is not None or self._has_result(spec):
-            return
-        without_result = [search for search in self.specs if not self._has_result(search)]
+        without_result = [self._plans[name] for name in self.specs if not self._has_result(name)]
         try:
-            for search in without_result:
-                check(search, self.objective)
-            follows_gradient = [search for search in without_result if configure(search.optimizer).needs_gradient]
-            rehearsed = next(iter(follows_gradient), spec)
-            self._rehearsed_rows = rehearsed.space.rows
-            self._use(spec, self._rehearsed_rows)
-            first = first_candidate(rehearsed, self.objective, gradient=bool(follows_gradient))
-            in_flight = parallelism(spec, self.objective)["in_flight"]
+            for other in without_result:
+                other.check()
+            follow_gradient = [other for other in without_result if other.optimizer.needs_gradient]
+            rehearsed = next(iter(follow_gradient), plan)
+            self._rehearsed_rows = rehearsed.spec.space.rows
+            self._workers.use(plan.spec, self._rehearsed_rows)
+            first = rehearsed.first_candidate(gradient=bool(follow_gradient))
             notice(f"{self.name}: rehearsing what a search and its report will do")
-            if self._pool is not None:
-                self._pool.wait_until_ready()  # which is no part of the time that an evaluation takes
-            with contextlib.closing(evaluator_of(self.objective, self._pool, in_flight)) as evaluator:
+            pool = self._workers.pool
+            if pool is not None:
+                pool.wait_until_ready()  # which is no part of the time that an evaluation takes
+            with contextlib.closing(evaluator_of(self.objective, pool, plan.parallelism["in_flight"])) as evaluator:
                 self.rehearsal = rehearse(
                     self.name,
                     self.objective,
-                    persistently(evaluator, spec.failures.retries),
+                    persistently(evaluator, plan.spec.failures.retries),
                     first,
-                    report=any(search.held_out is not None for search in without_result),
+                    report=any(other.spec.held_out is not None for other in without_result),
                 )
         except LcscError as error:
             self.refused = error
             raise
-        self._use(spec, spec.space.rows)
 
-    def _has_result(self, spec: StudySpec) -> bool:
+    def _has_result(self, name: str) -> bool:
         """Whether a search has ended, or a trial of it has a loss."""
-        if spec.name not in self.studies:
+        if name not in self.studies:
             return False
-        return is_searched(spec, self.studies[spec.name]) or has_succeeded(self.database.existing(), spec.name)
+        return is_searched(self.specs[name], self.studies[name]) or has_succeeded(self.database.existing(), name)
 
     # what is measured
 
-    def _measurer(self, images: int, role: str) -> Measurer:
-        """What measures models on so many images; 0 for as many as a candidate of a search has."""
-        return Measurer(self.begun(), self.objective, self._evaluate_model, images=images, role=role)
+    @functools.cached_property
+    def _measurer(self) -> Measurer:
+        """What measures models that no search has asked for, on as many images as a candidate of a search has."""
+        return Measurer(self.begun(), self.objective, self._evaluate_model, images=0, role=HAD)
 
-    def _evaluate_model(self, candidate: Candidate, study: str | None) -> Outcome:
-        """Evaluate a model in the rows of the study that found it, as :meth:`_evaluate`."""
-        return self._evaluate(candidate, self._rows_of(study))
-
-    def _rows_of(self, study: str | None) -> Rule | None:
-        """The rule of a study's rows; ``None`` without a study."""
-        if study is None:
-            return None
-        rule: Rule | None = self.studies[study]["specification"]["space"]["rows"]
-        return rule
+    def _candidate(self, coefficients: Coefficients, *, rehearsal: bool = False) -> Candidate:
+        """A candidate of a search: its loss is relative to what theirs are."""
+        return Candidate(coefficients, rehearsal=rehearsal, yardstick=self._measurer.yardstick(SEARCH))
 
     def _score_as_trained(self) -> None:
         """Score what the trainer has made, before the first search."""
@@ -595,7 +563,7 @@ class Experiment:
         self._scored_as_trained = True
         plan = self._plan()
         images = plan.images if plan is not None else None
-        score_as_trained(self.begun(), self.objective, self._measurer(images or 0, HAD), images)
+        score_as_trained(self.begun(), self.objective, self._measurer.with_images(images or 0), images)
 
     def _plan(self) -> ReportPlan | None:
         """The plan of the report that the study file asks for, by what is stored; ``None`` if there will be none."""
@@ -687,7 +655,7 @@ class Experiment:
             if self.rehearsal is not None:
                 report = dataclasses.replace(report, warnings=(*report.warnings, *self.rehearsal.warnings))
             if keep:
-                self._use_rows(rows)
+                self._workers.use_rows(rows)
                 attach_images(stored, self.objective, report, self.studies)
             self._read_again(stored.storage)
             searches = self._searches(stored.storage)
@@ -705,14 +673,12 @@ class Experiment:
             if keep:
                 stored.choose(report, depends_on)
         self._workers.close()  # which frees the devices
-        self._workers_of = None
         return report
 
     def _warning_of_new_network(self, report: Report, rows: Rule | None) -> str | None:
         """What is wrong if the answer, which has these rows, has another loss in a network of its own."""
-        coefficients = report.of_answer.model.coefficients
-        answer = Candidate(coefficients, rehearsal=True, yardstick=self._measurer(0, HAD).yardstick(SEARCH))
-        load = self._loader(rows)
+        answer = self._candidate(report.of_answer.model.coefficients, rehearsal=True)
+        load = self._workers.loader(rows)
 
         def load_the_same() -> Objective:
             """Raises StudyStoreError if something was written meanwhile: then nothing can be compared."""
@@ -726,7 +692,7 @@ class Experiment:
                 raise StudyStoreError("changed meanwhile")
             return objective
 
-        return warning_of_kept_state(answer, lambda candidate: self._evaluate(candidate, rows), load_the_same)
+        return warning_of_kept_state(answer, lambda candidate: self._workers.evaluate(candidate, rows), load_the_same)
 
     def _read_again(self, storage: RDBStorage) -> None:
         """Other processes may have begun searches, or deleted some."""

@@ -110,18 +110,18 @@ def run_studies(
     failed: dict[str, str] = {}  # name of a study → why
     unreported = ""  # why there is no report, in addition
     with experiment:
-        for spec in specs:
+        for name in specs:
             try:
-                if experiment.is_finished(spec):
-                    outcome = outcome_of_finished(StoredStudy.open(database.existing(), spec.name))
+                if experiment.is_finished(name):
+                    outcome = outcome_of_finished(StoredStudy.open(database.existing(), name))
                 else:
-                    outcome = experiment.search(spec, callbacks)
+                    outcome = experiment.search(name, callbacks)
             except LcscError as error:
                 if len(specs) == 1 or experiment.refused is not None:
                     raise
-                outcome = str(error).removeprefix(f"{spec.name}: ")
-                failed[spec.name] = outcome
-            on_end(f"{spec.name}: {outcome}")
+                outcome = str(error).removeprefix(f"{name}: ")
+                failed[name] = outcome
+            on_end(f"{name}: {outcome}")
         try:
             running = locked(database.storage, failed) if database.storage is not None else set()
             if running:
@@ -137,7 +137,7 @@ def run_studies(
     if failed:
         count = f"{len(failed)} of {len(specs)}"
         raise SearchFailedError(f"{count} studies did not succeed: {_reasons_in_words(failed)}{unreported}")
-    goes_on = what_goes_on(database.existing(), [spec.name for spec in specs], again)
+    goes_on = what_goes_on(database.existing(), [*specs], again)
     if goes_on:
         on_end(f"{experiment.name}: {goes_on}")
 

@@ -84,7 +84,8 @@ class Chosen:
         """A trial of a study; without a number the one that the report measured, else the best one searched."""
         study = StoredStudy.open(storage, name)
         experiment = split_name(name)[0]
-        report = StoredExperiment.open(storage, experiment, contents.experiment(experiment)).report
+        contents.experiment(experiment)  # raises where it was deleted
+        report = StoredExperiment.open(storage, experiment).report
         measured = None
         if report is not None:
             measured = report.of_study(name)

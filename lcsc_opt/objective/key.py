@@ -13,12 +13,11 @@ from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lcsc_opt.base.catalog import find
-from lcsc_opt.base.code import code_of_settings
+from lcsc_opt.base.code import code_reached
 from lcsc_opt.base.digests import Digests, stamp_of
 from lcsc_opt.base.files import shown_size
 from lcsc_opt.base.paths import BuildContext
-from lcsc_opt.base.records import plain
+from lcsc_opt.base.records import as_json
 from lcsc_opt.base.study_spec import ObjectiveSpec
 
 if TYPE_CHECKING:  # torch is imported by objectives that need it
@@ -65,13 +64,14 @@ class Key:
     inputs: Mapping[str, Input] = dataclasses.field(default_factory=dict)
 
     @classmethod
-    def of(cls, spec: ObjectiveSpec, objective: Objective, context: BuildContext) -> Key:
+    def of(cls, spec: ObjectiveSpec, objective: Objective, context: BuildContext, file: Path) -> Key:
         """The key of an objective that was loaded.
 
         Args:
             spec: of the study file.
             objective: what was loaded by it.
             context: with which it was loaded; digests are kept in its folder.
+            file: that built it.
         """
         parts: dict[str, dict[str, Any]] = {"decides": {}, "reported": {}, "asked": {}}
         inputs: dict[str, Input] = {}
@@ -95,7 +95,7 @@ class Key:
                 deciding_settings[".".join(path)] = value
         parts["decides"] |= {
             "file": Path(spec.file).name,  # on another machine it lies in another folder
-            "steps": list(objective.steps),
+            "steps": [int(step) for step in objective.steps],
             "maximizes": objective.maximizes,
         }
         digests_read = [read.digest for read in inputs.values()]
@@ -103,12 +103,11 @@ class Key:
             if value not in digests_read:  # which need not be said twice
                 parts["decides"][name] = value
         parts["reported"] |= flat(objective.describe_reports(), "reports")
-        file_of_objective = find("objectives", spec.file, study_folder=context.directory)
-        deciding_code = code_of_settings(file_of_objective, deciding_settings)
-        for name, file in objective.code.items():
+        deciding_code = code_reached(objective.code, file.name, deciding_settings)
+        for name, code_file in objective.code.items():
             part = "decides" if name in deciding_code else "reported"
-            parts[part][f"{_CODE}{name}"] = file.sha256
-        return cls(**{part: plain(values) for part, values in parts.items()}, inputs=inputs)
+            parts[part][f"{_CODE}{name}"] = code_file.sha256
+        return cls(**parts, inputs=inputs)
 
     @property
     def of_trials(self) -> dict[str, Any]:
@@ -210,7 +209,9 @@ def _leaves(value: Mapping[str, Any], path: tuple[str, ...] = ()) -> list[tuple[
 
 def flat(described: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Nested mappings as a key: the names of a value, with dots between them → the value as JSON."""
-    return {".".join(filter(None, (prefix, *path))): value for path, value in _leaves(plain(described))}
+    named = {".".join(filter(None, (prefix, *path))): value for path, value in _leaves(described)}
+    as_stored: dict[str, Any] = as_json(named)
+    return as_stored
 
 
 def _read(value: Any, objective: Objective, context: BuildContext, digests: Digests) -> Input | None:

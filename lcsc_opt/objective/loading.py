@@ -59,7 +59,7 @@ def load_objective(
     code = {**code_of_settings(path, spec.settings), **code}  # build may have made further modules importable
     object.__setattr__(objective, "code", dict(sorted(code.items())))  # the objective may be a frozen dataclass
     object.__setattr__(objective, "places", dict(sorted(context.found.items())))
-    object.__setattr__(objective, "key", Key.of(spec, objective, context))
+    object.__setattr__(objective, "key", Key.of(spec, objective, context, path))
     if rows is not None:
         objective.merge_in_rows(rows)
     if layout != objective.layout:  # else an objective without a choice, perhaps a frozen dataclass, stays untouched

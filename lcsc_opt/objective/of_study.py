@@ -84,9 +84,12 @@ def say_found(spec: ObjectiveSpec, context: BuildContext) -> bool:
     Returns:
         Whether something was said.
     """
+    named = patterns_in(spec.settings)
+    if not named:
+        return False
     key: Any = spec.settings.get("key")
     try:
-        patterns = [context.path(pattern) for pattern in patterns_in(spec.settings)]
+        patterns = [context.path(pattern) for pattern in named]
         paths = sorted(find_checkpoints(patterns, key=key, has_steps="steps" in spec.settings), key=natural_order)
         size = sum(size_and_time(path)[0] for path in paths)
     except (LcscError, TypeError):  # loading the objective says it

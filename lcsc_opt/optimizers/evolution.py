@@ -18,7 +18,7 @@ from pydantic import Field
 
 from lcsc_opt.base.records import Coefficients
 from lcsc_opt.base.settings import Count, Positive
-from lcsc_opt.coefficients.profiles import ema_coefficients, normalize, window_ema_rates
+from lcsc_opt.coefficients.profiles import ema_profiles, normalize, window_ema_rates
 from lcsc_opt.optimizers.parametrization import Numbers, steps_of
 
 _SMALLEST_SUM = 0.1  # a child with a smaller sum is drawn again: the division would enlarge it more than tenfold
@@ -32,7 +32,7 @@ class _LCSC(Optimizer):  # type: ignore[misc]
         self._options = (config or LCSC()).config()
         steps = steps_of(self.parametrization)
         rates = self._options["rates"] or window_ema_rates(steps)
-        self._initial = [ema_coefficients(steps, rate) for rate in rates]  # line 2
+        self._initial = [*ema_profiles(steps, rates)]  # line 2
         self._shape = self.parametrization.value.shape  # [K] or [S, K]
         self._to_ask = deque(self._initial)
         # P. Only its best M_CP members can ever be parents or the answer, so only these are kept in memory.

@@ -121,6 +121,8 @@ class Loop:
     ) -> None:
         self.name = study.name
         self.budget = budget
+        self._total = budget.total
+        self._counts_images = budget.unit == "images"
         self.on_progress: Callable[[Loop], None] = lambda _: None
         self._study = study
         self._driver = driver
@@ -178,7 +180,7 @@ class Loop:
         while True:
             while len(self._in_flight) >= self._most_in_flight:
                 self._tell_next()
-            is_spent = spent_on_asks >= self.budget.total
+            is_spent = spent_on_asks >= self._total
             if self.budget.seconds is not None:  # asks are not what it counts
                 is_spent = self._time_is_over()
             if is_spent or self._driver.finished or self.is_out_of_patience:
@@ -201,7 +203,7 @@ class Loop:
 
     def _is_last(self, spent_on_asks: int) -> bool:
         """Whether no more is left of the budget than a check of the steps since the last one."""
-        left = self.budget.total - spent_on_asks
+        left = self._total - spent_on_asks
         return self.budget.seconds is None and self._driver.is_unchecked and left <= self._price(None)
 
     @property
@@ -223,7 +225,7 @@ class Loop:
 
         ``images`` is ``None`` where the optimizer asked for no number.
         """
-        if self.budget.unit != "images":
+        if not self._counts_images:
             return 1
         if images is None:
             return self._images_per_evaluation

@@ -2,7 +2,7 @@
 
 ::
 
-    search = Search(spec, objective, before, …)  # nothing is written
+    search = Search(Plan(spec, objective), before, …)  # nothing is written
     with search.held(storage):
         search.run(yardstick)  # ask → write → evaluate → write → tell
 """
@@ -20,20 +20,17 @@ from optuna.trial import TrialState
 from lcsc_opt.base.errors import StudyStoreError
 from lcsc_opt.base.progress import notice, progress
 from lcsc_opt.base.records import Coefficients, Yardstick
-from lcsc_opt.base.study_spec import OF_EXPERIMENT, BudgetSpec, StudySpec
+from lcsc_opt.base.study_spec import OF_EXPERIMENT, BudgetSpec
 from lcsc_opt.database.arrays import array_of
 from lcsc_opt.database.states import Attributes, is_searched
 from lcsc_opt.database.store import StoredStudy
-from lcsc_opt.evaluation.base import Evaluator, InProcessEvaluator
-from lcsc_opt.evaluation.pipeline import Pipeline
-from lcsc_opt.evaluation.pool import ProcessEvaluator, WorkerPool
-from lcsc_opt.evaluation.spread import SpreadEvaluator
-from lcsc_opt.objective.contract import Objective, StagedObjective
+from lcsc_opt.evaluation.pool import WorkerPool
+from lcsc_opt.evaluation.workers import evaluator_of
 from lcsc_opt.optimizers.driver import Driver
 from lcsc_opt.optimizers.registry import OURS
-from lcsc_opt.study import planning
 from lcsc_opt.study.ending import how_it_ended
 from lcsc_opt.study.loop import Loop, TrialCallback
+from lcsc_opt.study.planning import Plan
 
 _PLANNED_IN_A_DRY_RUN = BudgetSpec(evaluations=100)  # none of which are made
 
@@ -42,8 +39,7 @@ class Search:
     """One search, in this process.
 
     Args:
-        spec: of the study.
-        objective: what is searched.
+        plan: the study with its objective.
         before: the attributes of the stored study, with which it was compared; ``None`` for a new one.
         environment: the versions of now.
         origin: where a new one begins; ``None`` leaves it to the specification.
@@ -63,8 +59,7 @@ class Search:
 
     def __init__(
         self,
-        spec: StudySpec,
-        objective: Objective,
+        plan: Plan,
         before: Attributes | None,
         environment: Mapping[str, Any],
         *,
@@ -72,19 +67,19 @@ class Search:
         planned: int | None = None,
         changed: str = "",
     ) -> None:
-        self.spec = spec
-        self._objective = objective
+        self.spec = plan.spec
+        self._plan = plan
         self._before = before
         self._changed = changed
         # what all searches have is stored with the experiment
-        specification = spec.model_dump(mode="json", exclude=set(OF_EXPERIMENT))
+        specification = plan.spec.model_dump(mode="json", exclude=set(OF_EXPERIMENT))
         self._updated = {"specification": specification, "environment": environment}
         if before is None:
-            for line in planning.advice(spec, objective):
+            for line in plan.advice():
                 notice(line)
-            before = planning.first_attributes(spec, objective, origin, planned)
+            before = plan.first_attributes(origin, planned)
         self.attributes: Attributes = {**before, **self._updated}
-        incomplete = planning.why_incomplete(spec, objective)
+        incomplete = plan.why_incomplete()
         if incomplete is not None:
             notice(incomplete)
         known_origin = self.attributes.get("origin")
@@ -161,7 +156,8 @@ class Search:
         in_flight = stored["parallelism"]["in_flight"]
         # grids ask what they list, and our other optimizers begin at the origin by themselves
         suggests_origin = self.spec.optimizer.name == "LCSC" or self.spec.optimizer.name not in OURS
-        evaluator = evaluator_of(self._objective, pool, in_flight)
+        objective = self._plan.objective
+        evaluator = evaluator_of(objective, pool, in_flight)
         if pool is not None and budget.seconds is not None:
             pool.wait_until_ready()  # before the clock begins
         with contextlib.closing(evaluator), self._new_driver(BudgetSpec(**stored["optimizer_budget"])) as driver:
@@ -171,7 +167,7 @@ class Search:
                 evaluator,
                 budget=budget,
                 first=self._origin if suggests_origin else None,
-                images_per_evaluation=self._objective.samples.per_evaluation,
+                images_per_evaluation=objective.samples.per_evaluation,
                 yardstick=yardstick,
                 in_flight=in_flight,
                 workers=stored["parallelism"]["workers"],
@@ -199,14 +195,14 @@ class Search:
         if not self.spec.is_grid:
             ended["how"] = how_it_ended(self.stored.trials(), by_itself=exhausted, patience=patience)
         elif not exhausted:
-            ended["how"] = f"cut by its budget: {loop.told} of {planning.grid_size(self.spec, self._objective)} models"
+            ended["how"] = f"cut by its budget: {loop.told} of {self._plan.grid_size} models"
         if self.spec.budget.seconds is not None:
             ended["deadline"] = self.spec.budget.seconds
         self.stored.set_attribute("search_ended", ended)
 
     def _begun_budget(self) -> BudgetSpec:
         """The total for this run. One that differs from the stored one is stored, and reopens an ended search."""
-        budget = planning.usable_budget(self.spec, self._objective)
+        budget = self._plan.budget
         if budget.model_dump() != self.stored.attributes["budget"]:
             self.stored.set_attribute("search_ended", None)  # first: a crash in between must leave work to do
             self.stored.set_attribute("budget", budget.model_dump())
@@ -217,13 +213,8 @@ class Search:
 
         Others would make it ask other candidates than those that are stored.
         """
-        return planning.new_driver(
-            self.spec,
-            self._objective,
-            planned,
-            origin=self._origin,
-            workers=self.attributes["parallelism"]["workers"],
-        )
+        workers = self.attributes["parallelism"]["workers"]
+        return self._plan.new_driver(planned, origin=self._origin, workers=workers)
 
     @contextlib.contextmanager
     def _showing(self, loop: Loop, pool: WorkerPool | None) -> Iterator[None]:
@@ -258,20 +249,3 @@ class Search:
         if pool is not None and self.spec.ray is not None:
             notes.append(f"{pool.alive} of {len(pool)} workers")
         return ", ".join(notes)
-
-
-def evaluator_of(objective: Objective, pool: WorkerPool | None, in_flight: int) -> Evaluator:
-    """Evaluates candidates, so many at once, by the workers of this run; the study may have begun with others.
-
-    One candidate at a time is shared by all workers. If stages overlap, each worker has two candidates.
-    """
-    overlaps = isinstance(objective, StagedObjective) and objective.overlaps
-    if pool is None:
-        if overlaps and in_flight > 1:
-            return Pipeline(objective)
-        return InProcessEvaluator(objective)
-    if in_flight == 1 and isinstance(objective, StagedObjective):
-        return SpreadEvaluator(objective, pool)
-    # with fewer in flight, a worker's second candidate would wait there although another worker is free
-    most_jobs = 2 if overlaps and in_flight >= 2 * len(pool) else 1
-    return ProcessEvaluator(pool, most_jobs=most_jobs)

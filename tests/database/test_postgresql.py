@@ -15,7 +15,7 @@ from optuna.trial import TrialState
 from lcsc_opt.base.errors import StudyStoreError
 from lcsc_opt.base.records import Candidate, Evaluation
 from lcsc_opt.database.connection import open_storage
-from lcsc_opt.database.store import StoredStudy, create, read_contents
+from lcsc_opt.database.store import StoredStudy, read_contents
 from lcsc_opt.database.urls import masked
 from lcsc_opt.objective.contract import CoefficientFunction, Objective
 from tests.database_servers import PASSWORD, Postgresql
@@ -131,7 +131,7 @@ def test_every_write_survives_a_lost_connection(
         for _ in range(2):
             study.attach(tmp_path, "curve.png", b"a curve")
         study.set_attribute("budget", {"images": 1})
-        create(storage, "fork/LCSC/0", {"steps": [1]})
+        StoredStudy.created(storage, "fork/LCSC/0", {"steps": [1]})
     assert disturbed.lost >= 7
     undisturbed = StoredStudy.open(open_storage(postgresql_url, write=False), "e/LCSC/0")
     trials = undisturbed.trials()

@@ -12,7 +12,7 @@ from lcsc_opt.base.records import Candidate, Cost, Evaluation
 from lcsc_opt.database.arrays import coefficients_of
 from lcsc_opt.database.connection import open_existing, open_storage
 from lcsc_opt.database.reader import HistoryReader
-from lcsc_opt.database.store import StoredStudy, create, read_contents
+from lcsc_opt.database.store import StoredStudy, read_contents
 from lcsc_opt.database.summary import Summary
 from lcsc_opt.database.urls import storage_url
 from tests.study_examples import write_study
@@ -94,10 +94,10 @@ def test_a_study_is_made_to_the_end_or_not_at_all(study: StoredStudy, monkeypatc
     with monkeypatch.context() as patched:
         patched.setattr(study.storage, "set_study_user_attr", killed)
         with pytest.raises(KilledError):
-            create(study.storage, "more/LCSC/0", {"steps": [1]})
+            StoredStudy.created(study.storage, "more/LCSC/0", {"steps": [1]})
     assert [stored.study_name for stored in study.storage.get_all_studies()] == [NAME]
-    create(study.storage, "more/LCSC/0", {"steps": [1]})
-    create(study.storage, "more/LCSC/0", {"steps": [2]})
+    StoredStudy.created(study.storage, "more/LCSC/0", {"steps": [1]})
+    StoredStudy.created(study.storage, "more/LCSC/0", {"steps": [2]})
     assert StoredStudy.open(study.storage, "more/LCSC/0").attributes["steps"] == [1]
 
 

@@ -128,7 +128,7 @@ def test_a_kill_before_any_write_leaves_what_the_trials_say(any_url: str, last: 
     process.start()
     process.join()
     assert process.exitcode == 9
-    assert (study.attributes[SUMMARY] is None) == (last > 0)
+    assert (study.stored_attributes()[SUMMARY] is None) == (last > 0)
     assert read(storage).summary == Summary.of(study.trials())
     with study.hold():
         pass

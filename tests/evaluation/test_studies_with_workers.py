@@ -19,7 +19,7 @@ from lcsc_opt.database.connection import open_storage
 from lcsc_opt.database.reader import HistoryReader
 from lcsc_opt.database.store import StoredStudy, read_contents
 from lcsc_opt.experiment.running import searches_of
-from lcsc_opt.study.planning import parallelism, usable_budget, why_incomplete
+from lcsc_opt.study.planning import Plan
 from tests.commands import Typed
 from tests.evaluation.staged_examples import IMAGES, SLOW_SECONDS, STEPS, Stages, is_running, study_file
 from tests.processes import Lcsc, wait_until
@@ -70,7 +70,7 @@ def test_how_candidates_are_evaluated_depends_on_optimizer_and_settings(
     folder: Path, optimizer: str, settings: dict[str, Any], expected: tuple[int, bool]
 ) -> None:
     [spec] = searches_of([read_study_file(Path(study_file(folder, optimizers=[optimizer], **settings)))])
-    found = parallelism(spec, Stages())
+    found = Plan(spec, Stages()).parallelism
     assert (found["in_flight"], found["spread_images"]) == expected
 
 
@@ -93,8 +93,9 @@ def test_a_grid_spends_no_more_than_its_candidates_and_says_if_it_cannot_cover_t
     folder: Path, optimizer: str, budget: dict[str, int], expected: int, told: str
 ) -> None:
     [spec] = searches_of([read_study_file(Path(study_file(folder, optimizers=[optimizer], budget=budget)))])
-    assert usable_budget(spec, Stages()).total == expected
-    assert told in (why_incomplete(spec, Stages()) or COMPLETE)
+    plan = Plan(spec, Stages())
+    assert plan.budget.total == expected
+    assert told in (plan.why_incomplete() or COMPLETE)
 
 
 def test_images_spread_over_workers_change_no_candidate_and_no_loss(folder: Path) -> None:

@@ -12,7 +12,6 @@ import pytest
 
 from lcsc_opt.base.records import SEARCH, Candidate, Cost, Evaluation
 from lcsc_opt.base.study_file import parse_study_file
-from lcsc_opt.base.study_spec import StudySpec
 from lcsc_opt.database.states import is_searched
 from lcsc_opt.experiment.rehearsal import about, rehearse
 from lcsc_opt.experiment.running import searches_of
@@ -25,7 +24,7 @@ from lcsc_opt.experiment.timing import (
     searches_seconds,
 )
 from lcsc_opt.objective.contract import Objective, Samples
-from lcsc_opt.optimizers.registry import configure
+from lcsc_opt.study.planning import Plan
 
 ENDED = {"search_ended": {"evaluations": 3, "exhausted": False, "deadline": 60.0}}
 
@@ -47,9 +46,9 @@ class Images(Objective):
         return None
 
 
-def planned(optimizers: list[str], **changes: Any) -> list[StudySpec]:
+def planned(optimizers: list[str], **changes: Any) -> list[Plan]:
     content = {"name": "e", "objective": {"file": "a.py"}, "optimizers": optimizers, "budget": "1 min", **changes}
-    return searches_of([parse_study_file(content, source="test")])
+    return [Plan(spec, Images()) for spec in searches_of([parse_study_file(content, source="test")])]
 
 
 def test_durations_are_numbers_as_people_write_them() -> None:
@@ -61,43 +60,41 @@ def test_durations_are_numbers_as_people_write_them() -> None:
 def test_an_optimizer_plans_with_what_fits_into_the_time() -> None:
     pace = Pace(gradient=Seconds(3.0), search=Seconds(0.48, 0.0005))
     [spec] = planned(["CMA"])
-    assert evaluations_in(spec, Images(), pace) == 60
-    assert evaluations_in(spec, Images(), Pace(gradient=Seconds(600.0))) == 2
+    assert evaluations_in(spec, pace) == 60
+    assert evaluations_in(spec, Pace(gradient=Seconds(600.0))) == 2
     [several] = planned(["CMA"], workers=2)
-    assert evaluations_in(several, Images(), pace) == 120
+    assert evaluations_in(several, pace) == 120
 
 
 def test_a_run_lasts_as_long_as_its_searches_and_its_one_report() -> None:
-    objective = Images()
     pace = Pace(
         gradient=Seconds(0.0, 0.003), selection=Seconds(1.0), held_out=Seconds(1.0, 0.001), also=Seconds(0.0, 0.004)
     )
     options: dict[str, Any] = {"budget": {"evaluations": 50}, "held_out": {"images": 5000, "top": 3}}
     [search] = planned(["CMA"], **options)
-    assert searches_seconds([search], objective, pace) == pytest.approx(50 * 1.02)
+    assert searches_seconds([search], pace) == pytest.approx(50 * 1.02)
     # three finalists, the last checkpoint, and three points on the way; the best, the last checkpoint
-    assert report_seconds([search], objective, pace) == 7 * 1.0 + 2 * 6.0 + 2 * 4.0
+    assert report_seconds([search], pace) == 7 * 1.0 + 2 * 6.0 + 2 * 4.0
     both = [search, *planned(["LCSC"], **options)]
-    assert report_seconds(both, objective, pace) == 8 * 1.0 + 3 * 6.0 + 3 * 4.0, "two finalists of each"
+    assert report_seconds(both, pace) == 8 * 1.0 + 3 * 6.0 + 3 * 4.0, "two finalists of each"
     [gradient] = planned(["LCSCGradient"], **options)
-    assert 15 < searches_seconds([gradient], objective, pace) < 40, "most steps have 100 images"
+    assert 15 < searches_seconds([gradient], pace) < 40, "most steps have 100 images"
     grid, timed = planned(["EMAGrid", "CMA"], budget="5 min")
-    assert searches_seconds([timed], objective, pace) == 300
-    averages = len(configure(grid.optimizer).points(objective.steps) or ())  # type: ignore[misc]
-    assert searches_seconds([grid], objective, pace) == pytest.approx(averages * 1.02), "it is through before"
+    assert searches_seconds([timed], pace) == 300
+    averages = grid.grid_size or 0
+    assert searches_seconds([grid], pace) == pytest.approx(averages * 1.02), "it is through before"
     [short] = planned(["EMAGrid"], budget="3 s")
-    assert searches_seconds([short], objective, pace) == 3, "a time ends a grid, too"
+    assert searches_seconds([short], pace) == 3, "a time ends a grid, too"
 
 
 def test_a_dry_run_knows_what_a_time_buys() -> None:
-    objective = Images()
     pace = Pace(gradient=Seconds(0.0, 0.003), search=Seconds(1.0))
     grid, plain, gradient = planned(["EMAGrid", "CMA", "LCSCGradient"])
-    averages = len(configure(grid.optimizer).points(objective.steps) or ())  # type: ignore[misc]
-    assert evaluations_within(600, grid, objective, pace) == averages, "a grid has no more"
-    assert evaluations_within(5.2, grid, objective, pace) == 5
-    assert evaluations_within(600, plain, objective, pace) == int(600 / 1.02)
-    bought = [evaluations_within(seconds, gradient, objective, pace) for seconds in (60, 600, 36000)]
+    averages = grid.grid_size or 0
+    assert evaluations_within(600, grid, pace) == averages, "a grid has no more"
+    assert evaluations_within(5.2, grid, pace) == 5
+    assert evaluations_within(600, plain, pace) == int(600 / 1.02)
+    bought = [evaluations_within(seconds, gradient, pace) for seconds in (60, 600, 36000)]
     assert bought == sorted(bought)
     assert bought[0] > 60, "most steps have few images"
     assert bought[2] > 1000, "what is beyond the simulated ones costs like these"
@@ -200,8 +197,8 @@ def test_other_noise_takes_as_long_and_its_further_features_are_added(clock: Sim
 
 
 def test_a_study_of_an_expired_time_is_searched_until_there_is_more() -> None:
-    [spec] = planned(["LCSC"])
+    spec = planned(["LCSC"])[0].spec
     assert is_searched(spec, ENDED)
-    assert not is_searched(planned(["LCSC"], budget="61 s")[0], ENDED)
+    assert not is_searched(planned(["LCSC"], budget="61 s")[0].spec, ENDED)
     assert not is_searched(spec, {"search_ended": {"evaluations": 3, "exhausted": False}})
-    assert is_searched(planned(["LCSC"], budget={"evaluations": 3})[0], ENDED)
+    assert is_searched(planned(["LCSC"], budget={"evaluations": 3})[0].spec, ENDED)

@@ -10,7 +10,7 @@ import torch
 
 import lcsc_opt
 from lcsc_opt.base.errors import ObjectiveError, StudySpecError
-from lcsc_opt.base.records import SEARCH, Candidate, Evaluation, plain
+from lcsc_opt.base.records import SEARCH, Candidate, Evaluation, as_json
 from lcsc_opt.objective.contract import CoefficientFunction, Objective
 
 STEPS = (10, 20, 30)
@@ -129,5 +129,5 @@ def test_an_objective_may_describe_itself_and_measure_in_numbers_of_numpy_and_to
 
 def test_what_has_another_text_in_every_process_is_no_description() -> None:
     with pytest.raises(ObjectiveError, match=r"^describe: <object object at 0x\w+> is another text in every process"):
-        plain({"network": [object()]})
-    assert plain({"b", "a", "c"}) == ["a", "b", "c"], "whatever the order of a set"
+        as_json({"network": [object()]})
+    assert as_json({"b", "a", "c"}) == ["a", "b", "c"], "whatever the order of a set"
