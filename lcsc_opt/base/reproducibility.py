@@ -74,10 +74,15 @@ def derive_seed(seed: int, *name: str | int, bits: int = 63) -> int:
 
 
 @contextlib.contextmanager
-def kept_generators() -> Iterator[None]:
-    """What is drawn meanwhile from the global generators of numpy and Python does not count for the caller's code."""
+def seeded_generators(seed: int, *stream: str | int) -> Iterator[None]:
+    """While this is open, numpy's and Python's global generators are those of a stream of the seed.
+
+    What is drawn meanwhile does not count for the caller's code.
+    """
     of_numpy = np.random.get_state()  # noqa: NPY002 - what others draw from
     of_python = random.getstate()
+    np.random.seed(derive_seed(seed, "generators", *stream, bits=32))  # noqa: NPY002
+    random.seed(derive_seed(seed, "generators", *stream))
     try:
         yield
     finally:

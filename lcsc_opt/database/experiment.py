@@ -80,11 +80,18 @@ class StoredExperiment:
     Args:
         record: the Optuna study of the experiment's name.
 
+    Attributes:
+        record, name, storage: of it.
+        attributes: the same as the record's.
+
     All methods raise :class:`StudyStoreError` where the database cannot be used.
     """
 
     def __init__(self, record: StoredStudy) -> None:
         self.record = record
+        self.name = record.name
+        self.storage = record.storage
+        self.attributes = record.attributes
         self._trials: list[FrozenTrial] | None = None
 
     @classmethod
@@ -113,21 +120,6 @@ class StoredExperiment:
         return cls.open(storage, name) if record is None else cls(record)
 
     @property
-    def attributes(self) -> dict[str, Any]:
-        """Those of its Optuna study."""
-        return self.record.attributes
-
-    @property
-    def name(self) -> str:
-        """Of the experiment."""
-        return self.record.name
-
-    @property
-    def storage(self) -> RDBStorage:
-        """The database."""
-        return self.record.storage
-
-    @property
     def report(self) -> Report | None:
         """The report: its trials, and which model was chosen; ``None`` before there is one."""
         return report_of(self.attributes, self.trials)
@@ -141,7 +133,8 @@ class StoredExperiment:
 
     def refresh(self) -> None:
         """Read all again: other processes may have measured something."""
-        self.record.attributes = self.record.stored_attributes()
+        self.attributes = self.record.stored_attributes()
+        self.record.attributes = self.attributes
         self._forget_trials()
 
     def _forget_trials(self) -> None:

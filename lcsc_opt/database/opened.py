@@ -8,6 +8,7 @@ from optuna.storages import RDBStorage
 
 from lcsc_opt.database.connection import open_existing, open_storage
 from lcsc_opt.database.store import Contents, read_contents
+from lcsc_opt.database.urls import files_directory
 
 
 class Database:
@@ -18,6 +19,7 @@ class Database:
 
     Attributes:
         url: the same.
+        files: the folder for what its studies need and can make again.
         storage: what it is read and written with; ``None`` while there is none.
 
     Raises:
@@ -26,6 +28,7 @@ class Database:
 
     def __init__(self, url: str) -> None:
         self.url = url
+        self.files = files_directory(url)
         self.storage: RDBStorage | None = open_existing(url)
 
     @functools.cached_property

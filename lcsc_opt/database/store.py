@@ -624,7 +624,7 @@ def _create(storage: RDBStorage, name: str, attributes: Mapping[str, Any]) -> in
         return None
     # another process may create it, and so may an earlier attempt whose commit was not acknowledged
     with contextlib.suppress(DuplicatedStudyError), one_transaction(storage), quiet_optuna():
-        direction = StudyDirection.MINIMIZE if sign_of(attributes) > 0 else StudyDirection.MAXIMIZE
+        direction = StudyDirection.MAXIMIZE if attributes.get("maximize") else StudyDirection.MINIMIZE
         key = storage.create_new_study([direction], name)
         for attribute, value in attributes.items():
             storage.set_study_user_attr(key, attribute, value)

@@ -59,7 +59,8 @@ class Workers:
         if rows != self._rows:
             self._objective.merge_in_rows(rows)
             self._rows = rows
-        self.pool = self._opened.enter_context(self._processes(spec))
+        if spec.workers != 1:  # else this process evaluates
+            self.pool = self._opened.enter_context(self._processes(spec))
         # the rehearsal and the report evaluate one candidate at a time, which all workers share
         self._evaluator = evaluator_of(self._objective, self.pool, in_flight=1)
         self._opened.callback(self._evaluator.close)

@@ -259,13 +259,14 @@ def run(
     read, directory = _read(study_file)
     read = read.with_choices(optimizers=optimizers, seeds=seeds, budget=budget)
     url = storage_url(storage, read.storage)
-    objectives = ObjectiveLoader(BuildContext(directory, files=files_directory(url)))
     with messages_by_default(), each_notice_once():
+        database = Database(url)
+        objectives = ObjectiveLoader(BuildContext(directory, files=database.files))
         say_found(read.objective, objectives.context)
         from lcsc_opt.experiment.outcome import same_call
         from lcsc_opt.experiment.running import experiment_of, run_studies  # and with it Nevergrad
 
-        experiment = experiment_of(read, Database(url), objectives, accept_changes=options.accept_changes)
+        experiment = experiment_of(read, database, objectives, accept_changes=options.accept_changes)
         run_studies(experiment, callbacks=options.callbacks, again=same_call)
     return [Study(name, url) for name in experiment.specs]
 

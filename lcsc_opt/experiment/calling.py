@@ -22,7 +22,7 @@ from lcsc_opt.base.settings import excerpt, parse_settings, plain
 from lcsc_opt.base.study_file import parse_study_file
 from lcsc_opt.base.study_spec import AUTO, Budget, BudgetSpec, Rule, experiment_name
 from lcsc_opt.database.opened import Database
-from lcsc_opt.database.urls import files_directory, storage_url, url_of_file
+from lcsc_opt.database.urls import storage_url, url_of_file
 from lcsc_opt.experiment.api import Study, TemporaryFolder
 from lcsc_opt.experiment.result import Result
 from lcsc_opt.objective.of_study import CHECKPOINTS, ObjectiveLoader, say_found
@@ -173,7 +173,6 @@ def search(
         else:
             # whoever names the default has most likely not chosen it, so LCSC_STORAGE counts
             url = storage_url(None if str(storage) == DEFAULT_FILE else storage)
-        files = files_directory(url)
         database = Database(url)
         contents = database.contents
         chosen_name = options.name or call.default_name
@@ -185,14 +184,14 @@ def search(
             content["space"] = _space(plain(space), options.rows)
         if budget is not None:
             content["budget"] = BudgetSpec.of(budget).model_dump(exclude_none=True)
-        objectives = ObjectiveLoader(BuildContext(Path.cwd(), functions=call.functions, files=files))
+        objectives = ObjectiveLoader(BuildContext(Path.cwd(), functions=call.functions, files=database.files))
         study_file = parse_study_file(content, source="lcsc_opt.search")
         say_found(study_file.objective, objectives.context)
         from lcsc_opt.experiment.outcome import repeated_call, resumed_call, same_call
         from lcsc_opt.experiment.running import experiment_of, run_studies, searches_of  # and with it Nevergrad
 
         searches_of([study_file])  # refuses what is wrong before any function is called
-        call.place_checkpoints(files)
+        call.place_checkpoints(database.files)
         study_file = parse_study_file(content, source="lcsc_opt.search")  # which names checkpoints in memory only now
         experiment = experiment_of(study_file, database, objectives, accept_changes=options.accept_changes)
         again = same_call

@@ -113,13 +113,13 @@ def check_search(spec: StudySpec, studies: Mapping[str, Attributes]) -> None:
     Raises:
         StudyStoreError: its candidates would be others.
     """
-    now = _of_search(spec.model_dump(mode="json"))
     for name, stored in studies.items():
         _, optimizer, _ = split_name(name)
         is_same = name == spec.name
         is_other_seed = spec.name not in studies and optimizer == spec.optimizer.name
         if not (is_same or is_other_seed):
             continue
+        now = _of_search(spec.model_dump(mode="json"))
         changed = "; ".join(differences(_of_search(stored["specification"]), now))
         if changed:
             raise StudyStoreError(f"{spec.name}: differs from the stored {name}: {changed}. Give it another name")

@@ -143,7 +143,7 @@ def _search_seconds(plan: Plan, pace: Pace) -> float:
         count = candidate.images or images
         of_one = pace.gradient if candidate.gradient else pace.plain
         seconds += _SECONDS_TO_STORE + of_one.of(count)
-        spent += count if budget.unit == "images" else 1
+        spent += 1 if budget.images is None else count
         if spent >= budget.total:
             break
     return seconds * max(budget.total / spent, 1.0)

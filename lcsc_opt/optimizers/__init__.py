@@ -1,9 +1,9 @@
 """Optimizers: a free vector in, the next free vector out. Importing this registers ours with Nevergrad."""
 
 from lcsc_opt.base.machine import collector_resting
-from lcsc_opt.base.reproducibility import kept_generators
+from lcsc_opt.base.reproducibility import seeded_generators
 
-with collector_resting(), kept_generators():  # nevergrad draws from them while it is imported
+with collector_resting(), seeded_generators(0, "import"):  # nevergrad draws from them while it is imported
     import nevergrad  # noqa: F401
 
 from lcsc_opt.optimizers.evolution import LCSC

@@ -7,43 +7,22 @@ would keep the process alive.
 
 from __future__ import annotations
 
-import contextlib
 import math
-import random
 import time
 import warnings
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
 import cma.options_parameters
-import numpy as np
 from nevergrad.optimization.base import Optimizer
 
 from lcsc_opt.base.errors import LcscError, SearchFailedError, one_line
-from lcsc_opt.base.reproducibility import blas_threads, derive_seed, kept_generators
+from lcsc_opt.base.reproducibility import blas_threads, seeded_generators
 
 _POLL_SECONDS = 0.001
 _MOST_SECONDS = 60.0  # that a thread may compute
 
 T = TypeVar("T")
-
-
-@contextlib.contextmanager
-def seeded_generators(seed: int, *stream: str | int) -> Iterator[None]:
-    """While this is open, numpy's and Python's global generators are those of a stream of the seed.
-
-    pycma alone would seed numpy's by the time.
-    """
-    pycma_defaults = cma.options_parameters.cma_default_options
-    seed_of_pycma = pycma_defaults["seed"]
-    with kept_generators():
-        np.random.seed(derive_seed(seed, "generators", *stream, bits=32))  # noqa: NPY002
-        random.seed(derive_seed(seed, "generators", *stream))
-        pycma_defaults["seed"] = math.nan  # which means to pycma: seed nothing
-        try:
-            yield
-        finally:
-            pycma_defaults["seed"] = seed_of_pycma
 
 
 class Driver:
@@ -126,9 +105,15 @@ class Driver:
 
         ``stream`` names the step: a verb, which also stands in the error, and how many there were of that kind.
         """
+        pycma_defaults = cma.options_parameters.cma_default_options
         try:
             with blas_threads(1), seeded_generators(self._seed, *stream):
-                return step()
+                seed_of_pycma = pycma_defaults["seed"]
+                pycma_defaults["seed"] = math.nan  # seed nothing: pycma alone would seed numpy's generator by the time
+                try:
+                    return step()
+                finally:
+                    pycma_defaults["seed"] = seed_of_pycma
         except LcscError:
             raise
         except Exception as error:

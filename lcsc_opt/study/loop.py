@@ -95,6 +95,7 @@ class Loop:
         callbacks: are called after each trial that ends in this run, in the order of the tells.
 
     Attributes:
+        budget: the same; ``total``, its number in its unit.
         on_progress: is called after each tell, and every few seconds while there is nothing to tell.
         stopped: whether a callback ended the search before its budget was spent.
         told: how many trials the optimizer was told, and ``failed``, how many of them have failed.
@@ -121,8 +122,7 @@ class Loop:
     ) -> None:
         self.name = study.name
         self.budget = budget
-        self._total = budget.total
-        self._counts_images = budget.unit == "images"
+        self.total = budget.total
         self.on_progress: Callable[[Loop], None] = lambda _: None
         self._study = study
         self._driver = driver
@@ -180,7 +180,7 @@ class Loop:
         while True:
             while len(self._in_flight) >= self._most_in_flight:
                 self._tell_next()
-            is_spent = spent_on_asks >= self._total
+            is_spent = spent_on_asks >= self.total
             if self.budget.seconds is not None:  # asks are not what it counts
                 is_spent = self._time_is_over()
             if is_spent or self._driver.finished or self.is_out_of_patience:
@@ -203,7 +203,7 @@ class Loop:
 
     def _is_last(self, spent_on_asks: int) -> bool:
         """Whether no more is left of the budget than a check of the steps since the last one."""
-        left = self._total - spent_on_asks
+        left = self.total - spent_on_asks
         return self.budget.seconds is None and self._driver.is_unchecked and left <= self._price(None)
 
     @property
@@ -225,7 +225,7 @@ class Loop:
 
         ``images`` is ``None`` where the optimizer asked for no number.
         """
-        if not self._counts_images:
+        if self.budget.images is None:
             return 1
         if images is None:
             return self._images_per_evaluation

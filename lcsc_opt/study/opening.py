@@ -224,13 +224,13 @@ class Search:
         is_timed = loop.budget.seconds is not None
         shown = loop.seconds_spent if is_timed else loop.stored_spent  # what is replayed is not shown again
 
-        with progress(loop.name, loop.budget.total, done=shown) as advance:
+        with progress(loop.name, loop.total, done=shown) as advance:
 
             def on_progress(loop: Loop) -> None:
                 """Advance to what the loop has spent, in the unit of its budget."""
                 nonlocal shown
                 # a last check may be one more than the budget
-                spent = min(loop.seconds_spent if is_timed else loop.spent, loop.budget.total)
+                spent = min(loop.seconds_spent if is_timed else loop.spent, loop.total)
                 advance(max(spent - shown, 0), note=self._progress_note(loop, pool))
                 shown = max(shown, spent)
 

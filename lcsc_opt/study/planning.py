@@ -67,7 +67,7 @@ class Plan:
         budget = self.spec.budget
         if self.grid_size is None:
             return budget
-        if budget.unit != "seconds":
+        if budget.seconds is None:
             budget = budget.with_total(min(budget.total, self._price * self.grid_size))
         return budget.model_copy(update={"patience": None})
 
@@ -79,7 +79,7 @@ class Plan:
     @property
     def _price(self) -> int:
         """What one evaluation costs, in the budget's unit, where that is not seconds."""
-        if self.spec.budget.unit == "images":
+        if self.spec.budget.images is not None:
             return self.objective.samples.per_evaluation
         return 1
 
@@ -128,7 +128,7 @@ class Plan:
                     f"optimizers.{spec.optimizer.name}: follows the gradient of the loss, and {spec.objective.file} "
                     f"gives none: {reason}; use LCSCQuadratic"
                 )
-        if spec.budget.unit == "images" and not objective.samples.per_evaluation:
+        if spec.budget.images is not None and not objective.samples.per_evaluation:
             raise StudySpecError("budget.images: this objective samples no images; give budget.evaluations")
         if spec.held_out is None:
             return
@@ -142,24 +142,24 @@ class Plan:
 
     def advice(self) -> Iterator[str]:
         """What to know before a new study begins, one line each."""
-        name = self.spec.name
         real_images = self.objective.samples.real_per_dimension
         follows_gradient = self.optimizer.needs_gradient
         if follows_gradient and real_images is not None and real_images < FEWEST_REAL_IMAGES:
             yield (
-                f"{name}: the reference has {real_images:.1f} real images for each effective dimension of its "
-                f"features; with fewer than about {FEWEST_REAL_IMAGES} a search fits these images and not their "
+                f"{self.spec.name}: the reference has {real_images:.1f} real images for each effective dimension of "
+                f"its features; with fewer than about {FEWEST_REAL_IMAGES} a search fits these images and not their "
                 "distribution: give more real images; hold some out to see whether this happens"
             )
-        if self.spec.space.rows is not None and not self.spec.is_grid and not follows_gradient:
-            yield f"{name}: without a gradient, more rows do not help; leave space.rows out, or use LCSCGradient"
+        if self.spec.space.rows is not None and self.grid_size is None and not follows_gradient:
+            advice = "without a gradient, more rows do not help; leave space.rows out, or use LCSCGradient"
+            yield f"{self.spec.name}: {advice}"
         if isinstance(self.objective.trajectory, Trajectory):
             yield from self.objective.trajectory.identical()
 
     def why_incomplete(self) -> str | None:
         """Says that the budget ends before a grid; ``None`` if it does not."""
         size = self.grid_size
-        if size is None or self.budget.unit == "seconds":  # what fits into a time is said at its end
+        if size is None or self.budget.seconds is not None:  # what fits into a time is said at its end
             return None
         affordable = self.budget.total // self._price
         if affordable >= size:
@@ -186,7 +186,7 @@ class Plan:
         Raises:
             StudySpecError: the search cannot begin there.
         """
-        space = SpaceSpec() if self.spec.is_grid else self.spec.space
+        space = self.spec.space if self.grid_size is None else SpaceSpec()
         steps = self.objective.steps
         groups = self.objective.layer_groups
         start = self._default_origin if origin is None else origin
@@ -218,8 +218,8 @@ class Plan:
         """
         images = self.objective.samples.per_evaluation
         evaluations = planned.total
-        if planned.unit == "images":
-            evaluations = math.ceil(planned.total / images)
+        if planned.images is not None:
+            evaluations = math.ceil(planned.images / images)
         spec = self.spec
 
         def build() -> Optimizer:
