@@ -203,8 +203,8 @@ def search(
             run_studies(experiment, callbacks=options.callbacks, again=again)
         except KeyboardInterrupt:
             if temporary is None:  # else the database ends with this call
-                again = "call search again with resume=True" if call.not_importable else "run the same call"
-                notice(f"{INTERRUPTED}; {again} to continue")
+                advice = "call search again with resume=True" if call.not_importable else "run the same call"
+                notice(f"{INTERRUPTED}; {advice} to continue")
             raise
     studies = tuple(Study(name, url, call.functions, temporary) for name in experiment.specs)
     return Result(experiment.name, url, studies, content, call.not_importable, temporary is not None)
