@@ -23,7 +23,7 @@ from optuna.storages import RDBStorage
 from lcsc_opt.base.errors import LcscError, ObjectiveError, StudyStoreError
 from lcsc_opt.base.machine import short_waits
 from lcsc_opt.base.progress import notice
-from lcsc_opt.base.records import SEARCH, Candidate, Coefficients, as_json
+from lcsc_opt.base.records import SEARCH, Candidate, Coefficients
 from lcsc_opt.base.reproducibility import environment
 from lcsc_opt.base.study_spec import Rule, StudySpec
 from lcsc_opt.database.arrays import coefficients_of
@@ -33,23 +33,23 @@ from lcsc_opt.database.opened import Database
 from lcsc_opt.database.report import Report, ReportPlan
 from lcsc_opt.database.states import Attributes, compared_trials, is_searched
 from lcsc_opt.database.store import StoredStudy, has_succeeded, read_contents
-from lcsc_opt.evaluation.base import Failure, Outcome, persistently
+from lcsc_opt.evaluation.base import Outcome, persistently
 from lcsc_opt.evaluation.workers import Workers, check_workers, evaluator_of
 from lcsc_opt.experiment.finalists import Searched
 from lcsc_opt.experiment.looking import write_first_look
-from lcsc_opt.experiment.measuring import Measurer, averages_now, score_as_trained
+from lcsc_opt.experiment.measuring import Measurer, score_as_trained
 from lcsc_opt.experiment.origin import origin_of, start_of
 from lcsc_opt.experiment.outcome import outcome_of, outcome_of_finished
-from lcsc_opt.experiment.rehearsal import Rehearsal, about, is_one_score, rehearse, warning_of_kept_state
+from lcsc_opt.experiment.rehearsal import Rehearsal, about, check_functions, rehearse, warning_of_kept_state
 from lcsc_opt.experiment.report import make_report
 from lcsc_opt.experiment.sameness import (
     ACCEPT,
     ANEW,
     accepted_changes,
+    attributes_now,
     check_environment,
     check_search,
     is_untouched,
-    key_to_json,
     stored_key,
 )
 from lcsc_opt.experiment.timing import evaluations_in, evaluations_within, report_seconds, searches_seconds
@@ -57,13 +57,12 @@ from lcsc_opt.exports.grid import first_look
 from lcsc_opt.exports.images import attach_images
 from lcsc_opt.objective.checkpoints_alone import checkpoint_changes
 from lcsc_opt.objective.contract import Objective
-from lcsc_opt.objective.key import Key, agree, differences, digest_of
+from lcsc_opt.objective.key import Key, differences, digest_of
 from lcsc_opt.objective.loading import verify_weights
 from lcsc_opt.objective.of_study import ObjectiveLoader
 from lcsc_opt.study.loop import TrialCallback
 from lcsc_opt.study.opening import Search
 from lcsc_opt.study.planning import Plan
-from lcsc_opt.trajectory import Trajectory
 
 
 class Experiment:
@@ -228,7 +227,8 @@ class Experiment:
         objective = self.objective
         if self.stored is not None and self._is_begun:
             return self.stored
-        attributes = self._attributes(objective)
+        before = {} if self.stored is None else self.stored.attributes
+        attributes = attributes_now(self._spec, objective, self._objectives.context.directory, before)
         if self.stored is None:
             self.stored = StoredExperiment.open_or_create(self.database.made(), self.name, attributes)
             if stored_key(self.stored.attributes).decides != objective.key.decides:
@@ -238,41 +238,6 @@ class Experiment:
         self.stored.record.guard = self._check_key
         self._is_begun = True
         return self.stored
-
-    def _attributes(self, objective: Objective) -> dict[str, Any]:
-        """What is stored of an experiment with this objective."""
-        directory = self._objectives.context.directory
-        packed = objective.trajectory if isinstance(objective.trajectory, Trajectory) else None
-        known = {} if self.stored is None else self.stored.attributes.get(AVERAGES) or {}
-        renaming = None if packed is None or not any(packed.renaming) else [*packed.renaming]
-        sampler = objective.sampler
-        attributes: dict[str, Any] = {
-            "key": key_to_json(objective.key),
-            KEYS: self._keys(objective.key),
-            "objective": self._spec.objective.model_dump(mode="json"),
-            "directory": None if directory is None else str(directory),
-            "places": dict(objective.places),
-            "report_images": objective.samples.per_report,
-            "samples": bool(objective.samples.per_evaluation),
-            "holds_out": objective.why_nothing_held_out() is None,
-            AVERAGES: averages_now(objective, known),
-            "checkpoints": None if packed is None else packed.sha256,
-            "steps": [int(step) for step in objective.steps],
-            "renaming": renaming,
-            "sampling": None if sampler is None else as_json(sampler.describe()),
-            "maximize": objective.maximizes,
-            "machine": {"layout": objective.layout},
-        }
-        if self._held_out is not None:
-            attributes["held_out"] = self._held_out.model_dump(mode="json")
-        return attributes
-
-    def _keys(self, key: Key) -> dict[str, Any]:
-        """Digest → what trials of it are of: today's first, then others under which nothing was measured otherwise."""
-        today = key.of_trials
-        earlier = {} if self.stored is None else self.stored.attributes[KEYS]
-        valid = {digest: of_trials for digest, of_trials in earlier.items() if agree(of_trials, today)}
-        return {digest_of(today): today, **valid}
 
     def _continue(self, stored: StoredExperiment, attributes: dict[str, Any]) -> None:
         """Write what is new, also the key of its searches; and forget a report that was measured before a change."""
@@ -492,21 +457,9 @@ class Experiment:
             trials = compared_trials(StoredStudy.open(self.database.existing(), name).trials())
             if not trials:
                 continue
-            last = trials[-1]
-            outcome = self._evaluate_model(self._candidate(coefficients_of(last)), name)
+            outcome = self._evaluate_model(self._candidate(coefficients_of(trials[-1])), name)
             self._has_tried = True
-            loss = last.value or 0.0
-            if isinstance(outcome, Failure):
-                raise StudyStoreError(
-                    f"{name}: trial {last.number} could not be evaluated again, so nobody knows whether a "
-                    f"function has changed ({', '.join(functions)}): {outcome.reason}"
-                )
-            if not is_one_score(outcome.loss, loss):
-                raise StudyStoreError(
-                    f"{name}: trial {last.number} had the loss {loss:.6g}, and has another one now "
-                    f"({outcome.loss:.6g}): a function has changed ({', '.join(functions)}). Leave out resume, or give "
-                    "the new search another name"
-                )
+            check_functions(f"{name}: trial {trials[-1].number}", trials[-1].value or 0.0, outcome, functions)
             return
 
     def _rehearse(self, plan: Plan) -> None:

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
-from lcsc_opt.base.errors import LcscError, ObjectiveError, SearchFailedError, TrajectoryError
+from lcsc_opt.base.errors import LcscError, ObjectiveError, SearchFailedError
 from lcsc_opt.base.progress import notice, progress
 from lcsc_opt.base.records import (
     HELD_OUT,
@@ -206,25 +206,6 @@ def trained_models(experiment: StoredExperiment, objective: Objective) -> list[M
     for index, (name, sha256) in enumerate(kept.items()):
         models.append(Model(name, trainer_ema(count, index), weights_sha256=sha256))
     return models
-
-
-def averages_now(objective: Objective, known: Mapping[str, str]) -> Mapping[str, str]:
-    """Name → SHA-256 of each average that the trainer keeps; those that are gone later are known, with their trials.
-
-    Args:
-        objective: has the checkpoints.
-        known: those of earlier runs.
-
-    Raises:
-        TrajectoryError: the average that the user named is not there, or of another model, and none was known before.
-    """
-    try:
-        if objective.trajectory is not None:
-            return objective.trajectory.averages_sha256 or known
-    except TrajectoryError:
-        if not known:
-            raise
-    return known
 
 
 def score_as_trained(

@@ -10,12 +10,12 @@ import dataclasses
 import datetime
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
-from lcsc_opt.base.errors import ObjectiveError
+from lcsc_opt.base.errors import ObjectiveError, StudyStoreError
 from lcsc_opt.base.progress import notice, progress
 from lcsc_opt.base.records import HELD_OUT, SELECTION, Candidate, Coefficients, Cost, Evaluation
 from lcsc_opt.evaluation.base import Failure, Outcome, attempt, evaluate_safely
@@ -359,6 +359,30 @@ def _check_score(
         f"{name}: one model was scored twice, and got {shown(loss)} and then {shown(again.loss)}: the {shown.word} "
         f"depends on something beside the weights. {advice}"
     )
+
+
+def check_functions(trial: str, before: float, again: Outcome, functions: Collection[str]) -> None:
+    """Compare the loss of a stored trial with what it has now: nobody can compare functions that were handed over.
+
+    Args:
+        trial: which one, for messages.
+        before: its stored loss.
+        again: what it was evaluated to now.
+        functions: their names.
+
+    Raises:
+        StudyStoreError: it has another loss, or cannot be evaluated.
+    """
+    if isinstance(again, Failure):
+        raise StudyStoreError(
+            f"{trial} could not be evaluated again, so nobody knows whether a function has changed "
+            f"({', '.join(functions)}): {again.reason}"
+        )
+    if not is_one_score(again.loss, before):
+        raise StudyStoreError(
+            f"{trial} had the loss {before:.6g}, and has another one now ({again.loss:.6g}): a function has changed "
+            f"({', '.join(functions)}). Leave out resume, or give the new search another name"
+        )
 
 
 def is_one_score(first: float, second: float) -> bool:

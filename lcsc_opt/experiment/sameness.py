@@ -12,13 +12,26 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from lcsc_opt.base.errors import StudyStoreError
+from lcsc_opt.base.errors import StudyStoreError, TrajectoryError
+from lcsc_opt.base.records import as_json
 from lcsc_opt.base.study_spec import ObjectiveSpec, StudySpec
+from lcsc_opt.database.experiment import AVERAGES, KEYS
 from lcsc_opt.database.names import split_name
 from lcsc_opt.database.states import Attributes
-from lcsc_opt.objective.contract import OF_MACHINE
-from lcsc_opt.objective.key import CHECKPOINTS, Input, Key, code_in, differences, flat, is_written_again
+from lcsc_opt.objective.contract import OF_MACHINE, Objective
+from lcsc_opt.objective.key import (
+    CHECKPOINTS,
+    Input,
+    Key,
+    agree,
+    code_in,
+    differences,
+    digest_of,
+    flat,
+    is_written_again,
+)
 from lcsc_opt.objective.of_study import code_now, moved
+from lcsc_opt.trajectory import Trajectory
 
 _FOR_ALL = ("steps", "maximizes")  # what is stored once for all trials cannot become that of others
 _SEARCH = ("optimizer", "space", "start")  # what of a specification decides the candidates of a search
@@ -101,6 +114,68 @@ def accepted_changes(name: str, before: Key, now: Key, *, has_results: bool, acc
             f"{name}: changed since it began: {changed}. Undo the change, or give another name: {ANEW}; {ACCEPT}"
         )
     return changed
+
+
+def attributes_now(spec: StudySpec, objective: Objective, directory: Path | None, before: Attributes) -> dict[str, Any]:
+    """What is stored of an experiment that begins or continues now.
+
+    Args:
+        spec: of one of its searches.
+        objective: what they search, loaded now.
+        directory: of the study file.
+        before: what is stored of it; empty if it is new.
+    """
+    packed = objective.trajectory if isinstance(objective.trajectory, Trajectory) else None
+    today = objective.key.of_trials
+    # digest → what trials of it are of: today's first, then others under which nothing was measured otherwise
+    keys = {digest: of_trials for digest, of_trials in before.get(KEYS, {}).items() if agree(of_trials, today)}
+    attributes: dict[str, Any] = {
+        "key": key_to_json(objective.key),
+        KEYS: {digest_of(today): today, **keys},
+        "objective": spec.objective.model_dump(mode="json"),
+        "directory": None,
+        "places": dict(objective.places),
+        "report_images": objective.samples.per_report,
+        "samples": bool(objective.samples.per_evaluation),
+        "holds_out": objective.why_nothing_held_out() is None,
+        AVERAGES: averages_now(objective, before.get(AVERAGES) or {}),
+        "checkpoints": None,
+        "steps": [int(step) for step in objective.steps],
+        "renaming": None,
+        "sampling": None,
+        "maximize": objective.maximizes,
+        "machine": {"layout": objective.layout},
+    }
+    if directory is not None:
+        attributes["directory"] = str(directory)
+    if packed is not None:
+        attributes["checkpoints"] = packed.sha256
+    if packed is not None and any(packed.renaming):
+        attributes["renaming"] = [*packed.renaming]
+    if objective.sampler is not None:
+        attributes["sampling"] = as_json(objective.sampler.describe())
+    if spec.held_out is not None:
+        attributes["held_out"] = spec.held_out.model_dump(mode="json")
+    return attributes
+
+
+def averages_now(objective: Objective, known: Mapping[str, str]) -> Mapping[str, str]:
+    """Name → SHA-256 of each average that the trainer keeps; those that are gone later are known, with their trials.
+
+    Args:
+        objective: has the checkpoints.
+        known: those of earlier runs.
+
+    Raises:
+        TrajectoryError: the average that the user named is not there, or of another model, and none was known before.
+    """
+    try:
+        if objective.trajectory is not None:
+            return objective.trajectory.averages_sha256 or known
+    except TrajectoryError:
+        if not known:
+            raise
+    return known
 
 
 def check_search(spec: StudySpec, studies: Mapping[str, Attributes]) -> None:
