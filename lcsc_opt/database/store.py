@@ -619,10 +619,7 @@ def write_together(storage: RDBStorage, attributes: Mapping[str, Mapping[str, An
 
 def _create(storage: RDBStorage, name: str, attributes: Mapping[str, Any]) -> int | None:
     """The database's key of a study that is created in one transaction; ``None`` if there is one of this name."""
-    with contextlib.suppress(KeyError):  # there is none
-        storage.get_study_id_from_name(name)
-        return None
-    # another process may create it, and so may an earlier attempt whose commit was not acknowledged
+    # there may be one, of another process or of an earlier attempt whose commit was not acknowledged
     with contextlib.suppress(DuplicatedStudyError), one_transaction(storage), quiet_optuna():
         direction = StudyDirection.MAXIMIZE if attributes.get("maximize") else StudyDirection.MINIMIZE
         key = storage.create_new_study([direction], name)
