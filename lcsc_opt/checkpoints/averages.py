@@ -17,7 +17,7 @@ from lcsc_opt.base.records import TRAINER_EMA
 from lcsc_opt.checkpoints.folders import file_of_weights
 from lcsc_opt.checkpoints.inventory import COLLECTED, Inventory, Role, is_average, number_of
 from lcsc_opt.checkpoints.matching import counterparts, named_averages
-from lcsc_opt.checkpoints.names import CHECKPOINT_SUFFIXES, OBJECTS_OF_ACCELERATE, TORCH_SUFFIXES, read_names
+from lcsc_opt.checkpoints.names import OBJECTS_OF_ACCELERATE, TORCH_SUFFIXES, has_weights_suffix, read_names
 from lcsc_opt.checkpoints.pickles import shown
 from lcsc_opt.checkpoints.reading import is_constant, keys_alike, keys_of_averages, naming, read_checkpoint
 from lcsc_opt.checkpoints.torch_files import map_tensors, read_content
@@ -189,14 +189,14 @@ def files_of_averages(checkpoint: Path, key: str) -> Iterator[Path]:
             weights = file_of_weights(checkpoint, key)
             for file in sorted(checkpoint.iterdir()):
                 is_candidate = is_average(file.stem) or file.name.startswith(OBJECTS_OF_ACCELERATE)
-                if file != weights and is_candidate and file.name.endswith(CHECKPOINT_SUFFIXES):
+                if file != weights and is_candidate and has_weights_suffix(file):
                     yield file
             return
         step = read_names([checkpoint])[0].numbers
         if not step:  # names without a step would all match
             return
         for file in sorted(checkpoint.parent.iterdir()):
-            is_candidate = is_average(file.stem) and file.name.endswith(CHECKPOINT_SUFFIXES)
+            is_candidate = is_average(file.stem) and has_weights_suffix(file)
             if file != checkpoint and is_candidate and read_names([file])[0].numbers == step:
                 yield file
 

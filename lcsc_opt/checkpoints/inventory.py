@@ -15,6 +15,8 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from torch import Tensor
+
 from lcsc_opt.base.errors import TrajectoryError
 from lcsc_opt.checkpoints.matching import counterparts, named_averages, unwrapped
 from lcsc_opt.checkpoints.modules import is_module, module_weights
@@ -551,8 +553,29 @@ def _listed(parts: Mapping[Any, Any]) -> str:
 
 
 def _without_extra_states(parts: Mapping[Any, Any]) -> Mapping[Any, Any]:
-    """Without what modules keep beside their weights (``get_extra_state``), unless that is a tensor."""
-    return {name: value for name, value in parts.items() if is_tensor(value) or not str(name).endswith("_extra_state")}
+    """Without what modules keep beside their weights: ``get_extra_state``, states of optimizers, and plain data."""
+    return {name: value for name, value in parts.items() if is_any_tensor(value) or not _is_beside(str(name), value)}
+
+
+def _is_beside(name: str, value: Any) -> bool:
+    """Whether an entry of a state dict is none of the weights: a state by its name, or containers without tensors."""
+    if name.endswith("_extra_state") or _STATES.fullmatch(name) is not None:
+        return True
+    if not isinstance(value, (dict, list, tuple)):  # a number may be learned
+        return False
+    return not any(isinstance(inner, (Record, TensorRef, Tensor)) for inner in values_in(value))
+
+
+def values_in(content: Any) -> Iterator[Any]:
+    """All values in plain data; what is in a dict, a list or a tuple comes once, however often a file names that."""
+    pending = [content]
+    seen: set[int] = set()
+    while pending:
+        value = pending.pop()
+        yield value
+        if isinstance(value, (dict, list, tuple)) and id(value) not in seen:
+            seen.add(id(value))
+            pending += value.values() if isinstance(value, dict) else value
 
 
 def _flattened(parts: Mapping[Any, Any]) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from lcsc_opt.base.errors import TrajectoryError
 from lcsc_opt.base.paths import MANIFEST, WEIGHTS
 from lcsc_opt.checkpoints.folders import find_weights
 from lcsc_opt.checkpoints.inventory import is_average
-from lcsc_opt.checkpoints.names import CHECKPOINT_SUFFIXES, OBJECTS_OF_ACCELERATE, is_state_file
+from lcsc_opt.checkpoints.names import OBJECTS_OF_ACCELERATE, has_weights_suffix, is_state_file
 
 _DEEPEST = 4  # folders below that of the run
 _MOST_FILES = 10_000  # that are looked at, for no more than a message
@@ -122,5 +122,6 @@ def _weights_below(folder: Path) -> Iterator[Path]:
         if is_trajectory:
             continue
         for name in sorted(names):
-            if name.endswith((*CHECKPOINT_SUFFIXES, _PIECES)) and not name.startswith("."):
-                yield Path(place, name)
+            file = Path(place, name)
+            if not name.startswith(".") and (name.endswith(_PIECES) or has_weights_suffix(file)):
+                yield file

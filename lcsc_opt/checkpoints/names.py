@@ -7,14 +7,16 @@ from __future__ import annotations
 
 import glob
 import re
-from collections.abc import Sequence
+import zipfile
+from collections.abc import Iterable, Sequence
 from decimal import Decimal
 from pathlib import Path
 from typing import NamedTuple
 
 from lcsc_opt.base.paths import WEIGHTS
 
-TORCH_SUFFIXES = (".pt", ".pth", ".ckpt", ".bin", ".pkl", ".pth.tar", ".pt.tar")
+ARCHIVE = ".zip"  # of files, such as stable-baselines3's
+TORCH_SUFFIXES = (".pt", ".pth", ".ckpt", ".bin", ".pkl", ".pth.tar", ".pt.tar", ARCHIVE)
 CHECKPOINT_SUFFIXES = (".safetensors", *TORCH_SUFFIXES)
 OBJECTS_OF_ACCELERATE = "custom_checkpoint"  # how its files of objects begin that a trainer has registered
 
@@ -127,9 +129,34 @@ def is_state_file(path: Path) -> bool:
 
 def is_weights_file(path: Path) -> bool:
     """Whether a path is a file of weights by its name: not hidden, nor a state, nor of an unfinished trajectory."""
-    if path.name.startswith(".") or not path.name.endswith(CHECKPOINT_SUFFIXES):
+    if path.name.startswith(".") or path.name == WEIGHTS or is_state_file(path) or path.is_dir():
         return False
-    return path.name != WEIGHTS and not is_state_file(path) and not path.is_dir()
+    return has_weights_suffix(path)
+
+
+def has_weights_suffix(path: Path) -> bool:
+    """Whether a file has the ending of one with tensors; an archive only if there is such a file in it, not images."""
+    if path.name.endswith(ARCHIVE):
+        return _has_weights(path)
+    return path.name.endswith(CHECKPOINT_SUFFIXES)
+
+
+def weights_in_archive(entries: Iterable[str]) -> dict[str, str]:
+    """The files of torch among the entries of an archive, but for states: name without suffix → entry."""
+    return {
+        without_suffix(entry): entry
+        for entry in entries
+        if entry.endswith(TORCH_SUFFIXES) and _STATE_FILES.fullmatch(Path(entry).stem) is None
+    }
+
+
+def _has_weights(archive: Path) -> bool:
+    """Whether there are weights in an archive; also if it is damaged, which reading it says."""
+    try:
+        with zipfile.ZipFile(archive) as opened:
+            return bool(weights_in_archive(opened.namelist()))
+    except (zipfile.BadZipFile, ValueError, NotImplementedError, OSError):
+        return True
 
 
 def is_plain_name(name: str) -> bool:

@@ -1,4 +1,4 @@
-"""Files of ``torch.save``, old and new, of ``torch.jit.save``, and bare pickles: their content without the tensors.
+"""Files of ``torch.save``, old and new, and of ``torch.jit.save``, zips of them, and bare pickles: all but the tensors.
 
 Nothing that a pickle names is run (:mod:`lcsc_opt.checkpoints.pickles`). Plain data comes back as it is, and tensors as
 :class:`TensorRef`, which are not read yet: :func:`map_tensors` maps those that are needed from the file.
@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import io
 import math
 import mmap
 import struct
 import sys
 import zipfile
-from collections.abc import Callable, Mapping
+import zlib
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -21,6 +23,7 @@ import torch
 from torch import Tensor
 
 from lcsc_opt.base.errors import TrajectoryError
+from lcsc_opt.checkpoints.names import weights_in_archive
 from lcsc_opt.checkpoints.pickles import (
     MALFORMED,
     MAX_OPCODES,
@@ -35,7 +38,10 @@ from lcsc_opt.checkpoints.pickles import (
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C  # the first pickle in files of torch < 1.6
 _ZIP_SIGNATURE = b"PK\x03\x04"
 _ZIP_HEADER_BYTES = 30  # before the name of an entry
+_CHECKSUM_BEHIND = 8  # a flag: that of an entry stands behind its content
 _COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd"}  # how files begin
+_MAX_FILES = 64  # of weights in an archive
+_MOST_SHOWN = 4  # names of its entries, in a message
 _MAX_DIMENSIONS = 64
 _MAX_NUMBER = 2**48  # of elements, and in shapes, strides and offsets
 _STORAGE_DTYPES = {
@@ -136,7 +142,13 @@ def read_content(path: Path, *, start: int = 0, stop: int = 0, max_opcodes: int 
         mapped = mmap.mmap(file.fileno(), stop, access=mmap.ACCESS_READ)
     data = memoryview(mapped)
     if data[start : start + 4] == _ZIP_SIGNATURE:
-        return _read_zip(data, mapped)
+        entries = _entries(mapped)
+        if start == 0 and not _pickles(entries):  # an archive in an archive could be this one
+            return {
+                name: read_content(path, start=span.start, stop=span.start + span.size)
+                for name, span in _weights_in(data, entries).items()
+            }
+        return _read_zip(data, entries)
     for beginning, program in _COMPRESSED.items():
         if data[start : start + len(beginning)] == beginning:
             raise TrajectoryError(f"was compressed by {program}, so its weights cannot be mapped: unpack it first.")
@@ -144,6 +156,61 @@ def read_content(path: Path, *, start: int = 0, stop: int = 0, max_opcodes: int 
     content = InertUnpickler(source, call=_Calls(data)).load()
     if content == _LEGACY_MAGIC:
         return _read_legacy(source)
+    return content
+
+
+def patched(path: Path, tensors: Sequence[tuple[TensorRef, Tensor]]) -> bytes:
+    """The bytes of a file with other numbers in some of its tensors; all else stays, whatever it is, and is not read.
+
+    Args:
+        path: a file of torch since 1.6, or a zip of them.
+        tensors: what stands for a tensor in :func:`read_content`, and what is written in its place.
+
+    Raises:
+        TrajectoryError: it is no zip, a tensor would have another dtype or shape, or the file is damaged.
+        OSError: it cannot be read.
+    """
+    before = path.read_bytes()
+    content = bytearray(before)
+    if content[: len(_ZIP_SIGNATURE)] != _ZIP_SIGNATURE:
+        raise TrajectoryError("was written by torch before 1.6, so its bytes cannot be replaced")
+    whole = torch.frombuffer(content, dtype=torch.uint8)
+    storages: dict[tuple[int, int], Tensor] = {}  # start and size → aligned copy of the bytes
+    for ref, tensor in tensors:
+        # 0 in the stride: one number stands for several
+        if (ref.dtype, ref.shape) != (tensor.dtype, tuple(tensor.shape)) or 0 in ref.stride:
+            raise TrajectoryError("has weights of another dtype or form, so its bytes cannot be replaced")
+        _check_bounds(ref, len(content))
+        start, size = ref.storage.start, ref.storage.size
+        if (start, size) not in storages:
+            storages[start, size] = whole[start : start + size].clone()
+        view: Any = storages[start, size].untyped_storage()
+        torch.empty(0, dtype=ref.dtype).set_(view, ref.offset, ref.shape, ref.stride).copy_(tensor)
+    for (start, size), storage in storages.items():
+        whole[start : start + size] = storage
+    return bytes(_with_checksums(content, before))
+
+
+def _with_checksums(content: bytearray, before: bytes) -> bytearray:
+    """A zip in which bytes were replaced, with the checksums of the entries that differ from ``before``."""
+    with zipfile.ZipFile(io.BytesIO(content)) as archive:
+        position = archive.start_dir
+        entries = archive.infolist()  # in the order of the directory
+    for entry in entries:
+        span = _stored_entry(memoryview(before), entry)
+        stop = span.start + span.size
+        inner, inner_before = content[span.start : stop], before[span.start : stop]
+        if inner != inner_before:
+            if inner.startswith(_ZIP_SIGNATURE):  # a file of torch in an archive
+                inner = _with_checksums(inner, inner_before)
+                content[span.start : stop] = inner
+            places = [position + 16, entry.header_offset + 14]
+            if entry.flag_bits & _CHECKSUM_BEHIND:
+                has_signature = content[stop : stop + 4] == b"PK\x07\x08"
+                places[1] = stop + 4 if has_signature else stop
+            for place in places:
+                struct.pack_into("<L", content, place, zlib.crc32(inner))
+        position += 46 + sum(struct.unpack_from("<HHH", content, position + 28))  # with name, extra field and comment
     return content
 
 
@@ -299,17 +366,32 @@ def _resolve(locate: Callable[[torch.dtype, str, int], Storage], identity: Any) 
     return locate(dtype, key, count * dtype.itemsize)
 
 
-def _read_zip(data: memoryview, file: Any) -> Any:
-    """A file of torch since 1.6: a zip of ``NAME/data.pkl``, and ``NAME/data/KEY`` for each storage.
-
-    ``file`` is the map that ``data`` views, as zipfile needs it; the zip ends with it, and may begin later.
-    """
+def _entries(file: Any) -> dict[str, zipfile.ZipInfo]:
+    """Name → entry of the zip that ends with ``file``, a map, and may begin later than that."""
     try:
         with zipfile.ZipFile(file) as archive:
-            entries = {info.filename: info for info in archive.infolist()}
+            return {info.filename: info for info in archive.infolist()}
     except (zipfile.BadZipFile, struct.error, ValueError, NotImplementedError, OSError) as error:
         raise TrajectoryError(MALFORMED) from error
-    pickles = [name for name in entries if name.rpartition("/")[2] == "data.pkl"]
+
+
+def _pickles(entries: Iterable[str]) -> list[str]:
+    """The names of what ``torch.save`` pickles into a zip."""
+    return [name for name in entries if name.rpartition("/")[2] == "data.pkl"]
+
+
+def _weights_in(data: memoryview, entries: Mapping[str, zipfile.ZipInfo]) -> dict[str, Span]:
+    """Where in an archive its files of weights are, by their names without suffixes."""
+    weights = weights_in_archive(entries)
+    if not 0 < len(weights) <= _MAX_FILES:
+        listed = ", ".join(shown(name) for name in [*entries][:_MOST_SHOWN])
+        raise TrajectoryError(f"is a zip with {len(weights)} files of weights ({listed}): unpack it.")
+    return {name: _stored_entry(data, entries[entry]) for name, entry in weights.items()}
+
+
+def _read_zip(data: memoryview, entries: Mapping[str, zipfile.ZipInfo]) -> Any:
+    """A file of torch since 1.6: a zip of ``NAME/data.pkl``, and ``NAME/data/KEY`` for each storage."""
+    pickles = _pickles(entries)
     if len(pickles) != 1:
         raise TrajectoryError("is a zip, but not one of torch.save: save model.state_dict().")
     folder = pickles[0].removesuffix("data.pkl")

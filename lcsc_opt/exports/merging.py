@@ -22,7 +22,7 @@ from lcsc_opt.base.study_spec import LAYERS
 from lcsc_opt.checkpoints.folders import folder_of_weights, place_in_file
 from lcsc_opt.checkpoints.lora import LoraAlphas, lora_flavour
 from lcsc_opt.checkpoints.names import torch_suffix
-from lcsc_opt.checkpoints.rewriting import with_weights
+from lcsc_opt.checkpoints.rewriting import Document, with_weights
 from lcsc_opt.coefficients.layer_groups import LayerGroups, TensorRows
 from lcsc_opt.coefficients.profiles import trainer_ema
 from lcsc_opt.exports.chosen import Chosen
@@ -254,7 +254,7 @@ def _check_form(trajectory: Trajectory, to: Destination, config: ModelConfig | N
         notice(f"{to.path}: holds a LoRA under its own names; --as lora writes what load_lora_weights loads")
 
 
-def _document(trajectory: Trajectory, weights: Mapping[str, Tensor], to: Destination) -> Mapping[Any, Any] | None:
+def _document(trajectory: Trajectory, weights: Mapping[str, Tensor], to: Destination) -> Document | None:
     """The last checkpoint's file with these weights, for a file of the same ending: its trainer loads it as its own.
 
     ``None`` where a plain state dict has to do, which is said.
@@ -283,11 +283,11 @@ def _document(trajectory: Trajectory, weights: Mapping[str, Tensor], to: Destina
             f"{to.path}: the merged weights are in {' and '.join(document.replaced)}; all else is the last checkpoint's"
         )
     if document.left_out:
-        names = document.left_out[:_MOST_NAMED]
+        names = [*document.left_out[:_MOST_NAMED]]
         if len(document.left_out) > _MOST_NAMED:
             names.append("…")
         notice(f"{to.path}: left out, because they are more than plain data: {', '.join(names)}")
-    return document.entries
+    return document
 
 
 def merge(trajectory: Trajectory, recipe: Recipe) -> dict[str, Tensor]:

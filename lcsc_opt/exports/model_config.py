@@ -15,11 +15,14 @@ from torch import Tensor
 
 from lcsc_opt.base.errors import ObjectiveError
 from lcsc_opt.base.imports import import_extra
+from lcsc_opt.base.progress import notice
 from lcsc_opt.checkpoints.lora import ADAPTER_CONFIG, lora_flavour
+from lcsc_opt.checkpoints.names import has_weights_suffix, is_plain_name
 from lcsc_opt.checkpoints.weights import difference
 from lcsc_opt.objective.model_files import processing_files
 
 CONFIG = "config.json"
+_MODULES = "modules.json"
 _DTYPES = ("dtype", "torch_dtype")  # of transformers 5, and of those before it
 
 
@@ -37,6 +40,17 @@ _LIBRARIES = (
     _Library("diffusers", "_class_name", CONFIG, "diffusion_pytorch_model"),
     _Library("transformers", "model_type", CONFIG, "model"),
 )
+
+
+def _modules(folder: Path) -> list[Path]:
+    """The folders of what sentence-transformers applies to the model's output, as its pooling."""
+    try:
+        paths = [module["path"] for module in json.loads((folder / _MODULES).read_text(encoding="utf-8"))]
+    except (OSError, ValueError, TypeError, KeyError, RecursionError):
+        return []
+    return [
+        folder / path for path in paths if isinstance(path, str) and is_plain_name(path) and (folder / path).is_dir()
+    ]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,6 +121,10 @@ class ModelConfig:
             return
         for file in processing_files(self.folder):
             shutil.copyfile(file, folder / file.name)
+        for part in _modules(self.folder):
+            shutil.copytree(part, folder / part.name)
+            if any(has_weights_suffix(file) for file in part.iterdir()):
+                notice(f"{part.name}: copied as it is in {self.folder.name}, since its weights are not combined")
 
     def check_fits(self, weights: Mapping[str, Tensor]) -> None:
         """Refuse weights that do not fit the model: a library would fill gaps with random numbers.

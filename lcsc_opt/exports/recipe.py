@@ -30,7 +30,6 @@ from lcsc_opt.trajectory import Trajectory
 from lcsc_opt.trajectory.adapters import adapters_in
 
 ENTRY = "lcsc_recipe"  # in the metadata of safetensors
-TORCH_ENTRY = f"archive/{ENTRY}"  # in the archive that torch.save writes
 FILE = "lcsc_recipe.json"  # in a folder that diffusers loads
 _MAX_BYTES = 100_000_000  # of a recipe in an archive: a hostile one may unpack to more than fits into memory
 _FORMAT = 1
@@ -282,9 +281,10 @@ def _recipe_text(path: Path) -> str | bytes | None:
     if not path.is_file():
         return None
     with zipfile.ZipFile(path) as archive:
-        if TORCH_ENTRY not in archive.namelist():
+        entries = [name for name in archive.namelist() if name.rpartition("/")[2] == ENTRY]
+        if not entries:
             return None
-        with archive.open(TORCH_ENTRY) as entry:
+        with archive.open(entries[-1]) as entry:
             return entry.read(_MAX_BYTES)
 
 

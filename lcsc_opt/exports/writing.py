@@ -8,9 +8,8 @@ import types
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
-import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
@@ -18,9 +17,10 @@ from lcsc_opt.base.errors import StudySpecError, StudyStoreError, text_of
 from lcsc_opt.base.files import replacing
 from lcsc_opt.base.imports import import_extra
 from lcsc_opt.checkpoints.names import torch_suffix
+from lcsc_opt.checkpoints.rewriting import Document
 from lcsc_opt.checkpoints.weights import write_safetensors
 from lcsc_opt.exports.model_config import ModelConfig
-from lcsc_opt.exports.recipe import ENTRY, FILE, TORCH_ENTRY, Dtype, LoraNaming, Recipe
+from lcsc_opt.exports.recipe import ENTRY, FILE, Dtype, LoraNaming, Recipe
 from lcsc_opt.sampling.lora import to_diffusers
 
 Form = Literal["safetensors", "pt", "diffusers", "lora"]
@@ -34,14 +34,14 @@ class Content(NamedTuple):
         weights: name → tensor.
         recipe: how they were merged.
         config: the configuration of a model's folder; ``None`` for a file.
-        document: the content of a file of torch, with the weights in it; ``None`` is their state dict.
+        document: the content of a trainer's file, with the weights in it; ``None`` is their state dict.
         header: texts of the checkpoints' headers, for a file of safetensors.
     """
 
     weights: dict[str, Tensor]
     recipe: Recipe
     config: ModelConfig | None
-    document: Mapping[Any, Any] | None
+    document: Document | None
     header: Mapping[str, str]
 
 
@@ -117,10 +117,11 @@ class Destination:
             _write_shards(content.weights, path, content.config.library.stem, texts)
         elif self.form == "pt":
             with path.open("w+b") as file:  # given a path, torch would write its name into the file
-                torch.save(content.document or content.weights, file)
+                (content.document or Document(content.weights)).write(file)
                 with zipfile.ZipFile(file, "a") as archive:  # an entry that ``torch.load`` does not read
-                    # ZipInfo without the time: the same model is the same file
-                    archive.writestr(zipfile.ZipInfo(TORCH_ENTRY), recipe)
+                    # torch refuses entries beside its folder; ZipInfo without the time: the same model is the same file
+                    folder, separator, _ = archive.namelist()[0].rpartition("/")
+                    archive.writestr(zipfile.ZipInfo(f"{folder.partition('/')[0]}{separator}{ENTRY}"), recipe)
         else:
             # no hashes, as kohya's sshs_model_hash, which are of other weights than these
             header = {name: text for name, text in content.header.items() if not name.endswith("hash")}

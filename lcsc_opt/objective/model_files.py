@@ -9,7 +9,8 @@ from pathlib import Path
 from lcsc_opt.sampling.diffusers_folder import find_model_config
 
 MODEL_FILES = "model_files"  # in the description of an objective: name of a file → its digest
-_PROCESSING_FILES = (  # of transformers: tokenizers, chat templates, processors of images, how to generate
+# of transformers: tokenizers, chat templates, processors of images, how to generate; and of sentence-transformers
+_PROCESSING_FILES = (
     "tokenizer*",
     "special_tokens_map.json",
     "added_tokens.json",
@@ -20,6 +21,9 @@ _PROCESSING_FILES = (  # of transformers: tokenizers, chat templates, processors
     "chat_template.*",
     "*processor_config.json",
     "generation_config.json",
+    "modules.json",
+    "sentence_*_config.json",
+    "config_sentence_transformers.json",
 )
 
 

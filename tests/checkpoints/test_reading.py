@@ -332,3 +332,49 @@ def test_a_file_that_a_program_compressed_says_so(tmp_path, program):
     (tmp_path / "m.pt").write_bytes(importlib.import_module(program).compress(content))
     with pytest.raises(TrajectoryError, match=r"m\.pt was compressed by (gzip|bzip2|xz), so its weights"):
         read_checkpoint(tmp_path / "m.pt")
+
+
+def test_states_and_containers_without_tensors_among_the_weights_are_none_of_them(tmp_path):
+    """As tianshou's ``_optimizers`` and scvi-tools' ``pyro_param_store``."""
+    adam = {"state": {0: {"exp_avg": torch.ones(2)}}, "param_groups": [{"lr": 0.1}]}
+    for content in ({**WEIGHTS, "_optimizers": [adam]}, {**WEIGHTS, "store": {"params": {}}}, {**WEIGHTS, "log": [1]}):
+        read = read_checkpoint(saved(tmp_path / "m.pt", {"algorithm": content})).tensors
+        assert read.keys() == WEIGHTS.keys()
+    with pytest.raises(TrajectoryError, match=r"has a list at 'algorithm.rest', not a plain tensor"):
+        read_checkpoint(saved(tmp_path / "m.pt", {"algorithm": {**WEIGHTS, "rest": [torch.ones(2)]}}))
+
+
+def test_a_zip_of_files_of_torch_is_read_by_their_names(tmp_path):
+    """As stable-baselines3 saves a policy; a zip of images is no checkpoint, and two networks are asked about."""
+    for step in (1000, 2000):
+        with zipfile.ZipFile(tmp_path / f"ppo_{step}_steps.zip", "w") as archive:
+            archive.writestr("data", "{}")
+            for name in ("policy.pth", "policy.optimizer.pth"):
+                with archive.open(name, "w") as file:
+                    torch.save(WEIGHTS, file)
+    with zipfile.ZipFile(tmp_path / "samples_2000.zip", "w") as archive:
+        archive.writestr("0.png", b"")
+    assert [path.name for path in find_checkpoints(tmp_path)] == ["ppo_1000_steps.zip", "ppo_2000_steps.zip"]
+    checkpoint = read_checkpoint(tmp_path / "ppo_1000_steps.zip")
+    assert checkpoint.key == "policy"
+    torch.testing.assert_close(checkpoint.tensors, WEIGHTS)
+    with zipfile.ZipFile(tmp_path / "two.zip", "w") as archive:
+        for name in ("actor.pth", "critic.pth"):
+            with archive.open(name, "w") as file:
+                torch.save(WEIGHTS, file)
+    with pytest.raises(TrajectoryError, match=r"actor.*critic"):
+        read_checkpoint(tmp_path / "two.zip")
+    assert read_checkpoint(tmp_path / "two.zip", key="critic").tensors.keys() == WEIGHTS.keys()
+    with pytest.raises(TrajectoryError, match="a zip with 0 files of weights"):
+        read_checkpoint(tmp_path / "samples_2000.zip")
+
+
+def test_a_zip_with_compressed_weights_says_so(tmp_path):
+    """As of pytorch-tabnet."""
+    with (
+        zipfile.ZipFile(tmp_path / "tabnet.zip", "w", zipfile.ZIP_DEFLATED) as archive,
+        archive.open("network.pt", "w") as file,
+    ):
+        torch.save(WEIGHTS, file)
+    with pytest.raises(TrajectoryError, match=r"tabnet\.zip is a compressed zip"):
+        read_checkpoint(tmp_path / "tabnet.zip")

@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import datetime
+import decimal
+import io
+import zipfile
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -30,8 +35,9 @@ def rewritten(path: Path, content: Any) -> Document:
     last = path.with_name(f"last-{path.name}")
     torch.save(content, last)
     document = with_weights(last, read_checkpoint(last).key, WEIGHTS)
-    torch.save(document.entries, path)
-    return document._replace(entries=torch.load(path, weights_only=True))
+    with path.open("wb") as file:
+        document.write(file)
+    return document._replace(entries=torch.load(path, weights_only=False))
 
 
 def assert_replaced(loaded: dict[str, Tensor], prefix: str = "") -> None:
@@ -57,11 +63,11 @@ def test_lightning(tmp_path: Path) -> None:
     torch.save(content, tmp_path / "last.ckpt")
     weights = {f"net.{name}": tensor for name, tensor in WEIGHTS.items()}
     document = with_weights(tmp_path / "last.ckpt", "state_dict", weights)
-    assert document.left_out == ["hyper_parameters.path"]
-    torch.save(document.entries, tmp_path / "best.ckpt")
-    loaded = torch.load(tmp_path / "best.ckpt", weights_only=True)
+    with (tmp_path / "best.ckpt").open("wb") as file:
+        document.write(file)
+    loaded = torch.load(tmp_path / "best.ckpt", weights_only=False)
     assert_replaced(loaded["state_dict"], "net.")
-    assert loaded["hyper_parameters"] == {"lr": 0.01}
+    assert loaded["hyper_parameters"] == content["hyper_parameters"], "with the path, which is no plain data"
     torch.testing.assert_close(loaded["optimizer_states"], [adam])
     rest = ("epoch", "global_step", "pytorch-lightning_version", "callbacks")
     assert {name: loaded[name] for name in rest} == {name: content[name] for name in rest}
@@ -77,8 +83,9 @@ def test_timm_has_the_weights_in_the_model_and_in_its_average(tmp_path: Path) ->
         "metric": 71.5,
     }
     document = rewritten(tmp_path / "best.pth.tar", content)
-    assert document.left_out == ["args"]
-    assert document.entries.keys() == content.keys() - {"args"}
+    assert not document.left_out
+    assert document.entries.keys() == content.keys()
+    assert document.entries["args"] == content["args"]
     assert_replaced(document.entries["state_dict"], "module.")
     assert_replaced(document.entries["state_dict_ema"])
 
@@ -180,10 +187,54 @@ def test_a_key_around_the_weights_replaces_them_and_their_average(tmp_path: Path
         assert_replaced(document.entries[name]["net"])
 
 
+def test_what_is_more_than_plain_data_stays_bit_for_bit(tmp_path: Path) -> None:
+    """As scvi-tools' names and registries, ultralytics' network, and weights that are views of one storage."""
+    both = torch.zeros(6)
+    contents: dict[str, dict[str, Any]] = {
+        "arrays": {"model_state_dict": {**zeros(), "store": {}}, "names": np.array(["a", "b"], dtype=object)},
+        "network": {"model": torch.nn.ModuleDict({"layer": torch.nn.Linear(2, 2)}), "date": datetime.date(2026, 1, 1)},
+        "views": {
+            "model": {"layer.weight": both[:4].view(2, 2).t(), "layer.bias": both[4:]},
+            "rate": decimal.Decimal("0.1"),
+        },
+    }
+    for name, content in contents.items():
+        document = rewritten(tmp_path / f"{name}.pt", content)
+        assert not document.left_out
+        loaded = document.entries
+        model = loaded.get("model", loaded.get("model_state_dict"))
+        assert_replaced(dict(getattr(model, "state_dict", lambda model=model: model)()))
+        for other in content.keys() - {"model", "model_state_dict"}:
+            assert np.array_equal(loaded[other], content[other])
+        with zipfile.ZipFile(tmp_path / f"{name}.pt") as archive:
+            assert archive.testzip() is None, "its checksums are those of the new weights"
+
+
+def test_an_archive_keeps_its_other_files(tmp_path: Path) -> None:
+    """As of stable-baselines3."""
+    for name, value in (("first.zip", 1.0), ("last.zip", 2.0)):
+        with zipfile.ZipFile(tmp_path / name, "w") as archive:
+            archive.writestr("data", '{"gamma": 0.9}')
+            for member, content in (("policy.pth", filled(value)), ("policy.optimizer.pth", {"state": filled(value)})):
+                with archive.open(member, "w") as file:
+                    torch.save(content, file)
+    document = with_weights(tmp_path / "last.zip", "policy", WEIGHTS, earlier=tmp_path / "first.zip")
+    with (tmp_path / "best.zip").open("wb") as file:
+        document.write(file)
+    with zipfile.ZipFile(tmp_path / "best.zip") as archive:
+        assert archive.testzip() is None
+        assert archive.read("data") == b'{"gamma": 0.9}'
+        assert_replaced(torch.load(io.BytesIO(archive.read("policy.pth")), weights_only=True))
+        optimizer = torch.load(io.BytesIO(archive.read("policy.optimizer.pth")), weights_only=True)
+    torch.testing.assert_close(optimizer, {"state": filled(2)})
+    torch.testing.assert_close(read_checkpoint(tmp_path / "best.zip").tensors, WEIGHTS)
+
+
 def test_what_cannot_be_written_says_why(tmp_path: Path) -> None:
-    """As ultralytics saves its model; and a file that was replaced since it was packed."""
-    torch.save({"epoch": 3, "model": torch.nn.ModuleDict({"layer": torch.nn.Linear(2, 2)})}, tmp_path / "last.pt")
-    with pytest.raises(TrajectoryError, match=r"last\.pt holds its network as a pickled object"):
+    """A network in another dtype; and a file that was replaced since it was packed."""
+    half = torch.nn.ModuleDict({"layer": torch.nn.Linear(2, 2)}).half()
+    torch.save({"epoch": 3, "model": half}, tmp_path / "last.pt")
+    with pytest.raises(TrajectoryError, match=r"last\.pt has weights of another dtype"):
         with_weights(tmp_path / "last.pt", "model", WEIGHTS)
     torch.save({"epoch": 3, "model": {"other": torch.ones(3)}}, tmp_path / "last.pt")
     with pytest.raises(TrajectoryError, match="the weights of another model"):

@@ -64,11 +64,15 @@ def test_lightning_loads_an_average_of_its_checkpoints(typed: Typed) -> None:
 
 def test_timm_loads_one_and_what_its_file_has_besides_is_named(typed: Typed) -> None:
     save_checkpoints("checkpoint-{}.pth.tar", arch="resnet18", args=Path("config"))
-    said = typed("apply", "uniform", "runs", "-o", "best.pth.tar").err
-    assert "best.pth.tar: left out, because they are more than plain data: args" in said
-    content = torch.load("best.pth.tar", weights_only=True)
-    assert content.keys() == {"global_step", "arch", "state_dict"}
+    typed("apply", "uniform", "runs", "-o", "best.pth.tar")
+    content = torch.load("best.pth.tar", weights_only=False)
+    assert content.keys() == {"global_step", "arch", "state_dict", "args"}
+    assert content["args"] == Path("config")
+    assert content["state_dict"]["weight"].tolist() == [[2.5] * 4]
     assert Recipe.read(Path("best.pth.tar")).steps == (1, 2, 3, 4)
+    said = typed("apply", "uniform", "runs", "-o", "half.pth.tar", "--dtype", "float16").err
+    assert "half.pth.tar: left out, because they are more than plain data: args" in said
+    assert torch.load("half.pth.tar", weights_only=True).keys() == {"global_step", "arch", "state_dict"}
 
 
 def test_a_file_of_nothing_but_tensors_keeps_them_all(typed: Typed) -> None:
@@ -85,14 +89,18 @@ def test_a_file_of_nothing_but_tensors_keeps_them_all(typed: Typed) -> None:
     assert Recipe.read(Path("best.pt")).steps == (1, 2, 3, 4)
 
 
-def test_a_pickled_network_is_not_written_and_that_is_said(typed: Typed) -> None:
+def test_a_pickled_network_is_written_as_it_was(typed: Typed) -> None:
     Path("runs").mkdir()
     for step in range(1, 5):
         torch.save({"epoch": step, "model": torch.nn.Linear(4, 1)}, f"runs/epoch{step}.pt")
-    said = typed("apply", "uniform", "runs", "-o", "best.pt").err
+    typed("apply", "uniform", "runs", "-o", "best.pt")
+    networks = [torch.load(f"runs/epoch{step}.pt", weights_only=False)["model"] for step in range(1, 5)]
+    mean = torch.stack([network.weight for network in networks]).mean(dim=0)
+    torch.testing.assert_close(torch.load("best.pt", weights_only=False)["model"].weight, mean)
+    said = typed("apply", "uniform", "runs", "-o", "half.pt", "--dtype", "float16").err
     assert "which the trainer may be unable to load: " in said
-    assert "epoch4.pt holds its network as a pickled object" in said
-    assert torch.load("best.pt", weights_only=True).keys() == {"weight", "bias"}
+    assert "epoch4.pt has weights of another dtype" in said
+    assert torch.load("half.pt", weights_only=True).keys() == {"weight", "bias"}
 
 
 def test_a_finished_study_is_exported_without_its_functions(typed: Typed) -> None:
@@ -224,3 +232,27 @@ def test_why_a_file_of_a_folder_is_written_in_another_form_is_said(typed: Typed)
         save_file(weights(step), path / "model.safetensors")
     said = typed("apply", "uniform", "runs", "-o", "best.pt").err
     assert "best.pt: written as a plain state dict, since the weights of step_4 are in model.safetensors" in said
+
+
+def test_a_folder_of_sentence_transformers_keeps_its_modules(typed: Typed) -> None:
+    """Without ``modules.json``, its loader would take the mean of the tokens, whatever the pooling was."""
+    from transformers import BertConfig, BertModel
+
+    config = BertConfig(
+        vocab_size=9, hidden_size=4, num_hidden_layers=1, num_attention_heads=1, intermediate_size=4, num_labels=1
+    )
+    for step in (10, 20):
+        folder = Path(f"runs/checkpoint-{step}")
+        BertModel(config).save_pretrained(folder)
+        modules = [{"idx": 0, "path": ""}, {"idx": 1, "path": "1_Pooling"}, {"idx": 2, "path": "2_Dense"}]
+        (folder / "modules.json").write_text(json.dumps(modules))
+        (folder / "config_sentence_transformers.json").write_text("{}")
+        for part in ("1_Pooling", "2_Dense"):
+            (folder / part).mkdir()
+            (folder / part / "config.json").write_text("{}")
+        save_file({"w": torch.ones(2)}, folder / "2_Dense" / "model.safetensors")
+    said = typed("apply", "uniform", "runs", "-o", "best").err
+    assert "2_Dense: copied as it is in checkpoint-20, since its weights are not combined" in said
+    written = {str(path.relative_to("best")) for path in Path("best").rglob("*") if path.is_file()}
+    assert written >= {"modules.json", "config_sentence_transformers.json", "1_Pooling/config.json"}
+    assert "2_Dense/model.safetensors" in written
