@@ -85,7 +85,7 @@ bench: setup ## run every script in benchmarks/, one after the other (long)
 	@for script in $(BENCHMARKS); do echo "== python $$script"; $(BIN)/python $$script || exit 1; done
 	@echo "ran $(words $(BENCHMARKS)) benchmarks: $(BENCHMARKS)"
 
-trainers: setup ## fifteen trainers of others, from init to their own loader; benchmarks/results/trainers.md (long; ONLY=timm: one)
+trainers: setup ## nineteen trainers of others, from init to their own loader; benchmarks/results/trainers.md (long; ONLY=timm: one)
 	$(BIN)/python benchmarks/trainers.py --work models/trainers --only '$(ONLY)'
 
 gpu: setup ## on a machine with an accelerator: a search, what a trial takes, its tests, benchmarks/results/gpu.md (10 minutes; OPTIONS='--minutes 5')
