@@ -301,7 +301,7 @@ TRAINERS = (
         answers=score("tianshou_cartpole", loss="reward", maximize="true"),
         run=("budget.evaluations=15",),
         unpinned=("pandas", "filelock", "virtualenv"),
-        mended="pip refused it beside lcsc_opt (filelock), `init` a list of states among the weights",
+        mended="pip refused it beside lcsc_opt (filelock); `init` and `run` refused states among the weights",
     ),
     Trainer(
         "sentence-transformers",

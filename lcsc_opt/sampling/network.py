@@ -300,7 +300,9 @@ def load_weights(network: nn.Module, weights: Mapping[str, Tensor]) -> None:
     Raises:
         ObjectiveError: a name or a shape does not fit; the message says the first.
     """
-    state = network.state_dict(keep_vars=True)
+    whole_state = network.state_dict(keep_vars=True)
+    state = {name: value for name, value in whole_state.items() if isinstance(value, Tensor)}
+    rest = {name: value for name, value in whole_state.items() if name not in state}  # as tianshou's optimizers
     obsolete = getattr(network, "_keys_to_ignore_on_load_unexpected", None) or ()  # patterns, of transformers
 
     def is_obsolete(name: str) -> bool:
@@ -310,7 +312,9 @@ def load_weights(network: nn.Module, weights: Mapping[str, Tensor]) -> None:
     loaded_tensors = {id(tensor) for name, tensor in state.items() if name in weights}
     expected = {name: tensor for name, tensor in state.items() if name in weights or id(tensor) not in loaded_tensors}
     _check_fit(weights, expected)
-    network.load_state_dict(weights, strict=False)  # checked above; strict would miss second names of tied weights
+    network.load_state_dict(
+        weights | rest, strict=False
+    )  # checked above; strict would miss second names of tied weights
 
 
 def _is_replaced(loaded: Tensor, present: Tensor | None) -> bool:

@@ -168,3 +168,23 @@ def test_a_network_that_nobody_else_holds_is_not_copied() -> None:
     fresh = nn.Sequential(tied, nn.BatchNorm1d(2), nn.Sequential(nn.Conv2d(1, 1, 1)), tied)
     del tied
     assert unshared(fresh) is fresh
+
+
+class WithOptimizer(nn.Linear):
+    """As tianshou's algorithms: its state dict has the states of its optimizers, and it asks for them again."""
+
+    def state_dict(self, *args: Any, **keywords: Any) -> Any:
+        return {**super().state_dict(*args, **keywords), "_optimizers": [{"lr": 0.1}]}
+
+    def load_state_dict(self, state_dict: Any, *args: Any, **keywords: Any) -> Any:
+        state_dict = dict(state_dict)
+        assert state_dict.pop("_optimizers") == [{"lr": 0.1}]
+        return super().load_state_dict(state_dict, *args, **keywords)
+
+
+def test_a_network_whose_state_dict_holds_more_than_tensors_is_loaded() -> None:
+    network = WithOptimizer(2, 1)
+    load_weights(network, {"weight": torch.ones(1, 2), "bias": torch.zeros(1)})
+    assert network.weight.tolist() == [[1.0, 1.0]]
+    with pytest.raises(ObjectiveError, match="lacks 'bias'"):
+        load_weights(network, {"weight": torch.ones(1, 2)})
