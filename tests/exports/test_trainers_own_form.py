@@ -238,9 +238,7 @@ def test_a_folder_of_sentence_transformers_keeps_its_modules(typed: Typed) -> No
     """Without ``modules.json``, its loader would take the mean of the tokens, whatever the pooling was."""
     from transformers import BertConfig, BertModel
 
-    config = BertConfig(
-        vocab_size=9, hidden_size=4, num_hidden_layers=1, num_attention_heads=1, intermediate_size=4, num_labels=1
-    )
+    config = BertConfig(vocab_size=9, hidden_size=4, num_hidden_layers=1, num_attention_heads=1, intermediate_size=4)
     for step in (10, 20):
         folder = Path(f"runs/checkpoint-{step}")
         BertModel(config).save_pretrained(folder)
