@@ -193,10 +193,11 @@ def train_base(work: Path, *, autoencoder_steps: int, steps: int, batch: int = 3
 
 def trained_autoencoder(images: Tensor, *, steps: int, batch: int = 32, rate: float = 4e-3) -> Any:
     """A small one of its images ``[N, 3, 16, 16]``; the latents are ``[4, 8, 8]``."""
-    from diffusers import AutoencoderTiny
+    import diffusers
 
     width = (16, 16)
-    autoencoder = AutoencoderTiny(
+    kind: Any = diffusers.AutoencoderTiny
+    autoencoder = kind(
         encoder_block_out_channels=width,
         decoder_block_out_channels=width,
         num_encoder_blocks=(1, 1),
@@ -234,10 +235,11 @@ def noise_error(pipeline: Any, latents: Tensor, conditions: Tensor) -> Tensor:
 
 def loaded(folder: Path) -> Any:
     """A pipeline without its progress bars."""
-    from diffusers import StableDiffusionPipeline
+    import diffusers
 
+    kind: Any = diffusers.StableDiffusionPipeline
     with quiet_libraries():
-        pipeline = StableDiffusionPipeline.from_pretrained(folder, safety_checker=None)
+        pipeline = kind.from_pretrained(folder, safety_checker=None)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
 
@@ -401,7 +403,8 @@ def fit(images: Tensor, prompts: Sequence[str]) -> Tensor:
 
 def _probability(network: nn.Module, images: Tensor, prompts: Sequence[str]) -> Tensor:
     wanted = torch.tensor([class_of(prompt) for prompt in prompts])
-    return network(images).softmax(1).gather(1, wanted[:, None])[:, 0]
+    probabilities: Tensor = network(images).softmax(1)
+    return probabilities.gather(1, wanted[:, None])[:, 0]
 
 
 def class_of(prompt: str) -> int:
@@ -458,10 +461,10 @@ class Judge:
 @torch.no_grad()
 def sampled(run: Run, work: Path, lora: Path, count: int, batch: int = 250) -> Tensor:
     """Images ``[count, 3, 16, 16]`` of a file, by diffusers alone, from noise of this function."""
-    from diffusers import DDIMScheduler, LCMScheduler
+    import diffusers
 
     pipeline = loaded(work / "pipeline")
-    scheduler = LCMScheduler if run.is_distilled else DDIMScheduler
+    scheduler: Any = diffusers.LCMScheduler if run.is_distilled else diffusers.DDIMScheduler
     pipeline.scheduler = scheduler.from_config(pipeline.scheduler.config)
     with quiet_libraries():
         pipeline.load_lora_weights(str(lora))

@@ -14,6 +14,7 @@ from lcsc_opt.database.metric_rows import Interval, MetricRow
 from lcsc_opt.database.names import label, split_name
 from lcsc_opt.database.report import Part, Report
 from lcsc_opt.views import UNKNOWN, number, signed
+from lcsc_opt.views.answer import named
 from lcsc_opt.views.ranking import ANSWER, Spread, names_in, spread_text, title_in
 
 TextTable = tuple[tuple[str, ...], list[list[str]]]
@@ -124,9 +125,9 @@ def comparison_tables(report: Report | None, metric: str, *, all_metrics: bool =
         if len(rows) < 2:  # the loss alone, which the ranking has
             continue
         shown = rows[1:]
-        named = {report.headline_metric} - {part.models[0].metric_of_loss}  # a metric that is the loss has its column
-        named = named.union(report.metrics.terms)
-        main = [row for row in shown if _is_main(row) or row.metric in named]
+        wanted = {report.headline_metric} - {part.models[0].metric_of_loss}  # a metric that is the loss has its column
+        wanted = wanted.union(report.metrics.terms)
+        main = [row for row in shown if _is_main(row) or row.metric in wanted]
         if main and not all_metrics:
             shown = tuple(main)
         lines = []
@@ -143,7 +144,7 @@ def comparison_tables(report: Report | None, metric: str, *, all_metrics: bool =
         title = "held out" if part.sampler is None else f"held out, {part.sampler}"
         best = report.best_had(report.headline_metric)
         if best is not None and any(WORSE in cell for line in lines for cell in line):
-            title += f"; {WORSE}: than {names_in(report, best.model)}, by more than the error"
+            title += f"; {WORSE}: than {named(best.model)}, by more than the error"
         tables.append((title, (("model", f"held-out {metric}", *headers), lines)))
     return tables
 
