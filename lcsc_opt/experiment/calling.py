@@ -194,13 +194,13 @@ def search(
         call.place_checkpoints(database.files)
         study_file = parse_study_file(content, source="lcsc_opt.search")  # which names checkpoints in memory only now
         experiment = experiment_of(study_file, database, objectives, accept_changes=options.accept_changes)
-        again = same_call
+        goes_on = same_call
         if temporary is not None:
-            again = repeated_call
+            goes_on = repeated_call
         elif call.not_importable:
-            again = resumed_call
+            goes_on = resumed_call
         try:
-            run_studies(experiment, callbacks=options.callbacks, again=again)
+            run_studies(experiment, callbacks=options.callbacks, again=goes_on)
         except KeyboardInterrupt:
             if temporary is None:  # else the database ends with this call
                 advice = "call search again with resume=True" if call.not_importable else "run the same call"
