@@ -4,7 +4,7 @@
     python benchmarks/lora.py --work FOLDER
 
 A Stable Diffusion pipeline is trained for some minutes: MNIST's digits in grey and in random colours, and Twitter's
-emoji but their faces, at 16×16. Three LoRAs of rank 4 adapt it at a rate that stays, with a file of the factors and one
+emoji but their faces, at 16×16. Three LoRAs of rank 8 adapt it at a rate that stays, with a file of the factors and one
 of their running average after each of 16 epochs: a *style* (60 digits in neon colours), a *subject* (faces in Google's
 drawing, 40 of them turned and moved a little), and an *LCM*-LoRA, distilled for four steps.
 
@@ -61,14 +61,14 @@ def study(run: Run, space: str, folder: Path, evaluations: int) -> Path:
         "prompts": run.prompts,
         "reference": f"{run.name}/reference",
         "held_out_metrics": ["precision", "recall"],
-        "images": 150,
+        "images": 300,
         "device": "cpu",
     }
     if len(run.prompts) > 1:
         settings |= {"loss": {distance: 1, "reward": -1}, "reward": "lora_models:fit"}
     else:
         settings["loss"] = distance
-    optimizers: list[Any] = ["EMAGrid", {"LCSCGradient": {"images": 60}}]
+    optimizers: list[Any] = ["EMAGrid", {"LCSCGradient": {"images": 100}}]
     if space == "layers":
         optimizers.insert(1, {"Grid": {"profile": "single"}})
     content = {
@@ -78,7 +78,7 @@ def study(run: Run, space: str, folder: Path, evaluations: int) -> Path:
         "optimizers": optimizers,
         "budget": {"evaluations": evaluations},
         "seeds": [0],
-        "held_out": {"images": 400, "top": 2},
+        "held_out": {"images": 1000, "top": 2},
         "storage": "sqlite:///studies.db",
     }
     path = folder / f"{run.name}_{space}.yaml"
@@ -214,11 +214,11 @@ def draw(folder: Path) -> None:
 
 def main() -> None:
     """Train, search and judge what is missing; write what is known after each search."""
-    arguments = parse(__doc__, work=str(RESULTS / "mature"), base_steps=1800, evaluations=30)
+    arguments = parse(__doc__, work=str(RESULTS / "mature"), base_steps=6000, evaluations=60)
     torch.set_num_threads(1)
     folder = Path(arguments.work).resolve()
     os.chdir(folder)
-    train_base(folder, autoencoder_steps=400, steps=arguments.base_steps)
+    train_base(folder, autoencoder_steps=1000, steps=arguments.base_steps)
     grids: dict[str, dict[str, float]] = {}
     found: dict[tuple[str, str], dict[str, Any]] = {}
     for space in SPACES:

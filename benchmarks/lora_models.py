@@ -158,7 +158,7 @@ def train_base(work: Path, *, autoencoder_steps: int, steps: int, batch: int = 3
         return folder
     torch.manual_seed(0)
     known = captions(work)
-    pipeline = digits_lora.new_pipeline(work / "vocabulary", known, block_out_channels=(16, 32))
+    pipeline = digits_lora.new_pipeline(work / "vocabulary", known, block_out_channels=(24, 48))
     for caption in known:  # merges of one word may break another, which would have more tokens then
         assert len(pipeline.tokenizer(caption).input_ids) == len(caption.split()) + 2, caption
     grey = digits(work, "base")
@@ -283,8 +283,8 @@ def _grey_real(work: Path, part: str) -> Tensor:
 RUNS = {
     run.name: run
     for run in (
-        Run("style", _of_digits("digit"), _style, _style_real, {"name": "ddim", "steps": 5}, 1.0, 25, 16, 2e-3),
-        Run("subject", ["emoji grin"], _subject, _subject_real, {"name": "ddim", "steps": 5}, 1.0, 25, 16, 2e-3),
+        Run("style", _of_digits("digit"), _style, _style_real, {"name": "ddim", "steps": 6}, 1.0, 40, 16, 2e-3),
+        Run("subject", ["emoji grin"], _subject, _subject_real, {"name": "ddim", "steps": 6}, 1.0, 40, 16, 2e-3),
         Run(
             "lcm",
             _of_digits("digit"),
@@ -292,7 +292,7 @@ RUNS = {
             _grey_real,
             {"name": "lcm", "steps": 4},
             1.0,
-            25,
+            40,
             24,
             1e-3,
             is_distilled=True,
@@ -301,7 +301,7 @@ RUNS = {
 }
 
 
-def train_lora(run: Run, work: Path, *, epochs: int = EPOCHS, rank: int = 4) -> Path:
+def train_lora(run: Run, work: Path, *, epochs: int = EPOCHS, rank: int = 8) -> Path:
     """Train it at a rate that stays, and save factors and their running average after each epoch."""
     folder = work / run.name
     if (folder / "epochs" / f"checkpoint-{epochs * run.steps}").exists():
