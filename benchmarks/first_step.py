@@ -26,7 +26,7 @@ HEADER = ("step_size", "held-out loss", "FID", "FID of real images that no searc
 
 def sample(network: nn.Module, noise: Tensor) -> Tensor:
     """Eight steps of DPM-Solver++."""
-    scheduler = DPMSolverMultistepScheduler()
+    scheduler: Any = DPMSolverMultistepScheduler()
     scheduler.set_timesteps(8)
     for time in scheduler.timesteps:
         noise = scheduler.step(network(noise, time), time, noise).prev_sample

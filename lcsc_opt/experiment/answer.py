@@ -4,8 +4,8 @@ The user had models already: the last checkpoint, perhaps an average of the trai
 trials, means of the iterates of those that follow a path, and points on the straight way to the best of them: a shorter
 step is often safer where the data are few.
 
-Three rules decide. Along a search's path, the earliest model is taken that is behind the best by no more than one
-standard error: the longer a search, the more it fits the real images that it sees (Breiman et al. 1984, Section 3.4.3).
+Three rules decide. Along a search's path, the latest model is taken that is behind the best by no more than one
+standard error: its steps fall to zero, so the later a model, the less of their noise is in it.
 The answer is the best of what the user had, unless something found is *certainly* better. What is certainly worse to a
 judge is no answer: in features that are not in the loss, or in the network of an ``fdr``, which can fall by its pixels
 and tones alone. All go by the paired error of a difference, over the images of both models and over the real images
@@ -86,10 +86,10 @@ def best_of(models: Sequence[Measurement], path: Sequence[Measurement]) -> Measu
     if not path:
         return best
     end = lowest(path)
-    earliest = next(model for model in path if not gain(model, end).exceeds_error)
-    if gain(earliest, best).exceeds_error:
+    latest = next(model for model in reversed(path) if not gain(model, end).exceeds_error)
+    if gain(latest, best).exceeds_error:
         return best
-    return earliest
+    return latest
 
 
 def lowest(models: Sequence[Measurement]) -> Measurement:

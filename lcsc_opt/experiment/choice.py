@@ -43,7 +43,7 @@ class Choice:
             only the scatter between its repetitions, and between the search's data and those of the choice, does.
         entrants: the names in ``losses`` → the keys of these models.
         rounds: how many images each model had, and the seed of the noise.
-        is_on_path: whether the answer stands on the path of its search, where the earliest of several equals is taken.
+        is_on_path: whether the answer stands on the path of its search, where the latest of several equals is taken.
         gain: of the best that was found, over the best that the user had, when it was last measured; ``None`` if there
             is only one of both.
     """

@@ -53,7 +53,7 @@ def _about_equals(choice: Choice) -> str:
         error = "half of that scatter"
     line = f"{choice.answer.name} cannot be told from {in_words(choice.equals)}: they differ by less than {difference}"
     if choice.is_on_path:
-        line += f". Of one search, the earliest model within {error} of its best is the answer"
+        line += f". Of one search, the latest model within {error} of its best is the answer"
     return line
 
 

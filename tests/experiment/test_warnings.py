@@ -70,7 +70,7 @@ def test_what_is_said_of_equal_models_is_what_was_done(knows_errors: bool, is_on
     [said] = warnings_of(better, choice, [], None)
     assert ("twice their error" in said) == knows_errors
     assert ("their scatter between repetitions" in said) != knows_errors
-    assert ("the earliest model" in said) == is_on_path
+    assert ("the latest model" in said) == is_on_path
     assert ("within one error" in said) == (is_on_path and knows_errors)
     assert ("within half of that scatter" in said) == (is_on_path and not knows_errors)
 
