@@ -29,7 +29,7 @@ K = 5
 BEST = np.array([0.5, -0.25, 0.0, -0.5, 1.25])
 SCALES = np.arange(1, K + 1)
 SAMPLERS = [lcsc.LCSCSampler, lcsc.LCSCQuadraticSampler, lcsc.LCSCGradientSampler]
-BROKEN, PRUNED, ENQUEUED, KILLED = 4, 9, 12, 15
+BROKEN, PRUNED, ENQUEUED, KILLED = 4, 8, 12, 15  # of a gradient search a length, a check, two steps
 
 
 def loss(coefficients: Any) -> float:
@@ -110,7 +110,8 @@ def with_accidents(kind: Any, file: Path, stops: Sequence[int], *, sign: int = 1
 @pytest.mark.parametrize("kind", SAMPLERS)
 def test_a_study_goes_on_from_its_storage(kind: Any, tmp_path: Path) -> None:
     once = with_accidents(kind, tmp_path / "once", [30])
-    assert len({tuple(vector) for vector in once}) == 30
+    # a step begins where the best length ends, and after a failure it goes back to where it was
+    assert len({tuple(vector) for vector in once}) == 30 - 2 * (kind is lcsc.LCSCGradientSampler)
     again = with_accidents(kind, tmp_path / "again", [7, 13, 16, 23, 30], kill=True)
     assert again == once
     assert with_accidents(kind, tmp_path / "up", [30], sign=-1) == once, "maximized, it is the negative loss"
@@ -151,8 +152,10 @@ def test_a_gradient_on_noise_of_its_own_is_heard_though_its_loss_does_not_compar
 
     study.optimize(evaluate, n_trials=60)
     steps = [candidate for candidate in asked if candidate.gradient]
-    assert {candidate.images for candidate in steps} == {200}
-    assert len({candidate.noise for candidate in steps}) == len(steps) == 57
+    lengths = [candidate for candidate in asked if candidate.unbiased and not candidate.gradient]
+    assert {candidate.images for candidate in (*steps, *lengths)} == {200}
+    assert len({candidate.noise for candidate in steps}) == len(steps) == 57 - len(lengths)
+    assert len({candidate.noise for candidate in lengths}) == 1
     assert study.best_value < 0.2 * study.trials[0].value
 
 

@@ -237,9 +237,9 @@ class _LCSCGradient(Optimizer):  # type: ignore[misc]
     def _charge(self, candidate: Candidate) -> None:
         """Count what a candidate costs, when it is asked; :meth:`_check_is_due` decides by these numbers."""
         images = candidate.images or self._check_images or 0
-        if candidate.unbiased:
+        if candidate.gradient:
             self._cost_since_check += images if self._check_images else 1
-        else:
+        elif not candidate.unbiased:
             self._cost_since_check = 0
         if self._budget_left is not None:
             self._budget_left -= images if self._budget_in_images else 1

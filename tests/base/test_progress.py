@@ -230,19 +230,19 @@ def test_bars_of_a_users_code_are_left_out_and_ours_are_shown(capsys: pytest.Cap
 @pytest.mark.usefixtures("anything_is_slow")
 def test_a_loop_inside_of_another_stands_behind_its_bar_while_it_lasts(capsys: pytest.CaptureFixture[str]) -> None:
     with progress("report", 3, after=1e-9) as advance:
-        advance(note="1.25")
+        advance(note="loss 1.25")
         with progress("images", 2000) as sampled:
             sampled(900)
             with progress("features", 10) as computed:
                 computed(4, more=2)
-            advance(0, note="1.5")
+            advance(0, note="loss 1.5")
             sampled(1100)
         advance()
         with progress("images", 2000):
             pass
-    notes = re.findall(r"1\.2?5.*(?=\])", capsys.readouterr().err)
-    before = ["1.25", "1.25, images 900/2,000", "1.25, images 900/2,000, features 4/12"]
-    assert list(dict.fromkeys(notes)) == [*before, "1.5, images 2,000/2,000", "1.5"]
+    notes = re.findall(r"loss 1\.2?5.*(?=\])", capsys.readouterr().err)
+    before = ["loss 1.25", "loss 1.25, images 900/2,000", "loss 1.25, images 900/2,000, features 4/12"]
+    assert list(dict.fromkeys(notes)) == [*before, "loss 1.5, images 2,000/2,000", "loss 1.5"]
 
 
 @pytest.mark.usefixtures("anything_is_slow")

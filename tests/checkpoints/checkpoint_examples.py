@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import io
 import warnings
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -286,6 +288,40 @@ def lora(folder: Path, step: int) -> Weights:
     return factors
 
 
+def stable_baselines3(folder: Path, step: int) -> Weights:
+    """A zip of files of torch, with the settings of the run beside them."""
+    with zipfile.ZipFile(folder / f"rl_model_{step}_steps.zip", "w") as archive:
+        archive.writestr("data", "{}")
+        for name, content in (("policy.pth", weights(step)), ("policy.optimizer.pth", optimizer_state())):
+            torch.save(content, written := io.BytesIO())
+            archive.writestr(name, written.getvalue())
+    return weights(step)
+
+
+def tianshou(folder: Path, step: int) -> Weights:
+    """An algorithm's state dict has the states of its optimizers, too."""
+    algorithm = {**weights(step), "_optimizers": [optimizer_state()]}
+    torch.save({"algorithm": algorithm}, folder / f"checkpoint_{step}.pth")
+    return weights(step)
+
+
+def scvi_tools(folder: Path, step: int) -> Weights:
+    """A model's folder: its weights, the names of its genes, and how it was made."""
+    content = {
+        "model_state_dict": weights(step),
+        "var_names": np.array(["gene_0", "gene_1"]),
+        "attr_dict": {"is_trained_": True, "init_params_": {"kwargs": {}}},
+    }
+    saved(folder / f"epoch={step // 100}-step={step}" / "model.pt", content)
+    return weights(step)
+
+
+def rectified_flow(folder: Path, step: int) -> Weights:
+    for name, seed in (("model", step), ("ema", step + 1)):
+        saved(folder / f"checkpoint-{step}" / f"unet_{name}.pt", weights(seed))
+    return weights(step + 1)
+
+
 def safetensors(folder: Path, step: int) -> Weights:
     typed = weights(step)
     typed["bfloat"] = typed["0.weight"].to(torch.bfloat16)
@@ -309,6 +345,10 @@ EXAMPLES: dict[str, Callable[[Path, int], Weights]] = {
     "latent-diffusion (CompVis)": compvis,
     "NVlabs EDM": edm,
     "NVlabs EDM2": edm2,
+    "stable-baselines3": stable_baselines3,
+    "tianshou": tianshou,
+    "scvi-tools": scvi_tools,
+    "rectified-flow": rectified_flow,
     "Accelerate": accelerate,
     "diffusers training": diffusers_training,
     "diffusers pipelines": diffusers_pipelines,

@@ -23,6 +23,7 @@ RAW_BESIDE_AVERAGES = (  # formats whose raw weights are searched unless a user 
     "JiT, RiT, JLT",
     "MONAI, ignite",
     "latent-diffusion (CompVis)",
+    "rectified-flow",
     "diffusers training",
 )
 PAGE = Path(__file__).parents[2] / "docs" / "reference.md"
