@@ -407,7 +407,7 @@ class LCSCGradient(ConfiguredOptimizer):  # type: ignore[misc]
     """Adam (Kingma and Ba 2015, Algorithm 1) on fresh noise, in rounds in which the step falls to zero.
 
     The first step is as long as lowers the loss most, on noise of its own: its length is doubled or halved until both
-    neighbours are worse. What is right differs by a factor of ten between training runs. Where the budget makes the
+    neighbours are worse. What is right differs much between training runs. Where the budget makes the
     first round shorter, its other steps are longer by as much, at most twice.
 
     Its candidates need a gradient: that of the loss corrected for their small number of images. Objectives without one
