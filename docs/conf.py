@@ -37,7 +37,7 @@ pygments_dark_style = "monokai"
 def _for_the_site(text: str) -> str:
     """A page whose links work in the repository → the same with links to pages of the site and to downloads."""
     text = re.sub(r"\]\(\.\./(CONTRIBUTING|CHANGELOG)\.md", lambda found: f"]({found[1].lower()}.md", text)
-    text = re.sub(r"\]\((\.\./[\w/]+\.md)\)", r"](path:\1)", text)
+    text = re.sub(r"\]\(((?:\.\./)+[\w/]+\.md)\)", r"](path:\1)", text)
     return re.sub(r"\[\w+\.md\]\((?=\w+\.md)", "[](", text)  # a file's name becomes the title of what it links to
 
 
