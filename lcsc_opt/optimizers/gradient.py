@@ -41,7 +41,7 @@ _Floats = npt.NDArray[np.float64]
 _MOMENTUM = 0.8
 _MEMORY = 0.99
 _DELAY = 0.5  # how much a step shrinks for each step that was made since its gradient was asked
-_FIRST_LENGTH = 0.05  # that is tried
+_FIRST_TRY = 0.05  # the length of the first step that is tried before all others
 _MOST_DOUBLINGS = 6  # of it, and halvings
 _MOST_LENGTHENED = 2.0  # how many times as long the other steps are planned where the budget allows few of them
 _SHORTER = 0.5  # of the first round: the steps of each further one, and their length
@@ -76,7 +76,7 @@ class _PendingAsk:
     doublings: int | None = None
 
 
-class _Lengths:
+class _FirstLength:
     """Which lengths of the first step were tried, as powers of two, and with which losses.
 
     The neighbours of the best one are tried until both are worse.
@@ -145,9 +145,9 @@ class _LCSCGradient(Optimizer):  # type: ignore[misc]
         self._space = space_of(self.parametrization) or AffineSpace(steps_of(self.parametrization), start)
         self.check_next = False
         step_size = self._options["step_size"]
-        self._path = _Path(self._space, start, step_size or _FIRST_LENGTH, self._options["steps"])
-        self._lengths = None if step_size else _Lengths()  # while the first step has none
-        self._noise_of_lengths: Noise | None = None
+        self._path = _Path(self._space, start, step_size or _FIRST_TRY, self._options["steps"])
+        self._first_length = None if step_size else _FirstLength()  # while the first step has none
+        self._noise_of_first_length: Noise | None = None
         self._noise_base = int(self._rng.randint(2**31 - 1)) * NOISE_STRIDE
         self._cost_since_check = 0
         # of a plain evaluation; 0 if the objective samples none, so all candidates cost the same; None without a plan
@@ -212,11 +212,11 @@ class _LCSCGradient(Optimizer):  # type: ignore[misc]
         ends_round = self._round_is_unchecked
         is_check = ends_round or self._check_is_due()
         doublings = None
-        if self._lengths is not None and self._path.has_direction:
+        if self._first_length is not None and self._path.has_direction:
             if is_check:  # the last one of the budget
                 self._begin_with_best_length()
             else:
-                doublings = self._lengths.ask()
+                doublings = self._first_length.ask()
         if is_check:
             asked = self._spawn(self._path.average)
             ask_with(asked, Candidate(asked.value, error=True))
@@ -303,9 +303,9 @@ class _LCSCGradient(Optimizer):  # type: ignore[misc]
 
     def _ask_for_length(self, asked: ng.p.Parameter) -> None:
         """Make it a try of a length: its loss is wanted, on noise that all of them share and no step has."""
-        self._noise_of_lengths = self._noise_of_lengths or self._fresh_noise()
+        self._noise_of_first_length = self._noise_of_first_length or self._fresh_noise()
         images = self._images_of_step
-        ask_with(asked, Candidate(asked.value, images=images, noise=self._noise_of_lengths, unbiased=True))
+        ask_with(asked, Candidate(asked.value, images=images, noise=self._noise_of_first_length, unbiased=True))
 
     def _internal_tell_candidate(self, candidate: ng.p.Parameter, loss: float) -> None:
         pending = self._pending.pop(candidate.uid)
@@ -328,23 +328,23 @@ class _LCSCGradient(Optimizer):  # type: ignore[misc]
             self._retreat(pending)
             return
         self._path.see(candidate.value, evaluation.gradient)
-        if self._lengths is None:
+        if self._first_length is None:
             self._path.step(delay=self._path.steps - pending.steps)
         self._adjust_keep_weight(evaluation)
 
     def _tell_length(self, doublings: int, loss: float) -> None:
-        if self._lengths is None:  # asked with others, of which one has ended the budget
+        if self._first_length is None:  # asked with others, of which one has ended the budget
             return
-        self._lengths.tell(doublings, loss)
-        if self._lengths.are_found:
+        self._first_length.tell(doublings, loss)
+        if self._first_length.are_found:
             self._begin_with_best_length()
 
     def _begin_with_best_length(self) -> None:
         """Make the first step, as long as was best of what was tried, and plan those that are still to come."""
-        if self._lengths is None:
+        if self._first_length is None:
             return
-        self._path.lengthen(2.0**self._lengths.best)
-        self._lengths = None
+        self._path.lengthen(2.0**self._first_length.best)
+        self._first_length = None
         self._plan_round()
         self._path.step(delay=0)
         self._path.lengthen(min(self._options["steps"] / self._path.round, _MOST_LENGTHENED))
@@ -407,8 +407,8 @@ class LCSCGradient(ConfiguredOptimizer):  # type: ignore[misc]
     """Adam (Kingma and Ba 2015, Algorithm 1) on fresh noise, in rounds in which the step falls to zero.
 
     The first step is as long as lowers the loss most, on noise of its own: its length is doubled or halved until both
-    neighbours are worse. What is right differs much between training runs. Where the budget makes the
-    first round shorter, its other steps are longer by as much, at most twice.
+    neighbours are worse. What is right differs much between training runs. Where the budget makes the first round
+    shorter, its other steps are longer by as much, at most twice.
 
     Its candidates need a gradient: that of the loss corrected for their small number of images. Objectives without one
     are refused. Every few steps the average of the iterates is *checked*: evaluated plainly, on the noise and with the
