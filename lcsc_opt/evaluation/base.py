@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
-import os
 import time
 import traceback
 from collections.abc import Callable
@@ -15,6 +14,7 @@ from typing import Any, Protocol, TypeVar
 import numpy as np
 
 from lcsc_opt.base.errors import RAISED_BY_USERS, LcscError, MetricError, ObjectiveError, one_line
+from lcsc_opt.base.files import same_working_folder
 from lcsc_opt.base.machine import free_memory
 from lcsc_opt.base.progress import without_bars
 from lcsc_opt.base.records import Candidate, Evaluation
@@ -96,12 +96,8 @@ def attempt(function: Callable[[], Value]) -> Value | Failure:
     """
     start = time.perf_counter()
     try:
-        folder = os.getcwd()  # noqa: PTH109 - Path.cwd() is the same
-        try:
-            with without_bars():
-                return function()
-        finally:
-            os.chdir(folder)  # which the user's code may have left
+        with same_working_folder(), without_bars():
+            return function()
     except RAISED_BY_USERS as error:
         failure = _failure_of(error)
     # out here the exception is gone, and with it the frames that held the failed attempt's tensors
