@@ -359,10 +359,7 @@ def exact_sums(rows: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
     Many are summed column by column with what rounding has lost (Neumaier 1974).
     """
     if len(rows) <= max(rows.shape[-1], _FEW_ROWS):
-        try:
-            return np.array([math.fsum(row) for row in rows.tolist()])
-        except (OverflowError, ValueError):  # of a row that has no finite sum
-            return np.array([exact_sum(row) for row in rows])
+        return np.array([exact_sum(row) for row in rows])
     total = np.zeros(len(rows))
     lost = np.zeros(len(rows))
     with np.errstate(over="ignore", invalid="ignore"):

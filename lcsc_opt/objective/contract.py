@@ -367,8 +367,6 @@ class CoefficientFunction(Objective):
         held_out_name: the name of ``held_out`` in :meth:`describe_reports`.
     """
 
-    steps: tuple[int, ...] = ()
-
     def __init__(
         self,
         function: Callable[[Coefficients], float],
@@ -380,11 +378,16 @@ class CoefficientFunction(Objective):
         held_out_name: str | None = None,
     ) -> None:
         self._function = function
-        self.steps = check_steps(steps)
+        self._steps = check_steps(steps)
         self._name = name
         self._gradient = gradient
         self._held_out = held_out
         self._held_out_name = held_out_name
+
+    @property
+    def steps(self) -> tuple[int, ...]:
+        """``[K]`` training steps."""
+        return self._steps
 
     def why_no_gradient(self) -> str | None:
         """``None`` if a gradient was given."""
@@ -405,19 +408,19 @@ class CoefficientFunction(Objective):
             ObjectiveError: a function returns no number, the gradient is not K numbers, or a held-out loss or a
                 gradient is asked for and there is no function for it.
         """
-        start = time.perf_counter()
         function = self._function
         name = self._name
         if candidate.noise.group == HELD_OUT.group:
             function = self._held_out_function(candidate)
             name = self._held_out_name or "held_out"
         loss = _as_loss(function(candidate.coefficients.copy()), name)  # a copy, which it may change
-        gradient = self._gradient_at(candidate.coefficients) if candidate.gradient else None
-        return Evaluation(loss, cost=Cost(seconds=time.perf_counter() - start), gradient=gradient)
+        if not candidate.gradient:
+            return Evaluation(loss)
+        return Evaluation(loss, gradient=self._gradient_at(candidate.coefficients))
 
     def describe(self) -> dict[str, Any]:
         """The function's name and the steps."""
-        return {"callable": self._name, "steps": list(self.steps)}
+        return {"callable": self._name, "steps": list(self._steps)}
 
     def describe_reports(self) -> dict[str, Any]:
         """The name of the held-out function."""

@@ -312,9 +312,8 @@ def load_weights(network: nn.Module, weights: Mapping[str, Tensor]) -> None:
     loaded_tensors = {id(tensor) for name, tensor in state.items() if name in weights}
     expected = {name: tensor for name, tensor in state.items() if name in weights or id(tensor) not in loaded_tensors}
     _check_fit(weights, expected)
-    network.load_state_dict(
-        weights | rest, strict=False
-    )  # checked above; strict would miss second names of tied weights
+    # checked above; strict would miss second names of tied weights
+    network.load_state_dict(weights | rest, strict=False)
 
 
 def _is_replaced(loaded: Tensor, present: Tensor | None) -> bool:
