@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable, Mapping
 
 import torch
@@ -22,6 +23,7 @@ from lcsc_opt.metrics.extractors.second import SecondFeatures
 from lcsc_opt.metrics.loss import Loss
 from lcsc_opt.metrics.names import (
     CROSS_CHECK,
+    FDR,
     FID_HELD_OUT,
     HELD_OUT_REWARD,
     PIXELS,
@@ -47,7 +49,8 @@ class ScoreSettings(FrozenModel):
         loss: a metric, the metrics of a weighted sum with their weights, each in units of its value for an average of
             the checkpoints, or ``fdr``: the mean of FID in the features
             of a network, FID in pixels, and tones, each relative to that of an average of the checkpoints.
-            ``fdr@clip`` uses another network, ``{fdr: [inception, dinov2, pixels]}`` these representations.
+            ``fdr@clip`` uses another network, ``{fdr: [inception, dinov2, pixels]}`` these representations,
+            ``{fdr: 1, reward: -1}`` has a reward beside it.
         metrics: metrics that are reported with the loss in every evaluation.
         held_out_metrics: metrics that are reported on held-out noise. The default is precision and recall if the
             reference is images. FID in features that the loss does not see is added to every list that is not empty,
@@ -120,14 +123,14 @@ def _without_images(loss: Loss, reference: str | dict[str, JsonValue]) -> Loss:
     """The loss; where the reference has no images, ``fdr`` of its network only, since pixels and tones need images.
 
     Args:
-        loss: one that settings name by a text, as ``fdr`` or ``fdr@clip``. Representations that they list are meant.
+        loss: one whose settings list no representations: these are meant.
         reference: the setting, with its paths resolved.
     """
-    network = loss.extractors[0]
-    if not loss.relative or network in WITHOUT_NETWORK:
+    if not loss.of_fdr or loss.of_fdr[0].extractor in WITHOUT_NETWORK:
         return loss
+    of_network = loss.of_fdr[0]
     # any name in a mapping is taken here: which it may have is checked when all metrics are known
-    names = [network] if isinstance(reference, str) else list(reference)
+    names = [of_network.extractor] if isinstance(reference, str) else list(reference)
     settings = ReferenceSettings.by_extractor(reference, names)
     if any(source.holds_images for source in settings.values()):
         return loss
@@ -135,8 +138,9 @@ def _without_images(loss: Loss, reference: str | dict[str, JsonValue]) -> Loss:
         "loss: the reference has statistics and no images, so fdr compares features of the network only; give the "
         "images, so that a search does not gain by what clipping hides"
     )
-    first = next(iter(loss.weights))
-    return dataclasses.replace(loss, weights={first: 1.0})
+    others = {metric: weight for metric, weight in loss.weights.items() if metric not in loss.of_fdr}
+    weight = math.fsum(loss.weights[metric] for metric in loss.of_fdr)
+    return dataclasses.replace(loss, weights={of_network: weight, **others}, of_fdr=(of_network,))
 
 
 class ScoreSources:
@@ -177,7 +181,8 @@ class ScoreSources:
         if settings.reference is not None:
             reference = _resolve_paths(settings.reference, context)
         loss = settings.parsed_loss()
-        if isinstance(settings.loss, str) and reference is not None:
+        lists_representations = isinstance(settings.loss, dict) and isinstance(settings.loss.get(FDR), list)
+        if not lists_representations and reference is not None:
             loss = _without_images(loss, reference)
         self.metrics = settings.suite_metrics(loss)
         self._extractors = tuple(dict.fromkeys(metric.extractor for metric in self.metrics.reported))

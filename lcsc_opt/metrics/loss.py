@@ -37,7 +37,7 @@ LEAST_UNIT = 1e-8  # of the largest unit of fdr; a unit is what the yardstick me
 PENALTY = 10.0  # times the loss of the yardstick, for a value that is twice the bound
 
 LossSetting = str | Mapping[str, float | Sequence[str]]
-"""A metric, metric → weight, ``fdr``, or ``{fdr: [representations]}``."""
+"""A metric or ``fdr``, these → their weights in a sum, or ``{fdr: [representations]}``."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,14 +89,14 @@ class Loss:
         weights: metric → its weight in the sum, from which metrics are subtracted where higher is better.
         keep: the metric that must not get worse than its bound.
         bound: the bound of the settings; ``None`` for the yardstick's value.
-        relative: whether it is ``fdr``.
+        of_fdr: those of the metrics that ``fdr`` is made of; empty if it is no part of the loss.
         constraint: what bounds the kept metric; ``None`` until the loss is :meth:`relative_to` a yardstick.
     """
 
     weights: Mapping[MetricName, float]
     keep: MetricName | None = None
     bound: float | None = None
-    relative: bool = False
+    of_fdr: tuple[MetricName, ...] = ()
     constraint: Constraint | None = None
 
     @classmethod
@@ -104,21 +104,28 @@ class Loss:
         """The loss of settings.
 
         Args:
-            loss: a metric, metric → weight, ``fdr``, or ``{fdr: [representations]}``.
+            loss: a metric or ``fdr``, these → their weights in a sum, or ``{fdr: [representations]}``.
             keep: a metric, or metric → bound.
 
         Raises:
             MetricError: a metric is unknown, or cannot be in a loss or be kept.
         """
-        representations = _representations(loss)
-        if representations is None:
-            weights = _weights_of_sum(loss)
-        else:
-            weights = {_distance_in(name): 1 / len(representations) for name in representations}
+        terms: dict[str, float | Sequence[str]] = {loss: 1.0} if isinstance(loss, str) else dict(loss)
+        fdr = [name for name in terms if name.partition("@")[0] == FDR]
+        if len(fdr) > 1:
+            raise MetricError(
+                f"loss: names fdr twice; with several networks it is {{{FDR}: [inception, clip, pixels]}}"
+            )
+        weights: dict[MetricName, float] = {}
+        if fdr:
+            setting = terms.pop(fdr[0])
+            weights = _weights_of_fdr(fdr[0], setting, is_alone=not terms)
+        of_fdr = tuple(weights)
+        weights = _with_terms(weights, terms)
         # The first metric should have a network's features: these order image pairs, and metrics of single images
         # without @extractor are in them. The sort is stable.
         networks_first = sorted(weights.items(), key=lambda pair: pair[0].has_own_features)
-        parsed = cls(dict(networks_first), relative=representations is not None)
+        parsed = cls(dict(networks_first), of_fdr=of_fdr)
         if keep is None:
             return parsed
         return parsed._keeping(keep)
@@ -166,9 +173,8 @@ class Loss:
                 all of the loss.
         """
         metrics = {str(metric): measured[str(metric)] for metric in self.metrics}
-        if self.relative:
-            _check_units({str(metric): metrics[str(metric)] for metric in self.weights})
-        elif self.has_units:
+        if self.has_units:
+            _check_units({str(metric): metrics[str(metric)] for metric in self.of_fdr})
             _check_not_zero({str(metric): metrics[str(metric)] for metric in self.weights})
         shrunk = map(str, self.shrunk({metric.extractor for metric in self.weights}).weights)
         metrics |= {name: measured[name] for name in shrunk if name in measured}
@@ -205,10 +211,12 @@ class Loss:
         return dataclasses.replace(loss, constraint=constraint)
 
     def describe(self) -> dict[str, Any]:
-        """The weights, for the fingerprint of a study; of ``fdr`` its extractors, whose weights are equal."""
-        if self.relative:
-            return {FDR: [metric.extractor for metric in self.weights]}
-        return {str(metric): weight for metric, weight in self.weights.items()}
+        """The weights, for the key of a study; those of ``fdr`` together, by their extractors."""
+        described: dict[str, Any] = {}
+        if self.of_fdr:
+            described[FDR] = {metric.extractor: self.weights[metric] for metric in self.of_fdr}
+        others = {str(metric): weight for metric, weight in self.weights.items() if metric not in self.of_fdr}
+        return described | others
 
     @property
     def has_units(self) -> bool:
@@ -216,7 +224,7 @@ class Loss:
 
         So weights say how much a share of one metric counts against the same share of another.
         """
-        return self.relative or len(self.weights) > 1
+        return bool(self.of_fdr) or len(self.weights) > 1
 
     @property
     def metrics(self) -> tuple[MetricName, ...]:
@@ -259,31 +267,41 @@ def _check_not_zero(units: Mapping[str, float]) -> None:
             )
 
 
-def _representations(loss: LossSetting) -> tuple[str, ...] | None:
-    """The representations of ``fdr``: extractors, and what stands in place of one; ``None`` for another loss.
+def _weights_of_fdr(name: str, setting: object, *, is_alone: bool) -> dict[MetricName, float]:
+    """The metrics of ``fdr``, which share its weight equally.
 
-    ``fdr`` alone uses Inception, pixels and tones, ``fdr@clip`` CLIP in place of Inception.
+    ``fdr`` is Inception's features, pixels and tones, ``fdr@clip`` CLIP's in place of Inception's.
+
+    Args:
+        name: ``fdr``, or with a network.
+        setting: the weight, or a list of representations: extractors, and what stands in place of one.
+        is_alone: whether it is the whole loss.
 
     Raises:
-        MetricError: it names none, one twice, or stands beside other metrics.
+        MetricError: a list names none, one twice, or stands beside other metrics.
     """
-    if isinstance(loss, str):
-        formula, _, extractor = loss.partition("@")
-        if formula != FDR:
-            return None
-        return tuple(dict.fromkeys([extractor or INCEPTION, *WITHOUT_NETWORK]))
-    if FDR not in loss:
-        return None
-    extractors = loss[FDR]
-    if len(loss) > 1 or isinstance(extractors, (str, int, float)) or not extractors:
-        raise MetricError(f"loss: {dict(loss)!r}: expected {{fdr: [...]}} and nothing else, as {{fdr: [clip, pixels]}}")
-    if len(set(extractors)) < len(extractors):
-        raise MetricError(f"loss: {{fdr: {list(extractors)}}} names an extractor twice")
-    return tuple(extractors)
+    extractor = name.partition("@")[2]
+    if not isinstance(setting, list):
+        weight = _checked_weight(name, setting, sign=1)
+        if weight == 0:
+            return {}
+        representations = list(dict.fromkeys([extractor or INCEPTION, *WITHOUT_NETWORK]))
+    elif extractor or not is_alone or not setting:
+        raise MetricError(
+            f"loss: {{{name}: {setting}}}: a list of representations stands alone, as {{fdr: [clip, pixels]}}; beside "
+            "other metrics, fdr has a weight, as {fdr: 1, reward: -1}"
+        )
+    else:
+        weight = 1.0
+        representations = setting
+    weights = {_distance_in(one): weight / len(representations) for one in representations}
+    if len(weights) < len(representations):
+        raise MetricError(f"loss: {{fdr: {representations}}} names an extractor twice")
+    return weights
 
 
-def _weights_of_sum(loss: LossSetting) -> dict[MetricName, float]:
-    """One metric with the weight 1, or the metrics of a weighted sum.
+def _with_terms(of_fdr: Mapping[MetricName, float], terms: Mapping[str, object]) -> dict[MetricName, float]:
+    """The weights of ``fdr``'s metrics and of the other terms of a sum, without those that weigh nothing.
 
     Metrics where higher is better are subtracted, whether their weight is written with its minus or without.
 
@@ -291,17 +309,16 @@ def _weights_of_sum(loss: LossSetting) -> dict[MetricName, float]:
         MetricError: for an unknown or repeated metric, one of held-out images, a weight that is no number, or a
             reward without a distance beside it.
     """
-    if isinstance(loss, str):
-        loss = {loss: 1.0}
-    weights: dict[MetricName, float] = {}
-    for text, weight in loss.items():
+    weights = dict(of_fdr)
+    for text, weight in terms.items():
         metric = MetricName.parse(text)
         if metric.formula in (FID_HELD_OUT, HELD_OUT_REWARD):
             raise MetricError(f"loss: {metric} is held out, and decides nothing; move it to held_out_metrics")
         if metric in weights:
             raise MetricError(f"loss: {metric} is named twice")
-        weights[metric] = abs(_checked_weight(metric, weight))
-    weights = {metric: weight for metric, weight in weights.items() if weight}
+        size = abs(_checked_weight(metric, weight, metric.sign))
+        if size > 0:
+            weights[metric] = size
     if not weights:
         raise MetricError("loss: names no metric; the default is fdr")
     formulas = {metric.formula for metric in weights}
@@ -320,15 +337,15 @@ def _distance_in(representation: str) -> MetricName:
     return MetricName.parse(f"fid@{representation}")
 
 
-def _checked_weight(metric: MetricName, weight: object) -> float:
-    """The weight of a metric in a loss.
+def _checked_weight(metric: MetricName | str, weight: object, sign: int) -> float:
+    """The weight of a metric in a loss; its ``sign`` is −1 where higher is better.
 
     Where higher is better, either sign is right: the metric is subtracted. Raises MetricError if the weight is no
     finite number, or negative where lower is better.
     """
     if isinstance(weight, bool) or not isinstance(weight, (int, float)) or not abs(weight) < math.inf:
         raise MetricError(f"loss: the weight of {metric} is {weight!r}, expected a number")
-    if weight < 0 < metric.sign:
+    if weight < 0 < sign:
         raise MetricError(f"loss: the weight of {metric} is {weight!r}; lower is better, so expected a positive one")
     return float(weight)
 

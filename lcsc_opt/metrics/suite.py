@@ -289,9 +289,7 @@ class MetricSuite:
     @property
     def judges(self) -> list[str]:
         """FID in the network of ``fdr``, whose weights are not the user's: no answer may be worse there."""
-        if not self.loss.relative:
-            return []
-        return [str(metric) for metric in self.loss.weights if metric.extractor not in WITHOUT_NETWORK]
+        return [str(metric) for metric in self.loss.of_fdr if metric.extractor not in WITHOUT_NETWORK]
 
     @property
     def cross_check_text(self) -> str | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from lcsc_opt.metrics import MetricSuite, Reference
 from lcsc_opt.metrics.extractors.base import image_gradient, seen_images
 from lcsc_opt.metrics.extractors.pixels import Outside, PixelComponents, Thumbnails, pixel_reference
 from lcsc_opt.metrics.extractors.second import SecondFeatures
-from lcsc_opt.metrics.loss import Loss
+from lcsc_opt.metrics.loss import Loss, LossSetting
 from lcsc_opt.metrics.tones import Tones
 from tests.metrics.examples import Pixels, fill, image_metrics, images, suite
 
@@ -50,10 +51,42 @@ def test_each_representation_has_the_same_share(setting, distances):
 
 
 @pytest.mark.parametrize(
-    "setting", [{"fdr": []}, {"fdr": 1.0}, {"fdr": "clip"}, {"fdr": ["clip"], "is": 1}, {"fdr": ["clip", "clip"]}]
+    "setting", [{"fdr": []}, {"fdr": -1.0}, {"fdr": "clip"}, {"fdr": ["clip"], "is": 1}, {"fdr": ["clip", "clip"]}]
 )
 def test_what_is_no_list_of_different_extractors_is_refused(setting):
     with pytest.raises(MetricError, match="fdr"):
+        Loss.parse(setting)
+
+
+def test_a_reward_counts_as_much_as_all_of_fdr_beside_it() -> None:
+    """What people with prompts want: real images in several representations, and a score of their own."""
+    loss = Loss.parse({"reward": -1, "fdr@clip": 2})
+    assert {str(metric): weight for metric, weight in loss.weights.items()} == pytest.approx(
+        {"fid@clip": 2 / 3, "fid@pixels": 2 / 3, "tones": 2 / 3, "reward": 1.0}
+    )
+    assert loss.describe() == {"fdr": pytest.approx(dict.fromkeys(("clip", "pixels", "tones"), 2 / 3)), "reward": 1.0}
+    measured = {"fid@clip": 4.0, "fid@pixels": 0.5, "tones": 9.0, "reward": 0.2}
+    in_units = loss.relative_to(loss.yardstick(measured, 100))
+    assert in_units.value({metric: measured[str(metric)] for metric in loss.weights}) == pytest.approx(2 - 1)
+    with pytest.raises(MetricError, match="each metric of a sum is divided by that of an average"):
+        loss.yardstick({**measured, "reward": 0.0}, 100)
+    with pytest.raises(MetricError, match="at no distance from the real images"):
+        loss.yardstick({**measured, "tones": 0.0}, 100)
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ({"fdr": ["clip"], "reward": -1}, "beside other metrics, fdr has a weight, as {fdr: 1, reward: -1}"),
+        ({"fdr@clip": ["clip"]}, "stands alone"),
+        ({"fdr": 1, "fdr@clip": 1}, "names fdr twice"),
+        ({"fdr": 1, "fid": 1}, "fid is named twice"),
+        ({"fdr": 0, "reward": -1}, "a reward alone collapses diversity"),
+        ({"fdr": 0}, "names no metric"),
+    ],
+)
+def test_what_cannot_stand_beside_fdr_is_refused_with_what_can(setting: LossSetting, message: str) -> None:
+    with pytest.raises(MetricError, match=re.escape(message)):
         Loss.parse(setting)
 
 
