@@ -164,13 +164,15 @@ def run(
     if "torch" not in sys.modules:  # it takes seconds, as Nevergrad does
         notice("importing torch")
     with collector_resting():
-        from lcsc_opt.objective.of_study import ObjectiveLoader, say_found
+        from lcsc_opt.objective.of_study import ObjectiveLoader, found_checkpoints, say_found
 
     study_file = study_file.with_choices(optimizers=optimizer or None, seeds=seed or None, budget=budget)
     if ray is not None:
         study_file = study_file.on_ray(ray)
     objectives = ObjectiveLoader(BuildContext(directory, files=files_directory(url)))
-    if not say_found(study_file.objective, objectives.context) and "nevergrad" not in sys.modules:
+    found = found_checkpoints(study_file.objective, objectives.context)
+    say_found(found)
+    if not found and "nevergrad" not in sys.modules:
         notice("importing the optimizers")
 
     from lcsc_opt.experiment.running import experiment_of, run_studies  # and with it Nevergrad

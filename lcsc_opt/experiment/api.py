@@ -43,7 +43,7 @@ from lcsc_opt.database.urls import files_directory, storage_url
 from lcsc_opt.objective import loading
 from lcsc_opt.objective.checkpoints_alone import CheckpointsAlone
 from lcsc_opt.objective.contract import Objective
-from lcsc_opt.objective.of_study import ObjectiveLoader, say_found
+from lcsc_opt.objective.of_study import ObjectiveLoader, found_checkpoints, say_found
 from lcsc_opt.views.tables import comparison_rows
 
 if TYPE_CHECKING:
@@ -262,7 +262,7 @@ def run(
     with messages_by_default(), each_notice_once():
         database = Database(url)
         objectives = ObjectiveLoader(BuildContext(directory, files=database.files))
-        say_found(read.objective, objectives.context)
+        say_found(found_checkpoints(read.objective, objectives.context))
         from lcsc_opt.experiment.outcome import same_call
         from lcsc_opt.experiment.running import experiment_of, run_studies  # and with it Nevergrad
 

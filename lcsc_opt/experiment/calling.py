@@ -22,10 +22,19 @@ from lcsc_opt.base.settings import excerpt, parse_settings, plain
 from lcsc_opt.base.study_file import parse_study_file
 from lcsc_opt.base.study_spec import AUTO, Budget, BudgetSpec, Rule, experiment_name
 from lcsc_opt.database.opened import Database
+from lcsc_opt.database.states import Attributes
 from lcsc_opt.database.urls import storage_url, url_of_file
 from lcsc_opt.experiment.api import Study, TemporaryFolder
 from lcsc_opt.experiment.result import Result
-from lcsc_opt.objective.of_study import CHECKPOINTS, ObjectiveLoader, say_found
+from lcsc_opt.objective.of_study import (
+    CHECKPOINTS,
+    ENOUGH_CHECKPOINTS,
+    MANY_CHECKPOINTS,
+    SELECT,
+    ObjectiveLoader,
+    found_checkpoints,
+    say_found,
+)
 from lcsc_opt.trajectory import Trajectory
 from lcsc_opt.trajectory.in_memory import by_step, pack_state_dicts, repeatable
 
@@ -120,8 +129,9 @@ def search(
         images: how many an evaluation of the search samples; 10,000 by default.
         loss: of images: ``fdr`` (the default), ``fid``, ``fid@EXTRACTOR``, or metric → weight.
         settings: what else the objective has, by the names of a study file: ``key`` (which state dict of each file),
-            ``select`` (which checkpoints), ``classes`` and ``labels`` (of a ``sample`` that takes ``labels``),
-            ``device``, ``dtype``, ``batch_size``, ``nfe``, ``keep`` and others (docs/reference.md).
+            ``select`` (which checkpoints; by default 16 evenly spaced ones of more than 32 files, where images are
+            sampled), ``classes`` and ``labels`` (of a ``sample`` that takes ``labels``), ``device``, ``dtype``,
+            ``batch_size``, ``nfe``, ``keep`` and others (docs/reference.md).
 
     Raises:
         LcscError: the arguments, the checkpoints or the database cannot be used, a function raised an error, or a
@@ -186,7 +196,10 @@ def search(
             content["budget"] = BudgetSpec.of(budget).model_dump(exclude_none=True)
         objectives = ObjectiveLoader(BuildContext(Path.cwd(), functions=call.functions, files=database.files))
         study_file = parse_study_file(content, source="lcsc_opt.search")
-        say_found(study_file.objective, objectives.context)
+        found = found_checkpoints(study_file.objective, objectives.context)
+        say_found(found)
+        if sample is not None:
+            call.select_enough(len(found), contents.experiments.get(chosen_name), are_default=optimizers is None)
         from lcsc_opt.experiment.outcome import repeated_call, resumed_call, same_call
         from lcsc_opt.experiment.running import experiment_of, run_studies, searches_of  # and with it Nevergrad
 
@@ -300,6 +313,27 @@ class _Call:
         """
         if self.in_memory is not None:
             self.settings[CHECKPOINTS] = str(pack_state_dicts(self.in_memory, files))
+
+    def select_enough(self, found: int, stored: Attributes | None, *, are_default: bool) -> None:
+        """Select some of very many checkpoints, evenly spaced, unless the caller selects any: a notice says so.
+
+        Args:
+            found: how many there are.
+            stored: the attributes of the experiment, which keeps those that it began with; ``None`` of a new one.
+            are_default: whether the optimizers are the default ones, for which some are enough.
+        """
+        if SELECT in self.settings:
+            return
+        enough = {"count": ENOUGH_CHECKPOINTS}
+        if stored is not None:
+            if stored["objective"]["settings"].get(SELECT) == enough:
+                self.settings[SELECT] = enough
+        elif are_default and found > MANY_CHECKPOINTS:
+            self.settings[SELECT] = enough
+            notice(
+                f"of these, {ENOUGH_CHECKPOINTS} evenly spaced ones are used, which are enough for a search along the "
+                f"gradient; settings={{'{SELECT}': {{'count': {found}}}}} uses all"
+            )
 
     def content(self, name: str, optimizers: Any, seed: int, jobs: int) -> dict[str, Any]:
         """What a study file would contain, without space and budget; without optimizers, if none are given.

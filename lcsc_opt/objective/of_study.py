@@ -23,8 +23,11 @@ from lcsc_opt.objective.contract import Objective
 from lcsc_opt.objective.loading import load_objective, make_importable
 
 CHECKPOINTS = "checkpoints"  # the setting that names the checkpoints
+SELECT = "select"  # the setting that says which of them are used
+MANY_CHECKPOINTS = 32
+ENOUGH_CHECKPOINTS = 16  # for a search along the gradient, with a row of coefficients for each channel
 # settings that say which checkpoints are used, and how they are packed
-_CHOOSING = ("key", "select", "stored", "strength")
+_CHOOSING = ("key", SELECT, "stored", "strength")
 
 
 class ObjectiveLoader:
@@ -76,26 +79,31 @@ def patterns_in(settings: Mapping[str, Any]) -> Sequence[str]:
     return []
 
 
-def say_found(spec: ObjectiveSpec, context: BuildContext) -> bool:
-    """Say which checkpoints a study file names; nothing of packed ones, or where something is wrong with them.
+def found_checkpoints(spec: ObjectiveSpec, context: BuildContext) -> list[Path]:
+    """The checkpoints that a study file names, before any is selected.
 
-    A run calls this before it imports its optimizers, which takes as long as importing torch.
-
-    Returns:
-        Whether something was said.
+    None of packed ones, or where something is wrong with them: loading the objective says it.
     """
     named = patterns_in(spec.settings)
     if not named:
-        return False
+        return []
     key: Any = spec.settings.get("key")
     try:
         patterns = [context.path(pattern) for pattern in named]
-        paths = sorted(find_checkpoints(patterns, key=key, has_steps="steps" in spec.settings), key=natural_order)
-        size = sum(size_and_time(path)[0] for path in paths)
-    except (LcscError, TypeError):  # loading the objective says it
-        return False
+        return sorted(find_checkpoints(patterns, key=key, has_steps="steps" in spec.settings), key=natural_order)
+    except (LcscError, TypeError):
+        return []
+
+
+def say_found(paths: Sequence[Path]) -> None:
+    """Say which checkpoints were found, if any were.
+
+    A run calls this before it imports its optimizers, which takes as long as importing torch.
+    """
+    if not paths:
+        return
+    size = sum(size_and_time(path)[0] for path in paths)
     notice(f"{len(paths)} checkpoints, {from_here(paths[0])} to {paths[-1].name} ({shown_size(size)})")
-    return True
 
 
 def code_now(spec: ObjectiveSpec, directory: Path | None) -> Mapping[str, str]:

@@ -22,6 +22,7 @@ from lcsc_opt.base.study_spec import ModelKind, experiment_name
 from lcsc_opt.checkpoints.finding import is_packed
 from lcsc_opt.checkpoints.lora import ADAPTER_CONFIG, lora_flavour
 from lcsc_opt.checkpoints.reading import read_checkpoint, read_init_arguments, searched_key
+from lcsc_opt.objective.of_study import ENOUGH_CHECKPOINTS, MANY_CHECKPOINTS, SELECT
 from lcsc_opt.sampling.diffusers_folder import DiffusersFolder
 from lcsc_opt.sampling.noise import guidance_advice
 from lcsc_opt.trajectory import Trajectory
@@ -34,8 +35,6 @@ _TEMPLATES = Path(__file__).parent / "templates"
 _LINE = re.compile(r"(?P<indent> *)(?P<key>\w+): (?P<value>.*?)(?: +(?P<comment># .*))?")
 _SETTING = "    "  # what a line of objective.settings begins with
 _COMMENT_COLUMN = 38
-MANY_CHECKPOINTS = 32
-ENOUGH_CHECKPOINTS = 16  # for a search along the gradient, with a row of coefficients for each channel
 
 
 class _Run(NamedTuple):
@@ -97,7 +96,7 @@ def draft(
     facts |= {"name": _as_yaml(name), "checkpoints": _as_yaml(patterns)}
     if kind != "score" and len(run.steps) > MANY_CHECKPOINTS:
         spaced = f"evenly spaced, of {len(run.steps)}: enough for a search along the gradient"
-        facts["select"] = f"{{count: {ENOUGH_CHECKPOINTS}}}              # {spaced}"
+        facts[SELECT] = f"{{count: {ENOUGH_CHECKPOINTS}}}              # {spaced}"
     facts |= {setting: _as_yaml(value) for setting, value in given.items()}
     if steps is not None:
         facts["steps"] = _as_yaml([*steps])

@@ -617,6 +617,35 @@ def test_images_are_sampled_and_have_coefficients_for_each_channel_unless_that_i
 
 
 @pytest.mark.usefixtures("real_images")
+def test_of_very_many_checkpoints_evenly_spaced_ones_are_searched_also_when_the_folder_grows(
+    workplace: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A row for each channel of hundreds of checkpoints is slow, fills the database, and gains no more."""
+
+    def save(steps: range) -> None:
+        for step in steps:
+            torch.save({"weight": torch.full((3, 3, 1, 1), 0.01 * step)}, workplace / f"step_{step:03d}.pt")
+
+    save(range(1, 41))
+    sampled = functools.partial(search_images, "step_*.pt", name="many", resume=True)
+    found = sampled()
+    assert found.studies[-1].coefficients.shape == (3, 16)
+    assert "of these, 16 evenly spaced ones are used" in capsys.readouterr().err
+    steps = found.studies[-1].objective.steps
+    assert (steps[0], steps[-1]) == (1, 40)
+    save(range(41, 61))
+    again = sampled()
+    assert again.studies[-1].objective.steps == steps, "a search keeps its checkpoints"
+    assert "finished already" in capsys.readouterr().err
+    few = search_images("step_00*.pt", name="few")
+    assert few.studies[-1].coefficients.shape == (3, 9)
+    of_all = sampled(name="all", settings={"select": {"count": 60}, "held_out_metrics": [], "device": "cpu"})
+    assert of_all.studies[-1].coefficients.shape == (3, 60)
+    for_another = sampled(name="another", optimizers="LCSC")
+    assert for_another.studies[-1].coefficients.shape == (60,), "a search without a gradient gains by many"
+
+
+@pytest.mark.usefixtures("real_images")
 def test_of_two_state_dicts_in_a_file_the_key_chooses_and_the_average_is_compared(
     workplace: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -11,7 +11,7 @@ import pytest
 from lcsc_opt.base.paths import BuildContext, KnownCheckpoints
 from lcsc_opt.base.study_spec import ObjectiveSpec
 from lcsc_opt.objective.checkpoints_alone import CheckpointsAlone, checkpoint_changes
-from lcsc_opt.objective.of_study import known_checkpoints, moved, say_found
+from lcsc_opt.objective.of_study import found_checkpoints, known_checkpoints, moved, say_found
 
 
 @pytest.mark.parametrize("text", ["run/*.pt", "*/model.pt", "**/model.pt", "run/model.pt"])
@@ -45,5 +45,5 @@ def test_the_files_of_a_study_are_named_in_the_order_of_their_numbers(
     for name in names:
         (tmp_path / name).write_bytes(bytes(100))
     settings: dict[str, Any] = {"checkpoints": names, "steps": [500, 100, 400]}
-    assert say_found(ObjectiveSpec(file="torch_module.py", settings=settings), BuildContext(tmp_path))
+    say_found(found_checkpoints(ObjectiveSpec(file="torch_module.py", settings=settings), BuildContext(tmp_path)))
     assert re.search(r"3 checkpoints, .*epoch=2-step=100.ckpt to epoch=10-step=500.ckpt", capsys.readouterr().err)
