@@ -66,6 +66,8 @@ def test_warnings_say_what_few_images_mean():
     [line] = both(loss="fid", metrics=["kid"]).warnings(10)
     assert "10 images for 16 features" in line
     assert "the reference set has 12 images" in suite({"inception": reference(count=12)}).warnings(100)[0]
+    assert "16 images for 16 features" in both(loss="fid").warnings(16)[0], "a covariance of rank 15"
+    assert both(loss="fid").warnings(17) == []
 
 
 def test_description_names_what_decides_the_loss_and_that_of_reports_the_rest():
