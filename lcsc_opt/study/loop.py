@@ -177,20 +177,12 @@ class Loop:
             Exception: what a callback raises; all results so far are stored.
         """
         spent_on_asks = 0  # in the budget's unit
-        while True:
-            while len(self._in_flight) >= self._most_in_flight:
-                self._tell_next()
-            is_spent = spent_on_asks >= self.total
-            if self.budget.seconds is not None:  # asks are not what it counts
-                is_spent = self._time_is_over()
-            if is_spent or self._driver.finished or self.is_out_of_patience:
-                break
-            if self._study_of_callbacks is not None and self._study_of_callbacks.is_stopped:
-                self.stopped = True
-                break
+        while not self._has_ended(spent_on_asks):
             trial = self._ask(check=self._is_last(spent_on_asks))
             self._in_flight.append(trial)
             spent_on_asks += trial.price
+            while len(self._in_flight) >= self._most_in_flight:
+                self._tell_next()
         while self._in_flight:
             self._tell_next()
         has_success_to_come = any(trial.state in SUCCEEDED for trial in self._to_replay)  # the budget was lowered
@@ -200,6 +192,17 @@ class Loop:
         if self._driver.is_unchecked and not self._to_replay:
             self._in_flight.append(self._ask(check=True))
             self._tell_next()
+
+    def _has_ended(self, spent_on_asks: int) -> bool:
+        """Whether nothing more is asked: the budget is spent, nothing is left to gain, or a callback stopped it."""
+        if self.budget.seconds is None:
+            is_spent = spent_on_asks >= self.total
+        else:  # asks are not what it counts
+            is_spent = self._time_is_over()
+        if is_spent or self._driver.finished or self.is_out_of_patience:
+            return True
+        self.stopped = self._study_of_callbacks is not None and self._study_of_callbacks.is_stopped
+        return self.stopped
 
     def _is_last(self, spent_on_asks: int) -> bool:
         """Whether no more is left of the budget than a check of the steps since the last one."""
