@@ -4,42 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import itertools
 import math
-from collections.abc import Iterator, Sequence
-
-import numpy as np
+from collections.abc import Sequence
 
 from lcsc_opt.base.errors import LcscError
-from lcsc_opt.base.records import Candidate, Evaluation
-from lcsc_opt.base.study_spec import BudgetSpec, SpaceSpec
 from lcsc_opt.experiment.choice import FEWEST_IMAGES, SHARE_OF_SEARCH
 from lcsc_opt.objective.contract import Objective
-from lcsc_opt.optimizers import attach_evaluation, candidate_of
-from lcsc_opt.optimizers.driver import Driver
 from lcsc_opt.study.planning import Plan
 
 _SECONDS_TO_STORE = 0.02  # of a trial, next to its evaluation
-_SIMULATED = 1000  # candidates; more of them cost like the mean of these
 _FEWEST = 2  # evaluations: a step, and a check of it
 _POINTS_BETWEEN = 3  # EMA* and the best that was found
-
-
-def evaluations_in(plan: Plan, pace: Pace) -> int:
-    """About how many plain evaluations fit into a search's time: what its optimizer plans with; the clock ends it."""
-    seconds = (plan.spec.budget.seconds or 0.0) * plan.parallelism["workers"]
-    of_one = pace.plain.of(plan.objective.samples.per_evaluation) + _SECONDS_TO_STORE
-    return max(int(seconds / of_one), _FEWEST)
-
-
-def _candidates(optimizer: Driver) -> Iterator[Candidate]:
-    """What an optimizer asks for while its steps lead nowhere: numbers of images do not depend on losses."""
-    while True:
-        nevergrad_candidate = optimizer.ask()
-        yield candidate_of(nevergrad_candidate)
-        no_gradient = np.zeros_like(nevergrad_candidate.value)
-        attach_evaluation(nevergrad_candidate, Evaluation(1.0, gradient=no_gradient))
-        optimizer.tell(nevergrad_candidate, 1.0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,60 +68,62 @@ def searches_seconds(plans: Sequence[Plan], pace: Pace) -> float:
 
 
 def _seconds_at_most(plan: Plan, pace: Pace) -> float:
-    """How long one search takes: as long as its budget says; a grid may be through before.
+    """How long one search takes: what its budget buys, or as long as it says; a grid may be through before.
 
     Where workers share the images of a candidate, its time was measured so.
     """
-    seconds = plan.budget.seconds
-    if seconds is None:
-        return _search_seconds(plan, pace) / int(plan.parallelism["workers"])
-    if plan.grid_size is None:
-        return seconds
-    of_grid = plan.grid_size * (pace.plain.of(plan.objective.samples.per_evaluation) + _SECONDS_TO_STORE)
-    return min(seconds, of_grid / int(plan.parallelism["workers"]))
+    budget = plan.budget
+    if budget.seconds is None:
+        evaluations: float = budget.total
+        if budget.images is not None:
+            evaluations = budget.total / _Mean.of(plan, pace).images
+    elif plan.grid_size is None:
+        return budget.seconds
+    else:
+        evaluations = plan.grid_size
+    seconds = evaluations * _Mean.of(plan, pace).seconds / int(plan.parallelism["workers"])
+    return min(seconds, budget.seconds or seconds)
+
+
+def evaluations_in(plan: Plan, pace: Pace) -> int:
+    """About how many plain evaluations fit into a search's time: what its optimizer plans with; the clock ends it."""
+    seconds = (plan.spec.budget.seconds or 0.0) * plan.parallelism["workers"]
+    return max(int(seconds / _Mean.of_plain(plan, pace).seconds), _FEWEST)
 
 
 def evaluations_within(seconds: float, plan: Plan, pace: Pace) -> int:
     """How many evaluations a search makes in a time, steps with a gradient among them; a grid has no more than all."""
-    timed = Plan(plan.spec.model_copy(update={"budget": BudgetSpec(seconds=seconds)}), plan.objective)
+    evaluations = int(seconds * plan.parallelism["workers"] / _Mean.of(plan, pace).seconds)
     if plan.grid_size is not None:
-        return min(evaluations_in(timed, pace), plan.grid_size)
-    if not plan.optimizer.needs_gradient:
-        return evaluations_in(timed, pace)
-    images = plan.objective.samples.per_evaluation
-    driver = _in_one_row(plan).new_driver(BudgetSpec(evaluations=_SIMULATED))
-    spent = 0.0
-    for number, candidate in enumerate(itertools.islice(_candidates(driver), _SIMULATED)):
-        of_one = pace.gradient if candidate.gradient else pace.plain
-        spent += (_SECONDS_TO_STORE + of_one.of(candidate.images or images)) / plan.parallelism["workers"]
-        if spent > seconds:
-            return number
-    return int(_SIMULATED * seconds / spent)
+        evaluations = min(evaluations, plan.grid_size)
+    return max(evaluations, _FEWEST)
 
 
-def _in_one_row(plan: Plan) -> Plan:
-    """The same search in one row, in which optimizers ask for the same images as in many."""
-    return Plan(plan.spec.model_copy(update={"space": SpaceSpec()}), plan.objective)
+@dataclasses.dataclass(frozen=True)
+class _Mean:
+    """What an evaluation of a search costs in the mean."""
 
+    images: float
+    seconds: float
 
-def _search_seconds(plan: Plan, pace: Pace) -> float:
-    """How long one search takes with one worker, for a budget in evaluations or images; plain ones have all images."""
-    budget = plan.budget
-    images = plan.objective.samples.per_evaluation
-    if not plan.optimizer.needs_gradient:
-        evaluations = budget.evaluations or budget.total / images
-        return evaluations * (pace.plain.of(images) + _SECONDS_TO_STORE)
-    seconds = 0.0
-    spent = 0.0
-    driver = _in_one_row(plan).new_driver(budget)
-    for candidate in itertools.islice(_candidates(driver), _SIMULATED):
-        count = candidate.images or images
-        of_one = pace.gradient if candidate.gradient else pace.plain
-        seconds += _SECONDS_TO_STORE + of_one.of(count)
-        spent += 1 if budget.images is None else count
-        if spent >= budget.total:
-            break
-    return seconds * max(budget.total / spent, 1.0)
+    @classmethod
+    def of_plain(cls, plan: Plan, pace: Pace) -> _Mean:
+        """Without a gradient, on all images."""
+        images = plan.objective.samples.per_evaluation
+        return cls(images, pace.plain.of(images) + _SECONDS_TO_STORE)
+
+    @classmethod
+    def of(cls, plan: Plan, pace: Pace) -> _Mean:
+        """Of a search that follows the gradient: of its steps, and of a check after so many of them."""
+        check = cls.of_plain(plan, pace)
+        if not plan.optimizer.needs_gradient:
+            return check
+        steps, images = plan.optimizer.steps_of_check(plan.objective.samples.per_evaluation)
+        of_step = pace.gradient.of(images) + _SECONDS_TO_STORE
+        return cls(
+            (steps * images + check.images) / (steps + 1),
+            (steps * of_step + check.seconds) / (steps + 1),
+        )
 
 
 def report_seconds(plans: Sequence[Plan], pace: Pace) -> float:

@@ -435,6 +435,16 @@ class LCSCGradient(ConfiguredOptimizer):  # type: ignore[misc]
     ) -> None:
         super().__init__(_LCSCGradient, locals(), as_config=True)
 
+    def steps_of_check(self, check_images: int) -> tuple[float, int]:
+        """How many steps come before a check of so many images, in the mean, and how many images each has.
+
+        Where the objective samples none, 0, all cost the same.
+        """
+        options = self.config()
+        images = min(options["images"], check_images)
+        of_check = (1 - options["checks"]) / options["checks"]  # images of all its steps for each of its own
+        return of_check * (check_images / images if images else 1), images
+
 
 class _Path:
     """The iterates of one search, as free vectors ``[d]``, or ``[S, d]`` in a space with rows.

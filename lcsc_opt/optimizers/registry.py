@@ -94,6 +94,17 @@ class Configured:
     prefers_sequential_asks: bool
     points: Callable[[Sequence[int]], Sequence[Any]] | None
 
+    def steps_of_check(self, check_images: int) -> tuple[float, int]:
+        """How many steps along the gradient come before a check of so many images, in the mean, and the images of each.
+
+        An optimizer that does not say it checks after each step.
+        """
+        says = getattr(self.build, "steps_of_check", None)
+        if says is None:
+            return 1.0, check_images
+        steps: tuple[float, int] = says(check_images)
+        return steps
+
 
 def configure(spec: OptimizerSpec) -> Configured:
     """The optimizer of a specification, with its options.

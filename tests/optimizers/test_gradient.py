@@ -98,6 +98,9 @@ def test_checks_take_their_share_of_the_images(checks: float, per_evaluation: in
     most = checks * (gradients + plain)
     room = (per_evaluation or 1) + (200 * plain / per_evaluation if per_evaluation else 0)  # whole checks, whole steps
     assert most - room <= plain <= most
+    steps_of_check, images = LCSCGradient(checks=checks).steps_of_check(per_evaluation)
+    assert set(steps) == {images or 1}, "by which a run tells how long it takes"
+    assert len(steps) / (len(asked) - len(steps)) == pytest.approx(steps_of_check, rel=0.2)
 
 
 @pytest.mark.parametrize(
