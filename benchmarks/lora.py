@@ -9,9 +9,10 @@ of their running average after each of 16 epochs: a *style* (60 digits in neon c
 drawing, 40 of them turned and moved a little), and an *LCM*-LoRA, distilled for four steps.
 
 Each is searched three times by LCSCGradient: with a row of coefficients for each layer, for each channel, and for each
-layer with its strength. A classifier judges that saw other digits and other emoji: by its features' Fréchet distance of
-1,000 samples to 2,000 images that nothing was trained on or searched with, and by the probability that it gives to what
-the prompt asks for. The judged files are those that ``lcsc export`` writes, sampled by diffusers alone.
+layer with its strength. The loss is ``fdr`` with the features of a small classifier, and with several prompts also the
+probability that it gives to what they ask for. Another classifier judges, which saw other digits and other emoji: by
+its features' Fréchet distance of 1,000 samples to 2,000 images that nothing was trained on or searched with, and by the
+same probability. The judged files are those that ``lcsc export`` writes, sampled by diffusers alone.
 
 It writes ``results/lora.md`` and ``docs/images/lora.png``, and keeps in FOLDER what is done.
 """
@@ -50,7 +51,7 @@ def study(run: Run, space: str, folder: Path, evaluations: int) -> Path:
     """Write the study file of a search, and the real images that it reads."""
     write_pngs(run.real(folder, "reference")[:2000], folder / run.name / "reference")
     last = f"checkpoint-{EPOCHS * run.steps}"
-    distance = "fid@lora_models:Features"
+    distance = "fdr@lora_models:Features"
     settings: dict[str, Any] = {
         "pipeline": "pipeline",
         "component": "lora",

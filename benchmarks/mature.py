@@ -17,7 +17,7 @@ ceiling: Adam in all weights, from EMA*, on the same loss with 15,000 images.
 
 Two classifiers judge, trained on other digits or on Google's emoji, by 5,000 samples and images that nothing else saw:
 the last checkpoint, the trainer's EMA, EMA*, checks, the answer, all weights; of windows before the end also the last
-checkpoint after as many more seconds of training as the search took. The floor is the distance of
+checkpoint after training for as many more seconds of the processor as the search took. The floor is the distance of
 images that were trained on. *Nearest* is the median distance to the nearest image that was trained on, one for unseen
 images; *recognized* the share of images of which a judge is surer than 90 %.
 
@@ -195,9 +195,9 @@ def all_weights(result: Any, steps: int = 75, images: int = 200, rate: float = 1
 def judge_cell(work: Path, cell: Cell) -> dict[str, Any]:
     """Search a cell, and judge what it had and what it found."""
     model = MODELS[cell.model]
-    start = time.perf_counter()
+    start, processor_start = time.perf_counter(), time.process_time()
     result = search(work, cell)
-    seconds = time.perf_counter() - start
+    seconds, processor_seconds = time.perf_counter() - start, time.process_time() - processor_start
     grid, found = result.studies
     trials = trials_of(result.storage, found.name)
     images = np.cumsum([trial.user_attrs["cost"]["images"] for trial in trials])
@@ -212,7 +212,7 @@ def judge_cell(work: Path, cell: Cell) -> dict[str, Any]:
     models["answer"] = result.merge()
     models["all weights"] = all_weights(result)
     if cell.window != "late":
-        models["trained on"] = trained_on(model, work, checkpoints[-1], seconds)
+        models["trained on"] = trained_on(model, work, checkpoints[-1], processor_seconds)
     judges = Judges(model, work)
     samples = {name: sampled(model, weights, cell.steps) for name, weights in models.items()}
     return {

@@ -241,17 +241,17 @@ def train(model: Model, work: Path) -> None:
 
 
 def trained_on(model: Model, work: Path, checkpoint: Path, seconds: float) -> dict[str, Tensor]:
-    """A checkpoint after so many more seconds of training, in which its learning rate falls to zero."""
+    """A checkpoint after so many more processor seconds of training, in which its learning rate falls to zero."""
     net = model.build()
     net.load_state_dict(torch.load(checkpoint, weights_only=True))
     begun = 2e-3 * learning_rate(int(checkpoint.stem.split("_")[1]), model.steps)
-    start = time.perf_counter()
+    start = time.process_time()
 
     def rate(step: int) -> float:
-        return begun * min(1, (step + 1) / 100) * max(0.0, 1 - (time.perf_counter() - start) / seconds)
+        return begun * min(1, (step + 1) / 100) * max(0.0, 1 - (time.process_time() - start) / seconds)
 
     for _ in training(net, images_of(model, work).trained_on, rate, seed=1):
-        if time.perf_counter() - start > seconds:
+        if time.process_time() - start > seconds:
             return net.state_dict()
     raise AssertionError
 
