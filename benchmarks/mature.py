@@ -25,7 +25,7 @@ images; *recognized* the share of images of which a judge is surer than 90 %.
 ``results/mature_variants_MODEL.md``. ``floor`` searches models that have nothing to gain: linear ones around the truth.
 ``few`` searches cells of few real images by rows for layers and for channels, with targets that are shrunk towards an
 average of the checkpoints, and with plain ones, and writes ``results/mature_few.md``. ``table`` writes
-``results/mature.md``.
+``results/mature_channels.md``; ``results/mature.md`` is of earlier searches, with rows for layers.
 """
 
 from __future__ import annotations
@@ -405,7 +405,7 @@ def rechoose(work: Path) -> None:
 def table(work: Path) -> list[str]:
     """The lines of the report."""
     found = [json.loads(path.read_text()) for path in sorted(work.glob("result_*.json"))]
-    lines = [*_gains(found), "", *_details(found), ""]
+    lines = [*_means(found), "", *_gains(found), "", *_details(found), ""]
     ratios = [statistics.fmean(_over_best(one)) for one in found]
     lines.append(
         f"Answer ÷ best of EMA*, checks and means: mean {statistics.fmean(ratios):.3f}, worst {max(ratios):.3f}."
@@ -440,6 +440,22 @@ def _gains(found: list[dict[str, Any]]) -> list[str]:
                 said[0] if said else "nothing better",
             ]
         )
+    return markdown(rows)
+
+
+def _means(found: list[dict[str, Any]]) -> list[str]:
+    """Over the searches of a cell and both judges: the mean and the worst of two ratios."""
+    ratios: dict[str, dict[str, list[float]]] = {}
+    for one in found:
+        cell = Cell.parse(one["cell"])
+        of_cell = ratios.setdefault(f"{cell.model}, {cell.window}, {cell.steps}", {"EMA*": [], "all weights": []})
+        for base, values in of_cell.items():
+            values += [one["judged"]["answer"][judge] / one["judged"][base][judge] for judge in JUDGES]
+    rows = [["cells", "searches", "answer ÷ EMA*: mean", "worst", "answer ÷ all weights: mean", "worst"]]
+    for cells_of, of_cell in ratios.items():
+        numbers = [number for values in of_cell.values() for number in (statistics.fmean(values), max(values))]
+        searches = len(of_cell["EMA*"]) // len(JUDGES)
+        rows.append([cells_of, str(searches), *(f"{number:.2f}" for number in numbers)])
     return markdown(rows)
 
 
@@ -530,8 +546,9 @@ def main() -> None:
         case "floor":
             floor(work, arguments.seeds, arguments.real)
         case _:
-            text = [f"# Models that are trained out\n\n{machine()}\n", *table(work)]
-            (RESULTS / "mature.md").write_text("\n".join(text) + "\n")
+            title = "# Models that are trained out, with a row for each channel"
+            text = [f"{title}\n\n{machine()}\n", *table(work)]
+            (RESULTS / "mature_channels.md").write_text("\n".join(text) + "\n")
             print("\n".join(text))
 
 
