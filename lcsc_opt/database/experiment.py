@@ -135,10 +135,14 @@ class StoredExperiment:
         """Read all again: other processes may have measured something."""
         self.attributes = self.record.stored_attributes()
         self.record.attributes = self.attributes
-        self._forget_trials()
-
-    def _forget_trials(self) -> None:
         self._trials = None
+        self.__dict__.pop("_of_models", None)
+
+    def _add(self, attributes: Attributes, result: Evaluation | Mapping[str, Any], *, compares: bool) -> None:
+        """Commit a trial, and know of it without reading all of them again."""
+        trial = self.record.add_ended(attributes, result, compares=compares)
+        if self._trials is not None:
+            self._trials.append(trial)
         self.__dict__.pop("_of_models", None)
 
     def set_attribute(self, name: str, value: Any) -> None:
@@ -190,8 +194,7 @@ class StoredExperiment:
         if sample.sampler is not None:
             described["sampler"] = dataclasses.asdict(sample.sampler)
         compares = sample.noise.group == HELD_OUT.group and sample.sampler is None
-        self.record.add_ended(described, result, compares=compares)
-        self._forget_trials()
+        self._add(described, result, compares=compares)
 
     def update(self, attributes: Attributes, searches: Sequence[str], *, keep_yardstick: bool) -> None:
         """Write attributes that are new, in one transaction.
@@ -212,11 +215,10 @@ class StoredExperiment:
         written |= {name: {KEY: attributes[KEY]["decides"]} for name in searches}
         write_together(self.storage, written)
         self.attributes.update(changed)
-        self._forget_trials()
+        self.__dict__.pop("_of_models", None)  # whose trials are valid under the keys of today
         if yardstick is not None and yardstick.user_attrs[KEY] not in attributes[KEYS]:
             today = {**yardstick.user_attrs, KEY: next(iter(attributes[KEYS]))}
-            self.record.add_ended(today, evaluation_of(yardstick), compares=False)
-            self._forget_trials()
+            self._add(today, evaluation_of(yardstick), compares=False)
 
     def choose(self, report: Report, of: str) -> None:
         """Store which model was chosen, and when.

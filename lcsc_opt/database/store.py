@@ -395,13 +395,16 @@ class StoredStudy:
 
     def add_ended(
         self, attributes: Mapping[str, Any], result: Evaluation | Mapping[str, Any], *, compares: bool
-    ) -> None:
+    ) -> FrozenTrial:
         """Commit a trial that was evaluated already, in one transaction.
 
         Args:
             attributes: of its candidate, and further ones.
             result: the evaluation; of a failed trial its attempt, with ``reason`` and ``seconds``.
             compares: whether its loss compares with those of other trials.
+
+        Returns:
+            The trial as :meth:`trials` has it, but for its number, which is not read.
         """
         value = None
         state = TrialState.FAIL
@@ -415,11 +418,13 @@ class StoredStudy:
         trial = create_trial(
             state=state,
             value=value,
-            user_attrs={**attributes, **of_result},
+            user_attrs=as_json({**attributes, **of_result}),
             params=params,
             distributions=distributions,
         )
         self._write(lambda: self.storage.create_new_trial(self.key, trial))
+        [shown] = shown_trials([trial], sign=self.sign, forgotten=())
+        return shown
 
     def _add(self, trial: FrozenTrial) -> int:
         """Commit a new trial and return its number, which is the next one unless plain Optuna has added others."""
