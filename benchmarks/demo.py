@@ -39,7 +39,7 @@ from lcsc_opt.database.reader import HistoryReader
 from lcsc_opt.metrics.bundled_images import bundled_images
 from lcsc_opt.metrics.extractors.bundled import SETTINGS
 from lcsc_opt.objective.merge_sample_score import MergeSampleScore
-from lcsc_opt.views.ranking import Ranked, ranking
+from lcsc_opt.views.ranking import Row, ranking
 
 PICTURE = RESULTS.parents[1] / "docs" / "images" / "demo.png"
 METRICS = ("fid_held_out", "fid@cross_check", "precision", "recall")
@@ -147,7 +147,7 @@ def recognized(samples: Mapping[str, Tensor]) -> dict[str, int]:
     return counts
 
 
-def line(summary: Ranked, studies: Sequence[Standing], found: Mapping[str, int]) -> list[str]:
+def line(summary: Row, studies: Sequence[Standing], found: Mapping[str, int]) -> list[str]:
     """One line of the table."""
     report = studies[0].report
     models = {study.optimizer: study.found for study in studies}

@@ -17,15 +17,14 @@ from lcsc_opt.base.jackknife import LEVEL
 from lcsc_opt.base.study_spec import EMA_GRID
 from lcsc_opt.database.history import Standing, loss_name
 from lcsc_opt.database.reader import HistoryReader
-from lcsc_opt.views import UNKNOWN, count, number, percent
+from lcsc_opt.views import UNKNOWN
 from lcsc_opt.views.answer import first_line
 from lcsc_opt.views.curves import AXES, default_axis
 from lcsc_opt.views.dashboard import parts
 from lcsc_opt.views.figures.comparison import comparison_figure
 from lcsc_opt.views.figures.theme import empty_figure, style
-from lcsc_opt.views.ranking import ANSWER, Difference, Ranked, Spread, ranking, spread_text
-from lcsc_opt.views.study_status import duration
-from lcsc_opt.views.tables import comparison_tables
+from lcsc_opt.views.ranking import ANSWER, Difference, Row, Spread, ranking, spread_text
+from lcsc_opt.views.tables import RANKING, comparison_tables, studies_table
 
 NOTHING = "No experiment in this database yet. Start one: lcsc run STUDY_FILE"
 CONTROLS = ("experiment", "axis", "only")
@@ -73,14 +72,14 @@ def build(storage: RDBStorage) -> dash.Dash:
         new_columns: Any = _columns(loss_name(shown.studies))
         if new_columns == columns:
             new_columns = no_update  # a reader may have made them wider
-        ranked = ranking(shown.studies)
+        rows = ranking(shown.studies)
         return (
             "",
             first_line(shown.studies),
             comparison_figure(shown.studies, axis, theme=theme),
             new_columns,
-            [_row(row) for row in ranked],
-            _metrics(shown),
+            [_row(row) for row in rows],
+            _metrics(shown, rows),
             shown.optimizers,
             _studies(shown.studies),
             interval,
@@ -192,31 +191,30 @@ def _content() -> list[Any]:
     ]
 
 
-def _metrics(shown: Shown) -> Any:
+def _metrics(shown: Shown, rows: Sequence[Row]) -> Any:
     """The tables of the report, and its warnings; nothing before there is one."""
     report = shown.studies[0].report
     sections: list[Any] = [
-        parts.section(f"Evaluation metrics, {title}", parts.table(*table))
-        for title, table in comparison_tables(report, loss_name(shown.studies))
+        parts.section(table.title, parts.table(table)) for table in comparison_tables(rows, loss_name(shown.studies))
     ]
     if report is not None:
         sections += [html.P(f"Warning: {warning}.") for warning in report.warnings]
     return sections
 
 
-def _row(row: Ranked) -> dict[str, Any]:
+def _row(row: Row) -> dict[str, Any]:
     """The numbers that the table sorts by and that are downloaded, and the texts that it shows for them."""
     return {
         "optimizer": row.label,
         "seeds": row.seeds,
-        "seeds_text": row.seeds or UNKNOWN,
-        "unfinished": row.seeds - row.finished,
+        "seeds_text": RANKING["seeds"](row),
+        "unfinished": row.unfinished,
         **_spread_cells("held_out", row.held_out),
         **_spread_cells("searched", row.searched),
         "verdict": row.verdict,
         **_difference_cells(row.difference),
         "below_ema_percent": None if row.below_ema is None else 100 * row.below_ema,
-        "below_ema_text": percent(row.below_ema),
+        "below_ema_text": RANKING["against EMA*"](row),
         "colour": "transparent" if row.optimizer == ANSWER else style(row.optimizer).colour,  # it is one of the others
     }
 
@@ -277,22 +275,10 @@ def _quantity(field: str, title: str, *, text: str | None = None, **options: Any
 
 
 def _studies(studies: Sequence[Standing]) -> Any:
-    header = ("study", "state", "done", "failed", "held out", "searched", "images", "time evaluating")
-    return parts.table(header, [_study(study) for study in studies], text=2)
-
-
-def _study(study: Standing) -> list[Any]:
-    """A row of the table of studies: the cells of :func:`_studies`' header."""
-    return [
-        parts.study_link(study),
-        study.state,
-        f"{count(study.budget_spent, study.budget_total)} {study.budget_unit}",
-        study.summary.failed,
-        number(study.reported),
-        number(study.searched_of_shown),
-        f"{study.summary.cost.images:,}",
-        duration(study.seconds),
-    ]
+    """The table of studies, with a link to the page of each."""
+    table = studies_table(studies)
+    rows = [(parts.study_link(study), *cells[1:]) for study, cells in zip(studies, table.rows, strict=True)]
+    return parts.table(dataclasses.replace(table, rows=rows))
 
 
 def as_csv(rows: Sequence[dict[str, Any]]) -> str:

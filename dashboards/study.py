@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -13,13 +14,13 @@ from optuna.trial import FrozenTrial
 
 from lcsc_opt.database.history import Standing, ema_grid
 from lcsc_opt.database.reader import FailureReason
-from lcsc_opt.views import UNKNOWN, count, number
+from lcsc_opt.views import UNKNOWN, count, duration, number
 from lcsc_opt.views.dashboard import parts
 from lcsc_opt.views.figures.comparison import comparison_figure
 from lcsc_opt.views.figures.study import coefficients_figure
 from lcsc_opt.views.figures.theme import Theme, empty_figure
-from lcsc_opt.views.study_status import duration, rate, rate_text, seconds_left
-from lcsc_opt.views.tables import report_table
+from lcsc_opt.views.study_status import rate, rate_text, seconds_left
+from lcsc_opt.views.tables import failures_table, report_tables
 
 NOTHING = "No study in this database yet. Start one: lcsc run STUDY_FILE"
 FIGURES = {
@@ -115,17 +116,8 @@ def _best(study: Standing) -> str:
 
 def _metrics(study: Standing) -> Any:
     """What the report of the experiment has of its best trial, if there is one."""
-    report = study.report
-    if report is None or study.found is None:
-        return ""
-    sections = []
-    for index, part in enumerate(report.parts):
-        title = "Evaluation metrics, held out"
-        if part.sampler is not None:
-            title += f", {part.sampler}"
-        header, rows = report_table(report, study.found.model.name, part=index)
-        sections.append(parts.section(title, parts.table(header, rows)))
-    return sections
+    name = None if study.found is None else study.found.model.name
+    return [parts.section(table.title, parts.table(table)) for table in report_tables(study.report, name)]
 
 
 def _compared(study: Standing, ema: Standing | None) -> list[Standing]:
@@ -204,8 +196,9 @@ def _failures(failures: Sequence[FailureReason]) -> Any:
     if not failures:
         return ""
     shown = failures[:MOST_REASONS]
-    rows = [[html.Span(failure.reason, className="reason"), failure.attempts, failure.lost] for failure in shown]
-    content: list[Any] = [parts.table(("reason", "attempts", "trials lost"), rows)]
+    table = failures_table(shown)
+    rows = [(html.Span(str(reason), className="reason"), *numbers) for reason, *numbers in table.rows]
+    content: list[Any] = [parts.table(dataclasses.replace(table, rows=rows))]
     if len(failures) > MOST_REASONS:
         content.append(html.P(f"and {len(failures) - MOST_REASONS} more reasons", className="note"))
     content += [

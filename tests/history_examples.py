@@ -120,12 +120,13 @@ def trials_of(
 
 
 def standing(trials: Sequence[FrozenTrial], *, optimizer: str = "LCSC", seed: int = 0, **changes: Any) -> Standing:
-    """A study of these trials."""
+    """A study of these trials, whose loss is called FID."""
+    summary = dataclasses.replace(Summary.of(trials), metric="FID")
     ended = sum(trial.state.is_finished() for trial in trials)
     return Standing(
         **{
             **{"study_id": seed, "study": f"digits/{optimizer}/{seed}", "experiment": "digits", "optimizer": optimizer},
-            **{"seed": seed, "summary": Summary.of(trials), "ended": True, "metric": "FID", "steps": (100, 200, 300)},
+            **{"seed": seed, "summary": summary, "ended": True, "steps": (100, 200, 300)},
             **{"budget": {"evaluations": ended}, **changes},
         }
     )

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 
 import typer
 
@@ -17,13 +16,8 @@ from lcsc_opt.cli.options import (
     chosen_storage,
     open_database,
 )
-from lcsc_opt.cli.output import print_json, print_report, print_table, say
-from lcsc_opt.views import number, percent
-
-if TYPE_CHECKING:  # drawing is imported only when it is asked for
-    from lcsc_opt.database.history import Standing
-
-_OPTIONAL = ("evaluations", "searched", "seconds", "images", "on images", "seeds")  # columns of the ranking
+from lcsc_opt.cli.output import print_json, print_tables, say
+from lcsc_opt.views import Table, number
 
 
 def compare(
@@ -47,7 +41,8 @@ def compare(
     from lcsc_opt.database.history import loss_name
     from lcsc_opt.database.reader import HistoryReader
     from lcsc_opt.views.answer import first_line
-    from lcsc_opt.views.tables import comparison_rows, comparison_tables
+    from lcsc_opt.views.ranking import ranking
+    from lcsc_opt.views.tables import comparison_rows, comparison_tables, ranking_table
 
     if plot is not None:
         from lcsc_opt.views.figures.writing import check_suffix
@@ -60,9 +55,9 @@ def compare(
         print_json(comparison_rows(studies))
     else:
         say(first_line(studies))
-        _print_ranking(experiment, studies)
-        for title, (header, rows) in comparison_tables(report, loss_name(studies), all_metrics=all_metrics):
-            print_table(header, rows, title=f"\nevaluation metrics, {title}", optional=header[2:])
+        rows = ranking(studies)
+        metrics = comparison_tables(rows, loss_name(studies), all_metrics=all_metrics)
+        print_tables(ranking_table(rows, experiment), *metrics)
     unfinished = [study.study for study in studies if not study.ended]
     if unfinished:
         say(f"unfinished: {', '.join(unfinished)}")
@@ -77,27 +72,6 @@ def compare(
 
         write_figure(plot, comparison_figure(studies, axis))
         say(f"drawn: {plot}")
-
-
-def _print_ranking(title: str, studies: Sequence[Standing]) -> None:
-    """Print a row for each optimizer. What was searched, on other noise and fewer images, stands last."""
-    from lcsc_opt.views.ranking import ranking, spread_text
-
-    ranked = ranking(studies)
-    samples_images = any(row.held_out_images for row in ranked)
-    header = ["optimizer", "seeds", "held-out"]
-    if samples_images:
-        header.append("on images")
-    header += ["against EMA*", "evaluations", "images", "seconds", "searched"]
-    rows = []
-    for row in ranked:
-        cells: list[object] = [row.label, row.seeds, spread_text(row.held_out)]
-        if samples_images:
-            cells.append(", ".join(f"{count:,}" for count in row.held_out_images) or "–")
-        cells.append(percent(row.below_ema))
-        cells += [f"{row.evaluations:.0f}", f"{row.images:,.0f}", f"{row.seconds:.1f}", spread_text(row.searched)]
-        rows.append(cells)
-    print_table(header, rows, title=title, optional=_OPTIONAL)
 
 
 def report(
@@ -135,6 +109,7 @@ def evaluate(
     from lcsc_opt.database.opened import Database
     from lcsc_opt.experiment.running import evaluate_again
     from lcsc_opt.views.answer import answer_line
+    from lcsc_opt.views.tables import report_tables
 
     made, is_kept = evaluate_again(
         Database(chosen_storage(storage, experiment)),
@@ -151,8 +126,7 @@ def evaluate(
         print_json(made.to_json())
         return
     rows = [(name, number(value), "answer" if name == made.answer else "") for name, value in made.selection.items()]
-    print_table(("model", "selection", ""), rows, title=experiment)
-    print_report(made)
+    print_tables(Table(("model", "selection", ""), rows, experiment), *report_tables(made, made.answer))
     say(answer_line(made))
 
 

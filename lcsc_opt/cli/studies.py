@@ -28,7 +28,8 @@ from lcsc_opt.cli.options import (
     in_order_of,
     open_database,
 )
-from lcsc_opt.cli.output import print_described, print_json, print_line, print_report, print_table, say
+from lcsc_opt.cli.output import described_table, print_json, print_line, print_table, print_tables, say
+from lcsc_opt.views import Table
 
 if TYPE_CHECKING:
     from lcsc_opt.experiment.experiment import Experiment
@@ -241,15 +242,13 @@ def _print_rehearsed(experiment: Experiment) -> None:
         budget = BudgetSpec(**attributes[name]["budget"])
         done = f"{evaluations.get(name, 0)} evaluations"
         rows.append((name, named_options or "defaults", f"{spec.space.kind}, {in_rows}", budget, done))
-    print_table(
-        ("study", "optimizer options", "space", "budget", "done"), rows, title=f"would run, in {masked(database.url)}"
-    )
+    header = ("study", "optimizer options", "space", "budget", "done")
+    tables = [Table(header, rows, f"would run, in {masked(database.url)}")]
     if bought:
-        print_table(
-            ("study", *_TIMES),
-            [(name, *(f"{count:,}" for count in counts)) for name, counts in bought.items()],
-            title="\nevaluations that a time buys, as --budget '10 min' for each search",
-        )
+        title = "evaluations that a time buys, as --budget '10 min' for each search"
+        counts_of = [(name, *(f"{count:,}" for count in counts)) for name, counts in bought.items()]
+        tables.append(Table(("study", *_TIMES), counts_of, title))
+    print_tables(*tables)
 
 
 def list_(
@@ -258,13 +257,13 @@ def list_(
 ) -> None:
     """List the studies of the database."""
     from lcsc_opt.database.reader import HistoryReader
-    from lcsc_opt.views.study_status import studies_table
+    from lcsc_opt.views.tables import studies_table, study_row
 
     studies = HistoryReader(open_database(storage)).read_studies()
     if output == "json":
-        print_json([study.as_row() for study in studies])
+        print_json([study_row(study) for study in studies])
         return
-    print_table(*studies_table(studies), optional=("evaluations", "seconds", "images", "failed"))
+    print_table(studies_table(studies))
 
 
 def show(
@@ -276,9 +275,9 @@ def show(
     output: Output = "table",
 ) -> None:
     """Show one study: settings, state, best trial, failures, time. Or how an exported model was merged."""
-    from lcsc_opt.database.experiment import StoredExperiment
-    from lcsc_opt.database.names import split_name
+    from lcsc_opt.database.reader import HistoryReader
     from lcsc_opt.views.study_status import overview
+    from lcsc_opt.views.tables import report_tables
 
     if Path(study).suffix in (".yaml", ".yml"):
         raise StudySpecError(f"{study}: is the name of a study file; see what it runs: lcsc run {study} --dry-run")
@@ -291,14 +290,17 @@ def show(
         else:
             _print_recipe(recipe)
         return
-    stored = find_study(study, storage)
-    described = overview(stored)
+    reader = HistoryReader(find_study(study, storage).storage)
+    standing = reader.read_study(study)
+    described = overview(reader, standing)
     if output == "json":
         print_json(described)
         return
     left_out = {name for name in _PRINTED_IF_ANY if not described[name]}.union(_PRINTED_APART)
-    print_described(study, {name: value for name, value in described.items() if name not in left_out})
-    print_report(StoredExperiment.open(stored.storage, split_name(stored.name)[0]).report, described["study"])
+    shown = {name: value for name, value in described.items() if name not in left_out}
+    found = standing.found
+    measured = report_tables(standing.report, None if found is None else found.model.name)
+    print_tables(described_table(study, shown), *measured)
     for text in described["tracebacks"].values():
         print_line(f"\n{text.rstrip()}")
 
@@ -323,4 +325,4 @@ def _print_recipe(shown: Recipe) -> None:
     described |= describe_coefficients(np.array(shown.coefficients), shown.steps)
     if shown.adapters is not None:
         described["strength"] = strength_of(np.array(shown.coefficients))
-    print_described(shown.title, described)
+    print_table(described_table(shown.title, described))

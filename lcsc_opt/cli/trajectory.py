@@ -11,7 +11,8 @@ from lcsc_opt.base.files import shown_size
 from lcsc_opt.base.settings import parse_settings
 from lcsc_opt.base.streams import results_apart
 from lcsc_opt.cli.options import Output, Steps, assignments, in_order_of
-from lcsc_opt.cli.output import print_described, print_json, print_line, print_table, say
+from lcsc_opt.cli.output import described_table, print_json, print_line, print_table, say
+from lcsc_opt.views import Table
 
 app = typer.Typer(help="Pack checkpoints into a trajectory, and inspect one.", no_args_is_help=True)
 
@@ -82,7 +83,7 @@ def _print_packed(described: dict[str, Any], output: str) -> None:
         return
     warnings = described.pop("warnings")
     del described["steps"]  # too many for a table
-    print_described("trajectory", described)
+    print_table(described_table("trajectory", described))
     for warning in warnings:
         print_line(f"warning: {warning}")
 
@@ -103,7 +104,8 @@ def _print_run(path: Path, key: str | None, output: str) -> None:
     print_line(f"{path}: {span}")
     rows = [(held.file, held.key or "–", held.what, held.rate or "–", held.tensors, held.use) for held in table.held]
     title = f"\nin {table.checkpoints[steps[-1]]}"
-    print_table(("file", "key", "what it seems to be", "rate", "tensors", "use"), rows, title=title, left=6)
+    header = ("file", "key", "what it seems to be", "rate", "tensors", "use")
+    print_table(Table(header, rows, title, text=len(header)))
     if table.left_out:
         print_line(f"left out: {shown_left_out(path, table.left_out)}")
     for sentence in table.said:

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from lcsc_opt.base.records import Yardstick
 from lcsc_opt.base.study_spec import EMA_GRID
 from lcsc_opt.database.measurement import Measurement
-from lcsc_opt.database.metric_rows import MetricRow
 from lcsc_opt.database.names import BASELINES, EMA, label
 from lcsc_opt.database.report import Report
 from lcsc_opt.database.summary import Summary
@@ -51,9 +51,11 @@ class Standing:
         budget: ``{"evaluations": n}``, ``{"images": n}``, or ``{"seconds": n}``.
         workers: how many evaluate at once.
         ended: whether the search has spent its budget, or had nothing more to ask.
+        how: how it ended, in words; ``None`` before.
+        yardstick: what losses are relative to; ``None`` if they are absolute.
+        changes: of the user's code since the experiment began, each with its time.
         report: of the experiment; ``None`` before there is one.
         average: what the answer of a baseline is called, as ``average of the last 10``; ``None`` of other studies.
-        metric: what the loss is called: ``FID`` where it is one, ``score`` where one is maximized, else ``loss``.
         sign: −1 where the loss is a score times −1, which is maximized; else 1.
         forgotten: the numbers of the trials that were forgotten, and asked again; they count nowhere.
         holds_out: whether the experiment's objective can report.
@@ -73,13 +75,24 @@ class Standing:
     budget: Mapping[str, int] = dataclasses.field(default_factory=dict)
     workers: int = 1
     ended: bool = False
+    how: str | None = None
+    yardstick: Yardstick | None = None
+    changes: Sequence[Any] = ()
     report: Report | None = None
     average: str | None = None
-    metric: str = "loss"
     sign: int = 1
     forgotten: frozenset[int] = frozenset()
     holds_out: bool = True
     holder: str | None = None
+
+    @property
+    def metric(self) -> str:
+        """What the loss is called: ``FID`` where it is one, ``score`` where one is maximized, else ``loss``."""
+        if self.yardstick is not None and self.yardstick.kept is not None:  # it may have a penalty, and is no metric
+            return "loss"
+        if self.sign < 0 and self.summary.metric == "loss":
+            return "score"
+        return self.summary.metric
 
     @property
     def label(self) -> str:
@@ -176,34 +189,6 @@ class Standing:
         if self.found is not None:
             return self.found.model.trial
         return self.summary.best
-
-    def as_row(self) -> dict[str, Any]:
-        """The study in the JSON of ``lcsc list``, ``compare`` and ``show``.
-
-        ``searched`` and ``held_out`` are losses or scores of one model, as a user knows them: the one that was chosen.
-        """
-        rows: tuple[MetricRow, ...] = ()
-        sampler = None
-        images = None
-        if self.report is not None and self.found is not None:
-            rows = self.report.rows(self.found.model.name, EMA)
-            sampler = self.report.parts[0].sampler
-            images = self.found.images or None  # 0 where the objective samples none
-        return {
-            "study": self.study,
-            "optimizer": self.optimizer,
-            "seed": self.seed,
-            "state": self.state,
-            "maximized": self.sign < 0,
-            "searched": self.searched_of_shown,
-            "held_out": self.reported,
-            "held_out_images": images,
-            "sampler": sampler,
-            "evaluations": self.summary.evaluations,
-            "images": self.summary.cost.images,
-            "seconds": self.seconds,
-            "held_out_rows": [dataclasses.asdict(row) for row in rows],
-        }
 
 
 def loss_name(studies: Sequence[Standing]) -> str:

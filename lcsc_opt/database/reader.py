@@ -17,15 +17,17 @@ from optuna.trial import FrozenTrial, TrialState
 
 from lcsc_opt.base.errors import StudyStoreError
 from lcsc_opt.base.progress import notice
+from lcsc_opt.base.records import Yardstick
 from lcsc_opt.base.settings import near_miss
 from lcsc_opt.base.study_spec import OF_EXPERIMENT
 from lcsc_opt.coefficients.profiles import average_name
 from lcsc_opt.database.arrays import coefficients_of
 from lcsc_opt.database.connection import in_database
-from lcsc_opt.database.experiment import REPORT, YARDSTICK, report_of, search_yardstick
+from lcsc_opt.database.experiment import report_of, search_yardstick
 from lcsc_opt.database.history import Floats, Standing, sign_of
 from lcsc_opt.database.lock import locked
 from lcsc_opt.database.names import BASELINES, HOLDER, split_name
+from lcsc_opt.database.report import Report
 from lcsc_opt.database.states import forgotten_trials, is_ours, shown_trials
 from lcsc_opt.database.store import Contents, read_contents
 from lcsc_opt.database.summary import Summary
@@ -124,36 +126,27 @@ class HistoryReader:
             self._cached_storage = get_storage(self.storage)
         self._created = created
         running = locked(self.storage, names)
-        shared: dict[str, Mapping[str, Any]] = {}  # experiment → what its searches have of it
+        experiments: dict[str, _Experiment] = {}
         standings = []
         for name in names:
             experiment = split_name(name)[0]  # raises
             with contextlib.suppress(KeyError):  # there is none, or it was deleted since the names were read
-                if experiment not in shared:
-                    shared[experiment] = self._of_experiment(contents, experiment)
-                of_experiment = {} if name in contents.foreign(experiment) else shared[experiment]
-                attributes = joined(contents.studies[name], of_experiment)
-                standings.append(self._read(name, attributes, is_running=name in running))
+                if experiment not in experiments:
+                    experiments[experiment] = self._read_experiment(contents, experiment)
+                of_experiment = experiments[experiment]
+                if name in contents.foreign(experiment):
+                    of_experiment = _Experiment({})
+                standings.append(self._read(name, contents.studies[name], of_experiment, is_running=name in running))
         return tuple(standings)
 
-    def _of_experiment(self, contents: Contents, name: str) -> Mapping[str, Any]:
-        """The attributes of an experiment, with its report and what losses are relative to; empty without one."""
+    def _read_experiment(self, contents: Contents, name: str) -> _Experiment:
         attributes = contents.experiments.get(name)
         if attributes is None:
-            return {}
+            return _Experiment({})
         study_id = in_database(self.storage, lambda: self.storage.get_study_id_from_name(name))
         stored = in_database(self.storage, lambda: self._cached_storage.get_all_trials(study_id, deepcopy=False))
         trials = shown_trials(stored, sign=sign_of(attributes), forgotten=())
-        return {**attributes, REPORT: report_of(attributes, trials), YARDSTICK: search_yardstick(attributes, trials)}
-
-    def attributes(self, name: str) -> Mapping[str, Any]:
-        """Those of a study, with those of its experiment.
-
-        Raises:
-            KeyError: there is no such study.
-        """
-        contents = read_contents(self.storage)
-        return joined(contents.studies[name], self._of_experiment(contents, split_name(name)[0]))
+        return _Experiment(attributes, report_of(attributes, trials), search_yardstick(attributes, trials))
 
     def read_study(self, name: str) -> Standing:
         """One study as it is now.
@@ -209,52 +202,55 @@ class HistoryReader:
                 return trial
         raise StudyStoreError(f"{study.study}: has no trial {number} of a search")
 
-    def _read(self, name: str, attributes: Mapping[str, Any], *, is_running: bool) -> Standing:
+    def _read(self, name: str, attributes: Mapping[str, Any], experiment: _Experiment, *, is_running: bool) -> Standing:
         """One study as it is now. Its trials are read only while it has no summary.
 
         Raises:
             KeyError: it was deleted.
         """
-        study_id = in_database(self.storage, lambda: self.storage.get_study_id_from_name(name))
-        study = _standing(study_id, name, attributes)
-        summary = Summary.stored(attributes) or Summary.of(self.trials(study))
-        study = dataclasses.replace(study, summary=summary, metric=_name_for_people(summary.metric, attributes))
-        if study.optimizer in BASELINES:
-            coefficients = self.answer(study)
-            if coefficients is not None:
-                study = dataclasses.replace(study, average=average_name(coefficients, study.steps))
-        holder = attributes.get(HOLDER)  # the last one, which may have ended
-        if not is_running or holder is None:  # a first holder takes the lock before it writes its name
+        settings = {
+            **attributes.get("specification", {}),
+            **{key: experiment.attributes.get(key) for key in OF_EXPERIMENT},
+        }
+        budget = attributes.get("budget") or {}
+        ended = attributes.get("search_ended")
+        holder = attributes.get(
+            HOLDER
+        )  # the last one, which may have ended; a first one locks before it writes its name
+        study = Standing(
+            in_database(self.storage, lambda: self.storage.get_study_id_from_name(name)),
+            name,
+            *split_name(name),
+            steps=tuple(attributes.get("steps") or ()),
+            layer_groups=attributes.get("layer_groups") or {},
+            settings=settings,
+            workers=_worker_count(settings.get("workers", 1)),
+            sign=sign_of(attributes),
+            forgotten=forgotten_trials(attributes),
+            holds_out=experiment.attributes.get("holds_out", True),
+            budget={unit: int(total) for unit, total in budget.items() if total is not None},
+            ended=bool(ended),
+            how=ended.get("how") if ended else None,
+            yardstick=experiment.yardstick,
+            changes=experiment.attributes.get("changes", ()),
+            report=experiment.report,
+            holder=holder["host"] if is_running and holder is not None else None,
+        )
+        study = dataclasses.replace(study, summary=Summary.stored(attributes) or Summary.of(self.trials(study)))
+        if study.optimizer not in BASELINES:
             return study
-        return dataclasses.replace(study, holder=holder["host"])
+        coefficients = self.answer(study)
+        average = None if coefficients is None else average_name(coefficients, study.steps)
+        return dataclasses.replace(study, average=average)
 
 
-def joined(attributes: Mapping[str, Any], of_experiment: Mapping[str, Any]) -> dict[str, Any]:
-    """The attributes of a study with those of its experiment, and its specification whole."""
-    shared = {key: of_experiment.get(key) for key in OF_EXPERIMENT}
-    specification = {**attributes.get("specification", {}), **shared}
-    return {**of_experiment, **attributes, "specification": specification}
+@dataclasses.dataclass(frozen=True)
+class _Experiment:
+    """What all searches of an experiment have of it; nothing where it was deleted."""
 
-
-def _standing(study_id: int, name: str, attributes: Mapping[str, Any]) -> Standing:
-    """A study with all that its user attributes say, without its trials' summary and who runs it."""
-    specification = attributes.get("specification") or {}
-    budget = attributes.get("budget") or {}
-    return Standing(
-        study_id,
-        name,
-        *split_name(name),
-        steps=tuple(attributes.get("steps") or ()),
-        layer_groups=attributes.get("layer_groups") or {},
-        settings=specification,
-        workers=_worker_count(specification.get("workers", 1)),
-        sign=sign_of(attributes),
-        forgotten=forgotten_trials(attributes),
-        holds_out=attributes.get("holds_out", True),
-        budget={unit: int(total) for unit, total in budget.items() if total is not None},
-        ended=bool(attributes.get("search_ended")),
-        report=attributes.get(REPORT),
-    )
+    attributes: Mapping[str, Any]
+    report: Report | None = None
+    yardstick: Yardstick | None = None
 
 
 def _worker_count(workers: Any) -> int:
@@ -266,13 +262,3 @@ def _worker_count(workers: Any) -> int:
     if isinstance(workers, int):
         return workers
     return 1
-
-
-def _name_for_people(name: str, attributes: Mapping[str, Any]) -> str:
-    """What the loss of a study is called, whose metric has this name: where one is maximized, ``score``."""
-    yardstick = attributes.get(YARDSTICK)
-    if yardstick is not None and yardstick.kept is not None:  # a loss that may have a penalty is no metric
-        return "loss"
-    if sign_of(attributes) < 0 and name == "loss":
-        return "score"
-    return name

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import pydantic
@@ -230,10 +230,3 @@ class ReportPlan:
     def is_met(self, report: Report) -> bool:
         """Whether a report is as large as planned."""
         return (report.images, report.seeds, report.top) == (self.images, self.seeds, self.top)
-
-
-def in_words(names: Sequence[str]) -> str:
-    """``a, b and c``."""
-    if len(names) < 2:
-        return "".join(names)
-    return f"{', '.join(names[:-1])} and {names[-1]}"

@@ -8,9 +8,10 @@ from collections.abc import Iterator, Sequence
 from lcsc_opt.base.records import Yardstick
 from lcsc_opt.database.measurement import Model
 from lcsc_opt.database.metric_rows import MetricRow
-from lcsc_opt.database.report import Report, in_words
+from lcsc_opt.database.report import Report
 from lcsc_opt.experiment.choice import Choice
 from lcsc_opt.experiment.finalists import Searched
+from lcsc_opt.views import in_words
 from lcsc_opt.views.answer import named
 from lcsc_opt.views.pictures import why_not_the_answer
 

@@ -2,9 +2,39 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
+from collections.abc import Sequence
 
 UNKNOWN = "–"  # in place of a number
+
+
+@dataclasses.dataclass(frozen=True)
+class Table:
+    """A table for people. The terminal, the report and the pages of the dashboard each draw it in their way.
+
+    Attributes:
+        header: the headings.
+        rows: a cell for each heading, mostly texts.
+        title: what it is of.
+        text: how many columns, from the left, are text; the others are numbers.
+        optional: the headings of columns that a narrow terminal goes without, the last of these first.
+        marked: the index of the row that is marked.
+    """
+
+    header: Sequence[str]
+    rows: Sequence[Sequence[object]]
+    title: str = ""
+    text: int = 1
+    optional: Sequence[str] = ()
+    marked: int | None = None
+
+
+def in_words(names: Sequence[str]) -> str:
+    """``a, b and c``."""
+    if len(names) < 2:
+        return "".join(names)
+    return f"{', '.join(names[:-1])} and {names[-1]}"
 
 
 def number(value: float | None, deviation: float | None = None, form: str = ".4g") -> str:
@@ -43,3 +73,16 @@ def count(amount: int, total: int | None) -> str:
     if total is None:
         return f"{amount:,}"
     return f"{amount:,} of {total:,}"
+
+
+def duration(seconds: float) -> str:
+    """For people: ``45 s``, ``12 min``, ``3 h 20 min`` or ``2 days 5 h``."""
+    if seconds < 60:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    if minutes < 60:
+        return f"{minutes} min"
+    hours, minutes = divmod(minutes, 60)
+    if hours < 48:
+        return f"{hours} h {minutes} min"
+    return f"{hours // 24} days {hours % 24} h"

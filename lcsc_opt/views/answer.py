@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from lcsc_opt.database.history import Standing
 from lcsc_opt.database.measurement import Measurement, Model
 from lcsc_opt.database.names import is_trained
-from lcsc_opt.database.report import Report, in_words
+from lcsc_opt.database.report import Report
+from lcsc_opt.views import in_words
 from lcsc_opt.views.ranking import headline
 
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 from lcsc_opt.database.measurement import Measurement
 from lcsc_opt.database.metric_rows import MetricRow
-from lcsc_opt.database.report import Report, in_words
-from lcsc_opt.views import number, signed
+from lcsc_opt.database.report import Report
+from lcsc_opt.views import in_words, number, signed
 from lcsc_opt.views.answer import value_of
 from lcsc_opt.views.artifacts import Shows
 

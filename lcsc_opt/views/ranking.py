@@ -15,7 +15,7 @@ from lcsc_opt.base.jackknife import half_width
 from lcsc_opt.base.study_spec import GRIDS
 from lcsc_opt.database.history import Floats, Standing, as_known, best_searched
 from lcsc_opt.database.measurement import Measurement, Model
-from lcsc_opt.database.names import is_trained, label
+from lcsc_opt.database.names import label
 from lcsc_opt.database.report import Report
 from lcsc_opt.views import UNKNOWN, number, signed
 
@@ -113,47 +113,108 @@ def _mean_interval(samples: Sequence[Floats]) -> tuple[float, float]:
 
 
 @dataclasses.dataclass(frozen=True)
-class Ranked:
-    """One optimizer over its seeds; or the answer, or a model of the trainer's, which cost no search of their own.
+class Row:
+    """A row of every table of an experiment: an optimizer over its seeds; the answer; or a model that the user had.
+
+    Losses are as the user knows them: of a maximized score, higher ones are better.
 
     Attributes:
-        optimizer: its name.
-        label: its name in tables.
-        seeds: how many studies it has.
-        finished: how many of them have ended.
-        evaluations: mean over seeds, as ``images`` and ``seconds``.
-        searched: loss in the search, of the models of ``held_out``; before there is a report, the best one. This,
-            ``held_out``, ``below_ema`` and ``difference`` are as the user knows them: of a maximized score, higher ones
-            are better.
-        held_out: loss on held-out noise, of the seeds that have one.
-        held_out_images: the numbers of images of the held-out losses, each once.
-        below_ema: mean held-out loss relative to EMA*'s, minus one: -0.6 is 60 % below it; ``None`` where they do not
-            compare.
+        optimizer: its name; of a model that no search made, the model's.
+        label: what it is, in tables.
+        verdict: how it compares with the best optimizer, in words.
+        studies: of each seed; none of a model that no search made.
+        models: the best of each seed on held-out noise, of the seeds that the report has.
+        report: of the experiment; ``None`` before there is one.
         difference: from the best optimizer; ``None`` for the best one, and without held-out losses.
-        verdict: in words.
-        model: the key of its one model; ``None`` of several seeds, and without a report.
     """
 
     optimizer: str
     label: str
-    held_out: Spread | None
-    held_out_images: tuple[int, ...]
-    below_ema: float | None
     verdict: str
-    seeds: int = 0
-    finished: int = 0
-    evaluations: float = 0.0
-    images: float = 0.0
-    seconds: float = 0.0
-    searched: Spread | None = None
+    studies: Sequence[Standing] = ()
+    models: Sequence[Measurement] = ()
+    report: Report | None = None
     difference: Difference | None = None
-    model: str | None = None
+
+    @property
+    def seeds(self) -> int:
+        """How many studies it has."""
+        return len(self.studies)
+
+    @property
+    def unfinished(self) -> int:
+        """How many of its studies have not ended."""
+        return sum(not study.ended for study in self.studies)
+
+    @property
+    def evaluations(self) -> float:
+        """The mean over seeds; a model that no search made has cost none."""
+        return _mean(study.summary.evaluations for study in self.studies)
+
+    @property
+    def images(self) -> float:
+        """The mean over seeds."""
+        return _mean(study.summary.cost.images for study in self.studies)
+
+    @property
+    def seconds(self) -> float:
+        """The mean over seeds."""
+        return _mean(study.seconds for study in self.studies)
+
+    @property
+    def searched(self) -> Spread | None:
+        """The loss in the search, of the models of :attr:`held_out`; before there is a report, the best one.
+
+        ``None`` if a search did not measure one of them, as of a mean of iterates.
+        """
+        shown = [study for study in self.studies if study.found is not None] or self.studies
+        losses = [study.searched_of_shown for study in shown]
+        return None if None in losses else Spread.of(losses)
+
+    @property
+    def held_out(self) -> Spread | None:
+        """The loss on held-out noise, of the seeds that have one."""
+        if self.report is None:
+            return None
+        return Spread.of(map(self.report.shown, self.models))
+
+    @property
+    def held_out_images(self) -> tuple[int, ...]:
+        """The numbers of images of the held-out losses, each once."""
+        return tuple(sorted({measured.images for measured in self.models if measured.images}))
+
+    @property
+    def below_ema(self) -> float | None:
+        """The mean held-out loss relative to EMA*'s, minus one: -0.6 is 60 % below it; of maximized scores the same.
+
+        ``None`` if there is no model or no EMA*, or if the signs of their losses differ: then a share means nothing.
+        """
+        if not self.models or self.report is None or self.report.ema is None:
+            return None
+        ema = self.report.ema.loss
+        loss = statistics.fmean(measured.loss for measured in self.models)
+        if ema == 0 or loss * ema < 0:
+            return None
+        return self.report.sign * (loss - ema) / abs(ema)
+
+    @property
+    def only_model(self) -> Model | None:
+        """Its model, if it has one seed; ``None`` of several seeds, which are no single model, and without a report."""
+        if len(self.models) == 1 and self.seeds <= 1:
+            return self.models[0].model
+        return None
 
 
-def ranking(studies: Sequence[Standing]) -> list[Ranked]:
+def _mean(values: Iterable[float]) -> float:
+    """The mean; 0 of no values."""
+    known = list(values)
+    return statistics.fmean(known) if known else 0.0
+
+
+def ranking(studies: Sequence[Standing]) -> list[Row]:
     """The answer, then the optimizers of an experiment, the best held-out loss first, then the best searched one.
 
-    The last checkpoint and the trainer's EMA are among them, once there is a report.
+    What the user had is among them, once there is a report. A model stands once, with all that it is.
 
     Args:
         studies: the studies of one experiment.
@@ -163,25 +224,28 @@ def ranking(studies: Sequence[Standing]) -> list[Ranked]:
         groups.setdefault(study.optimizer, []).append(study)
     ordered = sorted(groups.values(), key=_rank)
     best = next((group for group in ordered if _held_out_losses(group)), None)
-    ranked = [_ranked(group, best) for group in ordered]
+    rows = [_of_optimizer(group, best) for group in ordered]
     report = studies[0].report
     if report is None:
-        return ranked
+        return rows
     losses = [_rank(group)[0] for group in ordered]  # the held-out ones, ascending; infinite where not known
-    known = {row.model for row in ranked}
-    ranked = [_named(row, report) for row in ranked]
+    known = {row.only_model.key for row in rows if row.only_model is not None}
+    found = {measured.model.name for row in rows for measured in row.models}
+    rows = [_named(row, report) for row in rows]
     for measured in report.models:
         name = measured.model.name
-        if is_trained(name) and measured.model.key not in known:
+        if name in report.had and name not in found and measured.model.key not in known:
+            known.add(measured.model.key)
             place = bisect.bisect_right(losses, measured.loss)
             losses.insert(place, measured.loss)
-            ranked.insert(place, _without_search(name, name, measured, report, "not searched"))
+            title = title_in(report, measured.model)
+            rows.insert(place, Row(name, title, "not searched", models=(measured,), report=report))
     answer = report.of_answer
     title = f"{ANSWER} · {title_in(report, answer.model)}"
-    for row in ranked:
-        if row.model == answer.model.key:  # it stands in its own row, and nowhere else
-            return [dataclasses.replace(row, label=title, verdict=ANSWER), *(one for one in ranked if one is not row)]
-    return [_without_search(ANSWER, title, answer, report, ANSWER), *ranked]
+    for row in rows:
+        if row.only_model is not None and row.only_model.key == answer.model.key:  # it stands nowhere else
+            return [dataclasses.replace(row, label=title, verdict=ANSWER), *(one for one in rows if one is not row)]
+    return [Row(ANSWER, title, ANSWER, models=(answer,), report=report), *rows]
 
 
 def title_in(report: Report, model: Model) -> str:
@@ -196,25 +260,11 @@ def names_in(report: Report, model: Model) -> str:
     return " = ".join(dict.fromkeys(one.name for one in sorted(same, key=lambda one: one.name not in report.had)))
 
 
-def _named(row: Ranked, report: Report) -> Ranked:
+def _named(row: Row, report: Report) -> Row:
     """A row whose one model has further names in the report, with all of them."""
-    same = [measured.model for measured in report.models if measured.model.key == row.model]
-    if len({model.name for model in same}) < 2:
+    if row.only_model is None or names_in(report, row.only_model) == row.only_model.name:
         return row
-    return dataclasses.replace(row, label=title_in(report, same[0]))
-
-
-def _without_search(optimizer: str, title: str, measured: Measurement, report: Report, verdict: str) -> Ranked:
-    """A model of the report as an optimizer without a study."""
-    return Ranked(
-        optimizer=optimizer,
-        label=title,
-        held_out=Spread.of([report.shown(measured)]),
-        held_out_images=(measured.images,) if measured.images else (),
-        below_ema=_below_ema([measured], report),
-        verdict=verdict,
-        model=measured.model.key,
-    )
+    return dataclasses.replace(row, label=title_in(report, row.only_model))
 
 
 def _rank(group: Sequence[Standing]) -> tuple[float, float]:
@@ -224,47 +274,26 @@ def _rank(group: Sequence[Standing]) -> tuple[float, float]:
     return math.inf if held_out is None else held_out.mean, math.inf if searched is None else searched.mean
 
 
-def _ranked(group: Sequence[Standing], best: Sequence[Standing] | None) -> Ranked:
+def _of_optimizer(group: Sequence[Standing], best: Sequence[Standing] | None) -> Row:
     """The studies of one optimizer, compared with those of the best one, which is ``None`` without held-out losses."""
     sign = group[0].sign
-    losses = _held_out_losses(group)
-    measured_models = [study.found for study in group if study.found is not None]
     difference = None
     verdict = "no held-out value"
     if group is best:
         verdict = "lowest loss" if sign > 0 else "highest score"  # which need not be the answer
-    elif losses and best is not None:
+    elif best is not None and _held_out_losses(group):
         of_losses = Difference.of(_losses_beside(group, best), _losses_beside(best, group))
         difference = of_losses.shown(sign)
         verdict = of_losses.verdict
-    return Ranked(
+    return Row(
         optimizer=group[0].optimizer,
         label=_common_label(group),
-        seeds=len(group),
-        finished=sum(study.ended for study in group),
-        evaluations=statistics.fmean(study.summary.evaluations for study in group),
-        images=statistics.fmean(study.summary.cost.images for study in group),
-        seconds=statistics.fmean(study.seconds for study in group),
-        searched=_searched_beside_held_out(group),
-        held_out=Spread.of(sign * loss for loss in losses.values()),
-        held_out_images=tuple(sorted({measured.images for measured in measured_models if measured.images})),
-        below_ema=_below_ema(measured_models, group[0].report),
-        difference=difference,
         verdict=verdict,
-        model=measured_models[0].model.key if len(group) == len(measured_models) == 1 else None,
+        studies=group,
+        models=[study.found for study in group if study.found is not None],
+        report=group[0].report,
+        difference=difference,
     )
-
-
-def _searched_beside_held_out(group: Sequence[Standing]) -> Spread | None:
-    """The searched losses, as the user knows them, of the models whose held-out losses stand in the same row.
-
-    ``None`` if one of them has none.
-    """
-    shown = [study for study in group if study.found is not None] or group
-    losses = [study.searched_of_shown for study in shown]
-    if None in losses:
-        return None
-    return Spread.of(losses)
 
 
 def _common_label(group: Sequence[Standing]) -> str:
@@ -286,20 +315,6 @@ def _losses_beside(studies: Sequence[Standing], others: Sequence[Standing]) -> d
     if studies[0].optimizer in GRIDS and len(losses) == 1:
         return dict.fromkeys(_held_out_losses(others), *losses.values())
     return losses
-
-
-def _below_ema(models: Sequence[Measurement], report: Report | None) -> float | None:
-    """The mean loss of models relative to EMA*'s, minus one; of maximized scores the same.
-
-    ``None`` if there is no model or no EMA*, or if the signs of their losses differ: then a share means nothing.
-    """
-    if not models or report is None or report.ema is None:
-        return None
-    ema = report.ema.loss
-    loss = statistics.fmean(measured.loss for measured in models)
-    if ema == 0 or loss * ema < 0:
-        return None
-    return report.sign * (loss - ema) / abs(ema)
 
 
 def headline(studies: Sequence[Standing]) -> str:

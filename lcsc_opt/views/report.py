@@ -24,7 +24,7 @@ from lcsc_opt.database.history import Standing, ema_grid, loss_name
 from lcsc_opt.database.names import short_metric
 from lcsc_opt.database.reader import HistoryReader
 from lcsc_opt.database.report import Report
-from lcsc_opt.views import UNKNOWN, count, percent, unbroken
+from lcsc_opt.views import count, unbroken
 from lcsc_opt.views.answer import first_line
 from lcsc_opt.views.artifacts import StoredImage, artifact_directory, pictured
 from lcsc_opt.views.curves import AXES, default_axis
@@ -32,12 +32,9 @@ from lcsc_opt.views.figures.comparison import comparison_figure
 from lcsc_opt.views.figures.study import coefficients_figure
 from lcsc_opt.views.figures.theme import CONFIG, template
 from lcsc_opt.views.pictures import picture_line, why_no_images
-from lcsc_opt.views.ranking import ANSWER, Ranked, ranking, spread_text
-from lcsc_opt.views.study_status import studies_table
-from lcsc_opt.views.tables import TextTable, comparison_tables, report_table
+from lcsc_opt.views.ranking import ranking
+from lcsc_opt.views.tables import comparison_tables, failures_table, ranking_table, report_tables, studies_table
 
-_Table = tuple[tuple[str, ...], list[list[object]], int | None]
-"""Header, rows, and the index of the best row."""
 _Drawn = dict[str, Any]
 """A figure for the page: what plotly draws, and its height."""
 _Shown = tuple[StoredImage, str]
@@ -56,10 +53,9 @@ def write_report(storage: RDBStorage, experiment: str, path: Path) -> Path:
         raise LcscError(f"{path}: expected a file that ends in .html")
     reader = HistoryReader(storage)
     studies = reader.read(experiment)
-    ranked = ranking(studies)
+    rows = ranking(studies)
     held_out = studies[0].report
     images = StoredImage.of_experiment(storage, experiment, held_out, artifact_directory(storage.url))
-    metric = loss_name(studies)
     environment = jinja2.Environment(loader=jinja2.PackageLoader("lcsc_opt", "views"), autoescape=True)
     environment.filters |= {"short_metric": short_metric, "unbroken": unbroken}
     environment.policies["json.dumps_kwargs"] = {}  # jinja sorts the keys, else
@@ -67,14 +63,14 @@ def write_report(storage: RDBStorage, experiment: str, path: Path) -> Path:
         experiment=experiment,
         opening=_opening(held_out, images),
         why_no_images=why_no_images(held_out, artifact_directory(storage.url)),
-        answer=[] if held_out is None else _tables(held_out, held_out.answer),
+        answer=[] if held_out is None else report_tables(held_out, held_out.answer),
         warnings=() if held_out is None else held_out.warnings,
         cross_check=None if held_out is None else held_out.metrics.cross_check_text,
         headline=first_line(studies),
         now=datetime.datetime.now().astimezone().isoformat(sep=" ", timespec="minutes"),
         unfinished=[study.study for study in studies if not study.ended],
-        ranking=_ranking_table(ranked),
-        metrics=comparison_tables(held_out, metric),
+        ranking=ranking_table(rows),
+        metrics=comparison_tables(rows, loss_name(studies)),
         confidence=f"{LEVEL:.0%}",
         axis=AXES[default_axis(studies)],
         curves=_drawn(comparison_figure(studies)),
@@ -104,25 +100,9 @@ def _opening(report: Report | None, images: Sequence[StoredImage]) -> list[_Show
     return shown
 
 
-def _ranking_table(ranked: Sequence[Ranked]) -> _Table:
-    """The ranking as text; the answer, where there is a report, is the row to be marked."""
-    header = ("optimizer", "seeds", "held out", "searched", "against EMA*", "difference", "verdict")
-    rows: list[list[object]] = []
-    for row in ranked:
-        difference = UNKNOWN if row.difference is None else row.difference.text
-        cells: list[object] = [row.label, row.seeds or UNKNOWN, spread_text(row.held_out), spread_text(row.searched)]
-        rows.append([*cells, percent(row.below_ema), difference, row.verdict])
-    best_row = None
-    if ranked[0].verdict == ANSWER:
-        best_row = 0
-    return header, rows, best_row
-
-
 def _study(reader: HistoryReader, study: Standing, studies: Sequence[Standing]) -> dict[str, Any]:
     """Of one study: its state, what was measured of its answer, its figures and failures."""
-    metrics: list[tuple[str | None, TextTable]] = []
-    if study.report is not None and study.found is not None:
-        metrics = _tables(study.report, study.found.model.name)
+    found = study.found
     state = f"{study.state}: {count(study.budget_spent, study.budget_total)} {study.budget_unit}"
     if study.summary.failed:
         state += f", {study.summary.failed} trials failed"
@@ -130,15 +110,10 @@ def _study(reader: HistoryReader, study: Standing, studies: Sequence[Standing]) 
     return {
         "name": study.study,
         "state": f"{state}.",
-        "metrics": metrics,
+        "metrics": report_tables(study.report, None if found is None else found.model.name),
         "coefficients": _drawn(coefficients) if coefficients.data else None,
-        "failures": [[failure.reason, failure.attempts, failure.lost] for failure in reader.failures(study)],
+        "failures": failures_table(reader.failures(study)),
     }
-
-
-def _tables(report: Report, name: str) -> list[tuple[str | None, TextTable]]:
-    """For each sampler, its name and the metrics of a model."""
-    return [(part.sampler, report_table(report, name, part=index)) for index, part in enumerate(report.parts)]
 
 
 def _drawn(figure: go.Figure) -> _Drawn:

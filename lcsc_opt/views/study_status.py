@@ -11,12 +11,11 @@ from optuna.trial import FrozenTrial
 
 from lcsc_opt.base.records import Coefficients, Yardstick
 from lcsc_opt.coefficients.profiles import describe_coefficients
-from lcsc_opt.database.experiment import YARDSTICK
 from lcsc_opt.database.history import Standing
 from lcsc_opt.database.reader import HistoryReader
-from lcsc_opt.database.store import StoredStudy
 from lcsc_opt.database.summary import cost_of
 from lcsc_opt.views import number
+from lcsc_opt.views.tables import study_row
 
 RECENT = 50  # trials that the rate is computed from
 SHORTEST_INTERRUPTION = 30.0  # seconds without an evaluation
@@ -56,67 +55,36 @@ def seconds_left(study: Standing, per_second: float | None) -> float | None:
     return max((study.budget_total - study.budget_spent) / per_second, 0.0)
 
 
-def duration(seconds: float) -> str:
-    """For people: ``45 s``, ``12 min``, ``3 h 20 min`` or ``2 days 5 h``."""
-    if seconds < 60:
-        return f"{seconds:.0f} s"
-    minutes = round(seconds / 60)
-    if minutes < 60:
-        return f"{minutes} min"
-    hours, minutes = divmod(minutes, 60)
-    if hours < 48:
-        return f"{hours} h {minutes} min"
-    return f"{hours // 24} days {hours % 24} h"
-
-
-def studies_table(studies: Sequence[Standing]) -> tuple[tuple[str, ...], list[list[object]]]:
-    """Header and rows: state, results and cost of each study."""
-    header = ("study", "state", "evaluations", "failed", "searched", "held-out", "images", "seconds")
-    rows: list[list[object]] = []
-    for study in studies:
-        evaluations: object = study.summary.evaluations
-        if study.budget_unit == "evaluations" and study.budget_total:
-            evaluations = f"{study.budget_spent}/{study.budget_total}"
-        row = [study.study, study.state, evaluations, study.summary.failed]
-        row += [number(study.searched_of_shown), number(study.reported)]
-        row += [f"{study.summary.cost.images:,}", f"{study.seconds:,.0f}"]
-        rows.append(row)
-    return header, rows
-
-
-def overview(study: StoredStudy) -> dict[str, Any]:
+def overview(reader: HistoryReader, standing: Standing) -> dict[str, Any]:
     """JSON-able: settings, state, the answer's coefficients, failures by reason, seconds per trial by part.
 
     ``best_trial`` has the lowest loss of the search, as in plain Optuna. ``chosen_trial`` is the best on other noise;
     ``None`` if that is a mean of several, which ``chosen_model`` names. ``ended`` says how the search ended.
 
     Raises:
-        StudyStoreError: its name is not ``experiment/optimizer/seed``, or it no longer exists.
+        StudyStoreError: the study has no trial of the number that was chosen.
+        KeyError: it was deleted.
     """
-    reader = HistoryReader(study.storage)
-    standing = reader.read_study(study.name)
-    attributes = reader.attributes(study.name)
     failures = reader.failures(standing)
-    specification = attributes.get("specification", {})
-    space = specification.get("space", {})
-    options = specification.get("optimizer", {}).get("options", {})
-    yardstick = attributes.get(YARDSTICK)
+    space = standing.settings.get("space", {})
+    options = standing.settings.get("optimizer", {}).get("options", {})
+    yardstick = standing.yardstick
     measured = standing.found
     return {
-        **standing.as_row(),
+        **study_row(standing),
         "budget": dict(standing.budget),
         "checkpoints": len(standing.steps),
         "optimizer_options": dict(options),
         "space": {key: value for key, value in space.items() if value is not None},
-        "objective": specification.get("objective", {}),
-        "start": specification.get("start"),
-        "code_changes": attributes.get("changes", []),
+        "objective": standing.settings.get("objective") or {},
+        "start": standing.settings.get("start"),
+        "code_changes": list(standing.changes),
         "relative_to": None if yardstick is None else dict(yardstick.metrics),
         "keeps": None if yardstick is None or yardstick.kept is None else _described_bound(yardstick),
         "best_trial": standing.summary.best,
         "chosen_trial": standing.chosen,
         "chosen_model": None if measured is None else measured.model.name,
-        "ended": (attributes.get("search_ended") or {}).get("how"),
+        "ended": standing.how,
         **_coefficients(standing, reader.answer(standing), space),
         "failed": standing.summary.failed,
         "failure_reasons": {failure.reason: failure.lost for failure in failures if failure.lost},

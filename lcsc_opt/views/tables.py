@@ -1,40 +1,172 @@
-"""Tables of reports and comparisons: headers and rows as text, for the terminal, the report and the dashboard."""
+"""The tables of an experiment, and its rows for programs. What draws them knows nothing of what stands in them."""
 
 from __future__ import annotations
 
 import dataclasses
-import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
-from lcsc_opt.base.study_spec import EMA_GRID
 from lcsc_opt.database.history import Standing
 from lcsc_opt.database.measurement import Measurement
 from lcsc_opt.database.metric_rows import Interval, MetricRow
-from lcsc_opt.database.names import label, split_name
+from lcsc_opt.database.names import EMA
+from lcsc_opt.database.reader import FailureReason
 from lcsc_opt.database.report import Part, Report
-from lcsc_opt.views import UNKNOWN, number, signed
+from lcsc_opt.views import UNKNOWN, Table, count, duration, number, percent, signed
 from lcsc_opt.views.answer import named
-from lcsc_opt.views.ranking import ANSWER, Spread, names_in, spread_text, title_in
-
-TextTable = tuple[tuple[str, ...], list[list[str]]]
-"""Header, and rows."""
+from lcsc_opt.views.ranking import ANSWER, Row, Spread, names_in, spread_text
 
 _ARROWS = {1: " ↓", -1: " ↑", None: ""}  # lower is better, higher is better, unknown
+_HELD_OUT = "Evaluation metrics, held out"  # a title
 WORSE = "(worse)"  # by more than the error
 _SINGLE_IMAGES = ("precision", "recall", "reward", "held_out_reward")
 
 
-def report_table(report: Report, name: str, *, part: int = 0) -> TextTable:
-    """The metrics of a model, of what the user had, and of the answer: a row for each metric, with 95 % intervals.
+# the searches
 
-    The gain is that over the best that the user had. The column of real images exists if some metric has them.
+
+def studies_table(studies: Sequence[Standing]) -> Table:
+    """The state, the results and the cost of each study."""
+    header = ("study", "state", "done", "failed", "searched", "held-out", "images", "time")
+    rows = [
+        (
+            study.study,
+            study.state,
+            f"{count(study.budget_spent, study.budget_total)} {study.budget_unit}",
+            str(study.summary.failed),
+            number(study.searched_of_shown),
+            number(study.reported),
+            f"{study.summary.cost.images:,}",
+            duration(study.seconds),
+        )
+        for study in studies
+    ]
+    return Table(header, rows, text=2, optional=("done", "time", "images", "failed"))
+
+
+def failures_table(failures: Sequence[FailureReason]) -> Table:
+    """Why attempts failed, how often, and how many trials were lost."""
+    rows = [(failure.reason, str(failure.attempts), str(failure.lost)) for failure in failures]
+    return Table(("reason", "attempts", "trials lost"), rows)
+
+
+# the comparison
+
+RANKING: dict[str, Callable[[Row], str]] = {
+    "optimizer": lambda row: row.label,
+    "seeds": lambda row: str(row.seeds or UNKNOWN),
+    "held-out": lambda row: spread_text(row.held_out),
+    "on images": lambda row: ", ".join(f"{images:,}" for images in row.held_out_images) or UNKNOWN,
+    "against EMA*": lambda row: percent(row.below_ema),
+    "difference": lambda row: UNKNOWN if row.difference is None else row.difference.text,
+    "verdict": lambda row: row.verdict,
+    "evaluations": lambda row: f"{row.evaluations:.0f}",
+    "images": lambda row: f"{row.images:,.0f}",
+    "seconds": lambda row: f"{row.seconds:.1f}",
+    "searched": lambda row: spread_text(row.searched),
+}
+"""Column → its text. What was searched, on other noise and fewer images, stands last."""
+_OPTIONAL = ("evaluations", "searched", "seconds", "images", "on images", "seeds", "difference", "verdict")
+
+
+def ranking_table(rows: Sequence[Row], title: str = "") -> Table:
+    """Who is ahead, and at what cost; the answer, where there is a report, is marked."""
+    columns = dict(RANKING)
+    if not any(row.held_out_images for row in rows):
+        del columns["on images"]
+    texts = [[text_of(row) for text_of in columns.values()] for row in rows]
+    marked = 0 if rows[0].verdict == ANSWER else None
+    return Table(tuple(columns), texts, title, optional=_OPTIONAL, marked=marked)
+
+
+def comparison_tables(rows: Sequence[Row], metric: str, *, all_metrics: bool = False) -> list[Table]:
+    """For each sampler, the loss and the metrics of all models of the report; without a report no table.
+
+    The last row has real images that the loss does not see, if some are held out. What a search found is marked where
+    it is worse than the best that the user had, by more than the error; of several seeds, if all are.
 
     Args:
-        report: of the experiment.
-        name: of the model.
-        part: which sampler.
+        rows: of the ranking.
+        metric: what the loss is called.
+        all_metrics: not only those that judge the answer, the one that sentences name, and those of single images.
     """
+    report = rows[0].report
+    if report is None:
+        return []
+    tables = []
+    for number_of_part, part in enumerate(report.parts):
+        of_answer = report.rows(report.answer, part=number_of_part)
+        if len(of_answer) < 2:  # the loss alone, which the ranking has
+            continue
+        loss, *metrics = of_answer
+        wanted = {report.headline_metric} - {part.models[0].metric_of_loss}  # a metric that is the loss has its column
+        wanted = wanted.union(report.metrics.terms)
+        main = [shown for shown in metrics if _is_main(shown) or shown.metric in wanted]
+        if main and not all_metrics:
+            metrics = main
+        lines = []
+        for row in rows:
+            models = [of_part for found in row.models if (of_part := part.measured(found.model.name)) is not None]
+            if models:
+                lost = _lost(report, models, number_of_part)
+                losses = Spread.of(map(report.shown, models))
+                values = [Spread.of(found.value(shown.metric) for found in models) for shown in metrics]
+                cells = [_marked(losses, lost=loss.metric in lost)]
+                cells += [
+                    _marked(value, lost=shown.metric in lost) for value, shown in zip(values, metrics, strict=True)
+                ]
+                lines.append([row.label, *cells])
+        if any(shown.real_halves is not None for shown in metrics):
+            lines.append([_real_images(report), UNKNOWN, *(number(shown.real_halves) for shown in metrics)])
+        headers = [with_arrow(shown.metric, shown.sign) for shown in metrics]
+        title = _HELD_OUT if part.sampler is None else f"{_HELD_OUT}, {part.sampler}"
+        best = report.best_had(report.headline_metric)
+        if best is not None and any(WORSE in cell for line in lines for cell in line):
+            title += f"; {WORSE}: than {named(best.model)}, by more than the error"
+        tables.append(Table(("model", f"held-out {metric}", *headers), lines, title, optional=headers))
+    return tables
+
+
+def _lost(report: Report, models: Sequence[Measurement], part: int) -> set[str]:
+    """The metrics in which all of these models are worse than the best that the user had; none of what the user had."""
+    best = report.best_had(report.headline_metric)
+    if best is None or any(measured.model.name in report.had for measured in models):
+        return set()
+    of_each = [report.rows(measured.model.name, best.model.name, part=part) for measured in models]
+    return set.intersection(*({row.metric for row in rows if row.lost} for rows in of_each))
+
+
+def _marked(spread: Spread | None, *, lost: bool) -> str:
+    """The text of a cell."""
+    text = spread_text(spread)
+    return f"{text} {WORSE}" if lost else text
+
+
+def _is_main(row: MetricRow) -> bool:
+    """Whether a short comparison has it: what judges the answer, or tells of single images."""
+    return row.is_judge or row.metric.partition("@")[0] in _SINGLE_IMAGES
+
+
+# one model
+
+
+def report_tables(report: Report | None, name: str | None) -> list[Table]:
+    """For each sampler in which a model was measured, its metrics beside those of what the user had and of the answer.
+
+    A row for each metric, with 95 % intervals. The gain is that over the best that the user had. The column of real
+    images exists if some metric has them.
+
+    Args:
+        report: of the experiment; there are no tables without one.
+        name: of the model; ``None`` if there is none.
+    """
+    if report is None or name is None:
+        return []
+    parts = enumerate(report.parts)
+    return [_report_table(report, name, index) for index, part in parts if part.measured(name) is not None]
+
+
+def _report_table(report: Report, name: str, part: int) -> Table:
     best = report.best_had(report.headline_metric)
     against = None if best is None or best.model.name == name else best.model.name
     rows = report.rows(name, against, part=part)
@@ -43,9 +175,10 @@ def report_table(report: Report, name: str, *, part: int = 0) -> TextTable:
     level = ""
     if any(row.interval is not None for row in rows):
         level = " [95 %]"
+    gain_column = f"gain{level}"
     header = ["metric", f"{_column(report, name)}{level}"]
     if against is not None:
-        header += [f"{_column(report, against)}{level}", f"gain{level}"]
+        header += [f"{_column(report, against)}{level}", gain_column]
     header += [_column(report, measured.model.name) for measured in others_shown]
     if has_real_images:
         header.append(_real_images(report))
@@ -61,7 +194,17 @@ def report_table(report: Report, name: str, *, part: int = 0) -> TextTable:
         if has_real_images:
             cells.append(number(row.real_halves))
         texts.append(cells)
-    return tuple(header), texts
+    optional = [column for column in header[2:] if column != gain_column]
+    return Table(header, texts, _title(report.parts[part]), optional=optional)
+
+
+def _title(part: Part) -> str:
+    """On what the models of a part were measured."""
+    first = part.models[0]
+    title = f"{_HELD_OUT}, {first.images:,} images" if first.images else _HELD_OUT
+    if len(first.seeds) > 1:
+        title += f", noise groups {', '.join(map(str, first.seeds))}"
+    return title if part.sampler is None else f"{title}, {part.sampler}"
 
 
 def _column(report: Report, name: str) -> str:
@@ -105,124 +248,59 @@ def with_interval(value: float | None, interval: Interval | None, form: str = ".
     return f"{signed(value, form)} [{signed(low, form)}, {signed(high, form)}]"
 
 
-def comparison_tables(report: Report | None, metric: str, *, all_metrics: bool = False) -> list[tuple[str, TextTable]]:
-    """For each sampler a title, and the loss and the metrics of all models of the report.
+# for programs
 
-    The answer is the first row, real images that the loss does not see the last, if some are held out. What a search
-    found is marked where it is worse than the best that the user had, by more than the error; of several seeds, if all
-    are.
 
-    Args:
-        report: of the experiment; there are no tables without one.
-        metric: what the loss is called.
-        all_metrics: not only those that judge the answer, the one that sentences name, and those of single images.
+def study_row(study: Standing) -> dict[str, Any]:
+    """The study in the JSON of ``lcsc list``, ``compare`` and ``show``.
+
+    ``searched`` and ``held_out`` are losses or scores of one model, as a user knows them: the one that was chosen.
     """
-    if report is None:
-        return []
-    tables = []
-    for number_of_part, part in enumerate(report.parts):
-        rows = report.rows(report.answer, part=number_of_part)
-        if len(rows) < 2:  # the loss alone, which the ranking has
-            continue
-        shown = rows[1:]
-        wanted = {report.headline_metric} - {part.models[0].metric_of_loss}  # a metric that is the loss has its column
-        wanted = wanted.union(report.metrics.terms)
-        main = [row for row in shown if _is_main(row) or row.metric in wanted]
-        if main and not all_metrics:
-            shown = tuple(main)
-        lines = []
-        for title, models in _groups(report, part).items():
-            losses = Spread.of(report.shown(measured) for measured in models)
-            lost = _lost(report, models, number_of_part)
-            lines.append([title, _marked(losses, lost=rows[0].metric in lost)])
-            for row in shown:
-                spread = Spread.of(measured.value(row.metric) for measured in models)
-                lines[-1].append(_marked(spread, lost=row.metric in lost))
-        if any(row.real_halves is not None for row in shown):
-            lines.append([_real_images(report), UNKNOWN, *(number(row.real_halves) for row in shown)])
-        headers = [with_arrow(row.metric, row.sign) for row in shown]
-        title = "held out" if part.sampler is None else f"held out, {part.sampler}"
-        best = report.best_had(report.headline_metric)
-        if best is not None and any(WORSE in cell for line in lines for cell in line):
-            title += f"; {WORSE}: than {named(best.model)}, by more than the error"
-        tables.append((title, (("model", f"held-out {metric}", *headers), lines)))
-    return tables
-
-
-def _lost(report: Report, models: Sequence[Measurement], part: int) -> set[str]:
-    """The metrics in which all of these models are worse than the best that the user had; none of what the user had."""
-    best = report.best_had(report.headline_metric)
-    if best is None or any(measured.model.name in report.had for measured in models):
-        return set()
-    of_each = [report.rows(measured.model.name, best.model.name, part=part) for measured in models]
-    return set.intersection(*({row.metric for row in rows if row.lost} for rows in of_each))
-
-
-def _marked(spread: Spread | None, *, lost: bool) -> str:
-    """The text of a cell."""
-    text = spread_text(spread)
-    return f"{text} {WORSE}" if lost else text
-
-
-def _groups(report: Report, part: Part) -> dict[str, list[Measurement]]:
-    """Title → models: the answer, then what the user had and the best of each optimizer's seeds, by their loss.
-
-    A model stands once, with all that it is.
-    """
-    titles: dict[str, list[Measurement]] = {}
-    of_name = {measured.model.name: measured for measured in part.models}
-    for name in report.had:
-        if name in of_name:
-            titles[title_in(report, of_name[name].model)] = [of_name[name]]
-    known = {models[0].model.key for models in titles.values()}
-    for study, name in report.found.items():
-        optimizer = split_name(study)[1]
-        if name in of_name and of_name[name].model.key not in known and optimizer != EMA_GRID:  # its best is EMA*
-            titles.setdefault(label(optimizer), []).append(of_name[name])
-    best_first = sorted(titles, key=lambda title: statistics.fmean(measured.loss for measured in titles[title]))
-    groups = {title: titles[title] for title in best_first}
-    answer = of_name.get(report.answer)
-    if answer is None:
-        return groups
-    others = {
-        title: models for title, models in groups.items() if [one.model.key for one in models] != [answer.model.key]
+    return {
+        "study": study.study,
+        "optimizer": study.optimizer,
+        "seed": study.seed,
+        "state": study.state,
+        "maximized": study.sign < 0,
+        "searched": study.searched_of_shown,
+        **_held_out(study.report, study.found, EMA),
+        "evaluations": study.summary.evaluations,
+        "images": study.summary.cost.images,
+        "seconds": study.seconds,
     }
-    return {f"{ANSWER} · {title_in(report, answer.model)}": [answer], **others}
-
-
-def _is_main(row: MetricRow) -> bool:
-    """Whether a short comparison has it: what judges the answer, or tells of single images."""
-    return row.is_judge or row.metric.partition("@")[0] in _SINGLE_IMAGES
 
 
 def comparison_rows(studies: Sequence[Standing]) -> list[dict[str, Any]]:
     """What ``lcsc compare --format json`` prints: a row of each study, and of the answer with the report's warnings."""
-    rows = [study.as_row() for study in studies]
+    rows = [study_row(study) for study in studies]
     report = studies[0].report
-    if report is not None:
-        rows.append(answer_row(studies[0].experiment, report))
-    return rows
-
-
-def answer_row(experiment: str, report: Report) -> dict[str, Any]:
-    """The answer in the JSON of ``lcsc compare``, with the keys of a study."""
-    answer = report.of_answer
+    if report is None:
+        return rows
     best = report.best_had(report.headline_metric)
-    against = None if best is None else best.model.name
-    return {
-        "study": experiment,
+    answer: dict[str, Any] = {
+        "study": studies[0].experiment,
         "optimizer": ANSWER,
         "seed": None,
         "state": "finished",
         "maximized": report.sign < 0,
         "searched": None,
-        "held_out": report.shown(answer),
-        "held_out_images": answer.images or None,
-        "sampler": report.parts[0].sampler,
+        **_held_out(report, report.of_answer, None if best is None else best.model.name),
         "evaluations": 0,
         "images": 0,
         "seconds": 0.0,
-        "held_out_rows": [dataclasses.asdict(row) for row in report.rows(report.answer, against)],
-        "model": answer.model.title,
+        "model": report.of_answer.model.title,
         "warnings": list(report.warnings),
+    }
+    return [*rows, answer]
+
+
+def _held_out(report: Report | None, measured: Measurement | None, against: str | None) -> dict[str, Any]:
+    """What the report has of a model, each metric compared with another one's."""
+    if report is None or measured is None:
+        return {"held_out": None, "held_out_images": None, "sampler": None, "held_out_rows": []}
+    return {
+        "held_out": report.shown(measured),
+        "held_out_images": measured.images or None,  # 0 where the objective samples none
+        "sampler": report.parts[0].sampler,
+        "held_out_rows": [dataclasses.asdict(row) for row in report.rows(measured.model.name, against)],
     }

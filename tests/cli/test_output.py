@@ -10,6 +10,7 @@ from collections.abc import Callable
 import pytest
 
 from lcsc_opt.cli.output import print_json, print_table
+from lcsc_opt.views import Table
 
 NAMES = ("study", "state", "evaluations", "searched", "images", "optimizer options")
 CELLS = ("mine/LCSCQuadratic/0", "unfinished", "27/40", "1.713 ± 0.012", "120,000", "two words")
@@ -46,7 +47,7 @@ def longest(text: str) -> int:
 def test_no_table_cuts_a_number_or_a_name(terminal: Terminal, width: int) -> None:
     """``120,0…`` of 120,000 could be any number."""
     written = terminal(width)
-    print_table(NAMES, [CELLS])
+    print_table(Table(NAMES, [CELLS]))
     words = written.getvalue().split()
     assert set(" ".join(CELLS).split()) <= set(words)
     assert "…" not in written.getvalue()
@@ -59,7 +60,7 @@ def test_a_terminal_gets_the_columns_that_fit_it_and_the_names_of_the_others(
 ) -> None:
     header, rows = COMPARED
     written = terminal(width)
-    print_table(header, rows, title="held out", optional=METRICS)
+    print_table(Table(header, rows, "held out", optional=METRICS))
     said = capsys.readouterr().err
     words = written.getvalue().split()
     shown = [name for name in METRICS if name in words]
@@ -76,7 +77,7 @@ def test_a_file_gets_every_column_with_each_row_in_a_line(
 ) -> None:
     header, rows = COMPARED
     written = terminal(0)
-    print_table(header * 2, [row * 2 for row in rows], optional=METRICS)
+    print_table(Table(header * 2, [row * 2 for row in rows], optional=METRICS))
     lines = written.getvalue().splitlines()
     assert len(lines) <= 4
     assert [line.split()[-1] for line in lines[-2:]] == ["0.01", "0.099"]

@@ -53,7 +53,7 @@ def test_progress_and_every_figure_are_shown(url: str) -> None:
 
 def test_what_was_measured_of_the_best_trial_is_a_table(url: str) -> None:
     write_study(url, NAME, [4.0, 2.0])
-    assert draw(Site(url))["metrics"]["children"] == ""
+    assert draw(Site(url))["metrics"]["children"] == []
     last = measured(2.0, name=LAST_CHECKPOINT, near=2.87)
     known = ReportedMetrics(signs={"near": 1})
     write_report(written(url), report_of({NAME: measured(2.5, trial=1, near=3.05)}, last, metrics=known))

@@ -64,7 +64,7 @@ def test_a_summary_says_what_the_trials_do_and_none_of_them_is_read(any_storage:
     study.set_attribute(SUMMARY, None)
     without = read(any_storage)
     assert queries
-    assert (without.as_row(), without.metric, without.summary) == (found.as_row(), found.metric, found.summary)
+    assert (without.searched, without.state, without.summary) == (found.searched, found.state, found.summary)
 
 
 def test_while_a_search_runs_there_is_no_summary_and_trials_are_read_as_they_are(any_storage: RDBStorage) -> None:

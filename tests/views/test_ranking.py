@@ -14,8 +14,7 @@ from lcsc_opt.database.names import EMA, LAST_CHECKPOINT
 from lcsc_opt.views import number
 from lcsc_opt.views.answer import answer_line
 from lcsc_opt.views.ranking import ANSWER, Difference, headline, ranking
-from lcsc_opt.views.study_status import studies_table
-from lcsc_opt.views.tables import report_table
+from lcsc_opt.views.tables import report_tables, studies_table, study_row
 from tests.history_examples import history, in_one_report, measured, report_of, reported
 
 # difference
@@ -69,7 +68,7 @@ def test_the_best_held_out_optimizer_is_first_and_others_are_judged_against_it()
     assert first.difference is None
     assert first.held_out == (pytest.approx(2.2), pytest.approx(0.3))
     assert first.below_ema == pytest.approx(2.2 / 10 - 1)  # type: ignore[unreachable]
-    assert (first.seeds, first.finished, first.searched) == (3, 3, (1.0, 0.0))
+    assert (first.seeds, first.unfinished, first.searched) == (3, 0, (1.0, 0.0))
     rows = ranking([history([5.0, 2.0]), history([5.0, 1.0], optimizer="CMA")])
     assert [(row.label, row.verdict) for row in rows] == [("CMA", "no held-out value"), ("LCSC", "no held-out value")]
     assert [(row.held_out, row.below_ema) for row in rows] == [(None, None)] * 2
@@ -88,8 +87,8 @@ def test_a_row_has_the_searched_loss_of_the_models_that_were_held_out(
     joined = in_one_report(studies)
     _, row = ranking(joined)
     assert (row.searched, row.held_out) == (searched, (5.0, 0.0))
-    assert [study.as_row()["searched"] for study in joined] == of_means
-    assert [cells[4] for cells in studies_table(joined)[1]] == [number(loss) for loss in of_means]
+    assert [study_row(study)["searched"] for study in joined] == of_means
+    assert [cells[4] for cells in studies_table(joined).rows] == [number(loss) for loss in of_means]
 
 
 def test_over_seeds_are_means_and_sample_standard_deviations_of_what_is_known() -> None:
@@ -144,13 +143,13 @@ def test_a_model_stands_once_with_all_that_it_is() -> None:
     assert rows[0].evaluations == 1, "with what its search cost"
     report = in_one_report(studies, measured(10.0, name=LAST_CHECKPOINT, kid=0.1))[0].report
     assert report is not None
-    header, _ = report_table(report, report.answer)
-    assert header == ("metric", "answer · LCSC, trial 0", "last checkpoint = EMA*", "gain")
+    [table] = report_tables(report, report.answer)
+    assert tuple(table.header) == ("metric", "answer · LCSC, trial 0", "last checkpoint = EMA*", "gain")
 
 
 def test_before_a_report_the_line_says_who_is_ahead() -> None:
-    ahead = history([5.0, 2.0], optimizer="LCSC", metric="FID")
-    other = history([5.0, 3.0], optimizer="CMA", metric="FID")
+    ahead = history([5.0, 2.0], optimizer="LCSC")
+    other = history([5.0, 3.0], optimizer="CMA")
     deleted = "the Optuna study digits, which had its report, was deleted: run the same command again"
     assert headline([other, ahead]) == f"Best searched FID: LCSC with 2; {deleted}", (
         "what the experiment stored is gone"

@@ -12,19 +12,19 @@ from lcsc_opt.base.errors import StudyStoreError
 from lcsc_opt.base.records import Candidate, Cost, Evaluation
 from lcsc_opt.coefficients.profiles import describe_coefficients
 from lcsc_opt.database.connection import open_storage
-from lcsc_opt.database.reader import FailureReason
+from lcsc_opt.database.reader import FailureReason, HistoryReader
 from lcsc_opt.database.store import StoredStudy
 from lcsc_opt.database.summary import SUMMARY
-from lcsc_opt.views.study_status import (
-    overview,
-    rate,
-    rate_text,
-    seconds_left,
-)
+from lcsc_opt.views.study_status import overview, rate, rate_text, seconds_left
 from tests.history_examples import history, measured, reported, standing, trials_of
 from tests.study_examples import coefficients, write_report, write_study
 
 ALIVE = "node1"
+
+
+def overview_of(study: StoredStudy) -> dict[str, Any]:
+    reader = HistoryReader(study.storage)
+    return overview(reader, reader.read_study(study.name))
 
 
 def left(losses: Sequence[float | None], *, running: int = 0, **changes: Any) -> tuple[float | None, float | None]:
@@ -101,7 +101,7 @@ def test_failures_are_grouped_by_reason() -> None:
 def test_everything_about_a_study_is_json(url: str) -> None:
     held_out = measured(5.0, trial=0)
     study = write_study(open_storage(url, write=True), "digits/LCSC/0", [4.0, None, 2.0], held_out=held_out)
-    found = overview(study)
+    found = overview_of(study)
     assert json.loads(json.dumps(found)) == found
     expected = {
         **{"study": "digits/LCSC/0", "state": "finished", "evaluations": 3, "failed": 1, "best_trial": 2},
@@ -134,10 +134,10 @@ def searched_with_failures(url: str) -> StoredStudy:
 
 def test_an_overview_says_of_a_summary_what_it_says_of_the_trials(any_url: str) -> None:
     study = searched_with_failures(any_url)
-    short = overview(study)
+    short = overview_of(study)
     assert study.attributes[SUMMARY]["retried"] == 1
     study.set_attribute(SUMMARY, None)
-    assert overview(study) == short
+    assert overview_of(study) == short
     expected = {"failed": 2, "chosen_trial": 4, "failure_reasons": {"broken 0": 2}}
     expected["tracebacks"] = {"broken 0": "Traceback 3", "broken 2": "Traceback 5"}
     assert {name: short[name] for name in expected} == expected
@@ -149,11 +149,11 @@ def test_an_answer_that_is_no_trial_is_one_error(url: str) -> None:
     study = searched_with_failures(url)
     write_report(study.storage, reported(5.0, trial=9))
     with pytest.raises(StudyStoreError, match="has no trial 9 of a search"):
-        overview(study)
+        overview_of(study)
 
 
 def test_a_study_that_was_deleted_meanwhile_is_one_error(url: str) -> None:
     study = searched_with_failures(url)
     study.delete()
     with pytest.raises(StudyStoreError, match="is not in the database"):
-        overview(study)
+        overview_of(study)

@@ -5,13 +5,27 @@ from __future__ import annotations
 from typing import Any
 
 from lcsc_opt.base.records import STANDARD_ERROR, ReportedMetrics
-from lcsc_opt.database.names import EMA, LAST_CHECKPOINT
+from lcsc_opt.database.names import EMA, LAST_CHECKPOINT, split_name
+from lcsc_opt.database.report import Report
 from lcsc_opt.views import unbroken
-from lcsc_opt.views.tables import comparison_rows, comparison_tables, report_table
+from lcsc_opt.views.ranking import Row, ranking
+from lcsc_opt.views.tables import comparison_rows, comparison_tables, report_tables
 from tests.history_examples import history, in_one_report, measured, report_of
 
 ANSWER = "LCSC, trial 0"
 SIGNS = {"precision": -1, "near": 1}
+
+
+def rows_of(report: Report) -> list[Row]:
+    """The ranking of the searches of a report."""
+    optimizers = [split_name(study)[1:] for study in report.found]
+    return ranking([history([9.0], optimizer=optimizer, seed=seed, report=report) for optimizer, seed in optimizers])
+
+
+def table_of(report: Report, name: str) -> tuple[tuple[str, ...], list[list[object]]]:
+    """The header and the rows of the table of a model."""
+    [table] = report_tables(report, name)
+    return tuple(table.header), list(map(list, table.rows))
 
 
 def test_a_model_is_compared_with_the_best_that_the_user_had_and_the_others_are_beside_it() -> None:
@@ -21,18 +35,18 @@ def test_a_model_is_compared_with_the_best_that_the_user_had_and_the_others_are_
     report = report_of(
         found, last, ema, metrics=ReportedMetrics(signs=SIGNS, real_halves={"near": 2.2}, real_count=1234)
     )
-    header, texts = report_table(report, ANSWER)
+    header, texts = table_of(report, ANSWER)
     assert header == ("metric", f"answer · {ANSWER}", LAST_CHECKPOINT, "gain", EMA, "real images (1,234)")
     assert texts == [
         ["loss ↓", "1.5", "2", "+0.5", "1.9", "–"],
         ["precision ↑", "0.557", "0.7", "-0.143 (worse)", "0.62", "–"],
         ["near ↓", "3.05", "–", "–", "2.87", "2.2"],
     ]
-    header, texts = report_table(report, "CMA, trial 0")
+    header, texts = table_of(report, "CMA, trial 0")
     assert header == ("metric", "CMA, trial 0", LAST_CHECKPOINT, "gain", EMA, f"answer · {ANSWER}")
     assert texts[0] == ["loss ↓", "1.7", "2", "+0.3", "1.9", "1.5"]
     alone = report_of({"digits/LCSC/0": measured(2.5, near=3.0)})
-    assert report_table(alone, ANSWER) == (
+    assert table_of(alone, ANSWER) == (
         ("metric", f"answer · {ANSWER}"),
         [["loss ↓", "2.5"], ["near", "3"]],
     )
@@ -42,7 +56,7 @@ def test_intervals_are_shown_where_they_are_known() -> None:
     errors: dict[str, Any] = {f"near{STANDARD_ERROR}": 0.5}
     found = {"digits/LCSC/0": measured(2.0, near=3.0, **errors)}
     report = report_of(found, measured(5.0, name=EMA, near=6.0, **errors), metrics=ReportedMetrics(signs=SIGNS))
-    header, texts = report_table(report, ANSWER)
+    header, texts = table_of(report, ANSWER)
     assert header == ("metric", f"answer · {ANSWER} [95 %]", "EMA* [95 %]", "gain [95 %]")
     assert texts == [
         ["loss ↓", "2", "5", "+3"],
@@ -57,8 +71,8 @@ def test_every_term_of_a_mixed_loss_and_every_reward_has_a_column() -> None:
     signs = {"fid": 1, "kid": 1, "reward": -1, "near": 1}
     reported = ReportedMetrics(signs=signs, terms=("fid", "kid"))
     report = report_of({"digits/LCSC/0": measured(1.5, **values)}, measured(2.0, name=EMA, **values), metrics=reported)
-    [(_, (header, _))] = comparison_tables(report, "loss")
-    assert header == ("model", "held-out loss", "fid ↓", "kid ↓", "reward ↑")
+    [table] = comparison_tables(rows_of(report), "loss")
+    assert table.header == ("model", "held-out loss", "fid ↓", "kid ↓", "reward ↑")
 
 
 def test_a_comparison_begins_with_the_answer_and_has_what_judges_it_precision_and_recall() -> None:
@@ -68,29 +82,32 @@ def test_a_comparison_begins_with_the_answer_and_has_what_judges_it_precision_an
     reported = ReportedMetrics(signs=signs, cross_check="fid@clip", real_halves=real, real_count=40)
     found = {
         "digits/EMAGrid/0": measured(8.0, **metrics),
-        "digits/EMAGrid/1": measured(9.0, **metrics),
         "digits/LCSC/0": measured(2.0, **metrics),
         "digits/LCSC/1": measured(4.0, **metrics),
     }
     report = report_of(found, measured(9.5, name=LAST_CHECKPOINT, **metrics), metrics=reported)
-    [(title, (header, rows))] = comparison_tables(report, "FID")
-    assert (title, header) == ("held out", ("model", "held-out FID", "recall ↑", "fid@clip ↓", "fid_held_out ↓"))
-    assert rows == [
+    [table] = comparison_tables(rows_of(report), "FID")
+    assert (table.title, table.header) == (
+        "Evaluation metrics, held out",
+        ("model", "held-out FID", "recall ↑", "fid@clip ↓", "fid_held_out ↓"),
+    )
+    assert table.rows == [
         ["answer · LCSC, trial 0", "2", "0.5", "4", "3"],
         ["LCSC", "3 ± 1.4", "0.5 ± 0", "4 ± 0", "3 ± 0"],
         ["EMA*", "8", "0.5", "4", "3"],
         ["last checkpoint", "9.5", "0.5", "4", "3"],
         ["real images (40)", "–", "0.9", "–", "1"],
     ]
-    [(_, (everything, _))] = comparison_tables(report, "FID", all_metrics=True)
-    assert {*everything} - {*header} == {"kid ↓"}
-    assert comparison_tables(report_of({"digits/LCSC/0": measured(2.0)}), "FID") == comparison_tables(None, "FID") == []
+    [everything] = comparison_tables(rows_of(report), "FID", all_metrics=True)
+    assert {*everything.header} - {*table.header} == {"kid ↓"}
+    assert comparison_tables(rows_of(report_of({"digits/LCSC/0": measured(2.0)})), "FID") == []
+    assert comparison_tables(ranking([history([2.0])]), "FID") == report_tables(None, ANSWER) == []
 
 
 def test_a_comparison_has_the_metric_that_the_sentence_names_and_a_reward_that_no_search_uses() -> None:
     report = report_of({"digits/LCSC/0": measured(0.2, fid=4.0, kid=0.1, precision=0.5, held_out_reward=3.0)})
-    [(_, (header, _))] = comparison_tables(report, "loss")
-    assert header == ("model", "held-out loss", "fid", "precision", "held_out_reward")
+    [table] = comparison_tables(rows_of(report), "loss")
+    assert table.header == ("model", "held-out loss", "fid", "precision", "held_out_reward")
 
 
 def test_a_comparison_marks_what_a_search_lost_against_the_best_that_the_user_had() -> None:
@@ -104,10 +121,10 @@ def test_a_comparison_marks_what_a_search_lost_against_the_best_that_the_user_ha
     worse_last = measured(9.0, name=LAST_CHECKPOINT, fid=9.0, reward=0.1, precision=0.1)
     reported = ReportedMetrics(signs=signs, terms=("fid", "reward"))
     report = report_of(found, measured(2.0, name=EMA, **had), worse_last, metrics=reported)
-    [(title, (header, rows))] = comparison_tables(report, "loss")
-    assert title == "held out; (worse): than EMA*, by more than the error"
-    assert header == ("model", "held-out loss", "fid ↓", "reward ↑", "precision ↑")
-    assert rows == [
+    [table] = comparison_tables(rows_of(report), "loss")
+    assert table.title == "Evaluation metrics, held out; (worse): than EMA*, by more than the error"
+    assert table.header == ("model", "held-out loss", "fid ↓", "reward ↑", "precision ↑")
+    assert table.rows == [
         ["answer · LCSC, trial 0", "1", "2", "0.1 (worse)", "0.8"],
         ["CMA", "1.6 ± 0.14", "2.55 ± 0.071", "0.2 ± 0.14", "0.55 ± 0.071 (worse)"],
         ["EMA*", "2", "3", "0.2", "0.7"],

@@ -22,7 +22,7 @@ from lcsc_opt.base.progress import notice
 from lcsc_opt.database.history import Standing
 from lcsc_opt.database.names import BASELINES, short_metric
 from lcsc_opt.database.reader import HistoryReader
-from lcsc_opt.views import unbroken
+from lcsc_opt.views import Table, unbroken
 from lcsc_opt.views.dashboard.pages import HOME
 from lcsc_opt.views.figures.theme import CONFIG
 from lcsc_opt.views.ranking import ranking
@@ -214,17 +214,17 @@ def section(title: str, *content: Content) -> html.Section:
     return html.Section([html.H2(title), *content])
 
 
-def table(header: Sequence[str], rows: Iterable[Sequence[Content]], *, text: int = 1) -> html.Div:
-    """A plain table; the first ``text`` columns are text, the others numbers."""
-    classes = ["text"] * text + [""] * (len(header) - text)
+def table(drawn: Table) -> html.Div:
+    """A plain table, whose cells may be components, too."""
+    classes = ["text"] * drawn.text + [""] * (len(drawn.header) - drawn.text)
     head = []
-    for name, css_class in zip(header, classes, strict=True):
+    for name, css_class in zip(drawn.header, classes, strict=True):
         # spaces without a width, at which a long name of a metric may break
         breakable = unbroken(short_metric(name)).replace("@", "\u200b@").replace(".", ".\u200b")
         head.append(html.Th(breakable, title=name, scope="col", className=css_class))
     body = []
-    for row in rows:
-        texts = [unbroken(cell) if isinstance(cell, str) else cell for cell in row]
+    for row in drawn.rows:
+        texts: list[Content] = [unbroken(cell) if isinstance(cell, str) else cell for cell in row]
         cells = [html.Td(cell, className=css_class) for cell, css_class in zip(texts, classes, strict=True)]
         body.append(html.Tr(cells))
     return html.Div(html.Table([html.Thead(html.Tr(head)), html.Tbody(body)]), className="wide")
