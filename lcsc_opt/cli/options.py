@@ -14,7 +14,7 @@ from lcsc_opt.base.settings import parse_yaml
 if TYPE_CHECKING:  # SQLAlchemy and Optuna are imported when a command opens a database
     from optuna.storages import RDBStorage
 
-    from lcsc_opt.database.store import StoredStudy
+    from lcsc_opt.database.reader import HistoryReader
 
 
 Experiment = Annotated[str, typer.Argument(help="The name of a study file, such as digits.")]
@@ -111,12 +111,15 @@ def open_database(storage: str | None, *, database_of: str | None = None, write:
     return open_storage(url, write=write)
 
 
-def find_study(name: str, storage: str | None, *, write: bool = False) -> StoredStudy:
-    """The study of that name in the database of :func:`open_database`, opened to be changed where ``write`` is set.
+def open_reader(storage: str | None, *, database_of: str | None = None) -> HistoryReader:
+    """The studies of the database of :func:`open_database`, which are only read.
 
     Raises:
-        StudyStoreError: there is no such study, or another program made it.
+        StudyStoreError: it cannot be opened.
     """
-    from lcsc_opt.database.store import StoredStudy
+    from lcsc_opt.base.machine import collector_resting
 
-    return StoredStudy.open(open_database(storage, database_of=name, write=write), name)
+    with collector_resting():  # while Optuna and SQLAlchemy are imported
+        from lcsc_opt.database.reader import HistoryReader
+
+        return HistoryReader(open_database(storage, database_of=database_of))

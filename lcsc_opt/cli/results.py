@@ -15,6 +15,7 @@ from lcsc_opt.cli.options import (
     Storage,
     chosen_storage,
     open_database,
+    open_reader,
 )
 from lcsc_opt.cli.output import print_json, print_tables, say
 from lcsc_opt.views import Table, number
@@ -38,18 +39,16 @@ def compare(
 
     Prints a table over seeds; --plot draws curves.
     """
-    from lcsc_opt.database.history import loss_name
-    from lcsc_opt.database.reader import HistoryReader
-    from lcsc_opt.views.answer import first_line
-    from lcsc_opt.views.ranking import ranking
-    from lcsc_opt.views.tables import comparison_rows, comparison_tables, ranking_table
-
     if plot is not None:
         from lcsc_opt.views.figures.writing import check_suffix
 
         check_suffix(plot)  # before the tables are printed
-    reader = HistoryReader(open_database(storage, database_of=experiment))
-    studies = reader.read(experiment)
+    studies = open_reader(storage, database_of=experiment).read(experiment)
+    from lcsc_opt.database.history import loss_name
+    from lcsc_opt.views.answer import first_line
+    from lcsc_opt.views.ranking import ranking
+    from lcsc_opt.views.tables import comparison_rows, comparison_tables, ranking_table
+
     report = studies[0].report
     if output == "json":
         print_json(comparison_rows(studies))

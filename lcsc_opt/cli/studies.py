@@ -24,9 +24,9 @@ from lcsc_opt.cli.options import (
     Storage,
     assignments,
     chosen_storage,
-    find_study,
     in_order_of,
     open_database,
+    open_reader,
 )
 from lcsc_opt.cli.output import described_table, print_json, print_line, print_table, print_tables, say
 from lcsc_opt.views import Table
@@ -203,10 +203,10 @@ def _read(studies: str, overrides: Sequence[str], storage: str | None) -> tuple[
         study_file = read_study_file(path, overrides)
         return study_file, path.absolute().parent, storage_url(storage, study_file.storage)
 
-    from lcsc_opt.database.store import read_contents
+    from lcsc_opt.database.store import StoredStudy, read_contents
     from lcsc_opt.experiment.stored import context_of, spec_of
 
-    stored = find_study(studies, storage, write=True)
+    stored = StoredStudy.open(open_database(storage, database_of=studies, write=True), studies)
     contents = read_contents(stored.storage)
     spec = spec_of(studies, contents)
     content = with_overrides(spec.content(), overrides)
@@ -256,10 +256,9 @@ def list_(
     output: Output = "table",
 ) -> None:
     """List the studies of the database."""
-    from lcsc_opt.database.reader import HistoryReader
+    studies = open_reader(storage).read_studies()
     from lcsc_opt.views.tables import studies_table, study_row
 
-    studies = HistoryReader(open_database(storage)).read_studies()
     if output == "json":
         print_json([study_row(study) for study in studies])
         return
@@ -275,10 +274,6 @@ def show(
     output: Output = "table",
 ) -> None:
     """Show one study: settings, state, best trial, failures, time. Or how an exported model was merged."""
-    from lcsc_opt.database.reader import HistoryReader
-    from lcsc_opt.views.study_status import overview
-    from lcsc_opt.views.tables import report_tables
-
     if Path(study).suffix in (".yaml", ".yml"):
         raise StudySpecError(f"{study}: is the name of a study file; see what it runs: lcsc run {study} --dry-run")
     if Path(study).exists() or Path(study).suffix:
@@ -290,8 +285,11 @@ def show(
         else:
             _print_recipe(recipe)
         return
-    reader = HistoryReader(find_study(study, storage).storage)
+    reader = open_reader(storage, database_of=study)
     standing = reader.read_study(study)
+    from lcsc_opt.views.study_status import overview
+    from lcsc_opt.views.tables import report_tables
+
     described = overview(reader, standing)
     if output == "json":
         print_json(described)

@@ -37,7 +37,6 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-import pydantic
 from optuna.storages import RDBStorage
 from optuna.trial import FrozenTrial
 
@@ -52,6 +51,7 @@ from lcsc_opt.base.records import (
     ReportedMetrics,
     SamplerTitle,
     Yardstick,
+    as_json,
 )
 from lcsc_opt.database.arrays import coefficients_of
 from lcsc_opt.database.history import sign_of
@@ -306,7 +306,7 @@ def report_of(attributes: Attributes, trials: Sequence[FrozenTrial]) -> Report |
         evaluations=chosen["evaluations"],
         top=chosen["top"],
         selection=_selection(chosen, found, sign),
-        metrics=_METRICS.validate_python(attributes["metrics"]),
+        metrics=_metrics_of(attributes["metrics"]),
         sign=sign,
         warnings=tuple(chosen["warnings"]),
         entrants=chosen["entrants"],
@@ -328,10 +328,12 @@ def _selection(
     return losses
 
 
-_METRICS = pydantic.TypeAdapter(ReportedMetrics)
-
-
 def metrics_to_json(metrics: ReportedMetrics) -> dict[str, Any]:
     """What is stored of the metrics of reports."""
-    stored: dict[str, Any] = _METRICS.dump_python(metrics, mode="json")
+    stored: dict[str, Any] = as_json(dataclasses.asdict(metrics))
     return stored
+
+
+def _metrics_of(stored: Mapping[str, Any]) -> ReportedMetrics:
+    """The inverse of :func:`metrics_to_json`."""
+    return ReportedMetrics(**{**stored, "terms": tuple(stored["terms"]), "judges": tuple(stored["judges"])})

@@ -6,32 +6,13 @@ import dataclasses
 import hashlib
 import statistics
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any
+from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-import pydantic
-
-from lcsc_opt.base.records import STANDARD_ERROR, Evaluation, Noise, SamplerTitle, metric_of_loss
-from lcsc_opt.database.arrays import array_of, stored_array
+from lcsc_opt.base.records import STANDARD_ERROR, Coefficients, Evaluation, Noise, SamplerTitle, metric_of_loss
 
 UNSEEN = "unseen"
 """Among the values of a measurement: the loss with its distances to real images that no search sees."""
 _NO_METRICS = ("loss", "loss" + STANDARD_ERROR, UNSEEN)
-
-
-def _array(value: Any) -> npt.NDArray[np.float64]:
-    """An array that is one already, or one as :func:`stored_array` has stored it."""
-    if isinstance(value, np.ndarray):
-        return value
-    return array_of(value)
-
-
-_StoredArray = Annotated[
-    npt.NDArray[np.float64],
-    pydantic.PlainValidator(_array),
-    pydantic.PlainSerializer(stored_array),
-]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,7 +31,7 @@ class Model:
     """
 
     name: str
-    coefficients: _StoredArray = dataclasses.field(compare=False)  # in a report, names tell models apart
+    coefficients: Coefficients = dataclasses.field(compare=False)  # in a report, names tell models apart
     weights_sha256: str | None = None
     study: str | None = None
     trial: int | None = None
@@ -69,7 +50,7 @@ class Model:
         return {**{name: getattr(self, name) for name in names}, "key": self.key}
 
     @classmethod
-    def from_json(cls, stored: Mapping[str, Any], coefficients: npt.NDArray[np.float64]) -> Model:
+    def from_json(cls, stored: Mapping[str, Any], coefficients: Coefficients) -> Model:
         """The inverse of :meth:`to_json`."""
         return cls(coefficients=coefficients, **{name: value for name, value in stored.items() if name != "key"})
 

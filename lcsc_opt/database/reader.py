@@ -29,7 +29,7 @@ from lcsc_opt.database.lock import locked
 from lcsc_opt.database.names import BASELINES, HOLDER, split_name
 from lcsc_opt.database.report import Report
 from lcsc_opt.database.states import forgotten_trials, is_ours, shown_trials
-from lcsc_opt.database.store import Contents, read_contents
+from lcsc_opt.database.store import Contents, no_such_study, read_contents
 from lcsc_opt.database.summary import Summary
 
 
@@ -152,11 +152,13 @@ class HistoryReader:
         """One study as it is now.
 
         Raises:
-            StudyStoreError: its name is not ``experiment/optimizer/seed``, or there is no such study.
+            StudyStoreError: there is no such study, and the message lists all.
         """
-        for study in self.read_studies([name]):
-            return study
-        raise StudyStoreError(f"{name}: is not in the database, or was deleted while it was read")
+        contents = read_contents(self.storage)
+        if name in contents.studies:
+            for study in self._read_all(contents, [name]):  # none, if it was deleted just now
+                return study
+        raise no_such_study(self.storage, contents, name)
 
     def trials(self, study: Standing) -> list[FrozenTrial]:
         """The trials of a study by number, as they are now, with losses as values; they are not to be changed.

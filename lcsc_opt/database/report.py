@@ -12,9 +12,7 @@ import statistics
 from collections.abc import Mapping
 from typing import Any
 
-import pydantic
-
-from lcsc_opt.base.records import ReportedMetrics, SamplerTitle
+from lcsc_opt.base.records import ReportedMetrics, SamplerTitle, as_json
 from lcsc_opt.base.study_spec import EMA_GRID, HeldOutSpec
 from lcsc_opt.database.measurement import Measurement
 from lcsc_opt.database.metric_rows import MetricRow, directions, metric_rows
@@ -74,7 +72,9 @@ class Report:
 
     def to_json(self) -> dict[str, Any]:
         """What ``lcsc evaluate --format json`` prints."""
-        printed: dict[str, Any] = _REPORT.dump_python(self, mode="json", exclude={"entrants", "rounds"})
+        fields = dataclasses.asdict(self)
+        del fields["entrants"], fields["rounds"]
+        printed: dict[str, Any] = as_json(fields)
         return printed
 
     def choice_to_json(self) -> dict[str, Any]:
@@ -191,9 +191,6 @@ class Report:
     def shown(self, measured: Measurement) -> float:
         """A loss as the user knows it: a maximized score has no minus sign."""
         return self.sign * measured.loss
-
-
-_REPORT = pydantic.TypeAdapter(Report)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -139,12 +139,12 @@ def read_attributes(storage: RDBStorage, names_of_studies: Iterable[str]) -> dic
     return found
 
 
-def _no_such_study(storage: RDBStorage, name: str) -> str:
+def no_such_study(storage: RDBStorage, contents: Contents, name: str) -> StudyStoreError:
     """Says which studies there are: those of this experiment or optimizer, else all."""
-    all_names = list(read_contents(storage).studies)
-    related = [other_name for other_name in all_names if other_name.startswith(f"{name}/")]
+    related = [other_name for other_name in contents.studies if other_name.startswith(f"{name}/")]
     relation = "its studies are" if related else "it holds"
-    return f"{name}: no such study in {masked(storage.url)}; {relation}: {', '.join(related or all_names) or 'none'}"
+    listed = ", ".join(related or contents.studies) or "none"
+    return StudyStoreError(f"{name}: no such study in {masked(storage.url)}; {relation}: {listed}")
 
 
 def _is_made_by_us(attributes: Mapping[str, Any]) -> bool:
@@ -265,9 +265,9 @@ class StoredStudy:
         try:
             study = cls(storage, name, *read_study(storage, name))
         except KeyError as error:
-            raise StudyStoreError(_no_such_study(storage, name)) from error
+            raise no_such_study(storage, read_contents(storage), name) from error
         if _KEYS in study.attributes:  # an experiment, none of its studies
-            raise StudyStoreError(_no_such_study(storage, name))
+            raise no_such_study(storage, read_contents(storage), name)
         if not (_is_made_by_us(study.attributes) and names.is_ours(name)):
             raise StudyStoreError(f"{name}: is a study of another program; give yours another name, or --storage")
         _check_schema(name, study.attributes)

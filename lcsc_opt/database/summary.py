@@ -12,10 +12,9 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-import pydantic
 from optuna.trial import FrozenTrial, TrialState
 
-from lcsc_opt.base.records import Cost, metric_of_loss
+from lcsc_opt.base.records import Cost, as_json, metric_of_loss
 from lcsc_opt.database.names import short_metric
 from lcsc_opt.database.states import SUCCEEDED
 
@@ -65,11 +64,12 @@ class Summary:
         stored = attributes.get(SUMMARY)
         if stored is None or stored.keys() != {field.name for field in dataclasses.fields(cls)}:
             return None
-        return _SUMMARY.validate_python(stored)
+        improvements = tuple(Improvement(*values) for values in stored["improvements"])
+        return cls(**{**stored, "cost": Cost(**stored["cost"]), "improvements": improvements})
 
     def to_json(self) -> dict[str, Any]:
         """The attribute :data:`SUMMARY`."""
-        stored: dict[str, Any] = _SUMMARY.dump_python(self, mode="json")
+        stored: dict[str, Any] = as_json(dataclasses.asdict(self))
         return stored
 
     @classmethod
@@ -119,9 +119,6 @@ class Summary:
         if self.improvements:
             return self.improvements[-1].loss
         return None
-
-
-_SUMMARY = pydantic.TypeAdapter(Summary)
 
 
 def cost_of(trial: FrozenTrial) -> Cost:

@@ -115,9 +115,10 @@ def test_the_database_keeps_tracebacks_and_the_terminal_says_once_for_each_reaso
     assert text.endswith("KeyError: 'b'\n")
     assert f'File "{__file__}"' in text
     assert line in text
-    assert overview(study)["tracebacks"] == {"KeyError: 'b'": text}
     reader = HistoryReader(study.storage)
-    failures = reader.failures(reader.read_study(study.name))
+    found = reader.read_study(study.name)
+    assert overview(reader, found)["tracebacks"] == {"KeyError: 'b'": text}
+    failures = reader.failures(found)
     assert [failure.traceback for failure in failures] == [text]
 
 

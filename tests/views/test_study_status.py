@@ -155,5 +155,5 @@ def test_an_answer_that_is_no_trial_is_one_error(url: str) -> None:
 def test_a_study_that_was_deleted_meanwhile_is_one_error(url: str) -> None:
     study = searched_with_failures(url)
     study.delete()
-    with pytest.raises(StudyStoreError, match="is not in the database"):
+    with pytest.raises(StudyStoreError, match="no such study"):
         overview_of(study)
