@@ -45,7 +45,7 @@ FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")
 
 def build(storage: RDBStorage) -> dash.Dash:
     """The page over ``storage``."""
-    page = parts.Page(__name__, "Compare", storage, _content())
+    page = parts.Page(__name__, "Compare", "Compare optimizers", storage, _controls(), _content())
     reader = page.reader
     page.choose(CONTROLS, lambda query: _chosen(reader, query), reader.experiments)
 
@@ -149,21 +149,17 @@ def _chosen(reader: HistoryReader, query: Mapping[str, str]) -> tuple[Any, ...]:
     return experiment, axis, only
 
 
-def _content() -> list[Any]:
+def _controls() -> list[Any]:
     axes = [{"label": title, "value": axis} for axis, title in AXES.items()]
     return [
-        html.H1("Compare optimizers"),
-        html.Div(id="headline", className="headline", role="status"),
-        html.Div(
-            [
-                parts.field("Experiment", dcc.Dropdown(id="experiment", clearable=False)),
-                parts.field(
-                    "Only these and EMA*", dcc.Checklist(id="only", className="choices", inline=True), group=True
-                ),
-                parts.field("Best so far against", dcc.Dropdown(axes, id="axis", clearable=False)),
-            ],
-            className="controls",
-        ),
+        parts.field("Experiment", dcc.Dropdown(id="experiment", clearable=False)),
+        parts.field("Only these and EMA*", dcc.Checklist(id="only", className="choices", inline=True), group=True),
+        parts.field("Best so far against", dcc.Dropdown(axes, id="axis", clearable=False)),
+    ]
+
+
+def _content() -> list[Any]:
+    return [
         parts.graph("curves", label="Best loss so far of each optimizer"),
         html.Div([html.H2("Ranking"), html.Button("Download as CSV", id="csv", type="button")], className="row spread"),
         dash_ag_grid.AgGrid(

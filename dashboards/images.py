@@ -11,13 +11,12 @@ from dash import Input, Output, dcc, html, no_update
 from flask import Response, request
 from optuna.storages import RDBStorage
 
-from lcsc_opt.base.labelled_grid import band
+from lcsc_opt.base.labelled_grid import band, bands_of
 from lcsc_opt.database.reader import HistoryReader
-from lcsc_opt.database.report import Report
 from lcsc_opt.views.answer import answer_line
-from lcsc_opt.views.artifacts import StoredGrid, StoredImage, artifact_directory, pictured
+from lcsc_opt.views.artifacts import StoredImage, artifact_directory
 from lcsc_opt.views.dashboard import parts
-from lcsc_opt.views.pictures import picture_line, why_no_images
+from lcsc_opt.views.pictures import why_no_images
 
 NOTHING = "No experiment in this database yet. Start one: lcsc run STUDY_FILE"
 ZOOM = (100, 600)  # percent of the pane's width
@@ -25,7 +24,8 @@ ZOOM = (100, 600)  # percent of the pane's width
 
 def build(storage: RDBStorage) -> dash.Dash:
     """The page over ``storage``."""
-    page = parts.Page(__name__, "Images", storage, _content())
+    content = [html.Div(id="images")]
+    page = parts.Page(__name__, "Images", "Images from the same noise", storage, _controls(), content)
     reader = page.reader
     folder = artifact_directory(storage.url)
     page.in_browser("zoom", Output("zoomed", "children"), Input("zoom", "value"))
@@ -41,19 +41,19 @@ def build(storage: RDBStorage) -> dash.Dash:
         studies = reader.read(name)
         report = studies[0].report
         images = StoredImage.of_experiment(storage, name, report, folder)
-        grid = StoredGrid.of_experiment(storage, name, folder)
-        signature = repr((name, report, [image.version for image in images], grid and grid.version))
+        samples = [image for image in images if image.kind == "samples"]
+        signature = repr((name, report, [image.version for image in images]))
         interval = parts.refresh_interval(studies)
         if signature == seen:
             return "", *[no_update] * 2, interval, no_update
         headline = f"{name} has no report yet" if report is None else answer_line(report)
         shown: list[Any] = []
-        if images and report is not None:
-            shown += _panes(name, report, [image for image in images if not image.selected])
+        if samples:
+            shown += _panes(name, samples)
         else:
             shown.append(html.P(why_no_images(report, folder)))
-        shown += _grid(name, grid)
-        shown += _farthest(name, [image for image in images if image.selected])
+        shown += _grid(name, next((image for image in images if image.kind == "grid"), None))
+        shown += _farthest(name, [image for image in images if image.kind == "farthest"])
         return "", headline, shown, interval, signature
 
     return page.app
@@ -80,42 +80,25 @@ def _file(reader: HistoryReader, folder: Path) -> Response:
     name = request.args.get("experiment", "")
     if name not in reader.experiments():
         return parts.image_response(None)
-    asked_id = request.args.get("artifact", "")
-    grid = StoredGrid.of_experiment(reader.storage, name, folder)
-    if grid is not None and grid.artifact_id == asked_id:
-        row = request.args.get("row", "")
-        return parts.image_response(band(grid.content, int(row)) if row.isdecimal() else grid.content)
+    row = request.args.get("row", "")
     report = reader.read(name)[0].report
     for image in StoredImage.of_experiment(reader.storage, name, report, folder):
-        if image.artifact_id == asked_id:
-            return parts.image_response(image.content)
+        if image.artifact_id == request.args.get("artifact"):
+            return parts.image_response(band(image.content, int(row)) if row.isdecimal() else image.content)
     return parts.image_response(None)
 
 
-def _content() -> list[Any]:
+def _controls() -> list[Any]:
     slider = dcc.Input(id="zoom", type="range", min=ZOOM[0], max=ZOOM[1], step=25)
     return [
-        html.H1("Images from the same noise"),
-        html.Div(id="headline", className="headline", role="status"),
-        html.Div(
-            [
-                parts.field("Experiment", dcc.Dropdown(id="experiment", clearable=False)),
-                html.Div([html.Label(["Zoom ", html.Output(id="zoomed")], htmlFor="zoom"), slider], className="field"),
-            ],
-            className="controls",
-        ),
-        html.Div(id="images"),
+        parts.field("Experiment", dcc.Dropdown(id="experiment", clearable=False)),
+        html.Div([html.Label(["Zoom ", html.Output(id="zoomed")], htmlFor="zoom"), slider], className="field"),
     ]
 
 
-def _panes(name: str, report: Report, images: Sequence[StoredImage]) -> list[Any]:
+def _panes(name: str, images: Sequence[StoredImage]) -> list[Any]:
     """Samples as they come, with a number of each model, and two of them one over the other."""
-    models = pictured(report)
-    lines = []
-    for image in images:
-        measured = models.get(image.shows)  # real images have none
-        if measured is not None:
-            lines.append(f"{image.caption}: {picture_line(report, image.shows, measured)}")
+    lines = [f"{image.caption}: {image.measured}" for image in images if image.measured]
     served = _served(name, images)
     shown = [
         *parts.panes(
@@ -131,17 +114,15 @@ def _panes(name: str, report: Report, images: Sequence[StoredImage]) -> list[Any
     return shown
 
 
-def _grid(name: str, grid: StoredGrid | None) -> list[Any]:
+def _grid(name: str, grid: StoredImage | None) -> list[Any]:
     """The grid of ``lcsc images``, and two of its rows one over the other; without one, how to make it."""
     heading = html.H2("Side by side")
     if grid is None:
         command = html.Code(f"lcsc images {name}")
         return [heading, html.P(["For checkpoints, averages and what was found, a row each, run ", command])]
-    query = {"experiment": name, "artifact": grid.artifact_id, "version": grid.version}
-    rows: list[parts.ServedImage] = [
-        ("images/file", {**query, "row": number}, title) for number, title in enumerate(grid.titles)
-    ]
-    whole: parts.ServedImage = ("images/file", query, "All rows; open it to see it in full")
+    [whole] = _served(name, [grid])
+    path, query, _ = whole
+    rows = [(path, {**query, "row": number}, row.title) for number, row in enumerate(bands_of(grid.content))]
     shown = [heading, *parts.panes([whole], "Images of one column come from the same noise.")]
     if len(rows) > 1:
         shown += parts.one_over_another("grid", rows)

@@ -19,7 +19,8 @@ NOTHING = "No landscape in this database yet: lcsc run FILE 'optimizers=[Landsca
 
 def build(storage: RDBStorage) -> dash.Dash:
     """The page over ``storage``."""
-    page = parts.Page(__name__, "Landscape", storage, _content())
+    controls = [parts.field("Landscape", dcc.Dropdown(id="landscape", clearable=False))]
+    page = parts.Page(__name__, "Landscape", "Landscape", storage, controls, _content())
     reader = page.reader
 
     def chosen(query: Mapping[str, str]) -> tuple[str | None]:
@@ -53,9 +54,6 @@ def build(storage: RDBStorage) -> dash.Dash:
 
 def _content() -> list[Any]:
     return [
-        html.H1("Landscape"),
-        html.Div(id="headline", className="headline", role="status"),
-        html.Div([parts.field("Landscape", dcc.Dropdown(id="landscape", clearable=False))], className="controls"),
         parts.graph("plane", label="The loss on the plane through three models, with trials of searches"),
         html.P(
             "A trial is drawn at the point of the plane whose coefficients are nearest to its own; the plane's loss "

@@ -34,7 +34,7 @@ MOST_WAITING = 8  # trials that are listed
 
 def build(storage: RDBStorage) -> dash.Dash:
     """The page over ``storage``."""
-    page = parts.Page(__name__, "Study", storage, _content())
+    page = parts.Page(__name__, "Study", "Study", storage, _controls(), _content())
     reader = page.reader
     page.choose(["study"], lambda query: (page.chosen_study(query),), reader.names)
     outputs = [Output(name, "children") for name in TEXTS]
@@ -80,15 +80,13 @@ def _blank(message: str, theme: Theme) -> list[Any]:
     return texts + [empty_figure(message, theme)] * len(FIGURES)
 
 
+def _controls() -> list[Any]:
+    return [parts.field("Study", dcc.Dropdown(id="study", clearable=False)), html.Div(id="links", className="row")]
+
+
 def _content() -> list[Any]:
     figures = [parts.section(title, parts.graph(name, label=title)) for name, title in FIGURES.items()]
     return [
-        html.H1("Study"),
-        html.Div(id="headline", className="headline", role="status"),
-        html.Div(
-            [parts.field("Study", dcc.Dropdown(id="study", clearable=False)), html.Div(id="links", className="row")],
-            className="controls",
-        ),
         html.Div(id="progress"),
         html.Div(id="metrics"),
         html.Div(id="failures"),

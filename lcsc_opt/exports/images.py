@@ -15,7 +15,8 @@ from lcsc_opt.database.report import Report
 from lcsc_opt.database.states import Attributes
 from lcsc_opt.exports.grid import rows_of
 from lcsc_opt.objective.contract import Objective
-from lcsc_opt.views.artifacts import FARTHEST, SAMPLES, Shows, artifact_directory, pair_of, pictured
+from lcsc_opt.views.artifacts import FARTHEST, SAMPLES, artifact_directory
+from lcsc_opt.views.pictures import Shows, pair_of, pictured
 
 _PICTURED = "pictured"  # an attribute of the experiment: whose images are stored
 PAIRS = 250  # images drawn from either model of a pair

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from lcsc_opt.database.history import Standing
+from lcsc_opt.database.history import Standing, best_searched
 from lcsc_opt.database.measurement import Measurement, Model
 from lcsc_opt.database.names import is_trained
 from lcsc_opt.database.report import Report
 from lcsc_opt.views import in_words
-from lcsc_opt.views.ranking import headline
 
 
 def first_line(studies: Sequence[Standing]) -> str:
@@ -18,6 +17,28 @@ def first_line(studies: Sequence[Standing]) -> str:
     if report is None:
         return headline(studies)
     return answer_line(report)
+
+
+def headline(studies: Sequence[Standing]) -> str:
+    """One line while there is no report: the lowest searched loss, which is the answer until then."""
+    best = best_searched(studies)
+    if best is None:
+        return "No result yet."
+    seed = f" (seed {best.seed})" if best.seed else ""
+    has_ended = all(study.ended for study in studies)
+    so_far = "" if has_ended else " so far"
+    again = f"lcsc evaluate {best.experiment}"
+    if not best.holds_out:
+        reason = "this objective holds nothing out, so it may look better than it is"
+    elif best.settings.get("objective") is None:
+        reason = f"the Optuna study {best.experiment}, which had its report, was deleted: run the same command again"
+    elif best.settings.get("held_out") is None:
+        reason = f"nothing was held out: add held_out to the study file for a report, or use {again}"
+    elif not has_ended:
+        reason = f"held-out values come when all searches have ended, or with {again}"
+    else:
+        reason = "its report is not made yet: run the same command again"
+    return f"Best searched {best.metric}{so_far}: {best.label}{seed} with {best.searched:.4g}; {reason}"
 
 
 def answer_line(report: Report) -> str:

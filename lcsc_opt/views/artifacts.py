@@ -12,17 +12,13 @@ from typing import Literal
 import sqlalchemy as sa
 from optuna.storages import RDBStorage
 
-from lcsc_opt.base.labelled_grid import bands_of
 from lcsc_opt.database.experiment import StoredExperiment
-from lcsc_opt.database.measurement import Measurement
 from lcsc_opt.database.report import Report
 from lcsc_opt.database.store import StoredStudy
 from lcsc_opt.database.urls import sqlite_file
+from lcsc_opt.views.pictures import ROLES, Shows, captions_of, pair_of, picture_line, pictured
 
-Shows = Literal["before", "answer", "found", "real"]
-"""Who made images: the best that the user had, the answer, the best that was found where that is not the answer; or
-nobody, since they are real."""
-ROLES: tuple[Shows, ...] = ("before", "answer", "found", "real")
+Kind = Literal["samples", "farthest", "grid"]
 SAMPLES: dict[Shows, str] = {role: f"samples_{role}.png" for role in ROLES}
 """Samples as they come, from the same noise; and real images."""
 FARTHEST: dict[Shows, str] = {role: f"images_{role}.png" for role in ROLES}
@@ -34,44 +30,48 @@ _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 
 @dataclasses.dataclass(frozen=True)
 class StoredImage:
-    """One image, a PNG.
+    """One PNG that is stored with an experiment.
 
     Attributes:
         artifact_id: the name of its file in the folder of artifacts.
-        caption: which model sampled it.
+        kind: ``samples`` as they come; the ``farthest`` ones, the pairs that differ most; or the ``grid`` of
+            ``lcsc images``.
+        caption: what it shows, as which model sampled it.
         content: the bytes of the file.
-        shows: who made its images.
-        selected: whether they are not the first ones, but those that differ most.
+        shows: who made its images; ``None`` of a grid, which has several.
+        measured: what the report has of the model that it shows, as text; empty of real images and of a grid.
     """
 
     artifact_id: str
+    kind: Kind
     caption: str
     content: bytes
-    shows: Shows
-    selected: bool
+    shows: Shows | None = None
+    measured: str = ""
 
     @classmethod
     def of_experiment(cls, storage: RDBStorage, name: str, report: Report | None, folder: Path) -> list[StoredImage]:
         """The images of an experiment, samples as they come first; what :func:`read_png` refuses is left out."""
-        if report is None:
-            return []
-        captions: dict[Shows, str] = {"real": "Real images"}
-        for role, measured in pictured(report).items():
-            captions[role] = f"{_TITLES[role]}: {measured.model.title}"
-        samples = {SAMPLES[role]: role for role in captions}
-        farthest = {FARTHEST[role]: role for role in pair_of(report)}
+        stored = {
+            str(found.get("filename")): found for found in StoredExperiment.open(storage, name).record.artifacts()
+        }
+        named: list[tuple[str, Kind, Shows | None]] = []
+        captions: dict[Shows | None, str] = {None: "All rows; open it to see it in full"}
+        lines: dict[Shows | None, str] = {}
+        if report is not None:
+            for role, caption in captions_of(report).items():
+                captions[role] = caption
+                named.append((SAMPLES[role], "samples", role))
+            named += [(FARTHEST[role], "farthest", role) for role in pair_of(report)]
+            lines = {role: picture_line(report, role, measured) for role, measured in pictured(report).items()}
+        named.append((GRID, "grid", None))
         images = []
-        for artifact in StoredExperiment.open(storage, name).record.artifacts():
-            filename = str(artifact.get("filename"))
-            role_of_file = samples.get(filename) or farthest.get(filename)
-            path = artifact_path(folder, artifact.get("artifact_id"))
-            if role_of_file is None or path is None:
-                continue
-            content = read_png(path)
-            if content is not None:
-                selected = filename in farthest
-                images.append(cls(path.name, captions[role_of_file], content, role_of_file, selected))
-        return sorted(images, key=lambda image: (image.selected, ROLES.index(image.shows)))
+        for filename, kind, shows in named:
+            path = artifact_path(folder, stored.get(filename, {}).get("artifact_id"))
+            content = None if path is None else read_png(path)
+            if path is not None and content is not None:
+                images.append(cls(path.name, kind, captions[shows], content, shows, lines.get(shows, "")))
+        return images
 
     @property
     def version(self) -> str:
@@ -82,69 +82,6 @@ class StoredImage:
     def data_url(self) -> str:
         """The image as a ``data:`` URL, for a page that is one file."""
         return f"data:image/png;base64,{base64.b64encode(self.content).decode()}"
-
-
-_TITLES: dict[Shows, str] = {
-    "before": "The best you had",
-    "answer": "The answer",
-    "found": "The best that was found, not the answer",
-}
-
-
-def pictured(report: Report) -> dict[Shows, Measurement]:
-    """The models of a report that have pictures, each once: the best that the user had, the answer, the best found."""
-    models: dict[Shows, Measurement | None] = {
-        "before": report.best_had(report.headline_metric),
-        "answer": report.of_answer,
-        "found": report.best_found,
-    }
-    return {
-        role: measured
-        for role, measured in models.items()
-        if measured is not None and (role == "answer" or measured.model.name != report.answer)
-    }
-
-
-def pair_of(report: Report) -> tuple[Shows, ...]:
-    """The two models whose images are compared one by one: before and after; after a veto, the answer and what was
-    found; empty if the user had the only one.
-    """
-    models = pictured(report)
-    if not report.is_found:
-        return ("answer", "found") if "found" in models else ()
-    return ("before", "answer") if "before" in models else ()
-
-
-@dataclasses.dataclass(frozen=True)
-class StoredGrid:
-    """The picture that ``lcsc images`` stored with an experiment.
-
-    Attributes:
-        artifact_id: the name of its file in the folder of artifacts.
-        content: the bytes of the file.
-        titles: of its rows.
-    """
-
-    artifact_id: str
-    content: bytes
-    titles: tuple[str, ...]
-
-    @classmethod
-    def of_experiment(cls, storage: RDBStorage, name: str, folder: Path) -> StoredGrid | None:
-        """The grid of an experiment; ``None`` if there is none."""
-        for artifact in StoredExperiment.open(storage, name).record.artifacts():
-            path = artifact_path(folder, artifact.get("artifact_id"))
-            if artifact.get("filename") != GRID or path is None:
-                continue
-            content = read_png(path)
-            if content is not None:
-                return cls(path.name, content, tuple(row.title for row in bands_of(content)))
-        return None
-
-    @property
-    def version(self) -> str:
-        """Tells it from another picture of the experiment."""
-        return hashlib.sha256(self.content).hexdigest()[:16]
 
 
 def files_of(study: StoredStudy) -> list[Path]:

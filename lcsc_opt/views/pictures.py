@@ -1,15 +1,57 @@
-"""What stands beside the pictures of a report: a number of each model, and what is worse in what was found."""
+"""Which models of a report have pictures, and what stands beside each: a number, and why it is not the answer."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 from lcsc_opt.database.measurement import Measurement
 from lcsc_opt.database.metric_rows import MetricRow
 from lcsc_opt.database.report import Report
 from lcsc_opt.views import in_words, number, signed
 from lcsc_opt.views.answer import value_of
-from lcsc_opt.views.artifacts import Shows
+
+Shows = Literal["before", "answer", "found", "real"]
+"""Who made images: the best that the user had, the answer, the best that was found where that is not the answer; or
+nobody, since they are real."""
+ROLES: tuple[Shows, ...] = ("before", "answer", "found", "real")
+
+_TITLES: dict[Shows, str] = {
+    "before": "The best you had",
+    "answer": "The answer",
+    "found": "The best that was found, not the answer",
+}
+
+
+def pictured(report: Report) -> dict[Shows, Measurement]:
+    """The models of a report that have pictures, each once: the best that the user had, the answer, the best found."""
+    models: dict[Shows, Measurement | None] = {
+        "before": report.best_had(report.headline_metric),
+        "answer": report.of_answer,
+        "found": report.best_found,
+    }
+    return {
+        role: measured
+        for role, measured in models.items()
+        if measured is not None and (role == "answer" or measured.model.name != report.answer)
+    }
+
+
+def pair_of(report: Report) -> tuple[Shows, ...]:
+    """The two models whose images are compared one by one: before and after; after a veto, the answer and what was
+    found; empty if the user had the only one.
+    """
+    models = pictured(report)
+    if not report.is_found:
+        return ("answer", "found") if "found" in models else ()
+    return ("before", "answer") if "before" in models else ()
+
+
+def captions_of(report: Report) -> dict[Shows, str]:
+    """Who made images → which model that is, or that they are real."""
+    captions = {role: f"{_TITLES[role]}: {measured.model.title}" for role, measured in pictured(report).items()}
+    captions["real"] = "Real images"
+    return captions
 
 
 def picture_line(report: Report, role: Shows, measured: Measurement) -> str:

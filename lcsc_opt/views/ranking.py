@@ -13,7 +13,7 @@ import numpy as np
 
 from lcsc_opt.base.jackknife import half_width
 from lcsc_opt.base.study_spec import GRIDS
-from lcsc_opt.database.history import Floats, Standing, as_known, best_searched
+from lcsc_opt.database.history import Floats, Standing, as_known
 from lcsc_opt.database.measurement import Measurement, Model
 from lcsc_opt.database.names import label
 from lcsc_opt.database.report import Report
@@ -315,25 +315,3 @@ def _losses_beside(studies: Sequence[Standing], others: Sequence[Standing]) -> d
     if studies[0].optimizer in GRIDS and len(losses) == 1:
         return dict.fromkeys(_held_out_losses(others), *losses.values())
     return losses
-
-
-def headline(studies: Sequence[Standing]) -> str:
-    """One line while there is no report: the lowest searched loss, which is the answer until then."""
-    best = best_searched(studies)
-    if best is None:
-        return "No result yet."
-    seed = f" (seed {best.seed})" if best.seed else ""
-    has_ended = all(study.ended for study in studies)
-    so_far = "" if has_ended else " so far"
-    again = f"lcsc evaluate {best.experiment}"
-    if not best.holds_out:
-        reason = "this objective holds nothing out, so it may look better than it is"
-    elif best.settings.get("objective") is None:
-        reason = f"the Optuna study {best.experiment}, which had its report, was deleted: run the same command again"
-    elif best.settings.get("held_out") is None:
-        reason = f"nothing was held out: add held_out to the study file for a report, or use {again}"
-    elif not has_ended:
-        reason = f"held-out values come when all searches have ended, or with {again}"
-    else:
-        reason = "its report is not made yet: run the same command again"
-    return f"Best searched {best.metric}{so_far}: {best.label}{seed} with {best.searched:.4g}; {reason}"

@@ -23,22 +23,19 @@ from lcsc_opt.base.jackknife import LEVEL
 from lcsc_opt.database.history import Standing, ema_grid, loss_name
 from lcsc_opt.database.names import short_metric
 from lcsc_opt.database.reader import HistoryReader
-from lcsc_opt.database.report import Report
 from lcsc_opt.views import count, unbroken
 from lcsc_opt.views.answer import first_line
-from lcsc_opt.views.artifacts import StoredImage, artifact_directory, pictured
+from lcsc_opt.views.artifacts import StoredImage, artifact_directory
 from lcsc_opt.views.curves import AXES, default_axis
 from lcsc_opt.views.figures.comparison import comparison_figure
 from lcsc_opt.views.figures.study import coefficients_figure
 from lcsc_opt.views.figures.theme import CONFIG, template
-from lcsc_opt.views.pictures import picture_line, why_no_images
+from lcsc_opt.views.pictures import why_no_images
 from lcsc_opt.views.ranking import ranking
 from lcsc_opt.views.tables import comparison_tables, failures_table, ranking_table, report_tables, studies_table
 
 _Drawn = dict[str, Any]
 """A figure for the page: what plotly draws, and its height."""
-_Shown = tuple[StoredImage, str]
-"""An image, and what was measured of its model as text, which is empty for real images."""
 _NARROW = Path(__file__).parent / "dashboard" / "static" / "narrow.js"
 
 
@@ -61,7 +58,7 @@ def write_report(storage: RDBStorage, experiment: str, path: Path) -> Path:
     environment.policies["json.dumps_kwargs"] = {}  # jinja sorts the keys, else
     page = environment.get_template("report.html.jinja").render(
         experiment=experiment,
-        opening=_opening(held_out, images),
+        opening=[image for image in images if image.kind == "samples"],
         why_no_images=why_no_images(held_out, artifact_directory(storage.url)),
         answer=[] if held_out is None else report_tables(held_out, held_out.answer),
         warnings=() if held_out is None else held_out.warnings,
@@ -75,7 +72,7 @@ def write_report(storage: RDBStorage, experiment: str, path: Path) -> Path:
         axis=AXES[default_axis(studies)],
         curves=_drawn(comparison_figure(studies)),
         summaries=studies_table(studies),
-        selected=[image for image in images if image.selected],
+        selected=[image for image in images if image.kind == "farthest"],
         studies=[_study(reader, study, studies) for study in studies],
         version=VERSION,
         templates={name: template(name).to_plotly_json() for name in ("light", "dark")},
@@ -85,19 +82,6 @@ def write_report(storage: RDBStorage, experiment: str, path: Path) -> Path:
     )
     write_atomically(path, page, error=LcscError)
     return path
-
-
-def _opening(report: Report | None, images: Sequence[StoredImage]) -> list[_Shown]:
-    """What a page begins with: samples of the models of the report, all from the same noise, and real images."""
-    if report is None:
-        return []
-    models = pictured(report)
-    shown = []
-    for image in images:
-        if not image.selected:
-            model = models.get(image.shows)  # real images have none
-            shown.append((image, "" if model is None else picture_line(report, image.shows, model)))
-    return shown
 
 
 def _study(reader: HistoryReader, study: Standing, studies: Sequence[Standing]) -> dict[str, Any]:

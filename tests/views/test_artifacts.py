@@ -9,7 +9,8 @@ import pytest
 
 from lcsc_opt.database.connection import open_storage
 from lcsc_opt.database.names import LAST_CHECKPOINT
-from lcsc_opt.views.artifacts import SAMPLES, StoredImage, artifact_directory, pair_of
+from lcsc_opt.views.artifacts import SAMPLES, StoredImage, artifact_directory
+from lcsc_opt.views.pictures import pair_of
 from tests.history_examples import measured, report_of
 from tests.study_examples import PNG, attach, write_experiment, write_images
 
@@ -25,7 +26,7 @@ def test_images_of_the_answer_and_of_the_best_before_are_found(url: str, tmp_pat
     found = StoredImage.of_experiment(storage, "digits", report, folder)
     pair = ["The best you had: last checkpoint", "The answer: LCSC, trial 1"]
     assert [image.caption for image in found] == [*pair, "Real images", *pair]
-    assert [image.selected for image in found] == 3 * [False] + 2 * [True]
+    assert [image.kind for image in found] == 3 * ["samples"] + 2 * ["farthest"]
     assert [image.shows for image in found] == ["before", "answer", "real", "before", "answer"]
     assert found[0].data_url == f"data:image/png;base64,{base64.b64encode(PNG).decode()}"
     assert (folder / found[0].artifact_id).read_bytes() == found[0].content == PNG
@@ -42,7 +43,9 @@ def test_after_a_veto_the_answer_and_what_was_found_have_pictures(url: str) -> N
     folder = attach(storage, SAMPLES["found"]).parent
     shown = StoredImage.of_experiment(storage, "digits", vetoed, folder)
     titles = ["The answer: last checkpoint", "The best that was found, not the answer: LCSC, trial 1", "Real images"]
-    assert [image.caption for image in shown if not image.selected] == titles, "nothing of an earlier report's before"
+    assert [image.caption for image in shown if image.kind == "samples"] == titles, (
+        "nothing of an earlier report's before"
+    )
     assert pair_of(vetoed) == ("answer", "found")
 
 

@@ -53,8 +53,10 @@ class Page:
     Args:
         name: ``__name__`` of the file.
         title: of the browser's tab.
+        heading: of the page; below it stands the headline, which :meth:`refreshes` writes.
         storage: of the studies.
-        content: of the page.
+        controls: what a reader chooses.
+        content: of the page, below the controls.
 
     Attributes:
         app: what a page's ``build`` returns.
@@ -65,7 +67,9 @@ class Page:
         self,
         name: str,
         title: str,
+        heading: str,
         storage: RDBStorage,
+        controls: Sequence[Content],
         content: Sequence[Content],
     ) -> None:
         self.app = dash.Dash(
@@ -80,6 +84,9 @@ class Page:
                 *(dcc.Store(id=name) for name in ("theme", "refresh", "seen", "remembered")),
                 dcc.Interval(id="tick", interval=IDLE_MS),
                 html.P(id="problem", className="problem", role="alert"),
+                html.H1(heading),
+                html.Div(id="headline", className="headline", role="status"),
+                html.Div(controls, className="controls"),
                 *content,
             ],
             id="page",
