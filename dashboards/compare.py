@@ -15,7 +15,7 @@ from optuna.storages import RDBStorage
 
 from lcsc_opt.base.jackknife import LEVEL
 from lcsc_opt.base.study_spec import EMA_GRID
-from lcsc_opt.database.history import Standing, loss_name
+from lcsc_opt.database.history import Standing
 from lcsc_opt.database.reader import HistoryReader
 from lcsc_opt.views import UNKNOWN
 from lcsc_opt.views.answer import first_line
@@ -23,7 +23,7 @@ from lcsc_opt.views.curves import AXES, default_axis
 from lcsc_opt.views.dashboard import parts
 from lcsc_opt.views.figures.comparison import comparison_figure
 from lcsc_opt.views.figures.theme import empty_figure, style
-from lcsc_opt.views.ranking import ANSWER, Difference, Row, Spread, ranking, spread_text
+from lcsc_opt.views.ranking import ANSWER, Difference, Row, Spread, loss_name, ranking, spread_text
 from lcsc_opt.views.tables import RANKING, comparison_tables, studies_table
 
 NOTHING = "No experiment in this database yet. Start one: lcsc run STUDY_FILE"
@@ -63,25 +63,25 @@ def build(storage: RDBStorage) -> dash.Dash:
             nothing = "Choose an experiment." if reader.experiments() else NOTHING
             blank = empty_figure(nothing, theme)
             return "", nothing, blank, [], [], "", [], "", parts.RUNNING_MS, ""
-        shown = Shown.read(reader, experiment, only or ())
-        interval = parts.refresh_interval(shown.studies)
-        controls = (axis, shown.optimizers)
-        signature = parts.signature(shown.studies, theme, *controls)
+        studies, optimizers = _shown(reader, experiment, only or ())
+        interval = parts.refresh_interval(studies)
+        controls = (axis, optimizers)
+        signature = parts.signature(studies, theme, *controls)
         if signature == seen:
             return "", *[no_update] * 7, interval, no_update
-        new_columns: Any = _columns(loss_name(shown.studies))
+        new_columns: Any = _columns(loss_name(studies))
         if new_columns == columns:
             new_columns = no_update  # a reader may have made them wider
-        rows = ranking(shown.studies)
+        rows = ranking(studies)
         return (
             "",
-            first_line(shown.studies),
-            comparison_figure(shown.studies, axis, theme=theme),
+            first_line(studies),
+            comparison_figure(studies, axis, theme=theme),
             new_columns,
             [_row(row) for row in rows],
-            _metrics(shown, rows),
-            shown.optimizers,
-            _studies(shown.studies),
+            _metrics(rows),
+            optimizers,
+            _studies(studies),
             interval,
             signature,
         )
@@ -108,27 +108,20 @@ def _outputs(page: parts.Page) -> list[Output]:
     ]
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class Shown:
-    """The studies that the page shows.
+def _shown(reader: HistoryReader, experiment: str, only: Sequence[str]) -> tuple[list[Standing], list[str]]:
+    """The studies that the page shows, and all optimizers of the experiment but EMA*, which a reader may choose from.
 
-    Attributes:
-        optimizers: all optimizers of the experiment but EMA*, of which a reader may choose some.
-        studies: those of the experiment.
+    Args:
+        reader: of the studies.
+        experiment: of which.
+        only: the optimizers that the reader chose; EMA*, with which all are compared, is always shown.
     """
-
-    optimizers: Sequence[str]
-    studies: Sequence[Standing]
-
-    @classmethod
-    def read(cls, reader: HistoryReader, experiment: str, only: Sequence[str]) -> Shown:
-        """The studies of an experiment; ``only`` those of these optimizers, if any are named."""
-        studies = reader.read(experiment)
-        optimizers = list(dict.fromkeys(study.optimizer for study in studies if study.optimizer != EMA_GRID))
-        chosen = [name for name in only if name in optimizers]  # another experiment may not have them
-        if chosen:  # and EMA*, with which everything is compared
-            studies = tuple(study for study in studies if study.optimizer in {*chosen, EMA_GRID})
-        return cls(optimizers, studies)
+    studies = list(reader.read(experiment))
+    optimizers = list(dict.fromkeys(study.optimizer for study in studies if study.optimizer != EMA_GRID))
+    chosen = [name for name in only if name in optimizers]  # another experiment may not have them
+    if chosen:
+        studies = [study for study in studies if study.optimizer in {*chosen, EMA_GRID}]
+    return studies, optimizers
 
 
 def _download(_: int, rows: list[dict[str, Any]] | None, experiment: str) -> dict[str, Any]:
@@ -187,12 +180,10 @@ def _content() -> list[Any]:
     ]
 
 
-def _metrics(shown: Shown, rows: Sequence[Row]) -> Any:
+def _metrics(rows: Sequence[Row]) -> Any:
     """The tables of the report, and its warnings; nothing before there is one."""
-    report = shown.studies[0].report
-    sections: list[Any] = [
-        parts.section(table.title, parts.table(table)) for table in comparison_tables(rows, loss_name(shown.studies))
-    ]
+    report = rows[0].report
+    sections: list[Any] = [parts.section(table.title, parts.table(table)) for table in comparison_tables(rows)]
     if report is not None:
         sections += [html.P(f"Warning: {warning}.") for warning in report.warnings]
     return sections

@@ -14,7 +14,7 @@ from optuna.trial import FrozenTrial
 
 from lcsc_opt.database.history import Standing, ema_grid
 from lcsc_opt.database.reader import FailureReason
-from lcsc_opt.views import UNKNOWN, count, duration, number
+from lcsc_opt.views import UNKNOWN, count, duration, loss_title, number
 from lcsc_opt.views.dashboard import parts
 from lcsc_opt.views.figures.comparison import comparison_figure
 from lcsc_opt.views.figures.study import coefficients_figure
@@ -105,11 +105,12 @@ def _headline(study: Standing, per_second: float | None) -> str:
 
 def _best(study: Standing) -> str:
     """The study's best loss, on held-out noise where it was measured there."""
+    loss = loss_title(study.metric)
     if study.reported is not None:
-        return f"{study.metric} {number(study.reported)} held out, {number(study.searched_of_shown)} searched"
+        return f"{loss} {number(study.reported)} held out, {number(study.searched_of_shown)} searched"
     if study.searched is None:
         return "no result yet"
-    return f"best {study.metric} {number(study.searched)} searched"
+    return f"best {loss} {number(study.searched)} searched"
 
 
 def _metrics(study: Standing) -> Any:

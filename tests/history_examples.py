@@ -121,7 +121,7 @@ def trials_of(
 
 def standing(trials: Sequence[FrozenTrial], *, optimizer: str = "LCSC", seed: int = 0, **changes: Any) -> Standing:
     """A study of these trials, whose loss is called FID."""
-    summary = dataclasses.replace(Summary.of(trials), metric="FID")
+    summary = dataclasses.replace(Summary.of(trials), metric="fid")
     ended = sum(trial.state.is_finished() for trial in trials)
     return Standing(
         **{

@@ -44,7 +44,6 @@ def compare(
 
         check_suffix(plot)  # before the tables are printed
     studies = open_reader(storage, database_of=experiment).read(experiment)
-    from lcsc_opt.database.history import loss_name
     from lcsc_opt.views.answer import first_line
     from lcsc_opt.views.ranking import ranking
     from lcsc_opt.views.tables import comparison_rows, comparison_tables, ranking_table
@@ -55,8 +54,7 @@ def compare(
     else:
         say(first_line(studies))
         rows = ranking(studies)
-        metrics = comparison_tables(rows, loss_name(studies), all_metrics=all_metrics)
-        print_tables(ranking_table(rows, experiment), *metrics)
+        print_tables(ranking_table(rows, experiment), *comparison_tables(rows, all_metrics=all_metrics))
     unfinished = [study.study for study in studies if not study.ended]
     if unfinished:
         say(f"unfinished: {', '.join(unfinished)}")

@@ -87,7 +87,7 @@ class Standing:
 
     @property
     def metric(self) -> str:
-        """What the loss is called: ``FID`` where it is one, ``score`` where one is maximized, else ``loss``."""
+        """Which metric the loss is; where it is none, ``score`` if one is maximized, else ``loss``."""
         if self.yardstick is not None and self.yardstick.kept is not None:  # it may have a penalty, and is no metric
             return "loss"
         if self.sign < 0 and self.summary.metric == "loss":
@@ -189,11 +189,6 @@ class Standing:
         if self.found is not None:
             return self.found.model.trial
         return self.summary.best
-
-
-def loss_name(studies: Sequence[Standing]) -> str:
-    """What the loss of an experiment is called, as far as one of its searches knows."""
-    return next((study.metric for study in studies if study.metric != "loss"), "loss")
 
 
 def ema_grid(studies: Sequence[Standing]) -> Standing | None:

@@ -56,13 +56,6 @@ class MetricRow:
         """Whether a gain of the loss has to show in it: FID in features, or to real images, that no search saw."""
         return self.cross_check or self.metric.partition("@")[0] == "fid_held_out"
 
-    @property
-    def change(self) -> str:
-        """``precision 0.621 → 0.517``: the baseline's value and the model's."""
-        if self.baseline is None:
-            return f"{self.metric} {self.value:.4g}"
-        return f"{self.metric} {self.baseline:.4g} → {self.value:.4g}"
-
     def misses(self, bound: float) -> bool:
         """Whether the whole interval is worse than ``bound``; if that is not known, the value.
 

@@ -41,9 +41,3 @@ def is_ours(study: str) -> bool:
 def label(optimizer: str) -> str:
     """An optimizer's name in tables and legends."""
     return BASELINES.get(optimizer, optimizer)
-
-
-def short_metric(name: str) -> str:
-    """A metric's name for axes and headers: ``fid@module:wide_extractor`` → ``fid@wide``; other texts as they are."""
-    metric, at, extractor = name.partition("@")
-    return f"{metric}{at}{extractor.rpartition(':')[2].removesuffix('_extractor')}"

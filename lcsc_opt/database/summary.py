@@ -15,11 +15,9 @@ from typing import Any, NamedTuple
 from optuna.trial import FrozenTrial, TrialState
 
 from lcsc_opt.base.records import Cost, as_json, metric_of_loss
-from lcsc_opt.database.names import short_metric
 from lcsc_opt.database.states import SUCCEEDED
 
 SUMMARY = "summary"  # the attribute of a study
-_ABBREVIATIONS = ("fid", "kid")
 
 
 class Improvement(NamedTuple):
@@ -45,7 +43,7 @@ class Summary:
         charged_images: images of trials; a failed one is charged those that it had asked for, and if it named no
             number, as many as the largest trial whose loss compares.
         cost: of all trials.
-        metric: what the loss is called.
+        metric: which one the loss is; ``loss`` if it is none.
         improvements: in the order in which the optimizer was told of them.
     """
 
@@ -90,7 +88,7 @@ class Summary:
             most_images = max(most_images, cost.images)
             if trial.value < lowest:
                 lowest = trial.value
-                metric = name_of_loss(trial.user_attrs.get("metrics") or {}, lowest)
+                metric = _metric_of_loss(trial.user_attrs.get("metrics") or {}, lowest)
                 spent = (total.images, total.model_calls, total.seconds)
                 improvements.append(Improvement(trial.number, evaluations, *spent, lowest))
         # what a failed trial has sampled is not known: it counts as what it asked for, else as the largest one
@@ -126,16 +124,13 @@ def cost_of(trial: FrozenTrial) -> Cost:
     return Cost(**trial.user_attrs.get("cost", {}))
 
 
-def name_of_loss(metrics: Mapping[str, float], loss: float) -> str:
-    """``FID`` for the metric ``fid``; ``loss`` if no metric is the loss, or one of that name is.
+def _metric_of_loss(metrics: Mapping[str, float], loss: float) -> str:
+    """The metric that a loss is; ``loss`` if it is none.
 
-    For a maximized score the loss is the metric times −1, so it cannot have its name.
+    For a maximized score the loss is the metric times −1, so it is none.
     """
     name = metric_of_loss(metrics, loss)
     # a function's metric "loss" has the function's name before it
     if name is None or metrics[name] != loss or name.endswith(".loss"):
         return "loss"
-    formula, at, extractor = short_metric(name).partition("@")
-    if formula in _ABBREVIATIONS:
-        formula = formula.upper()
-    return f"{formula}{at}{extractor}"
+    return name

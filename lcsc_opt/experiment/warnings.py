@@ -12,7 +12,7 @@ from lcsc_opt.database.report import Report
 from lcsc_opt.experiment.choice import Choice
 from lcsc_opt.experiment.finalists import Searched
 from lcsc_opt.views import in_words
-from lcsc_opt.views.answer import named
+from lcsc_opt.views.answer import change, named
 from lcsc_opt.views.pictures import why_not_the_answer
 
 _COMPARE_IMAGES = "Compare images of both models before you use it"
@@ -144,4 +144,4 @@ def _why_nothing_found(report: Report, choice: Choice, searches: Sequence[Search
 
 def _changes(rows: Sequence[MetricRow]) -> str:
     """``precision 0.621 → 0.517 and recall 0.4 → 0.38``: each baseline's value, and the answer's."""
-    return in_words([row.change for row in rows])
+    return in_words([change(row) for row in rows])

@@ -7,6 +7,7 @@ import re
 from collections.abc import Sequence
 
 UNKNOWN = "–"  # in place of a number
+_ABBREVIATIONS = ("fid", "kid")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,3 +87,17 @@ def duration(seconds: float) -> str:
     if hours < 48:
         return f"{hours} h {minutes} min"
     return f"{hours // 24} days {hours % 24} h"
+
+
+def short_metric(name: str) -> str:
+    """A metric's name for axes and headers: ``fid@module:wide_extractor`` → ``fid@wide``; other texts as they are."""
+    metric, at, extractor = name.partition("@")
+    return f"{metric}{at}{extractor.rpartition(':')[2].removesuffix('_extractor')}"
+
+
+def loss_title(metric: str) -> str:
+    """What a loss is called that is this metric: ``fid@module:wide_extractor`` → ``FID@wide``."""
+    formula, at, extractor = short_metric(metric).partition("@")
+    if formula in _ABBREVIATIONS:
+        formula = formula.upper()
+    return f"{formula}{at}{extractor}"

@@ -6,9 +6,10 @@ from collections.abc import Sequence
 
 from lcsc_opt.database.history import Standing, best_searched
 from lcsc_opt.database.measurement import Measurement, Model
+from lcsc_opt.database.metric_rows import MetricRow
 from lcsc_opt.database.names import is_trained
 from lcsc_opt.database.report import Report
-from lcsc_opt.views import in_words
+from lcsc_opt.views import in_words, loss_title
 
 
 def first_line(studies: Sequence[Standing]) -> str:
@@ -38,7 +39,7 @@ def headline(studies: Sequence[Standing]) -> str:
         reason = f"held-out values come when all searches have ended, or with {again}"
     else:
         reason = "its report is not made yet: run the same command again"
-    return f"Best searched {best.metric}{so_far}: {best.label}{seed} with {best.searched:.4g}; {reason}"
+    return f"Best searched {loss_title(best.metric)}{so_far}: {best.label}{seed} with {best.searched:.4g}; {reason}"
 
 
 def answer_line(report: Report) -> str:
@@ -96,7 +97,7 @@ def _why_although_worse(report: Report, best: Measurement, metric: str) -> str:
         is_named = metric in (row.metric, answer.metric_of_loss if row.metric == "loss" else None)
         if against.lost and not is_named:
             whose = "" if other is best else f" (against {named(other.model)})"
-            others.append(f"{against.change}{whose}")
+            others.append(f"{change(against)}{whose}")
     if not others and not is_worse:
         return ""
     worse_in = f", and worse in {in_words(others)}" if others else ""
@@ -149,6 +150,13 @@ def _compared(value: float, had: float, direction: int) -> str:
     better = "below" if change < 0 else "above"
     form = ".0f" if abs(change) >= 10 else ".2g"
     return f"{abs(change):{form}} % {'worse than' if direction * change > 0 else better}"
+
+
+def change(row: MetricRow) -> str:
+    """``precision 0.621 → 0.517``: the baseline's value and the model's."""
+    if row.baseline is None:
+        return f"{row.metric} {row.value:.4g}"
+    return f"{row.metric} {row.baseline:.4g} → {row.value:.4g}"
 
 
 def value_of(report: Report, measured: Measurement, metric: str) -> float:

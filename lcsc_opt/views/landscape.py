@@ -14,6 +14,7 @@ from lcsc_opt.database.arrays import coefficients_of, has_coefficients
 from lcsc_opt.database.history import Standing
 from lcsc_opt.database.names import split_name
 from lcsc_opt.database.reader import HistoryReader
+from lcsc_opt.views import loss_title
 from lcsc_opt.views.curves import thinned
 from lcsc_opt.views.figures.panels import Axis, Panel, draw
 from lcsc_opt.views.figures.theme import GREY, Theme, empty_figure, inert, style, with_alpha
@@ -71,7 +72,7 @@ def _contours(study: Standing, axis: Floats, losses: Floats) -> go.Contour:
         contours={"coloring": "heatmap"},
         line={"width": 0.7, "color": with_alpha(GREY, 0.9)},
         colorbar={
-            "title": {"text": inert(study.metric)},
+            "title": {"text": inert(loss_title(study.metric))},
             "thickness": 12,
             "tickvals": ticks,
             "ticktext": [f"{value:.3g}" for value in tick_values],

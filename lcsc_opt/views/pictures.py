@@ -9,7 +9,7 @@ from lcsc_opt.database.measurement import Measurement
 from lcsc_opt.database.metric_rows import MetricRow
 from lcsc_opt.database.report import Report
 from lcsc_opt.views import in_words, number, signed
-from lcsc_opt.views.answer import value_of
+from lcsc_opt.views.answer import change, value_of
 
 Shows = Literal["before", "answer", "found", "real"]
 """Who made images: the best that the user had, the answer, the best that was found where that is not the answer; or
@@ -75,10 +75,10 @@ def why_not_the_answer(report: Report, found: Measurement) -> str:
 def with_error(row: MetricRow) -> str:
     """``precision 0.62 → 0.51 (difference −0.11 ± 0.02)``: the baseline's value, the model's, and a standard error."""
     if row.gain is None or row.gain_interval is None:
-        return row.change
+        return change(row)
     low, high = row.gain_interval
     # half of a 95 % interval is about two standard errors
-    return f"{row.change} ({signed(abs(row.gain), '.3g')} ± {signed((high - low) / 4, '.2g')})"
+    return f"{change(row)} ({signed(abs(row.gain), '.3g')} ± {signed((high - low) / 4, '.2g')})"
 
 
 def why_no_images(report: Report | None, folder: Path) -> str:

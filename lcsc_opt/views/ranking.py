@@ -17,7 +17,7 @@ from lcsc_opt.database.history import Floats, Standing, as_known
 from lcsc_opt.database.measurement import Measurement, Model
 from lcsc_opt.database.names import label
 from lcsc_opt.database.report import Report
-from lcsc_opt.views import UNKNOWN, number, signed
+from lcsc_opt.views import UNKNOWN, loss_title, number, signed
 
 ANSWER = "answer"  # its row in tables
 
@@ -246,6 +246,11 @@ def ranking(studies: Sequence[Standing]) -> list[Row]:
         if row.only_model is not None and row.only_model.key == answer.model.key:  # it stands nowhere else
             return [dataclasses.replace(row, label=title, verdict=ANSWER), *(one for one in rows if one is not row)]
     return [Row(ANSWER, title, ANSWER, models=(answer,), report=report), *rows]
+
+
+def loss_name(studies: Sequence[Standing]) -> str:
+    """What the loss of an experiment is called, as far as one of its searches knows."""
+    return loss_title(next((study.metric for study in studies if study.metric != "loss"), "loss"))
 
 
 def title_in(report: Report, model: Model) -> str:

@@ -20,10 +20,9 @@ from lcsc_opt.base import VERSION
 from lcsc_opt.base.errors import LcscError
 from lcsc_opt.base.files import write_atomically
 from lcsc_opt.base.jackknife import LEVEL
-from lcsc_opt.database.history import Standing, ema_grid, loss_name
-from lcsc_opt.database.names import short_metric
+from lcsc_opt.database.history import Standing, ema_grid
 from lcsc_opt.database.reader import HistoryReader
-from lcsc_opt.views import count, unbroken
+from lcsc_opt.views import count, short_metric, unbroken
 from lcsc_opt.views.answer import first_line
 from lcsc_opt.views.artifacts import StoredImage, artifact_directory
 from lcsc_opt.views.curves import AXES, default_axis
@@ -67,7 +66,7 @@ def write_report(storage: RDBStorage, experiment: str, path: Path) -> Path:
         now=datetime.datetime.now().astimezone().isoformat(sep=" ", timespec="minutes"),
         unfinished=[study.study for study in studies if not study.ended],
         ranking=ranking_table(rows),
-        metrics=comparison_tables(rows, loss_name(studies)),
+        metrics=comparison_tables(rows),
         confidence=f"{LEVEL:.0%}",
         axis=AXES[default_axis(studies)],
         curves=_drawn(comparison_figure(studies)),

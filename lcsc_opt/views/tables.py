@@ -14,7 +14,7 @@ from lcsc_opt.database.reader import FailureReason
 from lcsc_opt.database.report import Part, Report
 from lcsc_opt.views import UNKNOWN, Table, count, duration, number, percent, signed
 from lcsc_opt.views.answer import named
-from lcsc_opt.views.ranking import ANSWER, Row, Spread, names_in, spread_text
+from lcsc_opt.views.ranking import ANSWER, Row, Spread, loss_name, names_in, spread_text
 
 _ARROWS = {1: " ↓", -1: " ↑", None: ""}  # lower is better, higher is better, unknown
 _HELD_OUT = "Evaluation metrics, held out"  # a title
@@ -79,7 +79,7 @@ def ranking_table(rows: Sequence[Row], title: str = "") -> Table:
     return Table(tuple(columns), texts, title, optional=_OPTIONAL, marked=marked)
 
 
-def comparison_tables(rows: Sequence[Row], metric: str, *, all_metrics: bool = False) -> list[Table]:
+def comparison_tables(rows: Sequence[Row], *, all_metrics: bool = False) -> list[Table]:
     """For each sampler, the loss and the metrics of all models of the report; without a report no table.
 
     The last row has real images that the loss does not see, if some are held out. What a search found is marked where
@@ -87,12 +87,12 @@ def comparison_tables(rows: Sequence[Row], metric: str, *, all_metrics: bool = F
 
     Args:
         rows: of the ranking.
-        metric: what the loss is called.
         all_metrics: not only those that judge the answer, the one that sentences name, and those of single images.
     """
     report = rows[0].report
     if report is None:
         return []
+    name_of_loss = loss_name([study for row in rows for study in row.studies])
     tables = []
     for number_of_part, part in enumerate(report.parts):
         of_answer = report.rows(report.answer, part=number_of_part)
@@ -123,7 +123,7 @@ def comparison_tables(rows: Sequence[Row], metric: str, *, all_metrics: bool = F
         best = report.best_had(report.headline_metric)
         if best is not None and any(WORSE in cell for line in lines for cell in line):
             title += f"; {WORSE}: than {named(best.model)}, by more than the error"
-        tables.append(Table(("model", f"held-out {metric}", *headers), lines, title, optional=headers))
+        tables.append(Table(("model", f"held-out {name_of_loss}", *headers), lines, title, optional=headers))
     return tables
 
 

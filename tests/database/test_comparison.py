@@ -15,6 +15,7 @@ from lcsc_opt.database.measurement import Model, Sample
 from lcsc_opt.database.reader import HistoryReader
 from lcsc_opt.database.states import compared_trials
 from lcsc_opt.database.store import StoredStudy
+from lcsc_opt.views import loss_title
 from lcsc_opt.views.curves import best_so_far
 from tests.history_examples import history, measured, report_of
 from tests.study_examples import add_result, coefficients, write_experiment, write_study
@@ -48,7 +49,7 @@ def test_a_study_without_a_result(storage: RDBStorage, running: int, state: str)
 )
 def test_the_loss_has_the_name_of_the_metric_that_it_is(storage: RDBStorage, metric: str | None, name: str) -> None:
     study = write_study(storage, "digits/LCSC/0", [2.0, 1.0], metric=metric)
-    assert read(study).metric == name
+    assert loss_title(read(study).metric) == name
     described = {YARDSTICK: {"metrics": {}, "kept": "precision"}}
     candidate = Candidate(coefficients(0))
     model = Model(YARDSTICK, candidate.coefficients)

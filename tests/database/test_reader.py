@@ -53,7 +53,7 @@ def test_a_refresh_changes_what_has_changed(storage: RDBStorage) -> None:
     assert [two != one for one, two in zip(map(repr, first), map(repr, second), strict=True)] == [False, True, False]
     assert [trial.value for trial in trials] == [4.0, 2.0, None], "what was read before does not change"
     assert [trial.value for trial in reader.trials(second[1])] == [4.0, 2.0, 1.0, None]
-    assert (second[1].searched, second[1].metric) == (1.0, "FID")
+    assert (second[1].searched, second[1].metric) == (1.0, "fid")
     study.set_attribute("search_ended", {"evaluations": 4})
     write_report(storage, report_of({"digits/LCSC/1": measured(2.5, trial=1, images=7)}))
     third = reader.read("digits")[1]

@@ -60,7 +60,7 @@ def test_a_summary_says_what_the_trials_do_and_none_of_them_is_read(any_storage:
     assert len(queries) == 1, "of what the experiment measured"
     assert found.summary == Summary.of(study.trials())
     assert (found.summary.evaluations, found.summary.failed, found.summary.trials) == (5, 1, 5)
-    assert (found.summary.best, found.searched, found.metric) == (4, 2.5, "FID")
+    assert (found.summary.best, found.searched, found.metric) == (4, 2.5, "fid")
     study.set_attribute(SUMMARY, None)
     without = read(any_storage)
     assert queries

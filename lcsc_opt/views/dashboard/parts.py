@@ -20,9 +20,9 @@ from optuna.storages import RDBStorage
 from lcsc_opt.base.errors import LcscError
 from lcsc_opt.base.progress import notice
 from lcsc_opt.database.history import Standing
-from lcsc_opt.database.names import BASELINES, short_metric
+from lcsc_opt.database.names import BASELINES
 from lcsc_opt.database.reader import HistoryReader
-from lcsc_opt.views import Table, unbroken
+from lcsc_opt.views import Table, short_metric, unbroken
 from lcsc_opt.views.dashboard.pages import HOME
 from lcsc_opt.views.figures.theme import CONFIG
 from lcsc_opt.views.ranking import ranking

@@ -8,10 +8,11 @@ from typing import Any
 
 import plotly.graph_objects as go
 
-from lcsc_opt.database.history import Standing, ema_grid, loss_name
+from lcsc_opt.database.history import Standing, ema_grid
 from lcsc_opt.views.curves import AXES, Curve, curves, default_axis
 from lcsc_opt.views.figures.panels import Axis, Panel, draw
 from lcsc_opt.views.figures.theme import GREY, Theme, empty_figure, inert, style, with_alpha
+from lcsc_opt.views.ranking import loss_name
 
 _FEW_EVALUATIONS = 10
 
