@@ -17,13 +17,12 @@ from lcsc_opt.base.jackknife import LEVEL
 from lcsc_opt.base.study_spec import EMA_GRID
 from lcsc_opt.database.history import Standing
 from lcsc_opt.database.reader import HistoryReader
-from lcsc_opt.views import UNKNOWN
 from lcsc_opt.views.answer import first_line
 from lcsc_opt.views.curves import AXES, default_axis
 from lcsc_opt.views.dashboard import parts
 from lcsc_opt.views.figures.comparison import comparison_figure
 from lcsc_opt.views.figures.theme import empty_figure, style
-from lcsc_opt.views.ranking import ANSWER, Difference, Row, Spread, loss_name, ranking, spread_text
+from lcsc_opt.views.ranking import ANSWER, Row, loss_name, ranking
 from lcsc_opt.views.tables import RANKING, comparison_tables, studies_table
 
 NOTHING = "No experiment in this database yet. Start one: lcsc run STUDY_FILE"
@@ -40,6 +39,14 @@ COLUMN = {
 }
 LOSS_WIDTH = 150  # fits "0.08138 ± 0.0023"
 SEVERAL_LINES: dict[str, Any] = {"wrapText": True, "autoHeight": True}
+TEXTS = {
+    "seeds": "seeds",
+    "held_out": "held-out",
+    "searched": "searched",
+    "difference": "difference",
+    "below_ema_percent": "against EMA*",
+}
+"""A number of the ranking → the column that has its text."""
 FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")
 
 
@@ -191,41 +198,24 @@ def _metrics(rows: Sequence[Row]) -> Any:
 
 def _row(row: Row) -> dict[str, Any]:
     """The numbers that the table sorts by and that are downloaded, and the texts that it shows for them."""
+    held_out, held_out_deviation = row.held_out or (None, None)
+    searched, searched_deviation = row.searched or (None, None)
+    difference = row.difference
     return {
         "optimizer": row.label,
         "seeds": row.seeds,
-        "seeds_text": RANKING["seeds"](row),
         "unfinished": row.unfinished,
-        **_spread_cells("held_out", row.held_out),
-        **_spread_cells("searched", row.searched),
+        "held_out": held_out,
+        "held_out_sd": held_out_deviation,
+        "searched": searched,
+        "searched_sd": searched_deviation,
         "verdict": row.verdict,
-        **_difference_cells(row.difference),
+        "difference": None if difference is None else difference.mean,
+        "difference_low": None if difference is None else difference.low,
+        "difference_high": None if difference is None else difference.high,
         "below_ema_percent": None if row.below_ema is None else 100 * row.below_ema,
-        "below_ema_text": RANKING["against EMA*"](row),
         "colour": "transparent" if row.optimizer == ANSWER else style(row.optimizer).colour,  # it is one of the others
-    }
-
-
-def _spread_cells(name: str, spread: Spread | None) -> dict[str, Any]:
-    """A mean over seeds in three fields of a row: the number, its standard deviation, and both as text."""
-    mean, deviation = spread or (None, None)
-    return {name: mean, f"{name}_sd": deviation, f"{name}_text": spread_text(spread)}
-
-
-def _difference_cells(difference: Difference | None) -> dict[str, Any]:
-    """The difference from the best in four fields of a row: the number, the ends of its interval, and all as text."""
-    if difference is None:
-        return {
-            "difference": None,
-            "difference_low": None,
-            "difference_high": None,
-            "difference_text": UNKNOWN,
-        }
-    return {
-        "difference": difference.mean,
-        "difference_low": difference.low,
-        "difference_high": difference.high,
-        "difference_text": difference.text,
+        **{f"{field}_text": RANKING[column](row) for field, column in TEXTS.items()},
     }
 
 
@@ -242,21 +232,21 @@ def _columns(metric: str) -> list[dict[str, Any]]:
         },
         _quantity("held_out", f"Held-out {metric}", minWidth=LOSS_WIDTH),
         {"field": "verdict", "headerName": "Verdict", "minWidth": 170, **SEVERAL_LINES},
-        _quantity("below_ema_percent", "Against EMA*", text="below_ema_text", minWidth=95),
+        _quantity("below_ema_percent", "Against EMA*", minWidth=95),
         _quantity("difference", "Difference from the best", minWidth=185, **SEVERAL_LINES),
         _quantity("searched", f"Searched {metric}", minWidth=LOSS_WIDTH),
         _quantity("seeds", "Seeds", minWidth=70),
     ]
 
 
-def _quantity(field: str, title: str, *, text: str | None = None, **options: Any) -> dict[str, Any]:
+def _quantity(field: str, title: str, **options: Any) -> dict[str, Any]:
     """A column that sorts and filters by a number and shows a text; ``options`` are ag-grid's."""
     return {
         "field": field,
         "headerName": title,
         "type": "rightAligned",
         "filter": "agNumberColumnFilter",
-        "valueFormatter": {"function": f"params.data.{text or f'{field}_text'}"},
+        "valueFormatter": {"function": f"params.data.{field}_text"},
         **options,
     }
 

@@ -82,7 +82,6 @@ class StoredExperiment:
 
     Attributes:
         record, name, storage: of it.
-        attributes: the same as the record's.
 
     All methods raise :class:`StudyStoreError` where the database cannot be used.
     """
@@ -91,7 +90,6 @@ class StoredExperiment:
         self.record = record
         self.name = record.name
         self.storage = record.storage
-        self.attributes = record.attributes
         self._trials: list[FrozenTrial] | None = None
 
     @classmethod
@@ -120,6 +118,11 @@ class StoredExperiment:
         return cls.open(storage, name) if record is None else cls(record)
 
     @property
+    def attributes(self) -> dict[str, Any]:
+        """As they were when they were last read, and as written since."""
+        return self.record.attributes
+
+    @property
     def report(self) -> Report | None:
         """The report: its trials, and which model was chosen; ``None`` before there is one."""
         return report_of(self.attributes, self.trials)
@@ -133,8 +136,7 @@ class StoredExperiment:
 
     def refresh(self) -> None:
         """Read all again: other processes may have measured something."""
-        self.attributes = self.record.stored_attributes()
-        self.record.attributes = self.attributes
+        self.record.attributes = self.record.stored_attributes()
         self._trials = None
         self.__dict__.pop("_of_models", None)
 
