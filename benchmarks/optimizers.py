@@ -186,7 +186,7 @@ def read(chosen: Selection, cell: Cell) -> list[Curves]:
             [history] = reader.read_studies([job.spec.name])
             known = known_results(StoredStudy.open(reader.storage, job.spec.name), cell)
             studies[seed] = measured(answers(reader.trials(history), cell.limits), known) or []
-            answered[seed] = history.held_out_loss
+            answered[seed] = None if history.found is None else history.found.loss
         if studies := studies or from_table([row[3:] for row in before if row[2] == contender.label]):
             curves.append(curves_of(contender, studies, cell.limits, answered))
     return curves

@@ -357,7 +357,7 @@ def _ended(experiment: str, reader: HistoryReader) -> list[Standing]:
     """The studies of an experiment with a held-out result; empty before it has begun."""
     if experiment not in reader.experiments():
         return []
-    return [study for study in reader.read(experiment) if study.ended and study.held_out_loss is not None]
+    return [study for study in reader.read(experiment) if study.ended and study.found is not None]
 
 
 def _costs(found: Mapping[str, Points], reader: HistoryReader) -> list[str]:

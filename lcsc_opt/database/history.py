@@ -147,16 +147,11 @@ class Standing:
         return self.report.of_study(self.study)
 
     @property
-    def held_out_loss(self) -> float | None:
-        """The loss of :attr:`found` on held-out noise; ``None`` before it was measured."""
+    def reported(self) -> float | None:
+        """The loss of :attr:`found` on held-out noise, as a user knows it; ``None`` before it was measured."""
         if self.found is None:
             return None
-        return self.found.loss
-
-    @property
-    def reported(self) -> float | None:
-        """:attr:`held_out_loss` as a user knows it."""
-        return as_known(self.held_out_loss, self.sign)
+        return as_known(self.found.loss, self.sign)
 
     @property
     def seconds(self) -> float:

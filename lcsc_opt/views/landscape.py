@@ -16,7 +16,7 @@ from lcsc_opt.database.names import split_name
 from lcsc_opt.database.reader import HistoryReader
 from lcsc_opt.views import loss_title
 from lcsc_opt.views.curves import thinned
-from lcsc_opt.views.figures.panels import Axis, Panel, draw
+from lcsc_opt.views.figures.panels import Panel, axis_layout, draw
 from lcsc_opt.views.figures.theme import GREY, Theme, empty_figure, inert, style, with_alpha
 
 MOST_TRIALS = 150  # of one search
@@ -45,8 +45,8 @@ def landscape_figure(
     x_label, y_label = map(inert, plane.labels[1:])  # the first is the origin
     ends = [axis[0], axis[-1]]
     return draw(
-        [Panel(traces, y=Axis(f"y: to {y_label}", options={"range": ends, "scaleanchor": "x"}), height=540)],
-        x=Axis(f"x: to {x_label}", options={"range": ends, "constrain": "domain"}),
+        [Panel(traces, y=axis_layout(f"y: to {y_label}", range=ends, scaleanchor="x"), height=540)],
+        x=axis_layout(f"x: to {x_label}", range=ends, constrain="domain"),
         theme=theme,
         view=f"landscape/{study.study}",
         legend={"orientation": "h", "y": -0.12},

@@ -179,6 +179,16 @@ class Row:
         return Spread.of(map(self.report.shown, self.models))
 
     @property
+    def losses(self) -> dict[int, float]:
+        """Seed → its loss on held-out noise, lower is better, of the seeds that have one."""
+        return {study.seed: study.found.loss for study in self.studies if study.found is not None}
+
+    @property
+    def loss(self) -> float:
+        """The mean of the models' losses on held-out noise; infinite without one."""
+        return statistics.fmean(measured.loss for measured in self.models) if self.models else math.inf
+
+    @property
     def held_out_images(self) -> tuple[int, ...]:
         """The numbers of images of the held-out losses, each once."""
         return tuple(sorted({measured.images for measured in self.models if measured.images}))
@@ -192,10 +202,9 @@ class Row:
         if not self.models or self.report is None or self.report.ema is None:
             return None
         ema = self.report.ema.loss
-        loss = statistics.fmean(measured.loss for measured in self.models)
-        if ema == 0 or loss * ema < 0:
+        if ema == 0 or self.loss * ema < 0:
             return None
-        return self.report.sign * (loss - ema) / abs(ema)
+        return self.report.sign * (self.loss - ema) / abs(ema)
 
     @property
     def only_model(self) -> Model | None:
@@ -222,13 +231,12 @@ def ranking(studies: Sequence[Standing]) -> list[Row]:
     groups: dict[str, list[Standing]] = {}
     for study in studies:
         groups.setdefault(study.optimizer, []).append(study)
-    ordered = sorted(groups.values(), key=_rank)
-    best = next((group for group in ordered if _held_out_losses(group)), None)
-    rows = [_of_optimizer(group, best) for group in ordered]
+    rows = sorted(map(_of_optimizer, groups.values()), key=_order)
+    best = next((row for row in rows if row.models), None)
+    rows = [_judged(row, best) for row in rows]
     report = studies[0].report
     if report is None:
         return rows
-    losses = [_rank(group)[0] for group in ordered]  # the held-out ones, ascending; infinite where not known
     known = {row.only_model.key for row in rows if row.only_model is not None}
     found = {measured.model.name for row in rows for measured in row.models}
     rows = [_named(row, report) for row in rows]
@@ -236,10 +244,8 @@ def ranking(studies: Sequence[Standing]) -> list[Row]:
         name = measured.model.name
         if name in report.had and name not in found and measured.model.key not in known:
             known.add(measured.model.key)
-            place = bisect.bisect_right(losses, measured.loss)
-            losses.insert(place, measured.loss)
-            title = title_in(report, measured.model)
-            rows.insert(place, Row(name, title, "not searched", models=(measured,), report=report))
+            had = Row(name, title_in(report, measured.model), "not searched", models=(measured,), report=report)
+            rows.insert(bisect.bisect_right(rows, had.loss, key=lambda row: row.loss), had)
     answer = report.of_answer
     title = f"{ANSWER} · {title_in(report, answer.model)}"
     for row in rows:
@@ -272,51 +278,39 @@ def _named(row: Row, report: Report) -> Row:
     return dataclasses.replace(row, label=title_in(report, row.only_model))
 
 
-def _rank(group: Sequence[Standing]) -> tuple[float, float]:
-    """A key that sorts by the mean held-out loss, then by the searched one; unknown losses come last."""
-    held_out = Spread.of(study.held_out_loss for study in group)
-    searched = Spread.of(study.summary.loss for study in group)
-    return math.inf if held_out is None else held_out.mean, math.inf if searched is None else searched.mean
-
-
-def _of_optimizer(group: Sequence[Standing], best: Sequence[Standing] | None) -> Row:
-    """The studies of one optimizer, compared with those of the best one, which is ``None`` without held-out losses."""
-    sign = group[0].sign
-    difference = None
-    verdict = "no held-out value"
-    if group is best:
-        verdict = "lowest loss" if sign > 0 else "highest score"  # which need not be the answer
-    elif best is not None and _held_out_losses(group):
-        of_losses = Difference.of(_losses_beside(group, best), _losses_beside(best, group))
-        difference = of_losses.shown(sign)
-        verdict = of_losses.verdict
+def _of_optimizer(group: Sequence[Standing]) -> Row:
+    """The studies of one optimizer. Where their labels differ, as in the average that is best, it has its own."""
+    labels = {study.label for study in group}
     return Row(
         optimizer=group[0].optimizer,
-        label=_common_label(group),
-        verdict=verdict,
+        label=labels.pop() if len(labels) == 1 else label(group[0].optimizer),
+        verdict="no held-out value",
         studies=group,
         models=[study.found for study in group if study.found is not None],
         report=group[0].report,
-        difference=difference,
     )
 
 
-def _common_label(group: Sequence[Standing]) -> str:
-    """The label of all seeds; where they differ, as in the average that is best, the optimizer's."""
-    labels = {study.label for study in group}
-    if len(labels) == 1:
-        return labels.pop()
-    return label(group[0].optimizer)
+def _order(row: Row) -> tuple[float, float]:
+    """A key that sorts by the mean held-out loss, then by the searched one; unknown losses come last."""
+    searched = Spread.of(study.summary.loss for study in row.studies)
+    return row.loss, math.inf if searched is None else searched.mean
 
 
-def _held_out_losses(studies: Sequence[Standing]) -> dict[int, float]:
-    """Seed → held-out loss, of the studies that have one."""
-    return {study.seed: study.held_out_loss for study in studies if study.held_out_loss is not None}
+def _judged(row: Row, best: Row | None) -> Row:
+    """A row, compared with that of the best optimizer, which is ``None`` without held-out losses."""
+    if best is None or not row.models:
+        return row
+    sign = row.studies[0].sign
+    if row is best:  # which need not be the answer
+        return dataclasses.replace(row, verdict="lowest loss" if sign > 0 else "highest score")
+    difference = Difference.of(_losses_beside(row, best), _losses_beside(best, row))
+    return dataclasses.replace(row, verdict=difference.verdict, difference=difference.shown(sign))
 
 
-def _losses_beside(studies: Sequence[Standing], others: Sequence[Standing]) -> dict[int, float]:
-    """Seed → held-out loss. A grid, in which nothing is random, has its one loss with each seed of the others."""
-    losses = _held_out_losses(studies)
-    if studies[0].optimizer in GRIDS and len(losses) == 1:
-        return dict.fromkeys(_held_out_losses(others), *losses.values())
+def _losses_beside(row: Row, other: Row) -> dict[int, float]:
+    """Seed → held-out loss. A grid, in which nothing is random, has its one loss with each seed of the other."""
+    losses = row.losses
+    if row.optimizer in GRIDS and len(losses) == 1:
+        return dict.fromkeys(other.losses, *losses.values())
     return losses

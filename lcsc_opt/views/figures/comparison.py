@@ -10,7 +10,7 @@ import plotly.graph_objects as go
 
 from lcsc_opt.database.history import Standing, ema_grid
 from lcsc_opt.views.curves import AXES, Curve, curves, default_axis
-from lcsc_opt.views.figures.panels import Axis, Panel, draw
+from lcsc_opt.views.figures.panels import Panel, axis_layout, draw
 from lcsc_opt.views.figures.theme import GREY, Theme, empty_figure, inert, style, with_alpha
 from lcsc_opt.views.ranking import loss_name
 
@@ -45,9 +45,11 @@ def comparison_figure(
     x_options: dict[str, Any] = {}
     if axis == "evaluations" and max(line.positions[-1] for line in lines) < _FEW_EVALUATIONS:
         x_options["dtick"] = 1  # no ticks between whole numbers
-    panel = Panel(traces, y=Axis(f"best {inert(loss_name(studies))} so far", logarithmic=lowest > 0, tick_format="~g"))
+    panel = Panel(
+        traces, y=axis_layout(f"best {inert(loss_name(studies))} so far", logarithmic=lowest > 0, tick_format="~g")
+    )
     view = f"comparison/{studies[0].experiment}/{axis}"
-    x = Axis(AXES[axis], tick_format="~s", options=x_options)
+    x = axis_layout(AXES[axis], tick_format="~s", **x_options)
     figure = draw([panel], x=x, theme=theme, view=view, hovermode="x unified")
     if level is not None:
         figure.add_hline(

@@ -20,34 +20,27 @@ _LONGEST_COLORBAR = 240  # pixels, of one among several panels
 _LOGARITHMIC_TICKS = 3
 
 
-@dataclasses.dataclass(frozen=True)
-class Axis:
-    """An axis of a panel.
+def axis_layout(
+    title: str = "", *, logarithmic: bool = False, tick_format: str | None = None, **options: Any
+) -> dict[str, Any]:
+    """An axis of a panel, as plotly describes it.
 
-    Attributes:
+    Args:
         title: below or next to the axis.
         logarithmic: whether it shows logarithms; all values are then above zero.
         tick_format: the format of the labels, in d3's notation.
         options: whatever else plotly knows of an axis.
     """
-
-    title: str = ""
-    logarithmic: bool = False
-    tick_format: str | None = None
-    options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-
-    def layout(self) -> dict[str, Any]:
-        """The axis as plotly describes it."""
-        layout: dict[str, Any] = {"title": {"text": self.title}, "type": "linear", **self.options}
-        if self.tick_format is not None:
-            layout["tickformat"] = self.tick_format
-        if self.logarithmic:
-            # Where there is room for four ticks in a decade, plotly labels all of 1 to 9, and the labels 0.08, 0.09
-            # and 0.1 overlap. Asked for this few, it labels 1, 2 and 5, and within a decade some linear ticks.
-            layout["type"] = "log"
-            layout["nticks"] = _LOGARITHMIC_TICKS
-            layout["minor"] = {"ticks": "outside", "ticklen": 3}
-        return layout
+    layout: dict[str, Any] = {"title": {"text": title}, "type": "linear", **options}
+    if tick_format is not None:
+        layout["tickformat"] = tick_format
+    if logarithmic:
+        # Where there is room for four ticks in a decade, plotly labels all of 1 to 9, and the labels 0.08, 0.09 and 0.1
+        # overlap. Asked for this few, it labels 1, 2 and 5, and within a decade some linear ticks.
+        layout["type"] = "log"
+        layout["nticks"] = _LOGARITHMIC_TICKS
+        layout["minor"] = {"ticks": "outside", "ticklen": 3}
+    return layout
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -62,12 +55,12 @@ class Panel:
     """
 
     traces: Sequence[BaseTraceType]
-    y: Axis = Axis()
+    y: Mapping[str, Any] = dataclasses.field(default_factory=axis_layout)
     title: str = ""
     height: int = 240
 
 
-def draw(panels: Sequence[Panel], *, x: Axis, theme: Theme, view: str, **layout: Any) -> go.Figure:
+def draw(panels: Sequence[Panel], *, x: Mapping[str, Any], theme: Theme, view: str, **layout: Any) -> go.Figure:
     """The figure of at least one panel.
 
     Args:
@@ -90,11 +83,11 @@ def draw(panels: Sequence[Panel], *, x: Axis, theme: Theme, view: str, **layout:
         vertical_spacing=gap / height,
     )
     drawn.update_annotations(font_size=13, x=0, xanchor="left", align="left")  # the panels' titles
-    drawn.update_xaxes(dataclasses.replace(x, title="").layout())
-    drawn.update_xaxes(title_text=x.title, row=len(panels), col=1)
+    drawn.update_xaxes({**x, "title": {"text": ""}})
+    drawn.update_xaxes(title=x["title"], row=len(panels), col=1)
     for row, panel in enumerate(panels, start=1):
         suffix = "" if row == 1 else str(row)  # in plotly's names of axes: x, x2, x3
-        drawn.update_yaxes(panel.y.layout(), row=row, col=1)
+        drawn.update_yaxes(panel.y, row=row, col=1)
         for trace in panel.traces:
             drawn.add_trace(trace, row=row, col=1)
             if len(panels) > 1 and isinstance(trace, go.Heatmap):  # its colorbar belongs beside its panel

@@ -9,7 +9,7 @@ from lcsc_opt.coefficients.layer_groups import mean_of_rows, of_layers
 from lcsc_opt.coefficients.profiles import effective_count, starts_of, sum_abs
 from lcsc_opt.database.history import Floats, Standing
 from lcsc_opt.database.reader import HistoryReader
-from lcsc_opt.views.figures.panels import Axis, Panel, draw
+from lcsc_opt.views.figures.panels import Panel, axis_layout, draw
 from lcsc_opt.views.figures.theme import GREY, Theme, empty_figure, in_lines, inert, style
 
 _COEFFICIENT_HOVER = "step %{x:,}: %{y:.4g}"
@@ -48,13 +48,13 @@ def coefficients_figure(
             traces.append(ema_line)
     bars = Panel(
         traces,
-        y=Axis("mean coefficient" if has_rows else "coefficient"),
+        y=axis_layout("mean coefficient" if has_rows else "coefficient"),
         title=_heading(study, rows),
         height=_MEANS_HEIGHT if has_rows else _BARS_HEIGHT,
     )
     return draw(
         [bars, _rows_panel(study, rows)] if has_rows else [bars],
-        x=Axis("training step of the checkpoint", tick_format="~s"),
+        x=axis_layout("training step of the checkpoint", tick_format="~s"),
         theme=theme,
         view=f"coefficients/{study.study}",
         barmode="overlay",
@@ -98,7 +98,7 @@ def _rows_panel(study: Standing, rows: Floats) -> Panel:
     )
     return Panel(
         [heat_map],
-        y=Axis(options={"type": "category", "autorange": "reversed", "tickfont": {"size": 9}, "ticklen": 2}),
+        y=axis_layout(type="category", autorange="reversed", tickfont={"size": 9}, ticklen=2),
         height=min(max(_HEAT_MAP_ROW * len(means), _LOWEST_HEAT_MAP), _HIGHEST_HEAT_MAP),
     )
 
