@@ -140,6 +140,7 @@ class HistoryReader:
         return tuple(standings)
 
     def _read_experiment(self, contents: Contents, name: str) -> _Experiment:
+        """What its searches have of an experiment. Raises KeyError if it was deleted just now."""
         attributes = contents.experiments.get(name)
         if attributes is None:
             return _Experiment({})
@@ -210,15 +211,12 @@ class HistoryReader:
         Raises:
             KeyError: it was deleted.
         """
-        settings = {
-            **attributes.get("specification", {}),
-            **{key: experiment.attributes.get(key) for key in OF_EXPERIMENT},
-        }
+        shared = {key: experiment.attributes.get(key) for key in OF_EXPERIMENT}
+        settings = {**attributes.get("specification", {}), **shared}
         budget = attributes.get("budget") or {}
         ended = attributes.get("search_ended")
-        holder = attributes.get(
-            HOLDER
-        )  # the last one, which may have ended; a first one locks before it writes its name
+        # the last one, which may have ended; a first holder takes the lock before it writes its name
+        holder = attributes.get(HOLDER)
         study = Standing(
             in_database(self.storage, lambda: self.storage.get_study_id_from_name(name)),
             name,

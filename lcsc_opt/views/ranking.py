@@ -116,7 +116,7 @@ def _mean_interval(samples: Sequence[Floats]) -> tuple[float, float]:
 class Row:
     """A row of every table of an experiment: an optimizer over its seeds; the answer; or a model that the user had.
 
-    Losses are as the user knows them: of a maximized score, higher ones are better.
+    The spreads are of losses as the user knows them: of a maximized score, higher ones are better.
 
     Attributes:
         optimizer: its name; of a model that no search made, the model's.
@@ -185,7 +185,7 @@ class Row:
 
     @property
     def loss(self) -> float:
-        """The mean of the models' losses on held-out noise; infinite without one."""
+        """The mean of the models' losses on held-out noise, lower is better; infinite without one."""
         return statistics.fmean(measured.loss for measured in self.models) if self.models else math.inf
 
     @property

@@ -67,6 +67,7 @@ RANKING: dict[str, Callable[[Row], str]] = {
 }
 """Column → its text. What was searched, on other noise and fewer images, stands last."""
 _OPTIONAL = ("evaluations", "searched", "seconds", "images", "on images", "seeds", "difference", "verdict")
+"""Columns that a narrow terminal goes without, the last of these first."""
 
 
 def ranking_table(rows: Sequence[Row], title: str = "") -> Table:
@@ -106,16 +107,14 @@ def comparison_tables(rows: Sequence[Row], *, all_metrics: bool = False) -> list
             metrics = main
         lines = []
         for row in rows:
-            models = [of_part for found in row.models if (of_part := part.measured(found.model.name)) is not None]
+            models = [measured for one in row.models if (measured := part.measured(one.model.name)) is not None]
             if models:
                 lost = _lost(report, models, number_of_part)
-                losses = Spread.of(map(report.shown, models))
-                values = [Spread.of(found.value(shown.metric) for found in models) for shown in metrics]
-                cells = [_marked(losses, lost=loss.metric in lost)]
-                cells += [
-                    _marked(value, lost=shown.metric in lost) for value, shown in zip(values, metrics, strict=True)
-                ]
-                lines.append([row.label, *cells])
+                line = [row.label, _marked(Spread.of(map(report.shown, models)), lost=loss.metric in lost)]
+                for shown in metrics:
+                    spread = Spread.of(measured.value(shown.metric) for measured in models)
+                    line.append(_marked(spread, lost=shown.metric in lost))
+                lines.append(line)
         if any(shown.real_halves is not None for shown in metrics):
             lines.append([_real_images(report), UNKNOWN, *(number(shown.real_halves) for shown in metrics)])
         headers = [with_arrow(shown.metric, shown.sign) for shown in metrics]
