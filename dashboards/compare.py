@@ -25,7 +25,6 @@ from lcsc_opt.views.figures.theme import empty_figure, style
 from lcsc_opt.views.ranking import ANSWER, Row, loss_name, ranking
 from lcsc_opt.views.tables import RANKING, comparison_tables, studies_table
 
-NOTHING = "No experiment in this database yet. Start one: lcsc run STUDY_FILE"
 CONTROLS = ("experiment", "axis", "only")
 COLUMN = {
     "sortable": True,
@@ -67,7 +66,7 @@ def build(storage: RDBStorage) -> dash.Dash:
         columns: Any,
     ) -> tuple[Any, ...]:
         if not experiment:
-            nothing = "Choose an experiment." if reader.experiments() else NOTHING
+            nothing = "Choose an experiment." if reader.experiments() else parts.NO_EXPERIMENT
             blank = empty_figure(nothing, theme)
             return "", nothing, blank, [], [], "", [], "", parts.RUNNING_MS, ""
         studies, optimizers = _shown(reader, experiment, only or ())

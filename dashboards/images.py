@@ -18,7 +18,6 @@ from lcsc_opt.views.artifacts import StoredImage, artifact_directory
 from lcsc_opt.views.dashboard import parts
 from lcsc_opt.views.pictures import why_no_images
 
-NOTHING = "No experiment in this database yet. Start one: lcsc run STUDY_FILE"
 ZOOM = (100, 600)  # percent of the pane's width
 
 
@@ -35,7 +34,7 @@ def build(storage: RDBStorage) -> dash.Dash:
     @page.refreshes(Output("images", "children"), controls=["experiment"])
     def draw(_: int, _theme: Any, name: str | None, seen: str | None) -> tuple[Any, ...]:
         if not name:
-            return "", NOTHING, "", parts.RUNNING_MS, ""
+            return "", parts.NO_EXPERIMENT, "", parts.RUNNING_MS, ""
         if name not in reader.experiments():
             return f"{name}: no such experiment; choose another one", "", "", parts.IDLE_MS, ""
         studies = reader.read(name)

@@ -29,6 +29,7 @@ from lcsc_opt.views.ranking import ranking
 
 RUNNING_MS = 2000  # between refreshes while something runs
 IDLE_MS = 15_000
+NO_EXPERIMENT = "No experiment in this database yet. Start one: lcsc run STUDY_FILE"
 _BLANK = {  # invisible, and as high as the figure that will be drawn there
     "data": [],
     "layout": {
