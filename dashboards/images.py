@@ -13,7 +13,7 @@ from optuna.storages import RDBStorage
 
 from lcsc_opt.base.labelled_grid import band, bands_of
 from lcsc_opt.database.reader import HistoryReader
-from lcsc_opt.views.answer import answer_line
+from lcsc_opt.views.answer import first_line
 from lcsc_opt.views.artifacts import StoredImage, artifact_directory
 from lcsc_opt.views.dashboard import parts
 from lcsc_opt.views.pictures import why_no_images
@@ -41,16 +41,16 @@ def build(storage: RDBStorage) -> dash.Dash:
         report = studies[0].report
         images = StoredImage.of_experiment(storage, name, report, folder)
         samples = [image for image in images if image.kind == "samples"]
-        signature = repr((name, report, [image.version for image in images]))
+        headline = first_line(studies)
+        signature = repr((name, headline, report, [image.version for image in images]))
         interval = parts.refresh_interval(studies)
         if signature == seen:
             return "", *[no_update] * 2, interval, no_update
-        headline = f"{name} has no report yet" if report is None else answer_line(report)
         shown: list[Any] = []
         if samples:
             shown += _panes(name, samples)
         else:
-            shown.append(html.P(why_no_images(report, folder)))
+            shown.append(html.P(why_no_images(studies[0], folder)))
         shown += _grid(name, next((image for image in images if image.kind == "grid"), None))
         shown += _farthest(name, [image for image in images if image.kind == "farthest"])
         return "", headline, shown, interval, signature

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
+from lcsc_opt.database.history import Standing
 from lcsc_opt.database.measurement import Measurement
 from lcsc_opt.database.metric_rows import MetricRow
 from lcsc_opt.database.report import Report
@@ -81,8 +82,11 @@ def with_error(row: MetricRow) -> str:
     return f"{change(row)} ({signed(abs(row.gain), '.3g')} ± {signed((high - low) / 4, '.2g')})"
 
 
-def why_no_images(report: Report | None, folder: Path) -> str:
-    """Why an experiment has no pictures, and which command makes them."""
+def why_no_images(study: Standing, folder: Path) -> str:
+    """Why the experiment of a study has no pictures, and which command makes them."""
+    report = study.report
+    if report is None and not study.holds_out:
+        return "There are no images: they are stored with the report, and nothing is held out here to report on."
     if report is None:
         return "No report yet. Images are stored with it, when all searches have ended, or by lcsc evaluate EXPERIMENT."
     if report.parts[0].sampler is None:

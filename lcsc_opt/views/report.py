@@ -58,7 +58,7 @@ def write_report(storage: RDBStorage, experiment: str, path: Path) -> Path:
     page = environment.get_template("report.html.jinja").render(
         experiment=experiment,
         opening=[image for image in images if image.kind == "samples"],
-        why_no_images=why_no_images(held_out, artifact_directory(storage.url)),
+        why_no_images=why_no_images(studies[0], artifact_directory(storage.url)),
         answer=[] if held_out is None else report_tables(held_out, held_out.answer),
         warnings=() if held_out is None else held_out.warnings,
         cross_check=None if held_out is None else held_out.metrics.cross_check_text,

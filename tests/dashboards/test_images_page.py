@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from lcsc_opt.base.labelled_grid import GridRow, labelled_grid
+from lcsc_opt.database.experiment import StoredExperiment
 from lcsc_opt.database.names import LAST_CHECKPOINT
 from lcsc_opt.views.artifacts import GRID, SAMPLES, artifact_directory
 from tests.dashboard_site import Site, write_study, written
@@ -108,8 +109,11 @@ def test_without_images_it_says_what_makes_them(url: str) -> None:
     write_study(url, "digits/LCSC/0")
     write_answer(url, "weights")
     write_answer(url, "nothing", answer=LAST_CHECKPOINT)
+    write_study(url, "function/LCSC/0")
+    StoredExperiment.open(written(url), "function").set_attribute("holds_out", False)
     site = Site(url)
     assert "lcsc evaluate EXPERIMENT" in json.dumps(draw(site)["images"])
+    assert "nothing is held out here to report on" in json.dumps(draw(site, "function")["images"])
     for name in ("weights", "nothing"):
         assert "the objective scores models without sampling any" in json.dumps(draw(site, name)["images"])
     assert draw(site, "faces")["problem"]["children"] == "faces: no such experiment; choose another one"
