@@ -118,10 +118,13 @@ def searched(run: Run, space: str, folder: Path, evaluations: int) -> dict[str, 
         seconds = timed(("run", study(run, space, folder, evaluations).name), folder)
         name = f"{run.name}_{space}"
         export(name, folder / run.name / f"{space}.safetensors")
+        answer = str(lcsc_opt.compare(name)[-1]["model"])
+        if not answer.startswith("LCSCGradient"):
+            export(f"{name}/LCSCGradient/0", folder / run.name / f"{space}, refused.safetensors")
         if space == "layers":
             export(f"{name}/EMAGrid/0", folder / run.name / "EMA*.safetensors")
             export(f"{name}/Grid/0", folder / run.name / "best epoch.safetensors")
-        found = {"seconds": seconds, "answer": lcsc_opt.compare(name)[-1]["model"], **judged(run, space, folder)}
+        found = {"seconds": seconds, "answer": answer, **judged(run, space, folder)}
         path.write_text(json.dumps(found, indent=1))
     content: dict[str, Any] = json.loads(path.read_text())
     return content
@@ -137,7 +140,8 @@ def judged(run: Run, space: str, folder: Path) -> dict[str, Any]:
     """What the judge says of the answer; with the layers', of what was there before, too. Samples are kept."""
     judge = Judge(run, folder)
     place = folder / run.name
-    files = {space: place / f"{space}.safetensors"}
+    named = [space, f"{space}, refused"]
+    files = {name: place / f"{name}.safetensors" for name in named if (place / f"{name}.safetensors").exists()}
     if space == "layers":
         last = f"checkpoint-{EPOCHS * run.steps}/pytorch_lora_weights.safetensors"
         files |= {"last epoch": place / "epochs" / last, "trainer's EMA": place / "ema" / last}
@@ -159,7 +163,7 @@ def table(found: Mapping[tuple[str, str], dict[str, Any]], grids: Mapping[str, d
     had = ["last epoch", "trainer's EMA", "EMA*", "best epoch"]
     distances = [["run", "floor", *had, "answer: layers"]]
     fits = [["run", *had, *SPACES]]
-    ratios = [["run", "space", "the answer is", "answer ÷ EMA*", "answer ÷ last epoch", "whole run, s"]]
+    ratios = [["run", "space", "the answer is", "answer ÷ EMA*", "÷ last epoch", "refused ÷ EMA*", "whole run, s"]]
     for name in grids:
         first = found.get((name, "layers"))
         if first is None:
@@ -175,6 +179,8 @@ def table(found: Mapping[tuple[str, str], dict[str, Any]], grids: Mapping[str, d
                 of_prompts |= one["fits"]
                 ratio = f"{distance / known['EMA*']:.2f} ± {one['error']:.2f}"
                 ratios.append([name, space, one["answer"], ratio, f"{distance / known['last epoch']:.2f}"])
+                refused = one["distance"].get(f"{space}, refused")
+                ratios[-1].append("" if refused is None else f"{refused / known['EMA*']:.2f}")
                 ratios[-1].append(f"{one['seconds']['clock']:.0f} ({one['seconds']['processor']:.0f})")
         if of_prompts:
             fits.append([name, *(f"{of_prompts[model]:.3f}" if model in of_prompts else "" for model in fits[0][1:])])
@@ -186,7 +192,8 @@ def table(found: Mapping[tuple[str, str], dict[str, Any]], grids: Mapping[str, d
         *markdown(distances),
         "",
         "The answers against the best average, with a standard error over samples and unseen images. The run is one",
-        "command, with its choice and report: seconds on the clock, in brackets of the processor.",
+        "command, with its choice and report: seconds on the clock, in brackets of the processor. *Refused* is what",
+        "the gradient found where it is not the answer.",
         "",
         *markdown(ratios),
         "",
