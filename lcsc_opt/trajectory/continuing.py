@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import glob
-import hashlib
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,9 +16,8 @@ from lcsc_opt.base.errors import LcscError, TrajectoryError
 from lcsc_opt.base.paths import MANIFEST, KnownCheckpoints, expanded_path
 from lcsc_opt.base.progress import notice
 from lcsc_opt.checkpoints.finding import find_checkpoints
-from lcsc_opt.checkpoints.reading import read_checkpoint
-from lcsc_opt.trajectory.filling import pack_once
-from lcsc_opt.trajectory.layout import EXACT, Layout, stored_dtype
+from lcsc_opt.trajectory.filling import pack_once, read_row
+from lcsc_opt.trajectory.layout import EXACT, stored_dtype
 from lcsc_opt.trajectory.manifest import Manifest
 from lcsc_opt.trajectory.sources import PackRequest, Sources
 from lcsc_opt.trajectory.trajectory import Trajectory
@@ -121,8 +119,7 @@ def _have_same_bytes(request: PackRequest, sources: Sources, packed: Trajectory)
     digests = Digests(request.folder)
 
     def digest_of_row(path: Path) -> str:
-        tensors = read_checkpoint(path, key=key).tensors
-        return hashlib.sha256(Layout.of(tensors, stored).row_of(tensors).numpy().data).hexdigest()
+        return read_row(path, key, stored).sha256
 
     expected = dict(zip(packed.steps, packed.checkpoint_sha256, strict=True))
     try:

@@ -1,6 +1,6 @@
 """Packing: checkpoints become rows of a trajectory, one after the other, from where a call stopped.
 
-A thread reads the next checkpoint while this one is checked, hashed and written.
+A thread reads and hashes the next checkpoint while this one is checked and written.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ from lcsc_opt.checkpoints.watched import FileState
 from lcsc_opt.checkpoints.weights import completed
 from lcsc_opt.trajectory.layout import Layout, stored_dtype
 from lcsc_opt.trajectory.manifest import PACKED, PREFIX, Manifest, foreign_files
-from lcsc_opt.trajectory.matrix import MatrixWriter
+from lcsc_opt.trajectory.matrix import MatrixWriter, row_sha256
 from lcsc_opt.trajectory.neighbours import check_distinct, check_neighbours
 from lcsc_opt.trajectory.side_data import check_alphas, side_data
 from lcsc_opt.trajectory.sources import PackRequest, Sources
 from lcsc_opt.trajectory.trajectory import Trajectory
 
-COMMIT_SECONDS = 0.5  # from one commit to the next, at least: each waits for the disk
+COMMIT_SECONDS = 1.0  # from one commit to the next, at least: each waits for the disk
 
 
 def made_once(out: Path, make: Callable[[], object]) -> Trajectory:
@@ -163,17 +163,8 @@ def _was_made_from(partial: Path, fingerprint: str) -> bool:
         return False
 
 
-class _Row(NamedTuple):
-    """A checkpoint as it is mapped from its file, and its bytes as a row, which are copied out of the file."""
-
-    tensors: Mapping[str, Tensor]
-    content: Tensor
-
-
 def _write_rows(writer: MatrixWriter, sources: Sources, key: str, stored: str | None) -> None:
-    """Write the rows that are missing.
-
-    A thread commits what is written, so that the disk works from the first row on, and a killed process loses little.
+    """Write the rows that are missing; they are committed in between, so that a killed process loses little.
 
     Args:
         writer: has the rows of the first sources, in their order, if an earlier call was interrupted.
@@ -181,30 +172,24 @@ def _write_rows(writer: MatrixWriter, sources: Sources, key: str, stored: str | 
         key: which state dict of each.
         stored: what weights are rounded to; ``None`` keeps every bit.
     """
-    steps = list(sources)
-    missing = steps[len(writer.steps) :]
-    with ThreadPoolExecutor(1, "lcsc-commit") as pool:
-        committing = pool.submit(writer.commit)  # of nothing yet, so that there always is one to look at
-        begun_at = time.monotonic()
-        try:
-            with progress("pack", len(steps), done=len(writer.steps)) as advance:
-                rows = _read_ahead([sources[step] for step in missing], key, stored)
-                for step, row in zip(missing, rows, strict=True):
-                    path = sources[step]
-                    try:
-                        layout = writer.check(row.tensors)
-                        writer.write(step, layout, row.content, source=_as_text(path))
-                    except TrajectoryError as error:
-                        raise TrajectoryError(f"{path}: {error}") from error
-                    if committing.done() and time.monotonic() - begun_at > COMMIT_SECONDS:
-                        committing.result()  # raises what the disk refused
-                        committing = pool.submit(writer.commit)
-                        begun_at = time.monotonic()
-                    advance(note=f"step {step}")
-        finally:
-            if committing.exception() is None:  # else rows before these are lost: the next call writes them again
-                writer.commit()
-        committing.result()
+    written = len(writer.steps)
+    missing = [*sources.items()][written:]
+    committed_at = time.monotonic()
+    try:
+        with progress("pack", len(sources), done=written) as advance:
+            rows = _read_ahead([path for _, path in missing], key, stored)
+            for (step, path), row in zip(missing, rows, strict=True):
+                try:
+                    layout = writer.check(row.tensors)
+                    writer.write(step, layout, row.content, source=_as_text(path), sha256=row.sha256)
+                except TrajectoryError as error:
+                    raise TrajectoryError(f"{path}: {error}") from error
+                if time.monotonic() - committed_at > COMMIT_SECONDS:
+                    writer.commit()
+                    committed_at = time.monotonic()
+                advance(note=f"step {step}")
+    finally:
+        writer.commit()  # whatever ended this: the next call goes on from here
 
 
 def _as_text(path: Path) -> str:
@@ -212,37 +197,58 @@ def _as_text(path: Path) -> str:
     return str(path.absolute()).encode(errors="replace").decode()
 
 
-def _read_ahead(paths: Sequence[Path], key: str, stored: str | None) -> Iterator[_Row]:
-    """The rows of checkpoints, each of which a thread has read while the one before was written.
+class Row(NamedTuple):
+    """A checkpoint as it is mapped from its file; its bytes as a row, copied out of the file; and the row's hash."""
 
-    There is memory for two, so a row is valid until the next one is asked for.
+    tensors: Mapping[str, Tensor]
+    content: Tensor
+    sha256: str
+
+
+def _read_ahead(paths: Sequence[Path], key: str, stored: str | None) -> Iterator[Row]:
+    """The rows of checkpoints, each of which a thread has read and hashed while the one before was written.
+
+    There is memory for two, so a row is valid until the next one is asked for. To hash takes as long as all else
+    together, which is why there is a thread (``benchmarks/results/packing.md``).
     """
+    if not paths:  # an earlier call has written all rows
+        return
     memory: list[Tensor | None] = [None, None]
 
-    def read(index: int) -> _Row:
-        row = _read_row(paths[index], key, stored, memory[index % 2])
+    def read(index: int) -> Row:
+        row = read_row(paths[index], key, stored, memory=memory[index % 2])
         memory[index % 2] = row.content
         return row
 
     with ThreadPoolExecutor(1, "lcsc-read") as pool:
-        # the first, unless an earlier call has written all rows
-        reading = [pool.submit(read, index) for index in range(min(1, len(paths)))]
+        reading = pool.submit(read, 0)
         for index in range(len(paths)):
+            row = reading.result()
             if index + 1 < len(paths):
-                reading.append(pool.submit(read, index + 1))
-            yield reading.pop(0).result()
+                reading = pool.submit(read, index + 1)
+            yield row
 
 
-def _read_row(path: Path, key: str, stored: str | None, memory: Tensor | None) -> _Row:
-    """One checkpoint, copied out of its file."""
+def read_row(path: Path, key: str, stored: str | None, *, memory: Tensor | None = None) -> Row:
+    """One checkpoint, copied out of its file.
+
+    Args:
+        path: of the checkpoint.
+        key: which state dict of it.
+        stored: what weights are rounded to; ``None`` keeps every bit.
+        memory: of an earlier row, which is written over.
+
+    Raises:
+        TrajectoryError: it cannot be read, has no weights that can be stored, or was written over meanwhile.
+    """
     file = FileState(path)
     tensors = read_checkpoint(path, key=key).tensors
     try:
         content = Layout.of(tensors, stored).row_of(tensors, memory=memory, copy=file.copy)
         file.check()
-        return _Row(tensors, content)
     except TrajectoryError as error:
         raise TrajectoryError(f"{path}: {error}") from error
+    return Row(tensors, content, row_sha256(content))
 
 
 def _write_averages(writer: MatrixWriter, sources: Sources, key: str) -> None:

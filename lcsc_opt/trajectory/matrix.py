@@ -9,8 +9,7 @@ import math
 import operator
 import os
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 
 import torch
@@ -23,16 +22,12 @@ from lcsc_opt.base.records import TRAINER_EMA
 from lcsc_opt.trajectory.layout import EXACT, UNMERGEABLE, Layout, TensorSpec, stored_dtype
 from lcsc_opt.trajectory.manifest import LOCK, Manifest, SavedAverage, SavedRow, foreign_files
 
-WRITE_BYTES = 2**20  # checked and written at once: it is still in a cache, and the system copies it three times faster
-HASH_AT_ONCE_BYTES = 2**16  # so few are hashed sooner than a thread wakes
-
 
 class MatrixWriter:
     """Writes checkpoints as rows, and names them in the manifest when they are on the disk.
 
-    A crash between the two leaves the old manifest; the next writer overwrites the row. One thread may write while
-    another commits; no other calls may overlap. The arguments are those of
-    :class:`~lcsc_opt.trajectory.writer.TrajectoryWriter`.
+    A crash between the two leaves the old manifest; the next writer overwrites the row. No two calls may overlap. The
+    arguments are those of :class:`~lcsc_opt.trajectory.writer.TrajectoryWriter`.
     """
 
     def __init__(
@@ -142,11 +137,18 @@ class MatrixWriter:
             )
         return True
 
-    def write(self, step: int, layout: Layout, row: Tensor, *, source: str = "") -> None:
+    def write(self, step: int, layout: Layout, row: Tensor, *, source: str = "", sha256: str | None = None) -> None:
         """Write a checkpoint that was checked, for :meth:`commit`; nothing if its step is saved with the same bytes.
 
-        ``layout`` comes from :meth:`check`, and ``row`` from its :meth:`Layout.row_of`. With ``keep_last``, commit
-        before the next write: it may overwrite the row of a checkpoint that the manifest on the disk still names.
+        With ``keep_last``, commit before the next write: it may overwrite the row of a checkpoint that the manifest on
+        the disk still names.
+
+        Args:
+            step: of the checkpoint.
+            layout: from :meth:`check`.
+            row: from :meth:`Layout.row_of` of this layout.
+            source: the file that it was read from.
+            sha256: of the row, as :func:`row_sha256`, where the caller knows it.
 
         Raises:
             TrajectoryError: a weight is not finite, the step does not come after the last one, or the disk refuses.
@@ -155,11 +157,13 @@ class MatrixWriter:
         manifest = self._current()
         if manifest is None:
             manifest = Manifest(row_bytes=layout.row_bytes, stored=self._stored, tensors=layout.tensors)  # type: ignore[arg-type]
+        sha256 = sha256 or row_sha256(row)
         if not is_new:
-            _check_same_bytes(manifest, step, row)
+            _check_same_bytes(manifest, step, sha256)
             return
-        saved, varying = self._write_row(step, row, source, manifest)
-        added = manifest.with_checkpoint(saved, varying, keep_last=self._keep_last)
+        saved = SavedRow(step=step, slot=manifest.free_slot(), source=source, sha256=sha256)
+        newly_varying = self._write_row(saved, row, manifest)
+        added = manifest.with_checkpoint(saved, newly_varying, keep_last=self._keep_last)
         self._written = added.model_copy(update={"metadata": manifest.metadata | self._metadata})
 
     def write_trainer_ema(self, row: Tensor, *, source: str, name: str = TRAINER_EMA) -> None:
@@ -174,8 +178,14 @@ class MatrixWriter:
         if manifest is None:
             raise TrajectoryError(f"{self.path} holds no checkpoint yet: append one first.")
         others = tuple(saved for saved in manifest.averages if saved.name != name)
-        saved, _ = self._write_row(manifest.checkpoints[-1].step, row, source, manifest)
-        average = SavedAverage(**saved.model_dump(), name=name)
+        average = SavedAverage(
+            step=manifest.checkpoints[-1].step,
+            slot=manifest.free_slot(),
+            source=source,
+            sha256=row_sha256(row),
+            name=name,
+        )
+        self._write_row(average, row, manifest)
         self._written = manifest.model_copy(update={"averages": (*others, average)})
 
     def commit(self) -> None:
@@ -205,30 +215,17 @@ class MatrixWriter:
             self._failed = False
         return self._written
 
-    def _write_row(self, step: int, row: Tensor, source: str, manifest: Manifest) -> tuple[SavedRow, list[str]]:
-        """Write a row into a free slot, and hash it meanwhile, which takes about as long; it is not synced.
-
-        Returns:
-            What a manifest says of it, and what :meth:`_newly_varying` gives.
-        """
-        slot = manifest.free_slot()
-        digest = hashlib.sha256()
-        written = 0
-        with self._as_trajectory_error(), ThreadPoolExecutor(1, "lcsc-hash") as pool:
-            os.lseek(self._weights, slot * manifest.row_bytes, os.SEEK_SET)
-            _hash_in(pool, digest.update, row.numpy().data)
-            newly_varying = self._newly_varying(row, manifest)
-            varying = {*manifest.varying, *newly_varying}
-            for first, stop, dtype in _pieces(manifest.tensors):
-                if dtype is not None and not _is_finite(row[first:stop].view(dtype)):
-                    for spec in manifest.tensors:  # the piece does not tell which tensor, and whether it may
-                        if spec.offset < stop and first < spec.end:
-                            _check_finite(spec.of_row(row), spec, step, manifest.stored, varies=spec.name in varying)
-                self._write_bytes(row[written:stop].numpy().data)  # with what lies between two regions
-                written = stop
-            self._write_bytes(row[written:].numpy().data)
-        saved = SavedRow(step=step, slot=slot, source=source, sha256=digest.hexdigest())
-        return saved, newly_varying
+    def _write_row(self, saved: SavedRow, row: Tensor, manifest: Manifest) -> list[str]:
+        """Check a row and write it into its slot; it is not synced. Gives what :meth:`_newly_varying` gives."""
+        newly_varying = self._newly_varying(row, manifest)
+        _check_numbers(row, saved.step, manifest, varying={*manifest.varying, *newly_varying})
+        remaining = row.numpy().data
+        with self._as_trajectory_error():
+            os.lseek(self._weights, saved.slot * manifest.row_bytes, os.SEEK_SET)
+            while remaining:  # the system may take only a part at a time
+                written = os.write(self._weights, remaining)
+                remaining = remaining[written:]
+        return newly_varying
 
     def _newly_varying(self, row: Tensor, manifest: Manifest) -> list[str]:
         """The names of tensors that were the same in all checkpoints so far, and are not in this row.
@@ -246,12 +243,6 @@ class MatrixWriter:
             _check_mergeable(spec)
             _check_finite(spec.of_row(last_row), spec, last.step, manifest.stored)  # infinity was allowed until now
         return [spec.name for spec in changed]
-
-    def _write_bytes(self, remaining: memoryview) -> None:
-        """Write at the position of the file; the system may take only a part at a time."""
-        while remaining:
-            written = os.write(self._weights, remaining)
-            remaining = remaining[written:]
 
     @contextlib.contextmanager
     def _as_trajectory_error(self) -> Iterator[None]:
@@ -273,23 +264,45 @@ def whole_step(step: int) -> int:
     return number
 
 
-def _check_same_bytes(manifest: Manifest, step: int, row: Tensor) -> None:
+def row_sha256(row: Tensor) -> str:
+    """The SHA-256 of a row ``[row_bytes]`` uint8, in hex, as a manifest has it."""
+    return hashlib.sha256(row.numpy().data).hexdigest()
+
+
+def _check_same_bytes(manifest: Manifest, step: int, sha256: str) -> None:
     """Refuse other weights for a step that is saved."""
-    digest = hashlib.sha256(row.numpy().data)
     [saved] = [saved for saved in manifest.checkpoints if saved.step == step]
-    if digest.hexdigest() != saved.sha256:
+    if sha256 != saved.sha256:
         raise TrajectoryError(
             f"Step {step} is saved already, with other weights: open the writer with resume=STEP to "
             "continue training from an earlier step, or write the new run to another trajectory."
         )
 
 
+def _check_numbers(row: Tensor, step: int, manifest: Manifest, *, varying: Collection[str]) -> None:
+    """Refuse NaN and infinity in the tensors that are merged, which are looked at together: most rows have none.
+
+    Args:
+        row: ``[row_bytes]`` uint8.
+        step: of the row.
+        manifest: says what it holds.
+        varying: the names of tensors that are not the same in all checkpoints, this one included.
+    """
+    merged = [spec for spec in manifest.tensors if spec.merged]
+    for dtype, neighbours in itertools.groupby(merged, key=lambda spec: spec.torch_dtype):
+        specs = list(neighbours)
+        numbers = row[specs[0].offset : specs[-1].end].view(dtype)
+        if not _is_finite(numbers):
+            for spec in specs:
+                _check_finite(spec.of_row(row), spec, step, manifest.stored, varies=spec.name in varying)
+
+
 def _check_finite(content: Tensor, spec: TensorSpec, step: int, stored: str | None, *, varies: bool = True) -> None:
-    """Refuse NaN and infinity in the bytes of a tensor that is merged.
+    """Refuse NaN and infinity in the bytes of a tensor.
 
     A constant may hold infinity, as a causal mask does, unless it was rounded: infinity may come from that.
     """
-    if not spec.merged or not len(content) or _is_finite(content.view(spec.torch_dtype)):
+    if not spec.merged or _is_finite(content.view(spec.torch_dtype)):
         return
     if not varies and stored is None and not content.view(spec.torch_dtype).isnan().any():
         return
@@ -302,22 +315,11 @@ def _check_finite(content: Tensor, spec: TensorSpec, step: int, stored: str | No
 
 
 def _is_finite(values: Tensor) -> bool:
-    """Whether one or more numbers hold no NaN and no infinity."""
+    """Whether numbers hold no NaN and no infinity."""
+    if not len(values):
+        return True
     least, most = torch.aminmax(values)  # NaN if there is one; thirty times faster than isfinite of all
     return math.isfinite(least.item()) and math.isfinite(most.item())
-
-
-def _pieces(tensors: Iterable[TensorSpec]) -> Iterator[tuple[int, int, torch.dtype | None]]:
-    """Bytes ``[first, stop)`` of a row, in order, that are checked and written at once, each of one dtype.
-
-    Yields:
-        ``first``, ``stop``, and the dtype; ``None`` for bytes of tensors that no merge combines.
-    """
-    for dtype, region in itertools.groupby(tensors, key=lambda spec: spec.torch_dtype if spec.merged else None):
-        specs = list(region)
-        end = specs[-1].end
-        for first in range(specs[0].offset, end, WRITE_BYTES):
-            yield first, min(first + WRITE_BYTES, end), dtype
 
 
 def _check_mergeable(spec: TensorSpec) -> None:
@@ -328,18 +330,6 @@ def _check_mergeable(spec: TensorSpec) -> None:
             f"Tensor {spec.name!r} is {spec.dtype} and changes between checkpoints; only float64, float32, bfloat16 "
             "and float16 can be merged: save it as one of them, and quantized weights dequantized."
         )
-
-
-def _hash_in(pool: ThreadPoolExecutor, update: Callable[[memoryview], None], content: memoryview) -> None:
-    """Hash all that a digest gets, with its ``update``; the digest is complete when the pool is left.
-
-    It is hashed at once if that is sooner, or if the interpreter is ending and starts no threads.
-    """
-    if content.nbytes > HASH_AT_ONCE_BYTES:
-        with contextlib.suppress(RuntimeError):
-            pool.submit(update, content)
-            return
-    update(content)
 
 
 def _load_manifest(path: Path) -> Manifest | None:
