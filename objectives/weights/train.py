@@ -98,11 +98,14 @@ def train(shipped: Path) -> None:
                 averaged.lerp_(trained, 1 - decay)
             if step % EVERY == 0:
                 weights = network.state_dict()
-                writer.write(step, writer.check(weights), weights)
+                layout = writer.check(weights)
+                writer.write(step, layout, layout.row_of(weights))
                 writer.commit()
 
         descend(loss, optimizer, steps=STEPS, description="training on MNIST", after=save)
-        writer.write_trainer_ema(average.state_dict(), source="objectives/weights/train.py")
+        weights = average.state_dict()
+        row = writer.check(weights).row_of(weights)
+        writer.write_trainer_ema(row, source="objectives/weights/train.py")
         writer.commit()
 
 

@@ -27,6 +27,8 @@ from lcsc_opt.sampling import ImageNoise
 from lcsc_opt.sampling.consistency import ConsistencyFunction
 from lcsc_opt.training import preparing
 from lcsc_opt.training.trainer import Training
+from lcsc_opt.trajectory import Trajectory
+from objectives.weights import train as training_of_weights
 from tests.unet_examples import unet
 
 ROOT = Path(__file__).parents[2]
@@ -226,3 +228,13 @@ def test_a_study_file_begins_with_the_commands_that_train_its_models(path: Path)
 def test_settings_that_do_not_fit(change: dict[str, Any], error: type[LcscError], message: str, build: Any) -> None:
     with pytest.raises(error, match=message):
         build("digits", **change)
+
+
+def test_the_shipped_model_can_be_trained_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(training_of_weights, "STEPS", 2)
+    monkeypatch.setattr(training_of_weights, "EVERY", 1)
+    training_of_weights.train(tmp_path / "mnist.trajectory")
+    trajectory = Trajectory.open(tmp_path / "mnist.trajectory")
+    trajectory.verify()
+    assert trajectory.steps == (1, 2)
+    assert trajectory.trainer_ema() is not None

@@ -104,7 +104,6 @@ def test_non_finite_weights_are_refused(tmp_path, name, value):
 
 
 def test_a_non_finite_number_at_the_end_of_a_large_tensor_is_found(tmp_path):
-    """Megabytes are checked one after the other."""
     weight = torch.ones(600_000)
     with TrajectoryWriter(tmp_path / "t") as writer:
         writer.append(1, {"w": weight.clone()})
