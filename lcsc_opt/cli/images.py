@@ -67,6 +67,11 @@ def images(
     further = [Path(text) for text in more or () if Path(text).exists()]
     settings = [text for text in more or () if Path(text) not in further]
     names = model or ()
+    if is_stored and (more or kind is not None or steps is not None):
+        raise StudySpecError(
+            f"{shown}: is a stored experiment, which has settings of its own; for the checkpoints of this name write "
+            f"./{shown}, for the experiment leave out everything but --model and --images"
+        )
     if is_stored:
         looked = looking.look_at_experiment(database, shown, names)
     elif Path(shown).suffix in (".yaml", ".yml"):

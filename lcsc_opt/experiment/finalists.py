@@ -13,7 +13,7 @@ from lcsc_opt.base.study_spec import EMA_GRID
 from lcsc_opt.coefficients.profiles import average_name
 from lcsc_opt.database.arrays import coefficients_of, has_coefficients
 from lcsc_opt.database.measurement import Model
-from lcsc_opt.database.names import split_name
+from lcsc_opt.database.names import BASELINES, split_name
 from lcsc_opt.database.states import SUCCEEDED, compared_trials
 
 LATE = {"the last half": 1 / 2, "the last third": 1 / 3}  # of the steps
@@ -67,7 +67,7 @@ class Searched:
             if len(distinct) == count:
                 break
             title = None
-            if self.is_ema_grid:
+            if split_name(self.study)[1] in BASELINES:
                 title = average_name(coefficients_of(trial), steps)
             model = self._model_of(trial, title)
             distinct.setdefault(model.key, model)
@@ -100,7 +100,7 @@ class Searched:
         return [*early, *means[:1], last, *means[1:]]
 
     def _model_of(self, trial: FrozenTrial, title: str | None = None) -> Model:
-        """The model of a trial; ``title`` says which average it is."""
+        """The model of a trial; ``title`` says which checkpoint or average it is."""
         name = f"{name_of_search(self.study)}, trial {trial.number}"
         return Model(
             name, coefficients_of(trial), study=self.study, trial=trial.number, label=title, searched=trial.value

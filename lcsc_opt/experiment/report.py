@@ -84,7 +84,7 @@ def make_report(
         entrants=choice.entrants,
         rounds=choice.rounds,
     )
-    warnings = tuple(warnings_of(report, choice, with_result, measurer.yardstick(noises[0])))
+    warnings = tuple(warnings_of(experiment.name, report, choice, with_result, measurer.yardstick(noises[0])))
     for warning in warnings:
         notice(f"{experiment.name}: {warning}")
     return dataclasses.replace(report, warnings=warnings)

@@ -24,24 +24,53 @@ _MORE_IMAGES = "With at least 100 images in held_out the error would be known"
 _SINGLE_IMAGE_METRICS = ("precision", "near", "hinge")  # the metrics that keep: precision guards
 
 
-def warnings_of(report: Report, choice: Choice, searches: Sequence[Searched], yardstick: Yardstick | None) -> list[str]:
-    """Sentences about the answer, then about searches.
+def warnings_of(
+    experiment: str, report: Report, choice: Choice, searches: Sequence[Searched], yardstick: Yardstick | None
+) -> list[str]:
+    """Sentences about what was refused, about the answer, then about searches.
 
     Args:
+        experiment: its name.
         report: without its warnings.
         choice: of its answer.
         searches: those of the report.
         yardstick: what the losses are relative to, on the noise of the report.
     """
-    lines = [*_about_answer(report, yardstick)]
+    refused = _about_refused(experiment, report, choice)
+    lines = [*refused, *_about_answer(report, yardstick)]
+    if refused:
+        return lines
     if not report.is_found:
         more = "With more data the error would be smaller, and the search better"
         if not choice.knows_errors:
             more = _MORE_IMAGES if report.parts[0].sampler is not None else _SINGLE_OUTCOMES
-        lines += _why_nothing_found(report, choice, searches, more)
+        lines += _why_nothing_found(choice, searches, more)
     elif choice.equals:
         lines.append(_about_equals(choice))
     return lines
+
+
+def _about_refused(experiment: str, report: Report, choice: Choice) -> list[str]:
+    """What was found with a lower loss than the answer's, and refused, if anything was: people may decide otherwise."""
+    found = report.best_found
+    if found is None or found.model.name == report.answer:
+        return []
+    loss, *others = report.rows(found.model.name, report.answer)
+    worse = [row for row in others if row.lost]
+    if report.is_found:
+        is_refused = bool(worse) and loss.gain_interval is not None and loss.gain_interval[0] > 0
+    else:  # the choice has measured it on more images
+        is_refused = choice.gain is not None and choice.gain.is_certain
+    if not is_refused:
+        return []
+    judge = ""
+    if any(row.cross_check for row in worse) and report.metrics.cross_check_text is not None:
+        judge = f" The cross-check is {report.metrics.cross_check_text}."
+    return [
+        f"{found.model.title} has a lower loss on other noise, too, but is certainly worse in what judges the answer, "
+        f"so it is not the answer. {why_not_the_answer(report, found)}.{judge} {_COMPARE_IMAGES}: lcsc report "
+        f"{experiment} shows them, lcsc export {found.model.study} writes it"
+    ]
 
 
 def _about_equals(choice: Choice) -> str:
@@ -108,7 +137,7 @@ def _in_another_sampler(report: Report, best: Model) -> Iterator[str]:
         )
 
 
-def _why_nothing_found(report: Report, choice: Choice, searches: Sequence[Searched], more: str) -> Iterator[str]:
+def _why_nothing_found(choice: Choice, searches: Sequence[Searched], more: str) -> Iterator[str]:
     """What may help where no search found anything better: it overfitted, or it was too short.
 
     ``more`` is a sentence on what would tell better.
@@ -117,18 +146,7 @@ def _why_nothing_found(report: Report, choice: Choice, searches: Sequence[Search
     searched = [search.lowest_loss for search in searches if not search.is_ema_grid]
     if not grids or not searched:
         return
-    if choice.gain is not None and choice.gain.is_certain:  # and still no answer
-        found = report.best_found
-        name, worse = "what was found", ""
-        if found is not None:
-            name = found.model.title
-            worse = f" {why_not_the_answer(report, found)}."
-        yield (
-            f"{name} has a lower loss on other noise, too, but is certainly worse in what judges the answer, so it is "
-            f"not the answer.{worse} {_COMPARE_IMAGES}: lcsc report EXPERIMENT shows them, lcsc export "
-            "EXPERIMENT/OPTIMIZER/SEED writes it"
-        )
-    elif min(searched) < min(grids):
+    if min(searched) < min(grids):
         line = "nothing certainly better was found: on their own noise the searches were better than EMA*"
         if choice.gain is not None and choice.gain.value != 0:
             direction = "better" if choice.gain.value > 0 else "worse"

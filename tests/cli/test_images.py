@@ -84,6 +84,8 @@ def test_a_stored_experiment_shows_what_its_report_has_and_each_model_once(level
     assert len(set(levels("levels-images.png"))) == len(shown)
     typed("images", "levels", "--model", "answer", "-o", "answer.png")
     assert len(titles("answer.png")) == 1
+    refused = typed.refused("images", "levels", "sampler={steps: 3}")
+    assert "write ./levels, for the experiment leave out everything" in refused, "nothing that is given is ignored"
 
 
 def test_a_dry_run_shows_the_first_the_middle_and_the_last_checkpoint(levelled: Path, typed: Typed) -> None:

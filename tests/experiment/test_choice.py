@@ -348,3 +348,11 @@ def test_a_path_has_evenly_spaced_checks_and_means_of_its_last_steps_in_the_orde
     np.testing.assert_allclose(models[2].coefficients, half)
     assert [model.name for model in path([0.3], steps=3).path_models(3)] == ["LCSCGradient, trial 3"]
     assert GRID_SEARCH.path_models(3) == []
+
+
+def test_what_a_grid_found_says_which_checkpoint_it_is() -> None:
+    singles = Searched("small/Grid/0", [trial(0, 0.0), trial(1, 1.0)])
+    assert [model.title for model in singles.best_models(2, STEPS)] == [
+        "Grid, trial 1 (step 1)",
+        "Grid, trial 0 (step 2)",
+    ]

@@ -9,7 +9,9 @@ from typing import Any
 import pytest
 from optuna.trial import TrialState, create_trial
 
+from lcsc_opt.base.jackknife import GROUPS
 from lcsc_opt.base.records import ReportedMetrics, Yardstick
+from lcsc_opt.database.measurement import Measurement
 from lcsc_opt.database.report import Part, Report
 from lcsc_opt.experiment.answer import Gain
 from lcsc_opt.experiment.choice import Choice
@@ -47,7 +49,7 @@ def warned(
     yardstick: Yardstick | None = None,
     equals: Sequence[str] = (),
 ) -> str:
-    return "\n".join(warnings_of(made, choice_of(made, *equals), searches, yardstick))
+    return "\n".join(warnings_of("digits", made, choice_of(made, *equals), searches, yardstick))
 
 
 def choice_of(made: Report, *equals: str, gain: float = 0.04) -> Choice:
@@ -67,7 +69,7 @@ def test_an_improvement_in_everything_is_no_cost_and_models_that_cannot_be_told_
 def test_what_is_said_of_equal_models_is_what_was_done(knows_errors: bool, is_on_path: bool) -> None:
     better = report({"fid": 2.5}, {"fid": 28.0})
     choice = dataclasses.replace(choice_of(better, "½"), knows_errors=knows_errors, is_on_path=is_on_path)
-    [said] = warnings_of(better, choice, [], None)
+    [said] = warnings_of("digits", better, choice, [], None)
     assert ("twice their error" in said) == knows_errors
     assert ("their scatter between repetitions" in said) != knows_errors
     assert ("the latest model" in said) == is_on_path
@@ -145,6 +147,34 @@ def test_where_nothing_was_found_the_searches_were_too_short_or_overfitted(of_se
     assert warned(report({"fid": 2.0}, {"fid": 8.0}), searches) == ""
 
 
+def with_errors(measurement: Measurement) -> Measurement:
+    """The same, with values that hardly vary between groups of images."""
+    without = {
+        metric: (tuple(value[0] + 0.001 * group for group in range(2 * GROUPS)),)
+        for metric, value in measurement.values.items()
+    }
+    return dataclasses.replace(measurement, without_groups=without)
+
+
+@pytest.mark.parametrize("cross_check", [9.0, 4.0])
+def test_what_is_refused_is_said_also_where_another_model_that_was_found_is_the_answer(cross_check: float) -> None:
+    """A grid of epochs had the answer, and a search had a lower loss: people may want to look at both."""
+    refused = with_errors(measured(2.0, fid=2.0, **{CLIP: cross_check}))
+    chosen = with_errors(measured(5.0, fid=5.0, **{CLIP: 5.0}))
+    last = with_errors(measured(8.0, name="last checkpoint", fid=8.0, **{CLIP: 6.0}))
+    text = dataclasses.replace(
+        METRICS, cross_check_text="fid@clip: CLIP; what is certainly worse there is not the answer"
+    )
+    made = report_of({SEARCH: refused, "digits/Grid/0": chosen}, last, metrics=text)
+    made = dataclasses.replace(made, answer=made.found["digits/Grid/0"])
+    said = warned(made)
+    assert ("has a lower loss on other noise, too, but is certainly worse" in said) == (cross_check > 5)
+    if cross_check > 5:
+        assert "fid@clip 5 → 9" in said
+        assert "lcsc report digits shows them" in said
+        assert "The cross-check is fid@clip: CLIP" in said
+
+
 @pytest.mark.parametrize(
     ("found", "gain", "said"),
     [
@@ -157,6 +187,6 @@ def test_a_finalist_that_was_not_chosen_is_worse_on_other_noise_or_in_the_cross_
 ) -> None:
     nothing = report({"fid": found}, {"fid": 8.0}, answer="last checkpoint")
     searches = [searched(4.0, optimizer="EMAGrid"), searched(3.0)]
-    warning = "\n".join(warnings_of(nothing, choice_of(nothing, gain=gain), searches, None))
+    warning = "\n".join(warnings_of("digits", nothing, choice_of(nothing, gain=gain), searches, None))
     assert said in warning
     assert ("nothing certainly better" in warning) == (gain < 0)
