@@ -29,7 +29,7 @@ from lcsc_opt.database.lock import locked
 from lcsc_opt.database.names import BASELINES, HOLDER, split_name
 from lcsc_opt.database.report import Report
 from lcsc_opt.database.states import forgotten_trials, is_ours, shown_trials
-from lcsc_opt.database.store import Contents, no_such_study, read_contents
+from lcsc_opt.database.store import Contents, StoredStudy, no_such_study, read_contents
 from lcsc_opt.database.summary import Summary
 
 
@@ -153,12 +153,13 @@ class HistoryReader:
         """One study as it is now.
 
         Raises:
-            StudyStoreError: there is no such study, and the message lists all.
+            StudyStoreError: there is no such study, and the message lists all; or another program made it.
         """
         contents = read_contents(self.storage)
         if name in contents.studies:
             for study in self._read_all(contents, [name]):  # none, if it was deleted just now
                 return study
+        StoredStudy.open(self.storage, name)  # which knows why it is none of ours
         raise no_such_study(self.storage, contents, name)
 
     def trials(self, study: Standing) -> list[FrozenTrial]:

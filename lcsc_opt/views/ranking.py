@@ -197,12 +197,13 @@ class Row:
     def below_ema(self) -> float | None:
         """The mean held-out loss relative to EMA*'s, minus one: -0.6 is 60 % below it; of maximized scores the same.
 
-        ``None`` if there is no model or no EMA*, or if the signs of their losses differ: then a share means nothing.
+        ``None`` if there is no model or no EMA*, or where a share means nothing: if losses of the report lie on both
+        sides of zero, as those of a sum from which a reward is subtracted.
         """
         if not self.models or self.report is None or self.report.ema is None:
             return None
         ema = self.report.ema.loss
-        if ema == 0 or self.loss * ema < 0:
+        if any(measured.loss * ema <= 0 for measured in self.report.models):
             return None
         return self.report.sign * (self.loss - ema) / abs(ema)
 

@@ -74,6 +74,16 @@ def test_the_best_held_out_optimizer_is_first_and_others_are_judged_against_it()
     assert [(row.held_out, row.below_ema) for row in rows] == [(None, None)] * 2
 
 
+def test_a_sum_from_which_a_reward_is_subtracted_has_no_shares() -> None:
+    """At the yardstick it is nearly zero, so that −4,900 % would stand beside a gain."""
+    studies = [
+        history([9.0], optimizer="EMAGrid", held_out=-0.02),
+        history([5.0], optimizer="LCSC", held_out=-1.1),
+        history([5.0], optimizer="CMA", held_out=0.01),
+    ]
+    assert [row.below_ema for row in ranking(in_one_report(studies))] == [None] * 3
+
+
 @pytest.mark.parametrize(("of_means", "searched"), [([2.0, 4.0], (3.0, pytest.approx(2**0.5))), ([2.0, None], None)])
 def test_a_row_has_the_searched_loss_of_the_models_that_were_held_out(
     of_means: list[float | None], searched: Any
