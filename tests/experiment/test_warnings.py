@@ -159,9 +159,9 @@ def with_errors(measurement: Measurement) -> Measurement:
 @pytest.mark.parametrize("cross_check", [9.0, 4.0])
 def test_what_is_refused_is_said_also_where_another_model_that_was_found_is_the_answer(cross_check: float) -> None:
     """A grid of epochs had the answer, and a search had a lower loss: people may want to look at both."""
-    refused = with_errors(measured(2.0, fid=2.0, **{CLIP: cross_check}))
-    chosen = with_errors(measured(5.0, fid=5.0, **{CLIP: 5.0}))
-    last = with_errors(measured(8.0, name="last checkpoint", fid=8.0, **{CLIP: 6.0}))
+    metrics: list[Metrics] = [{"fid": 2.0, CLIP: cross_check}, {"fid": 5.0, CLIP: 5.0}, {"fid": 8.0, CLIP: 6.0}]
+    refused, chosen = (with_errors(measured(one["fid"], **one)) for one in metrics[:2])
+    last = with_errors(measured(8.0, name="last checkpoint", **metrics[2]))
     text = dataclasses.replace(
         METRICS, cross_check_text="fid@clip: CLIP; what is certainly worse there is not the answer"
     )
