@@ -42,7 +42,8 @@ _MOMENTUM = 0.8
 _MEMORY = 0.99
 _DELAY = 0.5  # how much a step shrinks for each step that was made since its gradient was asked
 _FIRST_TRY = 0.05  # the length of the first step that is tried before all others
-_MOST_DOUBLINGS = 6  # of it, and halvings
+_MOST_DOUBLINGS = 6  # of it
+_MOST_HALVINGS = 4  # near the floor the first step, as long in every direction, only harms, and later ones gain
 _MOST_LENGTHENED = 2.0  # how many times as long the other steps are planned where the budget allows few of them
 _SHORTER = 0.5  # of the first round: the steps of each further one, and their length
 LEAST_GAIN = 0.01  # of the whole gain: less is not worth a round, however certain it is
@@ -90,7 +91,7 @@ class _FirstLength:
         """Another power of two to try; ``None`` if none is left, or the losses that are still to come decide."""
         best = self.best
         for doublings in (best, best - 1, best + 1):
-            if doublings not in self._asked and abs(doublings) <= _MOST_DOUBLINGS:
+            if doublings not in self._asked and self._may_be_tried(doublings):
                 self._asked.add(doublings)
                 return doublings
         return None
@@ -110,7 +111,11 @@ class _FirstLength:
     def are_found(self) -> bool:
         """Whether the best one has worse neighbours."""
         neighbours = {self.best - 1, self.best, self.best + 1}
-        return all(near in self._losses or abs(near) > _MOST_DOUBLINGS for near in neighbours)
+        return all(near in self._losses or not self._may_be_tried(near) for near in neighbours)
+
+    @staticmethod
+    def _may_be_tried(doublings: int) -> bool:
+        return -_MOST_HALVINGS <= doublings <= _MOST_DOUBLINGS
 
 
 @dataclasses.dataclass(frozen=True)

@@ -133,6 +133,17 @@ def test_the_first_step_is_as_long_as_lowers_the_loss_most(scale: float) -> None
     assert np.log2(np.divide(tried, tried[0])) == pytest.approx(np.rint(np.log2(np.divide(tried, tried[0]))))
 
 
+def test_where_every_first_step_harms_it_is_short_and_not_nearly_nothing() -> None:
+    """Near the floor slopes are noise, and a step that is as long in every direction is worse than none at first."""
+    objective = Quadratic(noise=0.1)
+    objective.target = AFFINE.to_coefficients(AFFINE.to_free(MINIMUM) * 0.0) @ WALK
+    asked = run(gradient_search(length=None), objective, 12)
+    tried = [one for one in asked if candidate_of(one).unbiased and not candidate_of(one).gradient]
+    lengths = [float(np.linalg.norm(one.value - asked[0].value)) for one in tried]
+    assert min(lengths) == pytest.approx(lengths[0] / 16)
+    assert candidate_of(asked[len(tried) + 1]).gradient, "and the search goes on"
+
+
 def test_lengths_are_compared_on_noise_of_their_own_and_without_bias() -> None:
     asked = [candidate_of(one) for one in run(gradient_search(length=None), Quadratic(noise=0.1), 30)]
     tried = [one for one in asked if one.unbiased and not one.gradient]
