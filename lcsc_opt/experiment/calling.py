@@ -332,7 +332,7 @@ class _Call:
             self.settings[SELECT] = enough
             notice(
                 f"of these, {ENOUGH_CHECKPOINTS} evenly spaced ones are used, which are enough for a search along the "
-                f"gradient; settings={{'{SELECT}': {{'count': {found}}}}} uses all"
+                f"gradient; without a gradient more are better: settings={{'{SELECT}': {{'count': {found}}}}} uses all"
             )
 
     def content(self, name: str, optimizers: Any, seed: int, jobs: int) -> dict[str, Any]:

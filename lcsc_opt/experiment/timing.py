@@ -93,10 +93,10 @@ def evaluations_in(plan: Plan, pace: Pace) -> int:
 
 def evaluations_within(seconds: float, plan: Plan, pace: Pace) -> int:
     """How many evaluations a search makes in a time, steps with a gradient among them; a grid has no more than all."""
-    evaluations = int(seconds * plan.parallelism["workers"] / _Mean.of(plan, pace).seconds)
+    evaluations = max(int(seconds * plan.parallelism["workers"] / _Mean.of(plan, pace).seconds), _FEWEST)
     if plan.grid_size is not None:
-        evaluations = min(evaluations, plan.grid_size)
-    return max(evaluations, _FEWEST)
+        return min(evaluations, plan.grid_size)
+    return evaluations
 
 
 @dataclasses.dataclass(frozen=True)

@@ -38,14 +38,12 @@ def warnings_of(
     """
     refused = _about_refused(experiment, report, choice)
     lines = [*refused, *_about_answer(report, yardstick)]
-    if refused:
-        return lines
-    if not report.is_found:
+    if not report.is_found and not refused:
         more = "With more data the error would be smaller, and the search better"
         if not choice.knows_errors:
             more = _MORE_IMAGES if report.parts[0].sampler is not None else _SINGLE_OUTCOMES
         lines += _why_nothing_found(choice, searches, more)
-    elif choice.equals:
+    if report.is_found and choice.equals:
         lines.append(_about_equals(choice))
     return lines
 
@@ -63,12 +61,14 @@ def _about_refused(experiment: str, report: Report, choice: Choice) -> list[str]
         is_refused = choice.gain is not None and choice.gain.is_certain
     if not is_refused:
         return []
-    judge = ""
+    reason = ""  # on the noise of the choice there was one, which need not show on this noise
+    if worse:
+        reason = f" {why_not_the_answer(report, found)}."
     if any(row.cross_check for row in worse) and report.metrics.cross_check_text is not None:
-        judge = f" The cross-check is {report.metrics.cross_check_text}."
+        reason += f" The cross-check is {report.metrics.cross_check_text}."
     return [
         f"{found.model.title} has a lower loss on other noise, too, but is certainly worse in what judges the answer, "
-        f"so it is not the answer. {why_not_the_answer(report, found)}.{judge} {_COMPARE_IMAGES}: lcsc report "
+        f"so it is not the answer.{reason} {_COMPARE_IMAGES}: lcsc report "
         f"{experiment} shows them, lcsc export {found.model.study} writes it"
     ]
 

@@ -411,9 +411,9 @@ class _LCSCGradient(Optimizer):  # type: ignore[misc]
 class LCSCGradient(ConfiguredOptimizer):  # type: ignore[misc]
     """Adam (Kingma and Ba 2015, Algorithm 1) on fresh noise, in rounds in which the step falls to zero.
 
-    The first step is as long as lowers the loss most, on noise of its own: its length is doubled or halved until both
-    neighbours are worse. What is right differs much between training runs. Where the budget makes the first round
-    shorter, its other steps are longer by as much, at most twice.
+    The first step is as long as lowers the loss most, on noise of its own: its length is doubled, or halved up to four
+    times, until both neighbours are worse. What is right differs much between training runs. Where the budget makes the
+    first round shorter, its other steps are longer by as much, at most twice.
 
     Its candidates need a gradient: that of the loss corrected for their small number of images. Objectives without one
     are refused. Every few steps the average of the iterates is *checked*: evaluated plainly, on the noise and with the

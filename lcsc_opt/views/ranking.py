@@ -203,7 +203,7 @@ class Row:
         if not self.models or self.report is None or self.report.ema is None:
             return None
         ema = self.report.ema.loss
-        if any(measured.loss * ema <= 0 for measured in self.report.models):
+        if ema == 0 or any(measured.loss * ema < 0 for measured in self.report.models):
             return None
         return self.report.sign * (self.loss - ema) / abs(ema)
 

@@ -93,37 +93,55 @@ def comparison_tables(rows: Sequence[Row], *, all_metrics: bool = False) -> list
     report = rows[0].report
     if report is None:
         return []
-    name_of_loss = loss_name([study for row in rows for study in row.studies])
     tables = []
-    for number_of_part, part in enumerate(report.parts):
+    for number_of_part in range(len(report.parts)):
         of_answer = report.rows(report.answer, part=number_of_part)
         if len(of_answer) < 2:  # the loss alone, which the ranking has
             continue
         loss, *metrics = of_answer
-        wanted = {report.headline_metric} - {part.models[0].metric_of_loss}  # a metric that is the loss has its column
-        wanted = wanted.union(report.metrics.terms)
-        main = [shown for shown in metrics if _is_main(shown) or shown.metric in wanted]
-        if main and not all_metrics:
-            metrics = main
-        lines = []
-        for row in rows:
-            models = [measured for one in row.models if (measured := part.measured(one.model.name)) is not None]
-            if models:
-                lost = _lost(report, models, number_of_part)
-                line = [row.label, _marked(Spread.of(map(report.shown, models)), lost=loss.metric in lost)]
-                for shown in metrics:
-                    spread = Spread.of(measured.value(shown.metric) for measured in models)
-                    line.append(_marked(spread, lost=shown.metric in lost))
-                lines.append(line)
-        if any(shown.real_halves is not None for shown in metrics):
-            lines.append([_real_images(report), UNKNOWN, *(number(shown.real_halves) for shown in metrics)])
-        headers = [with_arrow(shown.metric, shown.sign) for shown in metrics]
-        title = _HELD_OUT if part.sampler is None else f"{_HELD_OUT}, {part.sampler}"
-        best = report.best_had(report.headline_metric)
-        if best is not None and any(WORSE in cell for line in lines for cell in line):
-            title += f"; {WORSE}: than {named(best.model)}, by more than the error"
-        tables.append(Table(("model", f"held-out {name_of_loss}", *headers), lines, title, optional=headers))
+        if not all_metrics:
+            metrics = _main_metrics(report, metrics)
+        tables.append(_comparison_table(rows, report, number_of_part, loss, metrics))
     return tables
+
+
+def _main_metrics(report: Report, metrics: Sequence[MetricRow]) -> list[MetricRow]:
+    """Those of a short comparison: what judges the answer, sentences name, or the loss is made of; all if none is."""
+    wanted = {report.headline_metric} - {report.of_answer.metric_of_loss}  # a metric that is the loss has its column
+    wanted = wanted.union(report.metrics.terms)
+    main = []
+    for row in metrics:
+        formula = row.metric.partition("@")[0]
+        if row.is_judge or formula in _SINGLE_IMAGES or row.metric in wanted:
+            main.append(row)
+    return main or list(metrics)
+
+
+def _comparison_table(
+    rows: Sequence[Row], report: Report, number_of_part: int, loss: MetricRow, metrics: Sequence[MetricRow]
+) -> Table:
+    """A line for each model that was measured in a part of the report, with its loss and these metrics."""
+    part = report.parts[number_of_part]
+    lines = []
+    for row in rows:
+        measured = [found for model in row.models if (found := part.measured(model.model.name)) is not None]
+        if not measured:
+            continue
+        lost = _lost(report, measured, number_of_part)
+        cells = [row.label, _marked(Spread.of(map(report.shown, measured)), lost=loss.metric in lost)]
+        for metric in metrics:
+            spread = Spread.of(one.value(metric.metric) for one in measured)
+            cells.append(_marked(spread, lost=metric.metric in lost))
+        lines.append(cells)
+    title = _HELD_OUT if part.sampler is None else f"{_HELD_OUT}, {part.sampler}"
+    best = report.best_had(report.headline_metric)
+    if best is not None and any(WORSE in cell for cells in lines for cell in cells):
+        title += f"; {WORSE}: than {named(best.model)}, by more than the error"
+    if any(metric.real_halves is not None for metric in metrics):
+        lines.append([_real_images(report), UNKNOWN, *(number(metric.real_halves) for metric in metrics)])
+    name_of_loss = loss_name([study for row in rows for study in row.studies])
+    headers = [with_arrow(metric.metric, metric.sign) for metric in metrics]
+    return Table(("model", f"held-out {name_of_loss}", *headers), lines, title, optional=headers)
 
 
 def _lost(report: Report, models: Sequence[Measurement], part: int) -> set[str]:
@@ -139,11 +157,6 @@ def _marked(spread: Spread | None, *, lost: bool) -> str:
     """The text of a cell."""
     text = spread_text(spread)
     return f"{text} {WORSE}" if lost else text
-
-
-def _is_main(row: MetricRow) -> bool:
-    """Whether a short comparison has it: what judges the answer, or tells of single images."""
-    return row.is_judge or row.metric.partition("@")[0] in _SINGLE_IMAGES
 
 
 # one model

@@ -46,7 +46,7 @@ class Images(Objective):
         return None
 
 
-def planned(optimizers: list[str], **changes: Any) -> list[Plan]:
+def planned(optimizers: list[Any], **changes: Any) -> list[Plan]:
     content = {"name": "e", "objective": {"file": "a.py"}, "optimizers": optimizers, "budget": "1 min", **changes}
     return [Plan(spec, Images()) for spec in searches_of([parse_study_file(content, source="test")])]
 
@@ -93,6 +93,8 @@ def test_a_dry_run_knows_what_a_time_buys() -> None:
     averages = grid.grid_size or 0
     assert evaluations_within(600, grid, pace) == averages, "a grid has no more"
     assert evaluations_within(5.2, grid, pace) == 5
+    [single] = planned([{"Grid": {"profile": "uniform"}}])
+    assert evaluations_within(600, single, pace) == single.grid_size, "also of the smallest grid"
     assert evaluations_within(600, plain, pace) == int(600 / 1.02)
     bought = [evaluations_within(seconds, gradient, pace) for seconds in (60, 600, 36000)]
     assert bought == sorted(bought)

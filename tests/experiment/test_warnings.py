@@ -167,8 +167,9 @@ def test_what_is_refused_is_said_also_where_another_model_that_was_found_is_the_
     )
     made = report_of({SEARCH: refused, "digits/Grid/0": chosen}, last, metrics=text)
     made = dataclasses.replace(made, answer=made.found["digits/Grid/0"])
-    said = warned(made)
+    said = warned(made, equals=["LCSC, trial 7"])
     assert ("has a lower loss on other noise, too, but is certainly worse" in said) == (cross_check > 5)
+    assert "cannot be told from LCSC, trial 7" in said
     if cross_check > 5:
         assert "fid@clip 5 → 9" in said
         assert "lcsc report digits shows them" in said
@@ -179,7 +180,7 @@ def test_what_is_refused_is_said_also_where_another_model_that_was_found_is_the_
     ("found", "gain", "said"),
     [
         (9.0, -0.13, "13 % worse than the best you had, with an error of 3 %"),
-        (2.0, 0.5, "certainly worse in what judges the answer, so it is not the answer. Not certainly better"),
+        (2.0, 0.5, "certainly worse in what judges the answer, so it is not the answer. Compare images"),
     ],
 )
 def test_a_finalist_that_was_not_chosen_is_worse_on_other_noise_or_in_the_cross_check(

@@ -149,6 +149,8 @@ def test_ours_refuse_a_parametrization_that_is_no_vector(name: str, parametrizat
 def test_who_asks_one_at_a_time_and_how_many_workers_it_can_have(name: str, one_at_a_time: bool, workers: int) -> None:
     spec = OptimizerSpec(name=name)
     assert configure(spec).prefers_sequential_asks is one_at_a_time
+    steps, images = configure(spec).steps_of_check(1000)
+    assert (steps, images) == ((20.0, 200) if name == "LCSCGradient" else (1.0, 1000))
     built = build_optimizer(spec, AFFINE, budget=77, workers=workers, seed=0)
     assert (built.budget, built.num_workers) == (77, workers)
     if workers == 1:

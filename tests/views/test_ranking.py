@@ -82,6 +82,8 @@ def test_a_sum_from_which_a_reward_is_subtracted_has_no_shares() -> None:
         history([5.0], optimizer="CMA", held_out=0.01),
     ]
     assert [row.below_ema for row in ranking(in_one_report(studies))] == [None] * 3
+    without_loss = [history([9.0], optimizer="EMAGrid", held_out=2.0), history([5.0], optimizer="LCSC", held_out=0.0)]
+    assert {row.below_ema for row in ranking(in_one_report(without_loss))} == {-1.0, 0.0}, "zero has a share"
 
 
 @pytest.mark.parametrize(("of_means", "searched"), [([2.0, 4.0], (3.0, pytest.approx(2**0.5))), ([2.0, None], None)])
