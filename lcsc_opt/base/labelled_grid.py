@@ -48,8 +48,10 @@ class GridBand(NamedTuple):
 _BANDS = pydantic.TypeAdapter(tuple[GridBand, ...])
 
 
-def labelled_grid(rows: Sequence[GridRow], columns: Sequence[str]) -> bytes:
+def labelled_grid(rows: Sequence[GridRow], columns: Sequence[str], caption: str = "") -> bytes:
     """A PNG of at least one row of at least one image; ``columns`` are the titles of the columns.
+
+    The caption stands below, in as many lines as it takes.
 
     What has neither one nor three channels is shown in grey, by the mean of its channels.
     """
@@ -63,7 +65,10 @@ def labelled_grid(rows: Sequence[GridRow], columns: Sequence[str]) -> bytes:
     left = MARGIN * 2 + max(_text_width(label, font) for label in row_labels)
     across = max(width, SMALLEST) + GAP
     down = max(height, line * max(label.count("\n") + 1 for label in row_labels)) + GAP
-    sheet = Image.new("RGB", (left + across * len(columns), top + down * len(rows)), "white")
+    size = (left + across * len(columns), top + down * len(rows))
+    caption_lines = _wrapped(caption, font, size[0] - 2 * MARGIN)
+    caption_height = line * (caption_lines.count("\n") + 1) if caption else 0
+    sheet = Image.new("RGB", (size[0], size[1] + caption_height), "white")
     draw = ImageDraw.Draw(sheet)
     for index, label in enumerate(column_labels):
         draw.multiline_text((left + across * index, MARGIN / 2), label, fill="black", font=font, spacing=3)
@@ -75,6 +80,7 @@ def labelled_grid(rows: Sequence[GridRow], columns: Sequence[str]) -> bytes:
             sheet.paste(image, (left + across * index, upper))
         box = (left, upper, left + across * len(images) - GAP, upper + height)
         bands.append(GridBand(rows[number].title, box))
+    draw.multiline_text((MARGIN, size[1]), caption_lines, fill="black", font=font, spacing=3)
     content = io.BytesIO()
     sheet.save(content, format="PNG", pnginfo=_information(bands))
     return content.getvalue()

@@ -75,7 +75,9 @@ def assignments(texts: Sequence[str]) -> dict[str, Any]:
     for text in texts:
         key, equals, value = text.partition("=")
         if not equals:
-            raise typer.BadParameter(f"{text}: expected KEY=VALUE")
+            raise typer.BadParameter(
+                f"{text}: expected KEY=VALUE; quotes keep words together, 'prompts=[a red fox, an owl]'"
+            )
         try:
             values[key] = parse_yaml(value)
         except ValueError as error:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, cast, get_args
 
 import typer
 
@@ -50,39 +50,40 @@ _Ray = Annotated[str | None, typer.Option("--ray", metavar="ADDRESS", help="A Ra
 
 
 def init(
-    kind: Annotated[
-        ModelKind,
+    words: Annotated[
+        list[str],
         typer.Argument(
-            help="What the checkpoints are of: diffusers, EDM, LoRAs of a text-to-image model, any network with a "
-            "sampler (module), or any with a function that scores it (score)."
+            metavar="[KIND] CHECKPOINTS [KEY=VALUE]...",
+            help="What the checkpoints are of: diffusers, edm, lora (of a text-to-image model), module (any network "
+            "with a sampler) or score (any with a function that scores it); LoRAs and model folders are known without. "
+            "Then a folder of checkpoints, a glob, or a packed trajectory; and settings of the objective, as in "
+            "reference=photographs.",
         ),
     ],
-    checkpoints: Annotated[Path, typer.Argument(help="A folder of checkpoints, a glob, or a packed trajectory.")],
-    more: Annotated[
-        list[str] | None,
-        typer.Argument(
-            metavar="[KEY=VALUE]...",
-            help="Settings of the objective, as in reference=photographs; or further checkpoints, where the shell "
-            "expands a glob.",
-        ),
-    ] = None,
     out: Annotated[Path, typer.Option("-o", "--output", help="The study file.")] = Path("study.yaml"),
     key: Annotated[str | None, typer.Option(help="Which state dict of each file, if it has several.")] = None,
     steps: Steps = None,
 ) -> None:
     """Write a study file for checkpoints. It lists the lines that only you can fill in."""
     from lcsc_opt.base.files import write_atomically
-    from lcsc_opt.objective.starting import draft
+    from lcsc_opt.objective.starting import draft, kind_of
 
-    further = [text for text in more or () if Path(text).exists()]
-    settings = assignments([text for text in more or () if text not in further])
+    kind: ModelKind | None = None
+    first, *more = words
+    if first in get_args(ModelKind) and more and "=" not in more[0]:  # else it is a folder of this name
+        kind = cast("ModelKind", first)
+        first, *more = more
+    further = [text for text in more if Path(text).exists()]
+    settings = assignments([text for text in more if text not in further])
     if key is not None:
         settings["key"] = key
-    files = [checkpoints, *map(Path, further)]
+    files = [Path(first), *map(Path, further)]
     if steps is not None:
         files = in_order_of(steps, files)
     if out.exists():
         raise StudySpecError(f"{out}: exists already; delete it, or give another name with -o")
+    if kind is None:
+        kind = kind_of(files, key=settings.get("key"), steps=steps)
     text, summary = draft(kind, files, settings, steps=steps)
     write_atomically(out, text, error=StudySpecError)
     say(f"{out}: {summary}")

@@ -21,7 +21,15 @@ from lcsc_opt.database.names import is_ours
 from lcsc_opt.database.opened import Database
 from lcsc_opt.database.urls import files_directory
 from lcsc_opt.exports.chosen import Chosen
-from lcsc_opt.exports.grid import OF_EXPERIMENT, Shown, checkpoints_shown, each_once, finalists_shown, named_shown
+from lcsc_opt.exports.grid import (
+    OF_EXPERIMENT,
+    Shown,
+    base_shown,
+    checkpoints_shown,
+    each_once,
+    finalists_shown,
+    named_shown,
+)
 from lcsc_opt.metrics.from_settings import ReferenceScoreSettings
 from lcsc_opt.objective.checkpoints_alone import stored_context
 from lcsc_opt.objective.contract import Objective
@@ -148,8 +156,8 @@ def _of_checkpoints(objective: Objective, models: Sequence[str]) -> list[Shown]:
 
 
 def _checkpoints(objective: Objective, **most: int) -> list[Shown]:
-    """The checkpoints, and the averages that the trainer kept itself, if it did."""
-    shown = checkpoints_shown(objective.steps, **most)
+    """The checkpoints, and the averages that the trainer kept itself, if it did; of LoRAs first the base."""
+    shown = [*base_shown(objective), *checkpoints_shown(objective.steps, **most)]
     trajectory = objective.trajectory
     names = () if trajectory is None else trajectory.averages
     return shown + [Shown(name, trainer_ema(len(objective.steps), index)) for index, name in enumerate(names)]

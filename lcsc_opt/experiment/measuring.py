@@ -242,10 +242,15 @@ def score_as_trained(
             if merges_averages and model.name == LAST_CHECKPOINT:
                 kind = f" ({TRAINER_EMA})"
             described = _described(measurement, experiment.record.sign, is_score=objective.sampler is None)
+            advice = ""
+            if model is models[0]:
+                advice = (
+                    "; compare this with your trainer's log, if that has such a number: if they differ, this score "
+                    "does not measure what your trainer does"
+                )
             notice(
                 f"{experiment.name}: {model.name}{kind}, step {objective.steps[-1]}, {noise.group} noise{size}: "
-                f"{described}; compare this with your trainer's log, if that has such a number: if they differ, this "
-                "score does not measure what your trainer does"
+                f"{described}{advice}"
             )
 
 

@@ -13,14 +13,16 @@ from lcsc_opt.base.labelled_grid import GridRow, labelled_grid
 from lcsc_opt.base.progress import progress
 from lcsc_opt.base.records import HELD_OUT, Coefficients
 from lcsc_opt.base.study_spec import Rule
+from lcsc_opt.checkpoints.lora import lora_flavour
 from lcsc_opt.coefficients.profiles import average_name
 from lcsc_opt.database.measurement import Model
 from lcsc_opt.database.report import Report
 from lcsc_opt.database.states import Attributes
 from lcsc_opt.exports.coefficients import average_coefficients
 from lcsc_opt.objective.contract import Objective
-from lcsc_opt.sampling.base import fewest_report_images, prompts_of
+from lcsc_opt.sampling.base import Sampler, fewest_report_images, prompts_of, title_of
 from lcsc_opt.sampling.noise import ImageNoise
+from lcsc_opt.trajectory.adapters import adapters_in
 
 COLUMNS = 8  # by default, at most
 FEWEST_COLUMNS = 4  # by default
@@ -34,7 +36,7 @@ class Shown(NamedTuple):
 
     Attributes:
         title: what it is.
-        coefficients: ``[K]`` or ``[S, K]``; of the trainer's own average ``[K + 1]``.
+        coefficients: ``[K]`` or ``[S, K]``; of the trainer's own average ``[K + 1]``; of the base model of LoRAs zeros.
         rows: the rule of its rows of coefficients; ``None`` for one row.
     """
 
@@ -47,6 +49,17 @@ def checkpoints_shown(steps: Sequence[int], most: int = MOST_CHECKPOINTS) -> lis
     """Each checkpoint alone; of more than ``most`` evenly spaced ones, among them the first and the last."""
     indices = np.unique(np.linspace(0, len(steps) - 1, min(most, len(steps))).round().astype(int))
     return [Shown(f"step {steps[index]}", np.eye(len(steps))[index]) for index in indices]
+
+
+def base_shown(objective: Objective) -> list[Shown]:
+    """The base model without a LoRA, where the checkpoints are LoRAs; else nothing."""
+    trajectory = objective.trajectory
+    if trajectory is None or lora_flavour(trajectory.names) is None:
+        return []
+    coefficients = np.zeros(len(trajectory.steps))
+    if adapters_in(trajectory) is not None:
+        coefficients[0] = 1.0
+    return [Shown("base, no LoRA", coefficients)]
 
 
 def named_shown(names: Iterable[str], steps: Sequence[int]) -> list[Shown]:
@@ -98,11 +111,8 @@ def each_once(models: Iterable[Shown]) -> list[Shown]:
     return list(of_weights.values())
 
 
-def column_titles(objective: Objective, count: int) -> list[str]:
+def column_titles(sampler: Sampler, count: int) -> list[str]:
     """What tells the images apart: their prompts, their classes, or the number of their noise."""
-    sampler = objective.sampler
-    if sampler is None:
-        raise ObjectiveError("this objective scores models without images, so there is nothing to look at")
     prompts = prompts_of(sampler, HELD_OUT, 0, count)
     if prompts is not None:
         return prompts
@@ -113,9 +123,9 @@ def column_titles(objective: Objective, count: int) -> list[str]:
     return [f"noise {number + 1}" for number in range(count)]
 
 
-def default_columns(objective: Objective) -> int:
+def default_columns(sampler: Sampler) -> int:
     """As many images of each model as show every prompt, each as often as another, between 4 and 8."""
-    prompts = fewest_report_images(objective.sampler) if objective.sampler is not None else 0
+    prompts = fewest_report_images(sampler)
     if not prompts:
         return COLUMNS
     return min(prompts * math.ceil(FEWEST_COLUMNS / prompts), COLUMNS)
@@ -132,7 +142,10 @@ def grid_of(objective: Objective, models: Sequence[Shown], count: int | None = N
     Raises:
         ObjectiveError: it samples no images, or sampling fails.
     """
-    titles = column_titles(objective, count or default_columns(objective))
+    sampler = objective.sampler
+    if sampler is None:
+        raise ObjectiveError("this objective scores models without images, so there is nothing to look at")
+    titles = column_titles(sampler, count or default_columns(sampler))
     rows = []
     with progress("images", len(models) * len(titles), after=1.0) as advance:
         for model in models:
@@ -141,9 +154,12 @@ def grid_of(objective: Objective, models: Sequence[Shown], count: int | None = N
             images = objective.images(model.coefficients, HELD_OUT, len(titles))
             rows.append(GridRow(model.title, images.numpy()))
             advance(len(titles))
-    return labelled_grid(rows, titles)
+    return labelled_grid(rows, titles, title_of(sampler).text)
 
 
 def first_look(objective: Objective) -> bytes:
-    """The first, the middle and the last checkpoint, so that people see whether their sampler is right."""
-    return grid_of(objective, checkpoints_shown(objective.steps, most=3))
+    """The first, the middle and the last checkpoint, so that people see whether their sampler is right.
+
+    Of LoRAs also the base model, so that people see that they are loaded.
+    """
+    return grid_of(objective, [*base_shown(objective), *checkpoints_shown(objective.steps, most=3)])

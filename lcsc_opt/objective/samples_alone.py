@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -59,8 +60,16 @@ class SamplesAlone(Objective):
 
     @torch.no_grad()
     def images(self, coefficients: Coefficients, noise: Noise, count: int) -> Tensor:
-        """The first ``count`` images of a group of noise as they are saved: ``[count, C, H, W]`` in [-1, 1]."""
-        self.sampler.load(self.trajectory.merge(coefficients))
+        """The first ``count`` images of a group of noise as they are saved: ``[count, C, H, W]`` in [-1, 1].
+
+        Coefficients that are all zero are the base model without a LoRA.
+        """
+        if coefficients.any():
+            weights = self.trajectory.merge(coefficients)
+        else:
+            first = self.trajectory.merge(np.eye(len(self.steps))[0])
+            weights = {name: torch.zeros_like(factor) for name, factor in first.items()}
+        self.sampler.load(weights)
         if self._batch_norm is not None and not is_saved(coefficients):
             self._batch_norm.estimate()
 

@@ -123,8 +123,8 @@ def kind_of(checkpoints: Sequence[Path], *, key: str | None, steps: Sequence[int
             if "_class_name" in DiffusersFolder.read(place).model:
                 return "diffusers"
     raise StudySpecError(
-        f"{checkpoints[0]}: neither LoRAs nor a model folder of diffusers; say what they are, as --kind module, "
-        "with the settings that lcsc init would write"
+        f"{checkpoints[0]}: neither LoRAs nor model folders of diffusers; say what they are, as lcsc init module "
+        "FOLDER or lcsc images FOLDER --kind module"
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -101,12 +102,18 @@ class LoraAdapter:
             if component not in dtypes:
                 dtypes[component] = self._component_of(name).dtype
             copies[name] = factor.to(dtypes[component], copy=True)
+        # its warning that text encoders have no factors is said of most LoRAs; each factor's place is looked up below
+        loader = logging.getLogger("diffusers.loaders.lora_base")
+        was_disabled = loader.disabled
+        loader.disabled = True
         try:
             with quiet_libraries():
                 self._pipeline.load_lora_weights(copies, adapter_name=ADAPTER)
         except (ValueError, RuntimeError, KeyError, TypeError, AttributeError, IndexError) as error:
             pipeline = type(self._pipeline).__name__
             raise ObjectiveError(f"the LoRA does not fit {pipeline}: {text_of(error)[:300]}") from error
+        finally:
+            loader.disabled = was_disabled
         return {name: self._place(name) for name in factors}
 
     def _component_of(self, name: str) -> Any:

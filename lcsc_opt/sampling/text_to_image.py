@@ -11,6 +11,7 @@ import copy
 import functools
 import hashlib
 import inspect
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -105,21 +106,40 @@ def _check_index(name: str, index: Mapping[str, Any]) -> None:
         raise ObjectiveError(f"pipeline: {class_name} is not supported; expected one of {', '.join(PIPELINES)}")
 
 
+_NO_LINES_OF_TEXT = (".yaml", ".yml", ".json", ".jsonl", ".toml", ".csv", ".parquet")
+_OPTIONS_OF_SD_SCRIPTS = re.compile(r"\s--[a-z]{1,2}\s\S+")  # as in "a red fox --n blurry --w 512 --l 7.5"
+
+
 def read_prompts(path: Path) -> tuple[str, ...]:
     """The prompts of a text file, one a line; empty lines are left out, and so is a byte-order mark.
 
     A line that begins with # is a prompt like any other.
 
     Raises:
-        ObjectiveError: it cannot be read, or holds none.
+        ObjectiveError: it cannot be read, holds none, or holds more than prompts: a table, or options of sd-scripts.
     """
+    if path.suffix in _NO_LINES_OF_TEXT:
+        raise ObjectiveError(f"prompts: {path} is no text file of one prompt a line; write one, or a list in its place")
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except FileNotFoundError as error:
+        raise ObjectiveError(
+            f"prompts: there is no file {path}; expected a text file of one prompt a line, or a list, as "
+            "[a red fox, an owl]"
+        ) from error
     except (OSError, UnicodeDecodeError) as error:
         raise ObjectiveError(f"prompts: {path} cannot be read as UTF-8, one prompt a line: {error}") from error
     prompts = tuple(line.strip() for line in lines if line.strip())
     if not prompts:
         raise ObjectiveError(f"prompts: {path} holds no prompt; expected one a line")
+    for prompt in prompts:
+        options = _OPTIONS_OF_SD_SCRIPTS.search(prompt)
+        if options is not None:
+            raise ObjectiveError(
+                f"prompts: {path} has options of sd-scripts, {options[0].strip()!r}, which would be read as words; "
+                "leave them out; negative_prompt, width, height, guidance_scale and the sampler's steps are settings, "
+                "for all prompts"
+            )
     return prompts
 
 

@@ -111,11 +111,11 @@ def test_a_folder_of_loras_needs_a_pipeline_and_prompts_and_no_study_file(workpl
     assert "give pipeline=… prompts=… guidance_scale=…" in missing
     given = ["pipeline=pipeline", "prompts=[a fox, an owl]", "guidance_scale=1", "sampler={name: lcm, steps: 2}"]
     typed("images", "lora/", *given)
-    assert titles("lora-images.png") == ["step 100", "step 200", "step 300"]
-    made = typed("init", "lora", "lora", *given).err
-    assert "lora-checkpoints.png" in made
+    assert titles("lora-images.png") == ["base, no LoRA", "step 100", "step 200", "step 300"]
+    made = typed("init", "lora", *given).err
+    assert "lora-checkpoints.png" in made, "that they are LoRAs need not be said"
     assert "reference: FILL IN" in made
-    assert titles("studies.files/lora-checkpoints.png") == ["step 100", "step 200", "step 300"]
+    assert titles("studies.files/lora-checkpoints.png") == ["base, no LoRA", "step 100", "step 200", "step 300"]
 
 
 def test_a_grid_has_readable_labels_beside_rows_of_one_size_and_says_where_they_are() -> None:
@@ -131,6 +131,10 @@ def test_a_grid_has_readable_labels_beside_rows_of_one_size_and_says_where_they_
     beside = np.asarray(picture.convert("L"))[first.box[1] :, : first.box[0]]
     assert above.min() < 100 > beside.min(), "there is text"
     assert bands_of(b"\x89PNG\r\n\x1a\n" + content[8:]) == bands_of(content)
+    with_caption = Image.open(io.BytesIO(labelled_grid([GridRow("b", images)], ["x", "y"], "by a sampler " * 20)))
+    without = Image.open(io.BytesIO(labelled_grid([GridRow("b", images)], ["x", "y"])))
+    assert with_caption.height > without.height + 30, "in as many lines as it takes"
+    assert np.asarray(with_caption.convert("L"))[without.height :].min() < 100
     plain = io.BytesIO()
     picture.convert("L").save(plain, format="PNG")
     assert (bands_of(plain.getvalue()), band(content, 2), band(content, -1)) == ((), None, None)

@@ -321,8 +321,20 @@ def test_prompts_are_the_lines_of_a_file(tmp_path: Path) -> None:
     path.write_text("\n \n")
     with pytest.raises(ObjectiveError, match="holds no prompt"):
         read_prompts(path)
-    with pytest.raises(ObjectiveError, match="No such file"):
+    with pytest.raises(ObjectiveError, match=r"there is no file .*other\.txt"):
         read_prompts(tmp_path / "other.txt")
+
+
+def test_what_is_more_than_prompts_is_not_drawn_as_prompts(tmp_path: Path) -> None:
+    path = tmp_path / "prompts.txt"
+    path.write_text("a cat\na red fox --n blurry --w 512 --d 1\n")
+    with pytest.raises(ObjectiveError, match="has options of sd-scripts, '--n blurry'"):
+        read_prompts(path)
+    path.write_text("a cat -- and a dog\nan e-mail --really\n")
+    assert len(read_prompts(path)) == 2
+    (tmp_path / "study.yaml").write_text("name: digits\n")
+    with pytest.raises(ObjectiveError, match=r"study\.yaml is no text file"):
+        read_prompts(tmp_path / "study.yaml")
 
 
 def kohya(factors: dict[str, Tensor], alpha: float) -> dict[str, Tensor]:

@@ -275,7 +275,8 @@ def _downloaded(url: str, name: str, setting: str, digest: str) -> Path:
             raise MetricError(
                 f"the weights of {setting} cannot be downloaded ({error}); fetch {url} and put it at {path}, give its "
                 f"path in the setting weights: {{{setting}: PATH}}, or use a network that is here: "
-                "loss: fdr@features:mine for one of yours, fdr@mnist, fdr@digits or fdr@photographs for bundled ones"
+                "loss: fdr@features:mine for one of yours; to try things out also those of the bundled data sets, "
+                "fdr@digits (8×8), fdr@mnist (16×16) and fdr@photographs (32×32)"
             ) from None  # urllib's own three tracebacks say no more
     return path
 
