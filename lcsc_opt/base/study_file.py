@@ -80,7 +80,10 @@ class StudyFile(FrozenModel):
             return content
         rest = {key: value for key, value in space.items() if key != "strength"}
         settings = {**(objective.get("settings") or {}), "strength": space["strength"]}
-        return {**content, "space": rest, "objective": {**objective, "settings": settings}}
+        changed = {**content, "space": rest, "objective": {**objective, "settings": settings}}
+        if not rest:  # nothing else is said of the space, so it is the usual one
+            del changed["space"]
+        return changed
 
     @pydantic.field_validator("space", mode="before")
     @classmethod

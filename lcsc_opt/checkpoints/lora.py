@@ -190,6 +190,25 @@ def lora_flavour(names: Iterable[str]) -> Flavour | None:
     return "diffusers"
 
 
+def in_one_form(names: Iterable[str]) -> dict[str, str]:
+    """New names of factors, where a LoRA has two forms of names for one component; else empty.
+
+    diffusers' scripts write such files where layers beside the attention are adapted: ``….to_q.lora.down.weight`` and
+    ``….conv1.lora_A.weight``. ``load_lora_weights`` then takes those in the form ``lora_A`` alone.
+    """
+    (new_down, new_up), (old_down, old_up) = LORA_FACTORS[:2]
+    names = list(names)
+    components = {name.partition(".")[0] for name in names if name.endswith(new_down)}
+    renamed = {}
+    for name in names:
+        if name.partition(".")[0] in components:
+            if name.endswith(old_down):
+                renamed[name] = name.removesuffix(old_down) + new_down
+            elif name.endswith(old_up):
+                renamed[name] = name.removesuffix(old_up) + new_up
+    return renamed
+
+
 def lora_modules(names: Iterable[str]) -> tuple[LoraModule, ...]:
     """The modules of a LoRA, in the order of ``names``.
 

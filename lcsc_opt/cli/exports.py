@@ -58,6 +58,7 @@ def export(
     from lcsc_opt.exports import merging, writing
     from lcsc_opt.exports.chosen import Chosen
     from lcsc_opt.exports.recipe import Recipe
+    from lcsc_opt.views.pictures import why_not_the_answer
 
     destination = None
     if out.suffix != ".json":
@@ -93,9 +94,10 @@ def export(
         for warning in report.warnings:
             notice(f"{chosen.experiment}: {warning}")
     elif report is not None and trial is None:
+        measured = next((one for one in report.models if one.model.name == chosen.model.name), None)
+        reason = "" if measured is None else f". {why_not_the_answer(report, measured)}"
         notice(
-            f"{study} is worse than {report.answer}, or not certainly better; lcsc export {chosen.experiment} writes "
-            "the best known model"
+            f"{study} is not the answer, {report.answer} is{reason}; lcsc export {chosen.experiment} writes the answer"
         )
 
 

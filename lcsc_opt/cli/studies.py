@@ -323,5 +323,6 @@ def _print_recipe(shown: Recipe) -> None:
     described["checkpoints"] = f"{len(shown.steps)}, steps {shown.steps[0]} to {shown.steps[-1]}"
     described |= describe_coefficients(np.array(shown.coefficients), shown.steps)
     if shown.adapters is not None:
-        described["strength"] = strength_of(np.array(shown.coefficients))
+        strength = strength_of(np.array(shown.coefficients))
+        described["strength"] = f"{strength:.4g}, which is in the file: load it with a weight of 1"
     print_table(described_table(shown.title, described))

@@ -97,14 +97,22 @@ def ema_profiles(steps: Sequence[int], rates: Sequence[float]) -> npt.NDArray[np
 def plain_averages(steps: Sequence[int], rates: Sequence[float] | None = None) -> list[Coefficients]:
     """``[K]`` of the averages that need no search: EMAs, then uniform averages of the last 1, 3, 10 … and of all.
 
-    The rates of the EMAs are by default those of :func:`window_ema_rates`.
+    The rates of the EMAs are by default those of :func:`window_ema_rates`. A checkpoint of step 0 is in none of them:
+    it is the base model of adapters, or a network before its training.
 
     Raises:
         StudySpecError: a rate is out of range, or :func:`check_steps` refuses the steps.
     """
+    if _begins_untrained(steps):
+        return [np.append(0.0, average) for average in plain_averages(steps[1:], rates)]
     averages = [*ema_profiles(steps, rates or window_ema_rates(steps))]
     windows = [*(window for window in (1, 3, 10, 30, 100) if window < len(steps)), len(steps)]
     return averages + [uniform_coefficients(len(steps), window) for window in windows]
+
+
+def _begins_untrained(steps: Sequence[int]) -> bool:
+    """Whether the first checkpoint is one of step 0, and two that were trained follow."""
+    return steps[0] == 0 and len(steps) > 2
 
 
 def uniform_coefficients(total: int, last: int) -> Coefficients:
@@ -160,6 +168,8 @@ def average_name(coefficients: Coefficients, steps: Sequence[int]) -> str | None
     """
     if coefficients.shape != (len(steps),) or len(steps) < 2:
         return None
+    if _begins_untrained(steps) and coefficients[0] == 0:
+        return average_name(coefficients[1:], steps[1:])
     is_used = np.abs(coefficients) > _COARSE
     count_used = int(np.count_nonzero(is_used))
     if np.allclose(coefficients, is_used / count_used, atol=_COARSE):
@@ -445,7 +455,12 @@ def _check_shape(shape: tuple[int, ...], count: int, rows: int | None) -> None:
 
 
 def default_origin(steps: Sequence[int]) -> Coefficients:
-    """Where a search starts unless it is told otherwise: the EMA ``[K]`` with the middle one of the window's rates."""
+    """Where a search starts unless it is told otherwise: the EMA ``[K]`` with the middle one of the window's rates.
+
+    As in :func:`plain_averages`, a checkpoint of step 0 is no part of it.
+    """
+    if _begins_untrained(steps):
+        return np.append(0.0, default_origin(steps[1:]))
     rates = window_ema_rates(steps)
     return ema_coefficients(steps, rates[len(rates) // 2])
 

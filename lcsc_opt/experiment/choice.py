@@ -164,8 +164,8 @@ class Race:
 
     @property
     def _of_searches(self) -> dict[str, list[Measurement]]:
-        """Study → what is left of it, without grids of averages."""
-        grids = {search.study for search in self._searches if search.is_ema_grid}
+        """Study → what is left of it, without grids of averages and checkpoints."""
+        grids = {search.study for search in self._searches if search.is_baseline}
         return {study: models for study, models in self._found.items() if study not in grids}
 
     def _best(self, models: Sequence[Measurement]) -> Measurement:
@@ -203,6 +203,7 @@ class Race:
                 raise SearchFailedError("none of the best trials can be evaluated on other noise than the search's")
             self._had = self._measured(measurer, self._trained)
             self._note(self._had)
+            self._add_baselines()
             self._add_ema(measurer)
 
     def _measured(self, measurer: Measurer, models: Sequence[Model]) -> list[Measurement]:
@@ -261,6 +262,12 @@ class Race:
             self._path += [model.name for model in path]
             finalists[search.study] = path or search.best_models(top, self._steps)
         return finalists
+
+    def _add_baselines(self) -> None:
+        """The best of every other grid is something that the user had, too, such as an epoch."""
+        for search in self._searches:
+            if search.is_baseline and not search.is_ema_grid and self._found.get(search.study):
+                self._had.append(lowest(self._found[search.study]))
 
     def _add_ema(self, measurer: Measurer) -> None:
         """The best average gets the name by which everybody knows it; a way leads from it to what was found."""

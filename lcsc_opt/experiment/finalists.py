@@ -55,6 +55,11 @@ class Searched:
         return split_name(self.study)[1] == EMA_GRID
 
     @property
+    def is_baseline(self) -> bool:
+        """Whether its trials are averages or checkpoints of any family that need no search."""
+        return split_name(self.study)[1] in BASELINES
+
+    @property
     def lowest_loss(self) -> float:
         """Of the trials that compare; infinite without one."""
         return min((trial.value for trial in compared_trials(self.trials) if trial.value is not None), default=math.inf)
@@ -67,7 +72,7 @@ class Searched:
             if len(distinct) == count:
                 break
             title = None
-            if split_name(self.study)[1] in BASELINES:
+            if self.is_baseline:
                 title = average_name(coefficients_of(trial), steps)
             model = self._model_of(trial, title)
             distinct.setdefault(model.key, model)

@@ -143,7 +143,7 @@ def _why_nothing_found(choice: Choice, searches: Sequence[Searched], more: str) 
     ``more`` is a sentence on what would tell better.
     """
     grids = [search.lowest_loss for search in searches if search.is_ema_grid]
-    searched = [search.lowest_loss for search in searches if not search.is_ema_grid]
+    searched = [search.lowest_loss for search in searches if not search.is_baseline]
     if not grids or not searched:
         return
     if min(searched) < min(grids):

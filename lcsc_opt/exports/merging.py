@@ -20,7 +20,7 @@ from lcsc_opt.base.errors import ObjectiveError, TrajectoryError
 from lcsc_opt.base.progress import notice
 from lcsc_opt.base.study_spec import LAYERS
 from lcsc_opt.checkpoints.folders import folder_of_weights, place_in_file
-from lcsc_opt.checkpoints.lora import LoraAlphas, lora_flavour
+from lcsc_opt.checkpoints.lora import LoraAlphas, in_one_form, lora_flavour
 from lcsc_opt.checkpoints.names import torch_suffix
 from lcsc_opt.checkpoints.rewriting import Document, with_weights
 from lcsc_opt.coefficients.layer_groups import LayerGroups, TensorRows
@@ -225,6 +225,9 @@ def _write(
     if config is not None and config.folder is not None and config.folder == _last_folder(trajectory):
         weights = {trajectory.renaming.undone(name): tensor for name, tensor in weights.items()}
     document = _document(trajectory, weights, to)
+    if document is None:
+        renamed = in_one_form(weights)
+        weights = {renamed.get(name, name): tensor for name, tensor in weights.items()}
     if to.form in ("safetensors", "pt"):
         weights = {prefix + name: tensor for name, tensor in weights.items()}
     header = json.loads(trajectory.metadata.get(HEADER, "{}"))

@@ -45,6 +45,7 @@ from lcsc_opt.sampling.base import fewest_report_images, prompts_of, title_of, w
 from lcsc_opt.sampling.batch_norm import BATCH, IMAGES, BatchNormStatistics
 from lcsc_opt.sampling.layout import fastest_layout, lay_out
 from lcsc_opt.trajectory import Trajectory
+from lcsc_opt.trajectory.adapters import merged_or_base
 from lcsc_opt.trajectory.trajectory import describe_renaming
 
 SMALL_MATRICES = 256  # features, below which a second BLAS thread does not help
@@ -378,8 +379,11 @@ class MergeSampleScore(StagedObjective):
         return self._batch_sizes.retry_smaller(lambda: self._second_gradient_pass(candidate, first, last, back))
 
     def images(self, coefficients: Coefficients, noise: Noise, count: int) -> Tensor:
-        """The first ``count`` images of a group of noise as they are saved: ``[count, C, H, W]`` in [-1, 1]."""
-        self._load(self._placed_trajectory.merge(coefficients), coefficients)
+        """The first ``count`` images of a group of noise as they are saved: ``[count, C, H, W]`` in [-1, 1].
+
+        Coefficients that are all zero are the base model without a LoRA.
+        """
+        self._load(merged_or_base(self._placed_trajectory, coefficients), coefficients)
 
         def sampled() -> Tensor:
             batches = self._batch_sizes.batches(0, count)

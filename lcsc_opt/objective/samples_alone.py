@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -16,6 +15,7 @@ from lcsc_opt.objective.contract import Objective
 from lcsc_opt.sampling import Sampler
 from lcsc_opt.sampling.batch_norm import BatchNormStatistics
 from lcsc_opt.trajectory import Trajectory
+from lcsc_opt.trajectory.adapters import merged_or_base
 
 
 class SamplesAlone(Objective):
@@ -64,12 +64,7 @@ class SamplesAlone(Objective):
 
         Coefficients that are all zero are the base model without a LoRA.
         """
-        if coefficients.any():
-            weights = self.trajectory.merge(coefficients)
-        else:
-            first = self.trajectory.merge(np.eye(len(self.steps))[0])
-            weights = {name: torch.zeros_like(factor) for name, factor in first.items()}
-        self.sampler.load(weights)
+        self.sampler.load(merged_or_base(self.trajectory, coefficients))
         if self._batch_norm is not None and not is_saved(coefficients):
             self._batch_norm.estimate()
 

@@ -20,11 +20,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from lcsc_opt.base.errors import TrajectoryError
 from lcsc_opt.base.progress import notice
+from lcsc_opt.base.records import Coefficients
 from lcsc_opt.checkpoints.lora import PACKED_ALPHAS, LoraAlphas, LoraModule, lora_flavour, lora_modules
 from lcsc_opt.trajectory.continuing import find_packed
 from lcsc_opt.trajectory.filling import finish_packing, made_once, partial_path
@@ -83,6 +85,14 @@ def adapters_in(trajectory: Trajectory) -> int | None:
     """Of how many adapters a trajectory is that contains the base model; ``None`` of any other."""
     count = trajectory.metadata.get(BASE)
     return None if count is None else int(count)
+
+
+def merged_or_base(trajectory: Trajectory, coefficients: Coefficients) -> dict[str, Tensor]:
+    """A combination of LoRAs, name → tensor; of coefficients that are all zero, factors of zeros: the base model."""
+    if coefficients.any():
+        return trajectory.merge(coefficients)
+    first = trajectory.merge(np.eye(len(trajectory.steps))[0])
+    return {name: torch.zeros_like(factor) for name, factor in first.items()}
 
 
 def _make(parts: Sequence[Trajectory], out: Path) -> None:

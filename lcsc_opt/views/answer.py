@@ -72,10 +72,11 @@ def answer_line(report: Report) -> str:
         other = report.best_had(row.metric)
         if other is None or other.model.name == best.model.name:
             continue
-        values = f"{value_of(report, other, row.metric):.4g}; answer {value_of(report, answer, row.metric):.4g}"
+        other_value, best_value, own = (value_of(report, one, row.metric) for one in (other, best, answer))
+        values = f"{other_value:.4g}, against {best_value:.4g}; the answer has {own:.4g}"
         values_of.setdefault(named(other.model), []).append(f"{row.metric} ({values})")
     for name, better_in in values_of.items():
-        line += f" By {in_words(better_in)}, {name} was better than {named(best.model)}."
+        line += f" Of what you had, {name} was better than {named(best.model)} by {in_words(better_in)}."
     return line
 
 

@@ -66,8 +66,9 @@ def picture_line(report: Report, role: Shows, measured: Measurement) -> str:
 
 def why_not_the_answer(report: Report, found: Measurement) -> str:
     """What is worse in a model than in the answer: each metric with both numbers and the error of their difference."""
-    loss, *others = report.rows(found.model.name, report.answer)
-    worse = [row for row in others if row.lost]
+    rows = report.rows(found.model.name, report.answer)
+    loss = rows[0]
+    worse = [row for row in rows if row.lost]
     if worse:
         return f"Worse than the answer: {in_words([with_error(row) for row in worse])}"
     return f"Not certainly better than the answer: {with_error(loss)}"

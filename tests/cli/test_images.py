@@ -115,7 +115,15 @@ def test_a_folder_of_loras_needs_a_pipeline_and_prompts_and_no_study_file(workpl
     made = typed("init", "lora", *given).err
     assert "lora-checkpoints.png" in made, "that they are LoRAs need not be said"
     assert "reference: FILL IN" in made
-    assert titles("studies.files/lora-checkpoints.png") == ["base, no LoRA", "step 100", "step 200", "step 300"]
+    with_base = ["base, no LoRA", "step 100", "step 200", "step 300"]
+    assert titles("studies.files/lora-checkpoints.png") == with_base
+    (workplace / "real").mkdir()
+    for number in range(16):
+        Image.new("RGB", (16, 16), (16 * number, 0, 0)).save(workplace / "real" / f"{number}.png")
+    scores = ["loss=fid@tests.tiny_pipelines:Colours", "reference=real", "images=16"]
+    settings = [f"objective.settings.{score}" for score in scores]
+    typed("run", "study.yaml", "--dry-run", "held_out.images=16", *settings)
+    assert titles("studies.files/lora-checkpoints.png") == with_base, "with its metrics loaded, too"
 
 
 def test_a_grid_has_readable_labels_beside_rows_of_one_size_and_says_where_they_are() -> None:

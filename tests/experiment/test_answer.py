@@ -276,7 +276,7 @@ def test_a_search_that_overfits_hands_out_what_was_there_before(overfitted: Any,
     for name, tensor in load_file(workplace / "answer.safetensors").items():
         torch.testing.assert_close(tensor, answer[name])
     own = typed("export", searched.name, "-o", "own.safetensors")
-    assert "worse than" in own.err
+    assert "is not the answer, EMA* is. Worse than the answer: loss" in own.err
     assert "lcsc export few" in own.err
     torch.testing.assert_close(load_file(workplace / "own.safetensors")["weight"], searched.merge()["weight"])
 

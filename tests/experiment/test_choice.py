@@ -225,6 +225,16 @@ def test_what_a_judge_finds_worse_is_no_answer(judged: dict[str, Any]) -> None:
     assert race(measuring, GRID_SEARCH, path([0.9])).answer.name == "EMA*"
 
 
+def test_the_best_of_another_grid_is_something_that_the_user_had() -> None:
+    """An epoch that nobody had to search for, so what is no better is no find."""
+    epochs = Searched("small/Grid/0", [trial(0, 0.7), trial(1, 0.95), trial(2, 0.6)])
+    choice = race(Measuring(), GRID_SEARCH, epochs, path([0.8, 0.9]))
+    assert [model.name for model in choice.had] == ["last checkpoint", "Grid, trial 1", "EMA*"]
+    assert choice.answer.name == "Grid, trial 1"
+    assert choice.found["small/Grid/0"].name == "Grid, trial 1", "one model"
+    assert race(Measuring(), GRID_SEARCH, epochs, path([0.99])).answer.name == "LCSCGradient, trial 10"
+
+
 @pytest.mark.parametrize("found", [[0.9], [0.9, 0.95], [0.9, 0.1]])
 def test_a_veto_holds_also_when_what_the_user_had_cannot_win_any_more(found: list[float]) -> None:
     """In the judge's eyes all that is far from the start is worse; by the loss, the user's models lose at once."""

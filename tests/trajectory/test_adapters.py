@@ -18,7 +18,7 @@ from torch import Tensor
 from lcsc_opt.base.errors import StudySpecError, TrajectoryError
 from lcsc_opt.base.study_file import parse_study_file
 from lcsc_opt.checkpoints.lora import LoraAlphas, lora_modules
-from lcsc_opt.coefficients.profiles import average_name, strength_coefficients, strength_of
+from lcsc_opt.coefficients.profiles import average_name, default_origin, strength_coefficients, strength_of
 from lcsc_opt.database.arrays import coefficients_of
 from lcsc_opt.database.connection import open_storage
 from lcsc_opt.database.store import StoredStudy
@@ -138,6 +138,21 @@ def test_a_study_file_says_it_of_the_space() -> None:
     assert parsed.space.rows == "layers"
     assert parsed.objective.settings == {"checkpoints": "run", "strength": True}
     assert content["space"] == {"strength": True, "rows": "layers"}, "the caller's own stays as it is"
+    alone = {**content, "space": {"strength": True}, "optimizers": ["LCSCGradient"]}
+    usual = {**content, "optimizers": ["LCSCGradient"]}
+    usual.pop("space")
+    spaces = [parse_study_file(one, source="it").space for one in (alone, usual)]
+    assert spaces[0] == spaces[1], "the rest of the space is the usual one"
+
+
+def test_averages_leave_the_base_out_so_that_they_are_what_the_user_has() -> None:
+    steps = (0, 100, 200, 300)
+    points = ProfileGrid("ema").points(steps)
+    trained = ProfileGrid("ema").points(steps[1:])
+    assert [average_name(point, steps) for point in points] == [average_name(point, steps[1:]) for point in trained]
+    assert all(point[0] == 0 for point in points)
+    assert default_origin(steps)[0] == 0
+    assert len(ProfileGrid("ema").points((0, 100))) > 1, "of two checkpoints both are needed"
 
 
 def test_searches_move_the_strength_and_an_export_has_it_in_its_factors(workplace: Path, typed: Typed) -> None:
@@ -153,7 +168,11 @@ def test_searches_move_the_strength_and_an_export_has_it_in_its_factors(workplac
     }
     study = {
         **{"name": "strong", "objective": {"file": "latent_diffusion.py", "settings": settings}},
-        **{"space": {"strength": True}, "budget": {"evaluations": 6}, "held_out": {"images": 16, "top": 1}},
+        **{
+            "space": {"strength": True, "kind": "affine"},
+            "budget": {"evaluations": 6},
+            "held_out": {"images": 16, "top": 1},
+        },
         "optimizers": ["CMA", {"LCSCGradient": {"images": 8}}, {"Grid": {"profile": "strength", "values": [0.5, 1.5]}}],
     }
     Path("study.yaml").write_text(yaml.safe_dump(study))
