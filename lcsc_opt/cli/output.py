@@ -49,7 +49,12 @@ def print_table(printed: Table) -> None:
         table.add_row(*cells)
     if printed.title:
         console.print(printed.title, soft_wrap=True)  # not as the table's own, which wraps where the table ends
-    console.print(table, crop=False)
+    if has_reader:
+        console.print(table, crop=False)
+    else:  # cells are padded to their column's width, which in a file would be lines of blanks
+        with console.capture() as captured:
+            console.print(table, crop=False)
+        results().write("".join(f"{line.rstrip()}\n" for line in captured.get().splitlines()))
     if dropped:
         say(f"not shown: {', '.join(dropped)}; in a wider terminal, or --format json")
 

@@ -378,9 +378,9 @@ class Experiment:
         searches = searches_seconds([self._plans[name] for name in self._unfinished()], pace)
         reports = report_seconds([*self._plans.values()], pace)
         prepared = time.perf_counter() - self._objectives.made_at
-        parts = [f"what came before {about(prepared)}", f"its searches {about(searches)}"]
+        parts = [f"{about(prepared)} until now", f"{about(searches)} for its searches"]
         if reports:
-            parts.append(f"scores as trained, the choice and its report {about(reports)}")
+            parts.append(f"{about(reports)} to score what was trained, to choose and to report")
         total = about(prepared + searches + reports)
         notice(f"{self.name}: the whole run takes up to {total}: {', '.join(parts)}")
 

@@ -67,8 +67,8 @@ def _about_refused(experiment: str, report: Report, choice: Choice) -> list[str]
     if any(row.cross_check for row in worse) and report.metrics.cross_check_text is not None:
         reason += f" The cross-check is {report.metrics.cross_check_text}."
     return [
-        f"{found.model.title} has a lower loss on other noise, too, but is certainly worse in what judges the answer, "
-        f"so it is not the answer.{reason} {_COMPARE_IMAGES}: lcsc report "
+        f"{found.model.title} has a lower loss on other noise, too, but was refused: a metric that can refuse an answer "
+        f"is certainly worse.{reason} {_COMPARE_IMAGES}: lcsc report "
         f"{experiment} shows them, lcsc export {found.model.study} writes it"
     ]
 
@@ -83,7 +83,7 @@ def _about_equals(choice: Choice) -> str:
         error = "half of that scatter"
     line = f"{choice.answer.name} cannot be told from {in_words(choice.equals)}: they differ by less than {difference}"
     if choice.is_on_path:
-        line += f". Of one search, the latest model within {error} of its best is the answer"
+        line += f". Within one search, the latest model that is no more than {error} behind its best is taken"
     return line
 
 

@@ -73,8 +73,8 @@ def test_what_is_said_of_equal_models_is_what_was_done(knows_errors: bool, is_on
     assert ("twice their error" in said) == knows_errors
     assert ("their scatter between repetitions" in said) != knows_errors
     assert ("the latest model" in said) == is_on_path
-    assert ("within one error" in said) == (is_on_path and knows_errors)
-    assert ("within half of that scatter" in said) == (is_on_path and not knows_errors)
+    assert ("no more than one error behind" in said) == (is_on_path and knows_errors)
+    assert ("no more than half of that scatter behind" in said) == (is_on_path and not knows_errors)
 
 
 def test_an_answer_that_is_worse_in_what_was_searched_is_a_warning() -> None:
@@ -180,7 +180,7 @@ def test_what_is_refused_is_said_also_where_another_model_that_was_found_is_the_
     ("found", "gain", "said"),
     [
         (9.0, -0.13, "13 % worse than the best you had, with an error of 3 %"),
-        (2.0, 0.5, "certainly worse in what judges the answer, so it is not the answer. Compare images"),
+        (2.0, 0.5, "but was refused: a metric that can refuse an answer is certainly worse. Compare images"),
     ],
 )
 def test_a_finalist_that_was_not_chosen_is_worse_on_other_noise_or_in_the_cross_check(
