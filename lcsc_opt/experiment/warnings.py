@@ -67,8 +67,8 @@ def _about_refused(experiment: str, report: Report, choice: Choice) -> list[str]
     if any(row.cross_check for row in worse) and report.metrics.cross_check_text is not None:
         reason += f" The cross-check is {report.metrics.cross_check_text}."
     return [
-        f"{found.model.title} has a lower loss on other noise, too, but was refused: a metric that can refuse an answer "
-        f"is certainly worse.{reason} {_COMPARE_IMAGES}: lcsc report "
+        f"{found.model.title} has a lower loss on other noise, too, but was refused: a metric that can refuse an "
+        f"answer is certainly worse.{reason} {_COMPARE_IMAGES}: lcsc report "
         f"{experiment} shows them, lcsc export {found.model.study} writes it"
     ]
 

@@ -168,7 +168,7 @@ def test_what_is_refused_is_said_also_where_another_model_that_was_found_is_the_
     made = report_of({SEARCH: refused, "digits/Grid/0": chosen}, last, metrics=text)
     made = dataclasses.replace(made, answer=made.found["digits/Grid/0"])
     said = warned(made, equals=["LCSC, trial 7"])
-    assert ("has a lower loss on other noise, too, but is certainly worse" in said) == (cross_check > 5)
+    assert ("has a lower loss on other noise, too, but was refused" in said) == (cross_check > 5)
     assert "cannot be told from LCSC, trial 7" in said
     if cross_check > 5:
         assert "fid@clip 5 → 9" in said
