@@ -73,7 +73,7 @@ def ema_coefficients(steps: Sequence[int], rate: float) -> Coefficients:
 
     Liu et al. 2024, Eq. 6, with ``rate`` per training step: the checkpoint saved at step n_i stands for the steps
     since n_{i-1}, so a_i = rate^(n_K - n_i) - rate^(n_K - n_{i-1}); the first takes the rest, rate^(n_K - n_1).
-    Rate 0 gives the last checkpoint.
+    Rate 0 gives the last checkpoint. One of step 0, which no training has changed, has no part where two follow.
 
     Returns:
         ``[K]``, sum to one.
@@ -89,7 +89,9 @@ def ema_profiles(steps: Sequence[int], rates: Sequence[float]) -> npt.NDArray[np
     for rate in rates:
         if not 0 <= rate < 1:
             raise StudySpecError(f"rate: expected at least 0 and below 1, got {rate}")
-    ages = np.subtract(check_steps(steps)[-1], steps, dtype=np.float64)
+    if _begins_untrained(check_steps(steps)):
+        return np.insert(ema_profiles(steps[1:], rates), 0, 0.0, axis=1)
+    ages = np.subtract(steps[-1], steps, dtype=np.float64)
     cumulative = np.power(np.array(rates, dtype=np.float64)[:, None], ages)  # weights of checkpoints 0..i
     return close_sum(np.diff(cumulative, prepend=0.0))
 
