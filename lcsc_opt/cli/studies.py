@@ -70,8 +70,11 @@ def init(
 
     kind: ModelKind | None = None
     first, *more = words
-    if first in get_args(ModelKind) and more and "=" not in more[0]:  # else it is a folder of this name
+    is_followed_by_a_setting = not more or ("=" in more[0] and not Path(more[0]).exists())
+    if first in get_args(ModelKind) and not (Path(first).exists() and is_followed_by_a_setting):
         kind = cast("ModelKind", first)
+        if not more:
+            raise typer.BadParameter(f"where are the checkpoints? Give their folder, as lcsc init {first} FOLDER")
         first, *more = more
     further = [text for text in more if Path(text).exists()]
     settings = assignments([text for text in more if text not in further])

@@ -89,7 +89,7 @@ def adapters_in(trajectory: Trajectory) -> int | None:
 
 def merged_or_base(trajectory: Trajectory, coefficients: Coefficients) -> dict[str, Tensor]:
     """A combination of LoRAs, name → tensor; of coefficients that are all zero, factors of zeros: the base model."""
-    if coefficients.any():
+    if np.any(coefficients):
         return trajectory.merge(coefficients)
     first = trajectory.merge(np.eye(len(trajectory.steps))[0])
     return {name: torch.zeros_like(factor) for name, factor in first.items()}
