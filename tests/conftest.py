@@ -243,6 +243,13 @@ def few_pairs(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
+def few_of_average(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The samples of the average that the target of few real images is shrunk towards, of which users have more."""
+    monkeypatch.setattr("lcsc_opt.objective.merge_sample_score.ENOUGH", 24)
+    monkeypatch.setattr("lcsc_opt.objective.merge_sample_score.PROBE", 12)
+
+
+@pytest.fixture
 def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """An empty working directory with no storage in the environment; what was imported from it is forgotten."""
     folder = tmp_path / "work"

@@ -28,7 +28,7 @@ PAGE = Path(__file__).parents[1] / "docs" / "tutorials" / "lora_epochs.md"
 
 
 @pytest.fixture
-def place(workplace: Path, few_pairs: None) -> Path:
+def place(workplace: Path, few_pairs: None, few_of_average: None) -> Path:
     """The pipeline, the epochs of a LoRA as kohya names them, prompts and photographs."""
     tiny_pipelines.stable_diffusion(workplace / "words").save_pretrained(workplace / "sdxl")
     save_kohya_epochs(workplace / "runs" / "lora")

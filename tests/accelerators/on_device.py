@@ -282,6 +282,7 @@ def scored(device: str, folder: Path) -> Objective:
     return load_objective(ObjectiveSpec(file="score.py", settings=settings), BuildContext(folder))
 
 
+@pytest.mark.usefixtures("few_of_average")
 @pytest.mark.parametrize("made", [small, edm, latents, scored])
 def test_an_objective_has_the_loss_and_the_gradient_of_the_cpu(folder: Path, made: Any) -> None:
     here, there = made("cpu", folder), made(DEVICE.type, folder)

@@ -25,7 +25,7 @@ from tests.objectives.image_objectives import PIXELS
 OWN = "tests.objective.test_init_runs"
 
 
-pytestmark = pytest.mark.usefixtures("workplace", "few_pairs")
+pytestmark = pytest.mark.usefixtures("workplace", "few_pairs", "few_of_average")
 
 
 def init(*arguments: str) -> dict[str, Any]:

@@ -30,7 +30,7 @@ from tests.study_examples import stored_report
 if not (find_spec("peft") and find_spec("transformers")):
     pytest.skip("needs peft and transformers", allow_module_level=True)
 
-pytestmark = pytest.mark.usefixtures("folder")  # for its cache
+pytestmark = pytest.mark.usefixtures("folder", "few_of_average")  # of the folder the cache
 STEPS = (100, 200, 300)
 COEFFICIENTS = np.array([1.6, -0.9, 0.3])
 

@@ -55,7 +55,7 @@ def study_in(folder: Path, changes: dict[str, str]) -> Any:
 
 
 @pytest.fixture
-def place(workplace: Path, monkeypatch: pytest.MonkeyPatch, one_thread: None) -> Path:
+def place(workplace: Path, monkeypatch: pytest.MonkeyPatch, one_thread: None, few_of_average: None) -> Path:
     """A folder that modules are imported from."""
     monkeypatch.syspath_prepend(str(workplace))
     return workplace
