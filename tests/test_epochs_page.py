@@ -53,9 +53,10 @@ def test_the_commands_of_the_page_look_at_epochs_and_choose_one(place: Path, typ
         "the epoch is named"
     )
     epochs, with_answer = (
-        [row.title for row in bands_of((place / f"{name}-images.png").read_bytes())] for name in ("lora", "epochs")
+        [row.title for row in bands_of((place / name).read_bytes())]
+        for name in ("lora-images.png", "epochs-models.png")
     )
-    assert epochs == ["base, no LoRA", *(f"step {step}" for step in KOHYA_EPOCHS)]
+    assert epochs == ["base, no LoRA", *(f"step {step}, {name[:-12]}" for step, name in KOHYA_EPOCHS.items())]
     assert sum("answer" in title for title in with_answer) == 1
     assert "data:image/png" in (place / "epochs.html").read_text()
     assert load_file(place / "best.safetensors").keys() == load_file(place / "runs" / "lora" / "hat.safetensors").keys()

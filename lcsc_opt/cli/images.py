@@ -42,7 +42,10 @@ def images(
         ModelKind | None, typer.Option(help="What the checkpoints are of. Default: LoRAs and model folders are known.")
     ] = None,
     steps: Steps = None,
-    out: Annotated[Path | None, typer.Option("-o", "--output", help="The picture. Default: NAME-images.png.")] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option("-o", "--output", help="The picture. Default: NAME-images.png; of an experiment NAME-models.png."),
+    ] = None,
     storage: Storage = None,
 ) -> None:
     """Show checkpoints, averages or what searches found side by side: one row each, the same noise and prompts.
@@ -82,7 +85,7 @@ def images(
             files = in_order_of(steps, files)
         looked = looking.look_at_checkpoints(kind, files, assignments(settings), url, steps=steps, models=names)
     picture = grid_of(looked.objective, looked.models, count)
-    path = out or Path(f"{looked.name}-images.png")
+    path = out or Path(f"{looked.name}-{'models' if is_stored else 'images'}.png")
     write_atomically(path, picture, error=LcscError)
     if is_stored:
         looking.keep_grid(database, shown, picture)

@@ -127,7 +127,11 @@ class Race:
         for study, models in self._found.items():
             if models:
                 best[study] = self._best(models).model
-        rivals = [entrant for entrant in self._without_vetoed(self._all_found) if entrant is not answer]
+        ways = (
+            [] if any(way is answer for way in self._ways) else self._ways
+        )  # to the answer itself, of no use to anybody
+        found = [entrant for entrant in self._all_found if not any(entrant is way for way in ways)]
+        rivals = [entrant for entrant in self._without_vetoed(found) if entrant is not answer]
         equals = tuple(rival.model.name for rival in rivals if not gain(rival, answer).is_certain)
         return Choice(
             answer.model,

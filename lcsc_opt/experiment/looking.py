@@ -24,8 +24,7 @@ from lcsc_opt.exports.chosen import Chosen
 from lcsc_opt.exports.grid import (
     OF_EXPERIMENT,
     Shown,
-    base_shown,
-    checkpoints_shown,
+    checkpoints_of,
     each_once,
     finalists_shown,
     named_shown,
@@ -157,7 +156,7 @@ def _of_checkpoints(objective: Objective, models: Sequence[str]) -> list[Shown]:
 
 def _checkpoints(objective: Objective, **most: int) -> list[Shown]:
     """The checkpoints, and the averages that the trainer kept itself, if it did; of LoRAs first the base."""
-    shown = [*base_shown(objective), *checkpoints_shown(objective.steps, **most)]
+    shown = checkpoints_of(objective, **most)
     trajectory = objective.trajectory
     names = () if trajectory is None else trajectory.averages
     return shown + [Shown(name, trainer_ema(len(objective.steps), index)) for index, name in enumerate(names)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -45,10 +46,31 @@ class Shown(NamedTuple):
     rows: Rule | None = None
 
 
-def checkpoints_shown(steps: Sequence[int], most: int = MOST_CHECKPOINTS) -> list[Shown]:
-    """Each checkpoint alone; of more than ``most`` evenly spaced ones, among them the first and the last."""
+def checkpoints_shown(
+    steps: Sequence[int], most: int = MOST_CHECKPOINTS, *, sources: Sequence[str] = ()
+) -> list[Shown]:
+    """Each checkpoint alone; of more than ``most`` evenly spaced ones, among them the first and the last.
+
+    Args:
+        steps: ``[K]``.
+        most: how many.
+        sources: ``[K]`` files; one whose step is not in its name, as an epoch of kohya's, is named, too.
+    """
     indices = np.unique(np.linspace(0, len(steps) - 1, min(most, len(steps))).round().astype(int))
-    return [Shown(f"step {steps[index]}", np.eye(len(steps))[index]) for index in indices]
+    shown = []
+    for index in indices:
+        title = f"step {steps[index]}"
+        source = Path(sources[index]) if sources and sources[index] else None
+        if source is not None and str(steps[index]) not in f"{source.parent.name}/{source.name}":
+            title += f", {source.stem}"
+        shown.append(Shown(title, np.eye(len(steps))[index]))
+    return shown
+
+
+def checkpoints_of(objective: Objective, most: int = MOST_CHECKPOINTS) -> list[Shown]:
+    """An objective's checkpoints; above LoRAs the base model, so that people see that they are loaded."""
+    sources = objective.trajectory.sources if objective.trajectory is not None else ()
+    return [*base_shown(objective), *checkpoints_shown(objective.steps, most, sources=sources)]
 
 
 def base_shown(objective: Objective) -> list[Shown]:
@@ -158,8 +180,5 @@ def grid_of(objective: Objective, models: Sequence[Shown], count: int | None = N
 
 
 def first_look(objective: Objective) -> bytes:
-    """The first, the middle and the last checkpoint, so that people see whether their sampler is right.
-
-    Of LoRAs also the base model, so that people see that they are loaded.
-    """
-    return grid_of(objective, [*base_shown(objective), *checkpoints_shown(objective.steps, most=3)])
+    """The first, the middle and the last checkpoint, so that people see whether their sampler is right."""
+    return grid_of(objective, checkpoints_of(objective, most=3))

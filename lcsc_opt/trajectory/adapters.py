@@ -82,9 +82,14 @@ def requests_of_adapters(request: PackRequest) -> list[PackRequest]:
 
 
 def adapters_in(trajectory: Trajectory) -> int | None:
-    """Of how many adapters a trajectory is that contains the base model; ``None`` of any other."""
+    """Of how many adapters a trajectory is that contains the base model; ``None`` of any other.
+
+    A study without strengths may be given the rows of its checkpoints from such a trajectory, and not that of the base.
+    """
     count = trajectory.metadata.get(BASE)
-    return None if count is None else int(count)
+    if count is None or trajectory.steps[0] != 0:
+        return None
+    return int(count)
 
 
 def merged_or_base(trajectory: Trajectory, coefficients: Coefficients) -> dict[str, Tensor]:

@@ -55,6 +55,8 @@ def answer_line(report: Report) -> str:
     line = f"The answer is {named(answer.model)}, with {metric} {value:.4g}"
     if report.metrics.few_real_images:
         line += f" to {report.metrics.few_real_images:,} real images"
+        if not any(name.startswith("fid_held_out") for name in answer.values):
+            line += " that the search saw, too"
     loss, *metrics = report.rows(answer.model.name)
     if not report.is_found:
         # by this number, else by what the searches lowered: the choice had other noise and may differ from both

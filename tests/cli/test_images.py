@@ -77,11 +77,11 @@ def test_a_study_files_checkpoints_have_a_row_each_without_its_real_images(level
 def test_a_stored_experiment_shows_what_its_report_has_and_each_model_once(levelled: Path, typed: Typed) -> None:
     typed("run", "study.yaml")
     typed("images", "levels")
-    shown = titles("levels-images.png")
+    shown = titles("levels-models.png")
     assert shown[:4] == [f"step {step}" for step in STEPS[:4]]
     assert sum("last checkpoint" in title for title in shown) == 1
     assert [title for title in shown if "answer · " in title]
-    assert len(set(levels("levels-images.png"))) == len(shown)
+    assert len(set(levels("levels-models.png"))) == len(shown)
     typed("images", "levels", "--model", "answer", "-o", "answer.png")
     assert len(titles("answer.png")) == 1
     refused = typed.refused("images", "levels", "sampler={steps: 3}")

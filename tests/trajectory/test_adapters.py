@@ -194,3 +194,12 @@ def test_searches_move_the_strength_and_an_export_has_it_in_its_factors(workplac
     assert shown["adapters"] == 1
     assert "1.5" in typed("show", "strong.safetensors").out
     assert json.loads(json.dumps(shown["steps"])) == [0, 100, 200, 300]
+
+
+def test_rows_without_the_base_are_no_combination_with_a_strength(tmp_path: Path) -> None:
+    """As a study without strengths may get its checkpoints from a trajectory that another study packed."""
+    train(tmp_path / "lora", {100: 1, 200: 2})
+    with_base = opened(tmp_path / "lora", folder=tmp_path / "files")
+    assert adapters_in(with_base) == 1
+    rows = Trajectory.open(with_base.path, steps=(100, 200))
+    assert adapters_in(rows) is None
