@@ -53,7 +53,10 @@ def title_of(sampler: Sampler) -> SamplerTitle:
     name = described.get("sampler", type(sampler).__name__)
     calls = "1 model call" if sampler.nfe == 1 else f"{sampler.nfe} model calls"
     settings = json.dumps({**described, "nfe": sampler.nfe}, sort_keys=True, default=str)
-    return SamplerTitle(f"{name}, {calls} an image", hashlib.sha256(settings.encode()).hexdigest())
+    text = f"{name}, {calls} an image"
+    if "guidance_scale" in described:
+        text += f", guidance {described['guidance_scale']}"
+    return SamplerTitle(text, hashlib.sha256(settings.encode()).hexdigest())
 
 
 def prompts_of(sampler: Sampler, noise: Noise, start: int, stop: int) -> list[str] | None:

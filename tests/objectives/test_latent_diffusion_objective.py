@@ -190,7 +190,10 @@ def test_settings_that_do_not_fit_are_one_line(
 def test_reports_also_use_another_scheduler_on_the_same_lora(place: Path) -> None:
     built = objective(place, sampler={"name": "lcm", "steps": 1, "also": {"name": "ddim", "steps": 2}})
     titles = [title.text for title in built.samples.samplers]
-    assert titles == ["LCMScheduler, 1 model call an image", "DDIMScheduler, 2 model calls an image"]
+    assert titles == [
+        "LCMScheduler, 1 model call an image, guidance 1.0",
+        "DDIMScheduler, 2 model calls an image, guidance 1.0",
+    ]
     alone = objective(place, sampler={"name": "ddim", "steps": 2})
     first = built(COEFFICIENTS)
     elsewhere = built.evaluate(Candidate(COEFFICIENTS, sampler=1, noise=HELD_OUT))
