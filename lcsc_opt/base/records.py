@@ -130,7 +130,8 @@ class ReportedMetrics:
         cross_check: the one that shows whether a gain in the loss is real, such as FID in features that the loss does
             not see; lower is better.
         cross_check_text: that metric, and what sees the images there, in words.
-        judges: further metrics in which no answer may be certainly worse than what the user had; lower is better.
+        judges: metrics in which no answer may be certainly worse than what the user had, such as the cross-check; lower
+            is better.
         real_halves: metric → its value for held-out real images in place of samples; empty if none are held out.
         real_count: how many these are. Distances of fewer images are larger.
         few_real_images: how many real images a search and its reports compare with, where they are few; else 0.

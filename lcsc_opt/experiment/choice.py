@@ -91,8 +91,7 @@ class Race:
         self._measurer = measurer
         self._top = top
         self._steps = steps
-        reported = measurer.reported
-        self._judges = list(filter(None, (reported.cross_check, *reported.judges)))
+        self._judges = measurer.reported.judges
         self._had: list[Measurement] = []
         self._found: dict[str, list[Measurement]] = {}  # study → what is still in the race
         self._ways: list[Measurement] = []

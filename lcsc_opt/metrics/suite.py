@@ -288,8 +288,25 @@ class MetricSuite:
 
     @property
     def judges(self) -> list[str]:
-        """FID in the network of ``fdr``, whose weights are not the user's: no answer may be worse there."""
-        return [str(metric) for metric in self.loss.of_fdr if metric.extractor not in WITHOUT_NETWORK]
+        """What no answer may be certainly worse in: the cross-check, and FID in the network of ``fdr``.
+
+        The weights of ``fdr`` are not the user's. A cross-check by random convolutions decides nothing where the loss
+        looks at both a network's features and pixels, as ``fdr`` does: it sees no more than the pixels' distances do,
+        and in benchmarks/lora.py it refused models whose every other distance had fallen to a half or less.
+        """
+        judges = [str(metric) for metric in self.loss.of_fdr if metric.extractor not in WITHOUT_NETWORK]
+        if self.cross_check_metric is not None and self._cross_check_decides:
+            judges.insert(0, str(self.cross_check_metric))
+        return judges
+
+    @property
+    def _cross_check_decides(self) -> bool:
+        metric = self.cross_check_metric
+        if metric is None:
+            return False
+        looks_at = {term.extractor in WITHOUT_NETWORK for term in self.loss.of_fdr}
+        knows_content: bool = getattr(self.references[metric.extractor].extractor, "knows_content", True)
+        return knows_content or looks_at != {True, False}
 
     @property
     def cross_check_text(self) -> str | None:
@@ -299,7 +316,9 @@ class MetricSuite:
             return None
         extractor = self.references[metric.extractor].extractor
         network = getattr(extractor, "in_words", "features that the loss does not use")
-        return f"{metric}: {network}; what is certainly worse there is not the answer"
+        if self._cross_check_decides:
+            return f"{metric}: {network}; what is certainly worse there is not the answer"
+        return f"{metric}: {network}; it warns, and refuses nothing, since the loss looks at pixels, too"
 
     @functools.cached_property
     def evaluation_metrics(self) -> tuple[MetricName, ...]:

@@ -217,7 +217,7 @@ def test_where_nothing_can_tell_the_answer_is_what_the_user_had_and_the_gain_is_
     assert not choice.gain.is_certain
 
 
-@pytest.mark.parametrize("judged", [{"cross_check": "fid"}, {"judges": ("unknown", "fid")}])
+@pytest.mark.parametrize("judged", [{"judges": ("fid",)}, {"judges": ("unknown", "fid")}])
 def test_what_a_judge_finds_worse_is_no_answer(judged: dict[str, Any]) -> None:
     measuring = Measuring()
     assert race(measuring, GRID_SEARCH, path([0.9])).answer.name == "LCSCGradient, trial 10"
@@ -239,7 +239,7 @@ def test_the_best_of_another_grid_is_something_that_the_user_had() -> None:
 def test_a_veto_holds_also_when_what_the_user_had_cannot_win_any_more(found: list[float]) -> None:
     """In the judge's eyes all that is far from the start is worse; by the loss, the user's models lose at once."""
     measuring = Measuring(lambda place: 0.02 if place > 0.8 else 0.0)
-    measuring.reported = ReportedMetrics(cross_check="fid")
+    measuring.reported = ReportedMetrics(judges=("fid",))
     choice = race(measuring, GRID_SEARCH, path(found, images=20_000))
     assert measuring.fid_of(choice.answer) == 1.0
     assert all(measuring.fid_of(model) == 1.0 for model in choice.models if model.name in choice.equals)
@@ -247,7 +247,7 @@ def test_a_veto_holds_also_when_what_the_user_had_cannot_win_any_more(found: lis
 
 def test_what_a_judge_vetoes_only_on_more_images_is_no_answer_and_no_equal() -> None:
     measuring = Measuring(lambda place: 0.02 if place > 0.8 else 0.0)
-    measuring.reported = ReportedMetrics(cross_check="fid")
+    measuring.reported = ReportedMetrics(judges=("fid",))
     measuring.judges_from_round = 1
     choice = race(measuring, GRID_SEARCH, path([0.3, 0.9, 0.95], images=20_000))
     asked = {noise.seed for name, _, noise in measuring.asked if name == "EMA*"}

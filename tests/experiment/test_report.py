@@ -66,7 +66,8 @@ class Measured(Objective):
 
     def reported_metrics(self) -> ReportedMetrics:
         is_check = self._metric == CROSS_CHECK
-        return ReportedMetrics(signs={self._metric: 1}, cross_check=CROSS_CHECK if is_check else None)
+        checks = (CROSS_CHECK,) if is_check else ()
+        return ReportedMetrics(signs={self._metric: 1}, cross_check=next(iter(checks), None), judges=checks)
 
     def evaluate(self, candidate: Candidate) -> Evaluation:
         noise = candidate.noise

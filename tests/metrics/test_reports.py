@@ -223,3 +223,24 @@ def test_where_no_published_network_can_be_had_bundled_or_random_features_stand_
     assert missing in line
     assert reason in line
     assert "fid@cross_check takes its place" in line
+    assert scores.judges == ["fid@cross_check"], "the loss looks at no pixels itself"
+
+
+@pytest.mark.parametrize(
+    ("loss", "judges"),
+    [
+        ("fdr", ["fid"]),
+        ({"fdr": ["pixels", "tones"]}, ["fid@cross_check"]),
+        ("fid@pixels", ["fid@cross_check"]),
+    ],
+)
+def test_random_convolutions_refuse_nothing_where_the_loss_looks_at_a_network_and_at_pixels(
+    settings: Any, monkeypatch: pytest.MonkeyPatch, loss: Any, judges: list[str]
+) -> None:
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: "hub")
+    monkeypatch.setattr(torch.hub, "download_url_to_file", Mock(side_effect=OSError("Network is unreachable")))
+    scores = build_scores(**{**settings, "loss": loss, "weights": {}})
+    assert str(scores.cross_check_metric) == "fid@cross_check"
+    assert scores.judges == judges
+    refuses = "fid@cross_check" in judges
+    assert ("refuses nothing" in (scores.cross_check_text or "")) != refuses

@@ -33,6 +33,7 @@ class SecondFeatures:
     Attributes:
         name: of the network.
         in_words: what the network is, for reports.
+        knows_content: whether it was trained; random convolutions see edges and colours alone.
     """
 
     dimension = SECOND_DIMENSION
@@ -41,6 +42,7 @@ class SecondFeatures:
         self._device = torch.device(device)
         channels, height, width = image_shape
         self._is_bundled = channels == 1 and max(height, width) <= SMALL
+        self.knows_content = self._is_bundled
         if self._is_bundled:
             self._bundled = feature_network("mnist", second=True).to(self._device)
             self.name = f"second-{self._bundled.name}"
