@@ -292,7 +292,7 @@ class MetricSuite:
 
         The weights of ``fdr`` are not the user's. A cross-check by random convolutions decides nothing where the loss
         looks at both a network's features and pixels, as ``fdr`` does: it sees no more than the pixels' distances do,
-        and in benchmarks/lora.py it refused models whose every other distance had fallen to a half or less.
+        and in benchmarks/lora.py it refused models whose every other distance had fallen to two thirds or less.
         """
         judges = [str(metric) for metric in self.loss.of_fdr if metric.extractor not in WITHOUT_NETWORK]
         if self.cross_check_metric is not None and self._cross_check_decides:
