@@ -206,8 +206,8 @@ class Race:
                 raise SearchFailedError("none of the best trials can be evaluated on other noise than the search's")
             self._had = self._measured(measurer, self._trained)
             self._note(self._had)
-            self._add_baselines()
             self._add_ema(measurer)
+            self._add_baselines()
 
     def _measured(self, measurer: Measurer, models: Sequence[Model]) -> list[Measurement]:
         """On the noise of the first round; where a loss has no error, on the search's noise, too, as trials are."""
@@ -267,10 +267,12 @@ class Race:
         return finalists
 
     def _add_baselines(self) -> None:
-        """The best of every other grid is something that the user had, too, such as an epoch."""
+        """The best of every other grid, such as an epoch, is something that the user had, unless a judge vetoes it."""
         for search in self._searches:
-            if search.is_baseline and not search.is_ema_grid and self._found.get(search.study):
-                self._had.append(lowest(self._found[search.study]))
+            if search.is_baseline and not search.is_ema_grid:
+                allowed = self._without_vetoed(self._found.get(search.study, ()))
+                if allowed:
+                    self._had.append(lowest(allowed))
 
     def _add_ema(self, measurer: Measurer) -> None:
         """The best average gets the name by which everybody knows it; a way leads from it to what was found."""

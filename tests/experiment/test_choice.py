@@ -229,10 +229,21 @@ def test_the_best_of_another_grid_is_something_that_the_user_had() -> None:
     """An epoch that nobody had to search for, so what is no better is no find."""
     epochs = Searched("small/Grid/0", [trial(0, 0.7), trial(1, 0.95), trial(2, 0.6)])
     choice = race(Measuring(), GRID_SEARCH, epochs, path([0.8, 0.9]))
-    assert [model.name for model in choice.had] == ["last checkpoint", "Grid, trial 1", "EMA*"]
+    assert [model.name for model in choice.had] == ["last checkpoint", "EMA*", "Grid, trial 1"]
     assert choice.answer.name == "Grid, trial 1"
     assert choice.found["small/Grid/0"].name == "Grid, trial 1", "one model"
     assert race(Measuring(), GRID_SEARCH, epochs, path([0.99])).answer.name == "LCSCGradient, trial 10"
+
+
+def test_a_judge_vetoes_an_epoch_of_a_grid_as_what_was_found() -> None:
+    measuring = Measuring()
+    measuring.reported = ReportedMetrics(judges=("fid",))
+    epochs = Searched(
+        "small/Grid/0", [trial(index, place, images=20_000) for index, place in enumerate((0.3, 0.95, 0.4))]
+    )
+    choice = race(measuring, epochs)
+    assert choice.answer.name == "Grid, trial 2", "the best of those that are not worse in the judge's eyes"
+    assert race(Measuring(), epochs).answer.name == "Grid, trial 1"
 
 
 @pytest.mark.parametrize("found", [[0.9], [0.9, 0.95], [0.9, 0.1]])
