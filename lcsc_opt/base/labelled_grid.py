@@ -22,7 +22,7 @@ LARGEST = 320  # pixels of a cell; larger images are made smaller
 FONT_SIZE = 15
 MARGIN = 8  # pixels around a label
 GAP = 3  # pixels of white between cells
-MOST_LINES = 4  # of a label
+MOST_LINES = 4  # of a label, and of the caption
 _ROWS = "lcsc_rows"  # the entry of the PNG
 
 
@@ -51,9 +51,8 @@ _BANDS = pydantic.TypeAdapter(tuple[GridBand, ...])
 def labelled_grid(rows: Sequence[GridRow], columns: Sequence[str], caption: str = "") -> bytes:
     """A PNG of at least one row of at least one image; ``columns`` are the titles of the columns.
 
-    The caption stands below, in as many lines as it takes.
-
-    What has neither one nor three channels is shown in grey, by the mean of its channels.
+    The caption stands below, in at most :data:`MOST_LINES` lines. What has neither one nor three channels is shown in
+    grey, by the mean of its channels.
     """
     font = ImageFont.load_default(FONT_SIZE)
     cells = [[_cell(image) for image in row.images] for row in rows]

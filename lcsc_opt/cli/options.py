@@ -76,7 +76,7 @@ def assignments(texts: Sequence[str]) -> dict[str, Any]:
         key, equals, value = text.partition("=")
         if not equals:
             raise typer.BadParameter(
-                f"{text}: expected KEY=VALUE; quotes keep words together, 'prompts=[a red fox, an owl]'"
+                f"{text}: expected KEY=VALUE; quotes keep words together, as 'prompts=[a red fox, an owl]'"
             )
         try:
             values[key] = parse_yaml(value)

@@ -126,10 +126,9 @@ class Race:
         for study, models in self._found.items():
             if models:
                 best[study] = self._best(models).model
-        ways = (
-            [] if any(way is answer for way in self._ways) else self._ways
-        )  # to the answer itself, of no use to anybody
-        found = [entrant for entrant in self._all_found if not any(entrant is way for way in ways)]
+        found = self._all_found
+        if not any(answer is way for way in self._ways):  # points on the way to what is handed out are of no use
+            found = [*itertools.chain.from_iterable(self._of_searches.values())]
         rivals = [entrant for entrant in self._without_vetoed(found) if entrant is not answer]
         equals = tuple(rival.model.name for rival in rivals if not gain(rival, answer).is_certain)
         return Choice(

@@ -56,7 +56,8 @@ def _about_refused(experiment: str, report: Report, choice: Choice) -> list[str]
     loss, *others = report.rows(found.model.name, report.answer)
     worse = [row for row in others if row.lost]
     if report.is_found:
-        is_refused = bool(worse) and loss.gain_interval is not None and loss.gain_interval[0] > 0
+        is_vetoed = any(row.metric in report.metrics.judges for row in worse)
+        is_refused = is_vetoed and loss.gain_interval is not None and loss.gain_interval[0] > 0
     else:  # the choice has measured it on more images
         is_refused = choice.gain is not None and choice.gain.is_certain
     if not is_refused:

@@ -295,18 +295,21 @@ class MetricSuite:
         and in benchmarks/lora.py it refused models whose every other distance had fallen to two thirds or less.
         """
         judges = [str(metric) for metric in self.loss.of_fdr if metric.extractor not in WITHOUT_NETWORK]
-        if self.cross_check_metric is not None and self._cross_check_decides:
+        if self._cross_check_refuses:
             judges.insert(0, str(self.cross_check_metric))
         return judges
 
     @property
-    def _cross_check_decides(self) -> bool:
+    def _cross_check_refuses(self) -> bool:
+        """Whether there is a cross-check that no answer may be worse in."""
         metric = self.cross_check_metric
         if metric is None:
             return False
-        looks_at = {term.extractor in WITHOUT_NETWORK for term in self.loss.of_fdr}
-        knows_content: bool = getattr(self.references[metric.extractor].extractor, "knows_content", True)
-        return knows_content or looks_at != {True, False}
+        if getattr(self.references[metric.extractor].extractor, "knows_content", True):
+            return True
+        looks_at_pixels = any(term.extractor in WITHOUT_NETWORK for term in self.loss.of_fdr)
+        looks_at_network = any(term.extractor not in WITHOUT_NETWORK for term in self.loss.of_fdr)
+        return not (looks_at_pixels and looks_at_network)
 
     @property
     def cross_check_text(self) -> str | None:
@@ -316,7 +319,7 @@ class MetricSuite:
             return None
         extractor = self.references[metric.extractor].extractor
         network = getattr(extractor, "in_words", "features that the loss does not use")
-        if self._cross_check_decides:
+        if self._cross_check_refuses:
             return f"{metric}: {network}; what is certainly worse there is not the answer"
         return f"{metric}: {network}; it warns, and refuses nothing, since the loss looks at pixels, too"
 

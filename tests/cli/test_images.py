@@ -141,7 +141,7 @@ def test_a_grid_has_readable_labels_beside_rows_of_one_size_and_says_where_they_
     assert bands_of(b"\x89PNG\r\n\x1a\n" + content[8:]) == bands_of(content)
     with_caption = Image.open(io.BytesIO(labelled_grid([GridRow("b", images)], ["x", "y"], "by a sampler " * 20)))
     without = Image.open(io.BytesIO(labelled_grid([GridRow("b", images)], ["x", "y"])))
-    assert with_caption.height > without.height + 30, "in as many lines as it takes"
+    assert with_caption.height > without.height + 30, "in several lines"
     assert np.asarray(with_caption.convert("L"))[without.height :].min() < 100
     plain = io.BytesIO()
     picture.convert("L").save(plain, format="PNG")
