@@ -191,17 +191,21 @@ def lora_flavour(names: Iterable[str]) -> Flavour | None:
 
 
 def in_one_form(names: Iterable[str]) -> dict[str, str]:
-    """New names of factors, where a LoRA has two forms of names for one component; else empty.
+    """New names of the factors that ``load_lora_weights`` would skip; mostly none.
 
-    diffusers' scripts write such files where layers beside the attention are adapted: ``….to_q.lora.down.weight`` and
-    ``….conv1.lora_A.weight``. ``load_lora_weights`` then takes those in the form ``lora_A`` alone.
+    diffusers' scripts write two forms of names where layers beside the attention are adapted:
+    ``….to_q.lora.down.weight`` and ``….conv_in.lora_A.weight``. The first tensor of a component, in the alphabetical
+    order of safetensors, decides which of them are loaded: all, or those in the form ``lora_A`` alone.
     """
     (new_down, new_up), (old_down, old_up) = LORA_FACTORS[:2]
-    names = list(names)
-    components = {name.partition(".")[0] for name in names if name.endswith(new_down)}
+    of_component: dict[str, list[str]] = {}
+    for name in sorted(names):
+        of_component.setdefault(name.partition(".")[0], []).append(name)
     renamed = {}
-    for name in names:
-        if name.partition(".")[0] in components:
+    for of_one in of_component.values():
+        if not of_one[0].endswith((new_down, new_up)):
+            continue
+        for name in of_one:
             if name.endswith(old_down):
                 renamed[name] = name.removesuffix(old_down) + new_down
             elif name.endswith(old_up):
