@@ -92,3 +92,10 @@ def test_numbers_that_are_not_finite_are_null_in_json(capsys: pytest.CaptureFixt
 
     printed = json.loads(capsys.readouterr().out, parse_constant=refuse)
     assert printed == {"metrics": {"fid": None, "kid": 0.5}, "losses": [[1.0, None], None]}
+
+
+def test_lines_of_a_table_in_a_file_end_where_their_text_ends(capsys: pytest.CaptureFixture[str]) -> None:
+    print_table(Table(("name", "value"), [("a", "x" * 300), ("b", "y")], text=2))
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 3
+    assert all(line == line.rstrip() for line in lines)

@@ -377,3 +377,11 @@ def test_what_a_grid_found_says_which_checkpoint_it_is() -> None:
         "Grid, trial 1 (step 1)",
         "Grid, trial 0 (step 2)",
     ]
+
+
+def test_points_on_the_way_to_the_answer_are_no_equals_of_it() -> None:
+    """They differ from it by less than the error, and nobody can do anything with that."""
+    measuring = Measuring(lambda place: 0.5 if place > 0.2 else 0.0)
+    choice = race(measuring, GRID_SEARCH, path([0.9, 0.95], images=20_000))
+    assert " of the way " not in choice.answer.name
+    assert not [name for name in choice.equals if " of the way " in name]

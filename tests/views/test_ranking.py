@@ -279,3 +279,12 @@ def test_of_a_score_higher_is_better_and_negative_values_have_no_share() -> None
     assert line.endswith("with score 0.9: 50 % above the best model you had, the last checkpoint, with 0.6.")
     line = answer_line(report_of({"digits/LCSC/0": measured(-1.0)}, measured(2.0, name=LAST_CHECKPOINT)))
     assert line.endswith("with loss -1: against the best model you had, the last checkpoint, with 2.")
+
+
+def test_that_few_real_images_were_searched_is_said_where_none_are_held_out() -> None:
+    few = ReportedMetrics(few_real_images=300)
+    found = {"digits/LCSC/1": measured(0.1, fid=10.0, trial=38)}
+    last = measured(0.3, fid=20.0, name=LAST_CHECKPOINT)
+    assert "fid 10 to 300 real images that the search saw, too: " in answer_line(report_of(found, last, metrics=few))
+    held_out = {"digits/LCSC/1": model(0.1, 10.0, 18.0, trial=38)}
+    assert "saw, too" not in answer_line(report_of(held_out, model(0.3, 20.0, 25.0, name=LAST_CHECKPOINT), metrics=few))
