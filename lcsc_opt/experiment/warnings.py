@@ -21,7 +21,8 @@ _SINGLE_OUTCOMES = (
     "compared item by item"
 )
 _MORE_IMAGES = "With at least 100 images in held_out the error would be known"
-_SINGLE_IMAGE_METRICS = ("precision", "near", "hinge")  # the metrics that keep: precision guards
+_GUARDED_BY = {"precision": "precision", "near": "precision", "hinge": "precision", "reward": "reward"}
+"""A metric that got worse → what ``keep`` has to name, so that it does not."""
 
 
 def warnings_of(
@@ -111,8 +112,10 @@ def _about_answer(report: Report, yardstick: Yardstick | None) -> Iterator[str]:
     costs = report.costs(report.answer, against)
     if costs:
         line = f"the answer has a cost, compared with {best_had}: {_changes(costs)}. {_COMPARE_IMAGES}"
-        can_be_kept = any(row.metric.partition("@")[0] in _SINGLE_IMAGE_METRICS for row in costs)
-        yield f"{line}, or search with keep: precision" if can_be_kept and bounded is None else line
+        guards = [_GUARDED_BY[formula] for row in costs if (formula := row.metric.partition("@")[0]) in _GUARDED_BY]
+        if guards and bounded is None:
+            line += f", or search with keep: {guards[0]}"
+        yield line
     unconfirmed = [row for row in others if row.is_judge and not row.lost and row.gain is not None and row.gain <= 0]
     if unconfirmed:
         yield (

@@ -256,8 +256,16 @@ class FeatureMetrics:
         if formula == "precision":  # whose samples count as 0 or 1
             share = self.compute(formula)
             return math.sqrt(share * (1 - share))
+        if formula == "reward":
+            return self._deviation_of_feature()
         with torch.no_grad():
             return float(EACH[formula](self._samples(self._all_rows()), self.reference).cpu().double().std())
+
+    def _deviation_of_feature(self) -> float:
+        """The standard deviation, over samples, of the only feature."""
+        if not self._moments.count:
+            return float(self._all_rows()[:, 0].std(dtype=np.float64, ddof=1))
+        return math.sqrt(float(self._moments.covariance[0, 0]))
 
     def _samples(self, rows: Features, fewest: int = 1, fewest_real: int = NEIGHBOURHOOD + 1) -> Tensor:
         """The features ``[n, D]`` on the device where distances are computed, for metrics that compare with real ones.

@@ -36,6 +36,9 @@ from lcsc_opt.metrics.names import (
 LEAST_UNIT = 1e-8  # of the largest unit of fdr; a unit is what the yardstick measured, and divides a metric
 PENALTY = 10.0  # times the loss of the yardstick, for a value that is twice the bound
 
+_BOUNDS = {"precision": (0.0, 1.0), REWARD: (-math.inf, sys.float_info.max)}
+"""A kept metric → what its bound is above, and at most; of others any positive number is one."""
+
 LossSetting = str | Mapping[str, float | Sequence[str]]
 """A metric or ``fdr``, these → their weights in a sum, or ``{fdr: [representations]}``."""
 
@@ -61,7 +64,7 @@ class Constraint:
         A loss may be negative, where higher metrics are better. A guide that is zero cannot get better, as ``hinge``
         where all samples are precise; then it is the loss itself.
         """
-        return abs(self.loss) / (self.guide or 1.0)
+        return abs(self.loss) / (abs(self.guide) or 1.0)
 
     def violation(self, value: float, images: int) -> float:
         """By how many standard errors, for this many images, ``value`` is worse than the bound; negative if better.
@@ -78,7 +81,7 @@ class Constraint:
         """What is added to the loss: in proportion to the excess, relative to the bound unless that is zero."""
         bound = self.yardstick.bound
         excess = max(0.0, self.yardstick.sign * (value - bound))
-        return PENALTY * abs(self.loss) * excess / (bound or 1.0)
+        return PENALTY * abs(self.loss) * excess / (abs(bound) or 1.0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -141,8 +144,8 @@ class Loss:
         name = next(iter(bounds), "")  # an empty mapping is refused below, as one of several metrics is
         bound = bounds.get(name)
         formula = name.partition("@")[0]
-        largest = 1.0 if formula == "precision" else sys.float_info.max
-        is_in_range = bound is None or 0 < bound <= largest
+        lowest, highest = _BOUNDS.get(formula, (0.0, sys.float_info.max))
+        is_in_range = bound is None or lowest < bound <= highest
         if len(bounds) != 1 or formula not in KEPT or not is_in_range:
             raise MetricError(
                 f"keep: {keep!r} cannot be kept; known: {', '.join(KEPT)}, each optionally with @extractor; or a "

@@ -69,7 +69,7 @@ BIASED: frozenset[Formula] = frozenset({"fid", TONES, *TO_SHRUNK.values()})
 
 OF_LOSS_FEATURES = ("precision", "recall", "near", "hinge", "fid_held_out")
 """Without ``@extractor``, these are in the features of the loss."""
-KEPT = ("precision", "near", "hinge")  # of single images
+KEPT = ("precision", "near", "hinge", REWARD)  # of single images
 Kept = str | Mapping[str, float]
 """A metric that is kept; or a metric → its bound."""
 

@@ -15,6 +15,7 @@ from lcsc_opt.base.jackknife import half_width
 from lcsc_opt.base.study_spec import GRIDS
 from lcsc_opt.database.history import Floats, Standing, as_known
 from lcsc_opt.database.measurement import Measurement, Model
+from lcsc_opt.database.metric_rows import MetricRow
 from lcsc_opt.database.names import label
 from lcsc_opt.database.report import Report
 from lcsc_opt.views import UNKNOWN, loss_title, number, signed
@@ -49,11 +50,20 @@ def spread_text(spread: Spread | None) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class Difference:
-    """Held-out loss minus that of the best optimizer, with an interval over seeds, if there is more than one."""
+    """Held-out loss minus that of the best optimizer, with its 95 % interval.
+
+    Attributes:
+        mean: of the seeds.
+        low: the lower end of the interval: over seeds, if there are several; else over images, for the one model of
+            each; ``None`` if that is not known.
+        high: its upper end.
+        seeds: how many seeds the interval is over; 1 is one over images.
+    """
 
     mean: float
     low: float | None = None
     high: float | None = None
+    seeds: int = 1
 
     @classmethod
     def of(cls, losses: Mapping[int, float], best: Mapping[int, float]) -> Difference:
@@ -70,7 +80,17 @@ class Difference:
         else:
             samples = [np.array(list(losses.values())), -np.array(list(best.values()))]
         low, high = _mean_interval(samples)
-        return cls(mean, low, high)
+        return cls(mean, low, high, min(len(losses), len(best)))
+
+    @classmethod
+    def of_models(cls, row: MetricRow) -> Difference | None:
+        """Of two models on the same images, by the gain of one over the other; ``None`` without one."""
+        if row.gain is None:
+            return None
+        if row.gain_interval is None:
+            return cls(-row.gain)
+        low, high = row.gain_interval
+        return cls(-row.gain, -high, -low)
 
     def shown(self, sign: int) -> Difference:
         """The difference between maximized scores where ``sign`` is −1, else itself; low and high change places."""
@@ -78,18 +98,19 @@ class Difference:
             return self
         low = as_known(self.high, sign)
         high = as_known(self.low, sign)
-        return Difference(-self.mean, low, high)
+        return Difference(-self.mean, low, high, self.seeds)
 
     @property
     def verdict(self) -> str:
         """The difference in words."""
         if self.low is None or self.high is None:
             return "one seed: no interval"
+        verdict = "not distinguishable"
         if self.low > 0:
-            return "worse"
-        if self.high < 0:
-            return "better"
-        return "not distinguishable"
+            verdict = "worse"
+        elif self.high < 0:
+            verdict = "better"
+        return verdict if self.seeds > 1 else f"{verdict}, one seed"
 
     @property
     def text(self) -> str:
@@ -306,6 +327,9 @@ def _judged(row: Row, best: Row | None) -> Row:
     if row is best:  # which need not be the answer
         return dataclasses.replace(row, verdict="lowest loss" if sign > 0 else "highest score")
     difference = Difference.of(_losses_beside(row, best), _losses_beside(best, row))
+    if difference.low is None and row.only_model is not None and best.only_model is not None and row.report is not None:
+        loss, *_ = row.report.rows(row.only_model.name, best.only_model.name)
+        difference = Difference.of_models(loss) or difference
     return dataclasses.replace(row, verdict=difference.verdict, difference=difference.shown(sign))
 
 

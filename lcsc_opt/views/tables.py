@@ -75,6 +75,8 @@ def ranking_table(rows: Sequence[Row], title: str = "") -> Table:
     columns = dict(RANKING)
     if not any(row.held_out_images for row in rows):
         del columns["on images"]
+    if all(row.below_ema is None for row in rows):  # of losses around zero, a share of one means nothing
+        del columns["against EMA*"]
     texts = [[text_of(row) for text_of in columns.values()] for row in rows]
     marked = 0 if rows[0].verdict == ANSWER else None
     return Table(tuple(columns), texts, title, optional=_OPTIONAL, marked=marked)

@@ -8,8 +8,10 @@ from typing import Any
 import pytest
 import torch
 
+from lcsc_opt.base.errors import MetricError
 from lcsc_opt.base.records import Yardstick
 from lcsc_opt.metrics import MetricSuite, Reference
+from lcsc_opt.metrics.extractors.rewards import Reward
 from lcsc_opt.metrics.image_metrics import ImageMetrics
 from lcsc_opt.metrics.loss import PENALTY, Loss
 from tests.metrics.examples import Pixels, differences, fill, image_metrics, suite
@@ -114,3 +116,46 @@ def test_gradient_is_that_of_the_loss_with_its_penalty_or_with_the_weight_that_i
 
     gradient = seen(made, images, bounded).gradients(keep_weight)["inception"].reshape(12, 1, 2, 2)
     assert gradient == pytest.approx(differences(value, images.numpy(), 1e-6), rel=1e-4, abs=1e-7)
+
+
+def rewarded(keep: Any = "reward", zero: float = 0.0) -> MetricSuite:
+    """Scores with a reward, the mean brightness of an image less its ``zero``."""
+    references = {
+        "inception": Reference.of_images(FourPixels(), drawn(60, seed=0)),
+        "reward": Reference(Reward("reward", lambda batch: batch.mean(dim=(1, 2, 3)) - zero)),
+    }
+    return suite(references, keep=keep)
+
+
+@pytest.mark.parametrize("with_gradient", [False, True])
+@pytest.mark.parametrize("zero", [-2.0, 2.0])
+def test_a_reward_of_either_sign_may_not_fall(zero: float, with_gradient: bool) -> None:
+    made, images = rewarded(zero=zero), drawn(50, seed=1).clamp(-0.7, 0.99)  # rewards see clipped images
+    plain, measured = fill(image_metrics(made, 50, gradient=with_gradient), images).compute()
+    rewards = images.mean(dim=(1, 2, 3)) - zero
+    found = made.loss.yardstick(measured, 50)
+    assert (found.kept, found.sign, found.bound) == ("reward", -1, pytest.approx(float(rewards.mean())))
+    assert found.deviation == pytest.approx(float(rewards.std()))
+    assert seen(made, images, found).compute()[0] == pytest.approx(plain, rel=1e-12), "it is within its own bound"
+    excess = 0.25
+    darker = seen(made, images - excess, found)
+    expected = PENALTY * plain * excess / abs(found.bound)
+    loss, metrics = darker.compute()
+    assert loss == pytest.approx(metrics["fid"] + expected)
+    assert darker.violation() == pytest.approx(excess / (found.deviation / 50**0.5))
+    of_one_image = seen(made, images - excess, found).gradients(0.7)["reward"]
+    assert of_one_image == pytest.approx(-0.7 * plain / abs(found.bound) / 50), "the reward is to rise"
+
+
+@pytest.mark.parametrize(("bound", "is_one"), [(-3.0, True), (0.0, True), (0.8, True), (float("nan"), False)])
+def test_any_number_bounds_a_reward(bound: float, is_one: bool) -> None:
+    if is_one:
+        assert Loss.parse("fid", {"reward": bound}).bound == bound
+    else:
+        with pytest.raises(MetricError, match="cannot be kept"):
+            Loss.parse("fid", {"reward": bound})
+
+
+def test_a_reward_that_is_kept_needs_its_function() -> None:
+    with pytest.raises(MetricError, match="give reward: module:function"):
+        suite({"inception": Reference.of_images(FourPixels(), drawn(60, seed=0))}, keep="reward")

@@ -9,12 +9,12 @@ import pytest
 import scipy.stats
 
 from lcsc_opt.base.jackknife import GROUPS
-from lcsc_opt.base.records import TRAINER_EMA, ReportedMetrics
+from lcsc_opt.base.records import STANDARD_ERROR, TRAINER_EMA, ReportedMetrics
 from lcsc_opt.database.names import EMA, LAST_CHECKPOINT
 from lcsc_opt.views import number
 from lcsc_opt.views.answer import answer_line, headline
 from lcsc_opt.views.ranking import ANSWER, Difference, ranking
-from lcsc_opt.views.tables import report_tables, studies_table, study_row
+from lcsc_opt.views.tables import ranking_table, report_tables, studies_table, study_row
 from tests.history_examples import history, in_one_report, measured, report_of, reported
 
 # difference
@@ -30,7 +30,7 @@ def test_intervals_are_students_and_welchs(one: int, two: int) -> None:
     found = Difference.of(dict(enumerate(first)), dict.fromkeys(range(one), 1.5))
     expected = scipy.stats.ttest_1samp(first - 1.5, 0).confidence_interval()
     assert (found.low, found.high) == pytest.approx(tuple(expected), rel=1e-9)
-    assert Difference.of({0: 3.5, 1: 3.5}, {0: 1.0, 1: 1.0}) == Difference(2.5, 2.5, 2.5)
+    assert Difference.of({0: 3.5, 1: 3.5}, {0: 1.0, 1: 1.0}) == Difference(2.5, 2.5, 2.5, seeds=2)
     for losses in ({0: 3.0}, {0: 3.0, 1: 3.0}):  # of one seed there is no interval
         assert Difference.of(losses, {0: 1.0}) == Difference(2.0)
 
@@ -74,6 +74,31 @@ def test_the_best_held_out_optimizer_is_first_and_others_are_judged_against_it()
     assert [(row.held_out, row.below_ema) for row in rows] == [(None, None)] * 2
 
 
+@pytest.mark.parametrize("sign", [1, -1])
+@pytest.mark.parametrize(
+    ("other", "verdict"),
+    [(5.0, "worse, one seed"), (3.1, "not distinguishable, one seed"), (None, "one seed: no interval")],
+)
+def test_two_models_of_one_seed_each_are_compared_over_their_images(
+    other: float | None, verdict: str, sign: int
+) -> None:
+    """No interval over seeds exists, but the report has one over images, which the same line has elsewhere."""
+    error = {} if other is None else {f"loss{STANDARD_ERROR}": 0.3}
+    studies = [
+        dataclasses.replace(history([loss], optimizer=name), report=report_of({study: measured(loss, **error)}))
+        for name, loss in (("LCSC", 3.0), ("CMA", other or 5.0))
+        for study in [f"digits/{name}/0"]
+    ]
+    studies = [dataclasses.replace(study, sign=sign) for study in in_one_report(studies, sign=sign)]
+    _, row = ranking(studies)
+    assert (row.label, row.verdict) == ("CMA", verdict)
+    if other is not None:
+        width = 1.96 * 0.3 * 2**0.5
+        assert row.difference is not None
+        ends = sorted(sign * (other - 3.0 + end) for end in (-width, width))
+        assert [row.difference.low, row.difference.high] == pytest.approx(ends, rel=1e-3)
+
+
 def test_a_sum_from_which_a_reward_is_subtracted_has_no_shares() -> None:
     """At the yardstick it is nearly zero, so that −4,900 % would stand beside a gain."""
     studies = [
@@ -81,9 +106,13 @@ def test_a_sum_from_which_a_reward_is_subtracted_has_no_shares() -> None:
         history([5.0], optimizer="LCSC", held_out=-1.1),
         history([5.0], optimizer="CMA", held_out=0.01),
     ]
-    assert [row.below_ema for row in ranking(in_one_report(studies))] == [None] * 3
+    rows = ranking(in_one_report(studies))
+    assert [row.below_ema for row in rows] == [None] * 3
+    assert "against EMA*" not in ranking_table(rows).header, "a column without a number"
     without_loss = [history([9.0], optimizer="EMAGrid", held_out=2.0), history([5.0], optimizer="LCSC", held_out=0.0)]
-    assert {row.below_ema for row in ranking(in_one_report(without_loss))} == {-1.0, 0.0}, "zero has a share"
+    rows = ranking(in_one_report(without_loss))
+    assert {row.below_ema for row in rows} == {-1.0, 0.0}, "zero has a share"
+    assert "against EMA*" in ranking_table(rows).header
 
 
 @pytest.mark.parametrize(("of_means", "searched"), [([2.0, 4.0], (3.0, pytest.approx(2**0.5))), ([2.0, None], None)])
