@@ -49,8 +49,8 @@ def test_the_commands_of_the_page_look_at_epochs_and_choose_one(place: Path, typ
     order = ("images", "run", "compare", "report", "images", "export")
     assert [words[:2] for words in lines] == [["lcsc", name] for name in order]
     said = [typed(*words[1:]).out for words in lines]
-    assert re.search(r"Grid, trial \d \((step \d+|last checkpoint)\)|best of the grid \(", said[2]), (
-        "the epoch is named"
+    assert re.search(r"Grid, trial \d \((step \d+, hat-\d+|last checkpoint)\)|best of the grid \(", said[2]), (
+        "the epoch is named, and its file"
     )
     epochs, with_answer = (
         [row.title for row in bands_of((place / name).read_bytes())]

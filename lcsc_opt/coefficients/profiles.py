@@ -159,7 +159,7 @@ def strength_of(coefficients: Coefficients) -> float:
     return float(np.square(1.0 - coefficients[..., 0]).mean())
 
 
-def average_name(coefficients: Coefficients, steps: Sequence[int]) -> str | None:
+def average_name(coefficients: Coefficients, steps: Sequence[int], names: Sequence[str] = ()) -> str | None:
     """What people call coefficients that a baseline asks, such as ``EMA 0.9995`` or ``average of the last 10``.
 
     ``None`` for others, also for ``[S, K]``, and for the ``[K + 1]`` of :func:`trainer_ema`.
@@ -167,34 +167,39 @@ def average_name(coefficients: Coefficients, steps: Sequence[int]) -> str | None
     Args:
         coefficients: ``[K]``, sum to one.
         steps: ``[K]`` training steps of the checkpoints.
+        names: ``[K]`` what people call each checkpoint; by default ``step 300``.
     """
+    names = names or [f"step {step}" for step in steps]
     if coefficients.shape != (len(steps),) or len(steps) < 2:
         return None
     if _begins_untrained(steps) and coefficients[0] == 0:
-        return average_name(coefficients[1:], steps[1:])
+        return average_name(coefficients[1:], steps[1:], names[1:])
     is_used = np.abs(coefficients) > _COARSE
     count_used = int(np.count_nonzero(is_used))
     if np.allclose(coefficients, is_used / count_used, atol=_COARSE):
         if count_used == 1 and is_used[-1]:
             return "last checkpoint"
         if count_used == 1:
-            return f"step {steps[int(is_used.argmax())]}"
+            return names[int(is_used.argmax())]
         if count_used == len(steps):
             return f"average of all {count_used}"
         if is_used[-count_used:].all():
             return f"average of the last {count_used}"
-        return _strength_name(coefficients, steps) or f"average of {count_used}"
-    names = (_ema_name, _power_ema_name, _strength_name)
-    name = next(filter(None, (name_of(coefficients, steps) for name_of in names)), None)
-    return name or _extrapolated_name(coefficients, count_used)
+        return _strength_name(coefficients, steps, names) or f"average of {count_used}"
+    return (
+        _ema_name(coefficients, steps)
+        or _power_ema_name(coefficients, steps)
+        or _strength_name(coefficients, steps, names)
+        or _extrapolated_name(coefficients, count_used)
+    )
 
 
-def _strength_name(coefficients: Coefficients, steps: Sequence[int]) -> str | None:
+def _strength_name(coefficients: Coefficients, steps: Sequence[int], names: Sequence[str]) -> str | None:
     """``step 300, strength 0.75``, of :func:`strength_coefficients`; ``None`` for coefficients that are none."""
     used = np.flatnonzero(np.abs(coefficients) > _COARSE)
     if steps[0] != 0 or len(used) != 2 or used[0] != 0 or coefficients[used[1]] < 0:
         return None
-    return f"step {steps[used[1]]}, strength {coefficients[used[1]] ** 2:.4g}"
+    return f"{names[used[1]]}, strength {coefficients[used[1]] ** 2:.4g}"
 
 
 def _ema_name(coefficients: Coefficients, steps: Sequence[int]) -> str | None:

@@ -18,7 +18,7 @@ from lcsc_opt.base.records import SEARCH, SELECTION, Noise
 from lcsc_opt.database.measurement import Measurement, Model
 from lcsc_opt.database.names import EMA
 from lcsc_opt.experiment.answer import LOSS, WAY, Gain, best_of, choose, gain, is_vetoed, lowest, on_the_way
-from lcsc_opt.experiment.finalists import Searched
+from lcsc_opt.experiment.finalists import AverageName, Searched
 from lcsc_opt.experiment.measuring import Measurer
 
 ENOUGH_IMAGES = 500  # of each model in the first round: where they cost too much, fewer models are in it
@@ -74,7 +74,7 @@ class Race:
         trained: models that the trainer has made.
         measurer: of the report.
         top: how many trials of each search are in it.
-        steps: of the checkpoints.
+        average_name: what people call the coefficients of a baseline.
     """
 
     def __init__(
@@ -84,13 +84,13 @@ class Race:
         measurer: Measurer,
         *,
         top: int,
-        steps: Sequence[int],
+        average_name: AverageName,
     ) -> None:
         self._searches = searches
         self._trained = trained
         self._measurer = measurer
         self._top = top
-        self._steps = steps
+        self._average_name = average_name
         self._judges = measurer.reported.judges
         self._had: list[Measurement] = []
         self._found: dict[str, list[Measurement]] = {}  # study → what is still in the race
@@ -262,7 +262,7 @@ class Race:
         for search in self._searches:
             path = search.path_models(top)
             self._path += [model.name for model in path]
-            finalists[search.study] = path or search.best_models(top, self._steps)
+            finalists[search.study] = path or search.best_models(top, self._average_name)
         return finalists
 
     def _add_baselines(self) -> None:

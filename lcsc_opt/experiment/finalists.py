@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from optuna.trial import FrozenTrial
 
+from lcsc_opt.base.records import Coefficients
 from lcsc_opt.base.study_spec import EMA_GRID
-from lcsc_opt.coefficients.profiles import average_name
 from lcsc_opt.database.arrays import coefficients_of, has_coefficients
 from lcsc_opt.database.measurement import Model
 from lcsc_opt.database.names import BASELINES, split_name
 from lcsc_opt.database.states import SUCCEEDED, compared_trials
+
+AverageName = Callable[[Coefficients], str | None]
+"""What people call the coefficients of a baseline."""
 
 LATE = {"the last half": 1 / 2, "the last third": 1 / 3}  # of the steps
 FEWEST_ITERATES = 8  # in a mean
@@ -64,7 +67,7 @@ class Searched:
         """Of the trials that compare; infinite without one."""
         return min((trial.value for trial in compared_trials(self.trials) if trial.value is not None), default=math.inf)
 
-    def best_models(self, count: int, steps: Sequence[int]) -> list[Model]:
+    def best_models(self, count: int, average_name: AverageName) -> list[Model]:
         """The models of the best trials, the best first; only comparable ones, and the same model once."""
         distinct: dict[str, Model] = {}
         best_first = sorted(compared_trials(self.trials), key=lambda trial: (trial.value, trial.number))
@@ -73,7 +76,7 @@ class Searched:
                 break
             title = None
             if self.is_baseline:
-                title = average_name(coefficients_of(trial), steps)
+                title = average_name(coefficients_of(trial))
             model = self._model_of(trial, title)
             distinct.setdefault(model.key, model)
         return list(distinct.values())

@@ -82,7 +82,7 @@ def look_at_experiment(database: Database, name: str, models: Sequence[str] = ()
             chosen = Chosen.of(storage, name if named == OF_EXPERIMENT[2] else named)
             shown.append(Shown(chosen.model.title, chosen.model.coefficients, chosen.rows))
         else:
-            shown += named_shown([named], objective.steps)
+            shown += named_shown([named], objective)
     return Looked(name, objective, each_once(shown))
 
 
@@ -150,7 +150,7 @@ def sampling_spec(text: str) -> tuple[str, ObjectiveSpec, list[str]]:
 
 def _of_checkpoints(objective: Objective, models: Sequence[str]) -> list[Shown]:
     if models:
-        return each_once(named_shown(models, objective.steps))
+        return each_once(named_shown(models, objective))
     return _checkpoints(objective)
 
 

@@ -58,7 +58,7 @@ def make_report(
     trained = trained_models(experiment, objective)
     measurer = Measurer(experiment, objective, evaluate, images=plan.images, role=CHOICE)
     top = math.ceil(plan.top / len(with_result))  # of each search
-    choice = Race(with_result, trained, measurer, top=top, steps=objective.steps).run(experiment.name)
+    choice = Race(with_result, trained, measurer, top=top, average_name=objective.average_name).run(experiment.name)
     models = choice.models
     measurer = measurer.with_role(REPORT)
     with progress(f"{experiment.name}: report", len(models) * (len(noises) + len(samplers[1:]))) as measurer.advance:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -15,7 +14,6 @@ from lcsc_opt.base.progress import progress
 from lcsc_opt.base.records import HELD_OUT, Coefficients
 from lcsc_opt.base.study_spec import Rule
 from lcsc_opt.checkpoints.lora import lora_flavour
-from lcsc_opt.coefficients.profiles import average_name
 from lcsc_opt.database.measurement import Model
 from lcsc_opt.database.report import Report
 from lcsc_opt.database.states import Attributes
@@ -46,31 +44,15 @@ class Shown(NamedTuple):
     rows: Rule | None = None
 
 
-def checkpoints_shown(
-    steps: Sequence[int], most: int = MOST_CHECKPOINTS, *, sources: Sequence[str] = ()
-) -> list[Shown]:
+def checkpoints_of(objective: Objective, most: int = MOST_CHECKPOINTS) -> list[Shown]:
     """Each checkpoint alone; of more than ``most`` evenly spaced ones, among them the first and the last.
 
-    Args:
-        steps: ``[K]``.
-        most: how many.
-        sources: ``[K]`` files; one whose step is not in its name, as an epoch of kohya's, is named, too.
+    Above LoRAs stands the base model, so that people see that they are loaded.
     """
-    indices = np.unique(np.linspace(0, len(steps) - 1, min(most, len(steps))).round().astype(int))
-    shown = []
-    for index in indices:
-        title = f"step {steps[index]}"
-        source = Path(sources[index]) if sources and sources[index] else None
-        if source is not None and str(steps[index]) not in f"{source.parent.name}/{source.name}":
-            title += f", {source.stem}"
-        shown.append(Shown(title, np.eye(len(steps))[index]))
-    return shown
-
-
-def checkpoints_of(objective: Objective, most: int = MOST_CHECKPOINTS) -> list[Shown]:
-    """An objective's checkpoints; above LoRAs the base model, so that people see that they are loaded."""
-    sources = objective.trajectory.sources if objective.trajectory is not None else ()
-    return [*base_shown(objective), *checkpoints_shown(objective.steps, most, sources=sources)]
+    names = objective.checkpoint_names
+    alone = np.eye(len(names))
+    indices = np.unique(np.linspace(0, len(names) - 1, min(most, len(names))).round().astype(int))
+    return [*base_shown(objective), *(Shown(names[index], alone[index]) for index in indices)]
 
 
 def base_shown(objective: Objective) -> list[Shown]:
@@ -84,8 +66,8 @@ def base_shown(objective: Objective) -> list[Shown]:
     return [Shown("base, no LoRA", coefficients)]
 
 
-def named_shown(names: Iterable[str], steps: Sequence[int]) -> list[Shown]:
-    """Models by name: ``checkpoints`` for all of them, or an average as ``lcsc apply`` names it.
+def named_shown(names: Iterable[str], objective: Objective) -> list[Shown]:
+    """Models by name: ``checkpoints`` for an objective's own, or an average of them as ``lcsc apply`` names it.
 
     Raises:
         StudySpecError: a name is none of these.
@@ -93,10 +75,10 @@ def named_shown(names: Iterable[str], steps: Sequence[int]) -> list[Shown]:
     shown: list[Shown] = []
     for name in names:
         if name == OF_EXPERIMENT[0]:
-            shown += checkpoints_shown(steps)
+            shown += checkpoints_of(objective)
         else:
-            coefficients = average_coefficients(name, steps)
-            shown.append(Shown(average_name(coefficients, steps) or name, coefficients))
+            coefficients = average_coefficients(name, objective.steps)
+            shown.append(Shown(objective.average_name(coefficients) or name, coefficients))
     return shown
 
 

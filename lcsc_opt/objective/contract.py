@@ -52,7 +52,7 @@ from lcsc_opt.base.records import (
 from lcsc_opt.base.settings import excerpt
 from lcsc_opt.base.study_spec import Rule
 from lcsc_opt.coefficients.layer_groups import LayerGroups
-from lcsc_opt.coefficients.profiles import check_coefficients, check_steps
+from lcsc_opt.coefficients.profiles import average_name, check_coefficients, check_steps
 from lcsc_opt.objective.key import Key
 
 if TYPE_CHECKING:  # torch is imported by objectives that need it
@@ -143,6 +143,17 @@ class Objective(abc.ABC):
         if self.trajectory is None:
             raise ObjectiveError(f"{type(self).__name__} defines neither steps nor a trajectory that has them")
         return self.trajectory.steps
+
+    @property
+    def checkpoint_names(self) -> list[str]:
+        """``[K]`` what people call each checkpoint: ``step 300``, and its file where that does not name the step."""
+        if self.trajectory is None:
+            return [f"step {step}" for step in self.steps]
+        return self.trajectory.checkpoint_names
+
+    def average_name(self, coefficients: Coefficients) -> str | None:
+        """What people call coefficients that a baseline asks; ``None`` for others."""
+        return average_name(coefficients, self.steps, self.checkpoint_names)
 
     @abc.abstractmethod
     def evaluate(self, candidate: Candidate) -> Evaluation:

@@ -102,6 +102,17 @@ class Trajectory:
         columns = ColumnsInMemory.mapped(self._rows, manifest.layout.segments(self.varying))
         self._merger = Merger(columns, self._rows, manifest)
 
+    @property
+    def checkpoint_names(self) -> list[str]:
+        """``[K]``: ``step 300``, and the file where its name does not tell the step, as of kohya's epochs."""
+        names = []
+        for step, source in zip(self.steps, map(Path, self.sources), strict=True):
+            name = f"step {step}"
+            if source.name and str(step) not in f"{source.parent.name}/{source.name}":
+                name += f", {source.stem}"
+            names.append(name)
+        return names
+
     @classmethod
     def holding(cls, path: Path, checkpoints: KnownCheckpoints) -> Trajectory | None:
         """The checkpoints of a study out of those at ``path``; ``None`` if one is missing or has other weights."""

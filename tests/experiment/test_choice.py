@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import functools
 import re
 from collections.abc import Callable, Iterable, Sequence
 from types import SimpleNamespace
@@ -16,6 +17,7 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from lcsc_opt.base.jackknife import GROUPS
 from lcsc_opt.base.records import SEARCH, Evaluation, Noise, ReportedMetrics
+from lcsc_opt.coefficients.profiles import average_name
 from lcsc_opt.database.arrays import coefficients_of, stored_array
 from lcsc_opt.database.measurement import Measurement, Model
 from lcsc_opt.experiment.choice import FEWEST_IMAGES, MOST_IMAGES, SHARE_OF_SEARCH, Race
@@ -23,6 +25,7 @@ from lcsc_opt.experiment.finalists import Searched
 from tests.commands import become_a_terminal
 
 STEPS = (1, 2, 3)
+NAME = functools.partial(average_name, steps=STEPS)
 PER_EVALUATION = 2000
 GRID, PATH = "small/EMAGrid/0", "small/LCSCGradient/0"
 
@@ -99,7 +102,7 @@ class Measuring:
 
 def race(measuring: Measuring, *searches: Searched, top: int = 3) -> Any:
     trained = [Model("last checkpoint", np.array([-0.1, 1.1, 0.0]))]
-    return Race(list(searches), trained, measuring, top=top, steps=STEPS).run("small")  # type: ignore[arg-type]
+    return Race(list(searches), trained, measuring, top=top, average_name=NAME).run("small")  # type: ignore[arg-type]
 
 
 def test_what_is_certainly_worse_is_measured_once_and_the_rest_on_more_images() -> None:
@@ -373,7 +376,7 @@ def test_a_path_has_evenly_spaced_checks_and_means_of_its_last_steps_in_the_orde
 
 def test_what_a_grid_found_says_which_checkpoint_it_is() -> None:
     singles = Searched("small/Grid/0", [trial(0, 0.0), trial(1, 1.0)])
-    assert [model.title for model in singles.best_models(2, STEPS)] == [
+    assert [model.title for model in singles.best_models(2, NAME)] == [
         "Grid, trial 1 (step 1)",
         "Grid, trial 0 (step 2)",
     ]
