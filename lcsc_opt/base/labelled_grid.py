@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 import pydantic
-from PIL import Image, ImageDraw, ImageFont, PngImagePlugin
+from PIL import Image, ImageDraw, ImageFont, ImageOps, PngImagePlugin
 
 SMALLEST = 96  # pixels of a cell; smaller images are enlarged, each pixel to a square
 LARGEST = 320  # pixels of a cell; larger images are made smaller
@@ -51,7 +51,8 @@ _BANDS = pydantic.TypeAdapter(tuple[GridBand, ...])
 def labelled_grid(rows: Sequence[GridRow], columns: Sequence[str], caption: str = "") -> bytes:
     """A PNG of at least one row of at least one image; ``columns`` are the titles of the columns.
 
-    The caption stands below, in at most :data:`MOST_LINES` lines. What has neither one nor three channels is shown in
+    Images of another size than the first are fitted into its cell. The caption stands below, in at most
+    :data:`MOST_LINES` lines. What has neither one nor three channels is shown in
     grey, by the mean of its channels.
     """
     font = ImageFont.load_default(FONT_SIZE)
@@ -76,7 +77,8 @@ def labelled_grid(rows: Sequence[GridRow], columns: Sequence[str], caption: str 
         upper = top + down * number
         draw.multiline_text((MARGIN, upper), label, fill="black", font=font, spacing=3)
         for index, image in enumerate(images):
-            sheet.paste(image, (left + across * index, upper))
+            fitting = image if image.size == (width, height) else ImageOps.pad(image, (width, height), color="white")
+            sheet.paste(fitting, (left + across * index, upper))
         box = (left, upper, left + across * len(images) - GAP, upper + height)
         bands.append(GridBand(rows[number].title, box))
     draw.multiline_text((MARGIN, size[1]), caption_lines, fill="black", font=font, spacing=3)

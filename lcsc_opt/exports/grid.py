@@ -8,9 +8,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from lcsc_opt.base.errors import ObjectiveError
+from lcsc_opt.base.errors import LcscError, ObjectiveError
 from lcsc_opt.base.labelled_grid import GridRow, labelled_grid
-from lcsc_opt.base.progress import progress
+from lcsc_opt.base.progress import notice, progress
 from lcsc_opt.base.records import HELD_OUT, Coefficients
 from lcsc_opt.base.study_spec import Rule
 from lcsc_opt.checkpoints.lora import lora_flavour
@@ -26,6 +26,7 @@ from lcsc_opt.trajectory.adapters import adapters_in
 COLUMNS = 8  # by default, at most
 FEWEST_COLUMNS = 4  # by default
 MOST_CHECKPOINTS = 16  # by default; of more, evenly spaced ones
+REAL_ROW = "real images, unrelated to the columns"
 OF_EXPERIMENT = ("checkpoints", "finalists", "answer")
 """Names of models that only an experiment's record gives, but for the first."""
 
@@ -136,7 +137,7 @@ def default_columns(sampler: Sampler) -> int:
 
 
 def grid_of(objective: Objective, models: Sequence[Shown], count: int | None = None) -> bytes:
-    """A PNG with a row for each model and a column for each image.
+    """A PNG with a row for each model and a column for each image; below them real ones, where there are some.
 
     Args:
         objective: merges and samples them; afterwards it has the rows of the last one that has some.
@@ -158,7 +159,19 @@ def grid_of(objective: Objective, models: Sequence[Shown], count: int | None = N
             images = objective.images(model.coefficients, HELD_OUT, len(titles))
             rows.append(GridRow(model.title, images.numpy()))
             advance(len(titles))
-    return labelled_grid(rows, titles, title_of(sampler).text)
+    height, width = rows[0].images.shape[-2:]
+    caption = f"{title_of(sampler).text}, {width} by {height} pixels"
+    return labelled_grid([*rows, *_real_row(objective, len(titles))], titles, caption)
+
+
+def _real_row(objective: Objective, count: int) -> list[GridRow]:
+    """Real images, which no column's prompt or noise has made; no row where there are none, or none can be read."""
+    try:
+        images = objective.real_images(count)
+    except LcscError as error:  # models can be looked at all the same
+        notice(f"no real images beside the models: {error}")
+        return []
+    return [] if images is None else [GridRow(REAL_ROW, images.numpy())]
 
 
 def first_look(objective: Objective) -> bytes:

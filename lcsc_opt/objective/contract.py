@@ -243,6 +243,16 @@ class Objective(abc.ABC):
         """
         raise ObjectiveError("this objective scores models without images, so there is nothing to look at")
 
+    def real_images(self, count: int) -> Tensor | None:  # noqa: ARG002 - for subclasses
+        """At most ``count`` real images, to be looked at beside samples: ``[B, C, H, W]`` in [-1, 1].
+
+        ``None`` where there are none.
+
+        Raises:
+            LcscError: they cannot be read.
+        """
+        return None
+
     def statistics(self, coefficients: Coefficients) -> Mapping[str, Tensor]:  # noqa: ARG002 - for subclasses
         """Name → tensor of the merged model that is computed, not merged; exports contain them."""
         return {}

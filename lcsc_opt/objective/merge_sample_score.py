@@ -113,7 +113,7 @@ class MergeSampleScore(StagedObjective):
             images_at_once(batch_size, self.device), with_graph=gradient_batch_size, images=images, device=self.device
         )
         self._batch_norm = batch_norm
-        self.real_images = real_images
+        self._some_real_images = real_images
         self._samplers = (sampler,) if also is None else (sampler, also)
         self._stages = [ImageStages(each, scores, batch_norm) for each in self._samplers]  # by candidate.sampler
         self._layout = CONTIGUOUS
@@ -391,6 +391,14 @@ class MergeSampleScore(StagedObjective):
             return torch.cat(images).clamp(-1, 1)
 
         return self._batch_sizes.retry_smaller(sampled)
+
+    def real_images(self, count: int) -> Tensor | None:
+        """Some of those that searches compare with.
+
+        Raises:
+            MetricError: they cannot be read.
+        """
+        return self._some_real_images(count)
 
     def features(self, images: Tensor) -> npt.NDArray[np.float64]:
         """``[N, C, H, W]`` → ``[N, D]``, by the extractor of the loss."""

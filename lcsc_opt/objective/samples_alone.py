@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -27,6 +28,8 @@ class SamplesAlone(Objective):
         batch_sizes: how many images are sampled at once.
         batch_norm: estimates the statistics of batch normalization again for each model; ``None`` merges them.
         device: where models are merged.
+        real_images: some to look at beside samples, ``count -> [count, C, H, W]`` in [-1, 1]; ``None`` where there are
+            none.
     """
 
     trajectory: Trajectory
@@ -40,11 +43,13 @@ class SamplesAlone(Objective):
         batch_sizes: BatchSizes,
         batch_norm: BatchNormStatistics | None,
         device: torch.device,
+        real_images: Callable[[int], Tensor | None] = lambda _count: None,
     ) -> None:
         self.trajectory = trajectory.on(device)
         self.sampler = sampler
         self._batch_sizes = batch_sizes
         self._batch_norm = batch_norm
+        self._some_real_images = real_images
 
     def evaluate(self, candidate: Candidate) -> Evaluation:  # noqa: ARG002 - refused
         """Raise an error.
@@ -57,6 +62,14 @@ class SamplesAlone(Objective):
     def describe(self) -> dict[str, Any]:
         """The trajectory's hash, and the sampler."""
         return {"trajectory": self.trajectory.sha256, "sampler": self.sampler.describe()}
+
+    def real_images(self, count: int) -> Tensor | None:
+        """Some of those that searches compare with.
+
+        Raises:
+            MetricError: they cannot be read.
+        """
+        return self._some_real_images(count)
 
     @torch.no_grad()
     def images(self, coefficients: Coefficients, noise: Noise, count: int) -> Tensor:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import Field
+from torch import Tensor
 
 from lcsc_opt.base.paths import BuildContext
 from lcsc_opt.base.progress import notice
@@ -176,7 +178,12 @@ class ImageObjectiveSettings(CheckpointSettings, ReferenceScoreSettings):
         if context.samples_alone:
             sizes = BatchSizes(batch_size, with_graph=None, images=self.images, device=self.torch_device())
             return SamplesAlone(
-                trajectory, sampler, batch_sizes=sizes, batch_norm=batch_norm, device=self.torch_device()
+                trajectory,
+                sampler,
+                batch_sizes=sizes,
+                batch_norm=batch_norm,
+                device=self.torch_device(),
+                real_images=functools.partial(self._real_images, context),
             )
         return MergeSampleScore(
             trajectory,
@@ -188,8 +195,14 @@ class ImageObjectiveSettings(CheckpointSettings, ReferenceScoreSettings):
             device=self.torch_device(),
             batch_norm=batch_norm,
             also=also,
-            real_images=lambda count: ScoreSources(self, context).real_images(count),
+            real_images=functools.partial(self._real_images, context),
         )
+
+    def _real_images(self, context: BuildContext, count: int) -> Tensor | None:
+        """Some real images of the reference; ``None`` where it is not given, or has none."""
+        if self.reference is None:
+            return None
+        return ScoreSources(self, context).real_images(count)
 
     def _estimated_statistics(self, sampler: Sampler, trajectory: Trajectory) -> BatchNormStatistics | None:
         """What estimates the statistics of batch normalization for each merge, as a notice says.

@@ -13,6 +13,7 @@ import yaml
 from PIL import Image
 
 from lcsc_opt.base.labelled_grid import GridRow, band, bands_of, labelled_grid
+from lcsc_opt.exports.grid import REAL_ROW
 from tests import tiny_pipelines
 from tests.commands import Typed
 
@@ -62,8 +63,16 @@ def levelled(workplace: Path) -> Path:
     return workplace
 
 
-def test_a_study_files_checkpoints_have_a_row_each_without_its_real_images(levelled: Path, typed: Typed) -> None:
+def test_a_study_files_checkpoints_have_a_row_each_with_its_real_images_or_without(
+    levelled: Path, typed: Typed
+) -> None:
+    typed("images", "study.yaml")
+    assert titles("levels-images.png") == [*(f"step {step}" for step in STEPS), REAL_ROW]
+    assert levels("levels-images.png")[-1] == pytest.approx(165 / 127.5 - 1, abs=0.05)
     (levelled / "real.npz").unlink()
+    said = typed("images", "study.yaml").err
+    assert "no real images beside the models: " in said
+    assert "real.npz" in said
     assert "levels-images.png: 5 models" in typed("images", "study.yaml").err
     assert titles("levels-images.png") == [f"step {step}" for step in STEPS]
     assert levels("levels-images.png") == pytest.approx([step / 1000 for step in STEPS], abs=0.02)
@@ -77,13 +86,14 @@ def test_a_study_files_checkpoints_have_a_row_each_without_its_real_images(level
 def test_a_stored_experiment_shows_what_its_report_has_and_each_model_once(levelled: Path, typed: Typed) -> None:
     typed("run", "study.yaml")
     typed("images", "levels")
-    shown = titles("levels-models.png")
+    *shown, real = titles("levels-models.png")
+    assert real == REAL_ROW
     assert shown[:4] == [f"step {step}" for step in STEPS[:4]]
     assert sum("last checkpoint" in title for title in shown) == 1
     assert [title for title in shown if "answer · " in title]
-    assert len(set(levels("levels-models.png"))) == len(shown)
+    assert len(set(levels("levels-models.png")[:-1])) == len(shown)
     typed("images", "levels", "--model", "answer", "-o", "answer.png")
-    assert len(titles("answer.png")) == 1
+    assert len(titles("answer.png")) == 2
     refused = typed.refused("images", "levels", "sampler={steps: 3}")
     assert "write ./levels, for the experiment leave out everything" in refused, "nothing that is given is ignored"
 
@@ -91,7 +101,7 @@ def test_a_stored_experiment_shows_what_its_report_has_and_each_model_once(level
 def test_a_dry_run_shows_the_first_the_middle_and_the_last_checkpoint(levelled: Path, typed: Typed) -> None:
     said = typed("run", "study.yaml", "--dry-run").err
     assert "studies.files/levels-checkpoints.png; look whether your sampler is right" in said
-    assert titles("studies.files/levels-checkpoints.png") == ["step 100", "step 300", "step 500"]
+    assert titles("studies.files/levels-checkpoints.png") == ["step 100", "step 300", "step 500", REAL_ROW]
 
 
 def test_what_samples_no_images_is_said(workplace: Path, typed: Typed) -> None:
@@ -123,7 +133,7 @@ def test_a_folder_of_loras_needs_a_pipeline_and_prompts_and_no_study_file(workpl
     scores = ["loss=fid@tests.tiny_pipelines:Colours", "reference=real", "images=16"]
     settings = [f"objective.settings.{score}" for score in scores]
     typed("run", "study.yaml", "--dry-run", "held_out.images=16", *settings)
-    assert titles("studies.files/lora-checkpoints.png") == with_base, "with its metrics loaded, too"
+    assert titles("studies.files/lora-checkpoints.png") == [*with_base, REAL_ROW], "metrics are loaded, too"
 
 
 def test_a_grid_has_readable_labels_beside_rows_of_one_size_and_says_where_they_are() -> None:
@@ -133,6 +143,8 @@ def test_a_grid_has_readable_labels_beside_rows_of_one_size_and_says_where_they_
     first, second = bands_of(content)
     assert (first.title, second.title) == ("a long title " * 30, "b")
     assert (first.box[2] - first.box[0], first.box[3] - first.box[1]) == (2 * 229 + 3, 320), "large images are reduced"
+    wide = GridRow("real", np.ones((2, 3, 20, 300), np.float32))
+    assert Image.open(io.BytesIO(labelled_grid([GridRow("a", images), wide], ["x", "y"]))).size[1] == 2 * 323 + 26
     assert second.box[1] > first.box[3]
     assert picture.height >= second.box[3]
     above = np.asarray(picture.convert("L"))[: first.box[1], first.box[0] :]
