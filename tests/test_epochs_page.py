@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 import lcsc_opt
 from lcsc_opt.base.labelled_grid import bands_of
 from lcsc_opt.base.settings import parse_yaml
+from lcsc_opt.exports.grid import REAL_ROW
 from tests import tiny_pipelines
 from tests.commands import Typed
 from tests.lora_files import KOHYA_EPOCHS, save_kohya_epochs
@@ -48,7 +49,10 @@ def test_the_commands_of_the_page_look_at_epochs_and_choose_one(place: Path, typ
     lines = [shlex.split(line.partition("  #")[0]) for line in commands.splitlines()]
     order = ("images", "run", "compare", "report", "images", "export")
     assert [words[:2] for words in lines] == [["lcsc", name] for name in order]
-    said = [typed(*words[1:]).out for words in lines]
+    typed_lines = [typed(*words[1:]) for words in lines]
+    said = [one.out for one in typed_lines]
+    assert "next: lcsc report epochs (one page, with pictures), lcsc export epochs -o best" in typed_lines[1].err
+    assert "load it as you load your checkpoints, with a weight of 1" in typed_lines[-1].err
     assert re.search(r"Grid, trial \d \((step \d+, hat-\d+|last checkpoint)\)|best of the grid \(", said[2]), (
         "the epoch is named, and its file"
     )
@@ -56,6 +60,7 @@ def test_the_commands_of_the_page_look_at_epochs_and_choose_one(place: Path, typ
         [row.title for row in bands_of((place / name).read_bytes())]
         for name in ("lora-images.png", "epochs-models.png")
     )
+    assert with_answer[-1] == REAL_ROW
     assert epochs == ["base, no LoRA", *(f"step {step}, {name[:-12]}" for step, name in KOHYA_EPOCHS.items())]
     assert sum("answer" in title for title in with_answer) == 1
     assert "data:image/png" in (place / "epochs.html").read_text()

@@ -54,6 +54,7 @@ def export(
     from lcsc_opt.base.errors import StudySpecError, StudyStoreError
     from lcsc_opt.base.files import write_atomically
     from lcsc_opt.base.progress import notice
+    from lcsc_opt.checkpoints.lora import lora_flavour
     from lcsc_opt.database.names import is_ours
     from lcsc_opt.exports import merging, writing
     from lcsc_opt.exports.chosen import Chosen
@@ -87,6 +88,8 @@ def export(
         held_out: Any = recipe.held_out["loss"]
         line += f", held-out {number(held_out)}"
     say(line)
+    if destination is not None and objective.trajectory is not None and lora_flavour(objective.trajectory.names):
+        say("load it as you load your checkpoints, with a weight of 1")
     if recipe.sampler:
         say(f"it is tuned to the sampler of its search, see lcsc show {out}")
     report = chosen.report

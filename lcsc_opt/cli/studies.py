@@ -191,6 +191,15 @@ def run(
     finally:
         if experiment.database.storage is not None:
             say(f"database: {masked(url)}")
+    say(_next_of(study_file))
+
+
+def _next_of(study_file: StudyFile) -> str:
+    """What people do with an experiment that has run."""
+    line = f"next: lcsc report {study_file.name} (one page, with pictures)"
+    if "checkpoints" in study_file.objective.settings:
+        line += f", lcsc export {study_file.name} -o best.safetensors"
+    return line
 
 
 def _read(studies: str, overrides: Sequence[str], storage: str | None) -> tuple[StudyFile, Path | None, str]:

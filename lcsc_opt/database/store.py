@@ -140,11 +140,14 @@ def read_attributes(storage: RDBStorage, names_of_studies: Iterable[str]) -> dic
 
 
 def no_such_study(storage: RDBStorage, contents: Contents, name: str) -> StudyStoreError:
-    """Says which studies there are: those of this experiment or optimizer, else all."""
+    """Says which studies there are: those of this experiment or optimizer, else all; and what shows an experiment."""
     related = [other_name for other_name in contents.studies if other_name.startswith(f"{name}/")]
     relation = "its studies are" if related else "it holds"
     listed = ", ".join(related or contents.studies) or "none"
-    return StudyStoreError(f"{name}: no such study in {masked(storage.url)}; {relation}: {listed}")
+    message = f"{name}: no such study in {masked(storage.url)}; {relation}: {listed}"
+    if name in contents.experiments:
+        message += f". The whole experiment: lcsc compare {name}"
+    return StudyStoreError(message)
 
 
 def _is_made_by_us(attributes: Mapping[str, Any]) -> bool:
