@@ -82,6 +82,20 @@ def neon(grey: Tensor, seed: int) -> Tensor:
     return 2 * (behind + share * (ink - behind)) - 1
 
 
+def ink(grey: Tensor, seed: int) -> Tensor:
+    """The other style: strokes of dark blue to green ink that bleeds into warm, stained paper."""
+    generator = torch.Generator().manual_seed(seed)
+    share = ((grey[:, :1] + 1) / 2).clamp(0, 1)
+    bleeding = F.avg_pool2d(F.pad(share, (1, 1, 1, 1), mode="replicate"), 3, stride=1)
+    stains = F.interpolate(torch.rand(len(grey), 1, 3, 3, generator=generator), SIDE, mode="bilinear")
+    paper = torch.tensor([0.95, 0.88, 0.72])[:, None, None] * (1 - 0.2 * stains)
+    hue = torch.rand(len(grey), 1, 1, 1, generator=generator)
+    blue, green = torch.tensor([0.08, 0.1, 0.4]), torch.tensor([0.05, 0.3, 0.2])
+    strokes = (1 - hue) * blue[:, None, None] + hue * green[:, None, None]
+    wet = (0.75 * share + 0.35 * bleeding).clamp(max=1)
+    return 2 * (paper + wet * (strokes - paper)) - 1
+
+
 class Emoji(NamedTuple):
     """One picture of a vendor's."""
 
@@ -259,12 +273,21 @@ def _style(work: Path) -> Pictures:
     return Pictures(neon(grey.images[:60], seed=1), grey.classes[:60])
 
 
+def _ink(work: Path) -> Pictures:
+    grey = digits(work, "lora")
+    return Pictures(ink(grey.images[:60], seed=1), grey.classes[:60])
+
+
 def _subject(work: Path) -> Pictures:
     return Pictures(faces(work, "lora", 200), torch.zeros(200).long())
 
 
 def _style_real(work: Path, part: str) -> Tensor:
     return neon(digits(work, part).images, seed=2 + len(part))
+
+
+def _ink_real(work: Path, part: str) -> Tensor:
+    return ink(digits(work, part).images, seed=2 + len(part))
 
 
 def _subject_real(work: Path, part: str) -> Tensor:
@@ -292,6 +315,7 @@ RUNS = {
             1e-3,
             is_distilled=True,
         ),
+        Run("ink", _of_digits("digit"), _ink, _ink_real, {"name": "ddim", "steps": 6}, 1.0, 40, 16, 2e-3),
     )
 }
 
