@@ -214,7 +214,7 @@ def table(found: Mapping[tuple[str, str], dict[str, Any]], grids: Mapping[str, d
         "",
         *markdown(fits),
         "",
-        "The cross-check, which is by random convolutions here, and refuses nothing since the loss looks at pixels, too:",
+        "The cross-check, by random convolutions here, which refuses nothing since the loss looks at pixels, too:",
         "of the best that was there → of the answer.",
         "",
         *markdown(checks),
