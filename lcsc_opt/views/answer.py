@@ -12,6 +12,10 @@ from lcsc_opt.database.report import Report
 from lcsc_opt.views import in_words, loss_title
 
 
+REWARDS = ("reward", "held_out_reward")
+"""Metrics of single images that the user has written, and looks for first."""
+
+
 def first_line(studies: Sequence[Standing]) -> str:
     """What people read first of an experiment: the answer, where a report has chosen one; else who is ahead."""
     report = studies[0].report
@@ -47,7 +51,7 @@ def answer_line(report: Report) -> str:
 
     That is the best by this number. Of FID, the same gain against real images that no search saw is said, which no
     search can have fitted, and where the loss or a judge of it has another best, that. Where the answer is worse than
-    what the user had, the same sentence says why it was chosen.
+    what the user had, the same sentence says why it was chosen. Rewards of both are said in any case.
     """
     metric = report.headline_metric
     answer = report.of_answer
@@ -69,6 +73,10 @@ def answer_line(report: Report) -> str:
     compared = _compared(value, had, report.direction(metric))
     line += f": {compared} the best model you had, {named(best.model)}, with {had:.4g}"
     line += f"{_why_although_worse(report, best, metric)}.{_unseen(report, best, metric)}"
+    of_both = report.rows(answer.model.name, best.model.name)
+    rewards = [change(row) for row in of_both if row.metric in REWARDS and not row.lost]  # else it is said already
+    if rewards:
+        line += f" From that model to the answer: {in_words(rewards)}."
     values_of: dict[str, list[str]] = {}  # another model that the user had → the metrics by which it was the best
     for row in (loss, *(row for row in metrics if row.is_judge)):
         other = report.best_had(row.metric)

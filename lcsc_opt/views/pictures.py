@@ -10,7 +10,7 @@ from lcsc_opt.database.measurement import Measurement
 from lcsc_opt.database.metric_rows import MetricRow
 from lcsc_opt.database.report import Report
 from lcsc_opt.views import in_words, number, signed
-from lcsc_opt.views.answer import change, value_of
+from lcsc_opt.views.answer import REWARDS, change, value_of
 
 Shows = Literal["before", "answer", "found", "real"]
 """Who made images: the best that the user had, the answer, the best that was found where that is not the answer; or
@@ -56,9 +56,12 @@ def captions_of(report: Report) -> dict[Shows, str]:
 
 
 def picture_line(report: Report, role: Shows, measured: Measurement) -> str:
-    """``held-out fid 12.3``; of the best that was found and is not the answer, also why it is not."""
+    """``held-out fid 12.3, reward 0.8``; of the best that was found and is not the answer, also why it is not."""
     metric = report.headline_metric
     line = f"held-out {metric} {number(value_of(report, measured, metric))}"
+    for reward in REWARDS:
+        if reward in measured.values:
+            line += f", {reward} {number(measured.value(reward))}"
     if role != "found":
         return line
     return f"{line}. {why_not_the_answer(report, measured)}"

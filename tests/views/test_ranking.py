@@ -13,6 +13,7 @@ from lcsc_opt.base.records import STANDARD_ERROR, TRAINER_EMA, ReportedMetrics
 from lcsc_opt.database.names import EMA, LAST_CHECKPOINT
 from lcsc_opt.views import number
 from lcsc_opt.views.answer import answer_line, headline
+from lcsc_opt.views.pictures import picture_line
 from lcsc_opt.views.ranking import ANSWER, Difference, ranking
 from lcsc_opt.views.tables import ranking_table, report_tables, studies_table, study_row
 from tests.history_examples import history, in_one_report, measured, report_of, reported
