@@ -178,7 +178,8 @@ def _content() -> list[Any]:
         dcc.Download(id="download"),
         html.P(
             "Mean ± standard deviation over seeds; lower losses and higher scores are better. The difference is from "
-            f"the best held-out value, with a {LEVEL:.0%} confidence interval over seeds, or, of one seed each, over images.",
+            f"the best held-out value, with a {LEVEL:.0%} confidence interval over seeds, or, of one seed each, over "
+            "images.",
             className="note",
         ),
         html.Div(id="metrics"),

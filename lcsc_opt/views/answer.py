@@ -11,7 +11,6 @@ from lcsc_opt.database.names import is_trained
 from lcsc_opt.database.report import Report
 from lcsc_opt.views import in_words, loss_title
 
-
 REWARDS = ("reward", "held_out_reward")
 """Metrics of single images that the user has written, and looks for first."""
 

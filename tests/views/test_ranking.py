@@ -318,3 +318,18 @@ def test_that_few_real_images_were_searched_is_said_where_none_are_held_out() ->
     assert "fid 10 to 300 real images that the search saw, too: " in answer_line(report_of(found, last, metrics=few))
     held_out = {"digits/LCSC/1": model(0.1, 10.0, 18.0, trial=38)}
     assert "saw, too" not in answer_line(report_of(held_out, model(0.3, 20.0, 25.0, name=LAST_CHECKPOINT), metrics=few))
+
+
+@pytest.mark.parametrize("reward", [0.8, 0.6])
+def test_the_sentence_has_the_rewards_of_both_models_once(reward: float) -> None:
+    """Whoever gave a reward looks for it first; one that got worse is named as the cost already."""
+    had = measured(8.0, name=LAST_CHECKPOINT, fid=8.0, reward=0.7)
+    reported_metrics = ReportedMetrics(signs={"fid": 1, "reward": -1}, terms=("fid", "reward"))
+    report = report_of({"digits/LCSC/0": measured(2.0, fid=2.0, reward=reward)}, had, metrics=reported_metrics)
+    line = answer_line(report)
+    if reward > 0.7:
+        assert line.endswith("with 8. From that model to the answer: reward 0.7 → 0.8.")
+    else:
+        assert "and worse in reward 0.7 → 0.6; it was chosen because" in line
+    assert line.count("reward") == 1
+    assert picture_line(report, "answer", report.of_answer) == f"held-out fid 2, reward {reward}"
