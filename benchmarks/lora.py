@@ -11,7 +11,7 @@ was made after all rules of the choice.
 
 Each is searched three times by LCSCGradient: with a row of coefficients for each layer, for each channel, and for each
 layer with its strength. The loss is ``fdr`` with the features of a small classifier, and with several prompts also the
-probability that it gives to what they ask for. Another classifier judges, which saw other digits and other emoji: by
+probability that it gives to what they ask for; or, *kept*, that may not fall while ``fdr`` alone does. Another classifier judges, which saw other digits and other emoji: by
 its features' Fréchet distance of 1,000 samples to 2,000 images that nothing was trained on or searched with, and by the
 same probability. The judged files are those that ``lcsc export`` writes, sampled by diffusers alone.
 
@@ -43,9 +43,17 @@ SPACES: dict[str, dict[str, Any]] = {
     "layers": {"rows": "layers"},
     "channels": {"rows": "channels"},
     "strength": {"rows": "layers", "strength": True},
+    "channels, kept": {"rows": "channels"},
 }
+KEPT = ("channels, kept",)  # in which the reward is no term of the loss, and may not fall
 SAMPLES = 1000
 PICTURED = 10  # samples of each row of the picture
+
+
+def name_of(run: Run | str, space: str) -> str:
+    """The name of an experiment."""
+    name = run if isinstance(run, str) else run.name
+    return f"{name}_{space}".replace(", ", "_")
 
 
 def study(run: Run, space: str, folder: Path, evaluations: int) -> Path:
@@ -66,15 +74,18 @@ def study(run: Run, space: str, folder: Path, evaluations: int) -> Path:
         "images": 300,
         "device": "cpu",
     }
+    settings["loss"] = distance
     if len(run.prompts) > 1:
-        settings |= {"loss": {distance: 1, "reward": -1}, "reward": "lora_models:fit"}
-    else:
-        settings["loss"] = distance
+        settings["reward"] = "lora_models:fit"
+        if space in KEPT:
+            settings["keep"] = "reward"
+        else:
+            settings["loss"] = {distance: 1, "reward": -1}
     optimizers: list[Any] = ["EMAGrid", {"LCSCGradient": {"images": 100}}]
     if space == "layers":
         optimizers.insert(1, {"Grid": {"profile": "single"}})
     content = {
-        "name": f"{run.name}_{space}",
+        "name": name_of(run, space),
         "objective": {"file": "latent_diffusion.py", "settings": settings},
         "space": SPACES[space],
         "optimizers": optimizers,
@@ -83,7 +94,7 @@ def study(run: Run, space: str, folder: Path, evaluations: int) -> Path:
         "held_out": {"images": 1000, "top": 2},
         "storage": "sqlite:///studies.db",
     }
-    path = folder / f"{run.name}_{space}.yaml"
+    path = folder / f"{name_of(run, space)}.yaml"
     path.write_text(yaml.safe_dump(content, sort_keys=False))
     return path
 
@@ -117,7 +128,7 @@ def searched(run: Run, space: str, folder: Path, evaluations: int) -> dict[str, 
     path = folder / run.name / f"{space}.json"
     if not path.exists():
         seconds = timed(("run", study(run, space, folder, evaluations).name), folder)
-        name = f"{run.name}_{space}"
+        name = name_of(run, space)
         export(name, folder / run.name / f"{space}.safetensors")
         answer = str(lcsc_opt.compare(name)[-1]["model"])
         if not answer.startswith("LCSCGradient"):
@@ -195,7 +206,7 @@ def table(found: Mapping[tuple[str, str], dict[str, Any]], grids: Mapping[str, d
             fits.append([name, *(f"{of_prompts[model]:.3f}" if model in of_prompts else "" for model in fits[0][1:])])
     checks = [["run", *SPACES]]
     for name in grids:
-        pairs = [cross_check(f"{name}_{space}") if (name, space) in found else None for space in SPACES]
+        pairs = [cross_check(name_of(name, space)) if (name, space) in found else None for space in SPACES]
         checks.append([name, *("" if pair is None else f"{pair[0]:.3g} → {pair[1]:.3g}" for pair in pairs)])
     clock = [["run", f"first grid of {EPOCHS} epochs, s"]]
     clock += [[name, f"{spent['clock']:.0f} ({spent['processor']:.0f})"] for name, spent in grids.items()]
@@ -249,6 +260,8 @@ def main() -> None:
     found: dict[tuple[str, str], dict[str, Any]] = {}
     for space in SPACES:
         for name, run in RUNS.items():
+            if space in KEPT and len(run.prompts) == 1:  # it has no reward
+                continue
             grids[name] = looked(run, folder)
             found[name, space] = searched(run, space, folder, arguments.evaluations)
             text = ["# LoRAs of a small text-to-image pipeline", "", f"{machine()}, commit {_commit()}", ""]
