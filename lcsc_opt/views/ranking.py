@@ -218,10 +218,12 @@ class Row:
     def below_ema(self) -> float | None:
         """The mean held-out loss relative to EMA*'s, minus one: -0.6 is 60 % below it; of maximized scores the same.
 
-        ``None`` if there is no model or no EMA*, or where a share means nothing: if losses of the report lie on both
-        sides of zero, as those of a sum from which a reward is subtracted.
+        ``None`` if there is no model or no EMA*, or where a share means nothing: of a sum from which a reward is
+        subtracted, which is zero at no special place, and if losses of the report lie on both sides of zero.
         """
         if not self.models or self.report is None or self.report.ema is None:
+            return None
+        if any(self.report.direction(term) < 0 for term in self.report.metrics.terms):
             return None
         ema = self.report.ema.loss
         if ema == 0 or any(measured.loss * ema < 0 for measured in self.report.models):
@@ -261,7 +263,7 @@ def ranking(studies: Sequence[Standing]) -> list[Row]:
         return rows
     known = {row.only_model.key for row in rows if row.only_model is not None}
     found = {measured.model.name for row in rows for measured in row.models}
-    rows = [_named(row, report) for row in rows]
+    rows = _each_model_once([_named(row, report) for row in rows])
     for measured in report.models:
         name = measured.model.name
         if name in report.had and name not in found and measured.model.key not in known:
@@ -274,6 +276,20 @@ def ranking(studies: Sequence[Standing]) -> list[Row]:
         if row.only_model is not None and row.only_model.key == answer.model.key:  # it stands nowhere else
             return [dataclasses.replace(row, label=title, verdict=ANSWER), *(one for one in rows if one is not row)]
     return [Row(ANSWER, title, ANSWER, models=(answer,), report=report), *rows]
+
+
+def _each_model_once(rows: Iterable[Row]) -> list[Row]:
+    """Without the rows of grids whose one model an earlier row has, with all of its names."""
+    known: set[str] = set()
+    distinct = []
+    for row in rows:
+        key = None if row.only_model is None else row.only_model.key
+        if key is not None and key in known and row.optimizer in GRIDS:
+            continue
+        if key is not None:
+            known.add(key)
+        distinct.append(row)
+    return distinct
 
 
 def loss_name(studies: Sequence[Standing]) -> str:

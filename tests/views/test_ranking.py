@@ -110,6 +110,9 @@ def test_a_sum_from_which_a_reward_is_subtracted_has_no_shares() -> None:
     rows = ranking(in_one_report(studies))
     assert [row.below_ema for row in rows] == [None] * 3
     assert "against EMA*" not in ranking_table(rows).header, "a column without a number"
+    below_zero = [history([9.0], optimizer="EMAGrid", held_out=-0.1), history([5.0], optimizer="LCSC", held_out=-3.2)]
+    of_sum = ReportedMetrics(signs={"fid": 1, "reward": -1}, terms=("fid", "reward"))
+    assert {row.below_ema for row in ranking(in_one_report(below_zero, metrics=of_sum))} == {None}, "−3,100 %"
     without_loss = [history([9.0], optimizer="EMAGrid", held_out=2.0), history([5.0], optimizer="LCSC", held_out=0.0)]
     rows = ranking(in_one_report(without_loss))
     assert {row.below_ema for row in rows} == {-1.0, 0.0}, "zero has a share"
@@ -187,6 +190,21 @@ def test_a_model_stands_once_with_all_that_it_is() -> None:
     assert report is not None
     [table] = report_tables(report, report.answer)
     assert tuple(table.header) == ("metric", "answer · LCSC, trial 0", "last checkpoint = EMA*", "gain")
+
+
+def test_two_grids_with_the_same_best_model_have_one_row_and_two_searches_have_two() -> None:
+    found = {"digits/LCSC/0": measured(2.0)}
+    for optimizer, loss in (("EMAGrid", 10.0), ("Grid", 10.0), ("CMA", 10.0)):
+        found[f"digits/{optimizer}/0"] = measured(loss)
+    report = report_of(found)
+    studies = [
+        dataclasses.replace(history([1.0], optimizer=name), report=report)
+        for name in ("LCSC", "EMAGrid", "Grid", "CMA")
+    ]
+    labels = [row.label for row in ranking(studies)]
+    same = "EMA* = Grid, trial 0 = CMA, trial 0"
+    assert labels == ["answer · LCSC, trial 0", same, same]
+    assert [row.optimizer for row in ranking(studies)] == ["LCSC", "EMAGrid", "CMA"]
 
 
 def test_before_a_report_the_line_says_who_is_ahead() -> None:
