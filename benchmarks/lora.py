@@ -149,12 +149,14 @@ def export(name: str, path: Path) -> None:
     assert lcsc(["export", name, "-o", str(path), "--as", "lora"]) == 0
 
 
-def cross_check(name: str) -> tuple[float, float] | None:
-    """In random convolutions, which no search saw, the distance of the best model that was there, and the answer's."""
+def reported(name: str) -> dict[str, tuple[float, float]]:
+    """The cross-check, in random convolutions, and recall: of the best that was there, and of the answer."""
+    found = {}
     for row in lcsc_opt.compare(name)[-1]["held_out_rows"]:
-        if row["cross_check"] and row["baseline"] is not None:
-            return row["baseline"], row["value"]
-    return None
+        metric = "cross-check" if row["cross_check"] else row["metric"].partition("@")[0]
+        if metric in ("cross-check", "recall") and row["baseline"] is not None:
+            found[metric] = (row["baseline"], row["value"])
+    return found
 
 
 def judged(run: Run, space: str, folder: Path) -> dict[str, Any]:
@@ -205,10 +207,14 @@ def table(found: Mapping[tuple[str, str], dict[str, Any]], grids: Mapping[str, d
                 ratios[-1].append(f"{one['seconds']['clock']:.0f} ({one['seconds']['processor']:.0f})")
         if of_prompts:
             fits.append([name, *(f"{of_prompts[model]:.3f}" if model in of_prompts else "" for model in fits[0][1:])])
-    checks = [["run", *SPACES]]
-    for name in grids:
-        pairs = [cross_check(name_of(name, space)) if (name, space) in found else None for space in SPACES]
-        checks.append([name, *("" if pair is None else f"{pair[0]:.3g} → {pair[1]:.3g}" for pair in pairs)])
+    reports = {(name, space): reported(name_of(name, space)) for name, space in found}
+    of_metric = {}
+    for metric in ("cross-check", "recall"):
+        lines = [["run", *SPACES]]
+        for name in grids:
+            pairs = [reports.get((name, space), {}).get(metric) for space in SPACES]
+            lines.append([name, *("" if pair is None else f"{pair[0]:.3g} → {pair[1]:.3g}" for pair in pairs)])
+        of_metric[metric] = lines
     clock = [["run", f"first grid of {EPOCHS} epochs, s"]]
     clock += [[name, f"{spent['clock']:.0f} ({spent['processor']:.0f})"] for name, spent in grids.items()]
     return [
@@ -229,7 +235,11 @@ def table(found: Mapping[tuple[str, str], dict[str, Any]], grids: Mapping[str, d
         "The cross-check, by random convolutions here, which refuses nothing since the loss looks at pixels, too:",
         "of the best that was there → of the answer.",
         "",
-        *markdown(checks),
+        *markdown(of_metric["cross-check"]),
+        "",
+        "Recall, in the features of the loss: the share of real images that lie near a sample, likewise.",
+        "",
+        *markdown(of_metric["recall"]),
         "",
         "One command makes the first grid, a row for each epoch: seconds on the clock, in brackets of the processor.",
         "",
