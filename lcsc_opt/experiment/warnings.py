@@ -115,6 +115,8 @@ def _about_answer(report: Report, yardstick: Yardstick | None) -> Iterator[str]:
         guards = [_GUARDED_BY[formula] for row in costs if (formula := row.metric.partition("@")[0]) in _GUARDED_BY]
         if guards and bounded is None:
             line += f", or search with keep: {guards[0]}"
+        elif "reward" in report.metrics.terms:  # which may rise at the cost of all else
+            line += ", or search with keep: reward in place of the reward in the loss"
         yield line
     unconfirmed = [row for row in others if row.is_judge and not row.lost and row.gain is not None and row.gain <= 0]
     if unconfirmed:

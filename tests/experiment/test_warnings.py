@@ -86,6 +86,15 @@ def test_costs_are_named_with_both_values_and_what_to_do() -> None:
     said = warned(costly)
     assert "precision 0.62 → 0.557" in said
     assert "search with keep: precision" in said
+    signs = {"fid": 1, "recall": -1, "reward": -1}
+    for terms in (("fid", "reward"), ()):
+        metrics = ReportedMetrics(signs=signs, terms=terms)
+        had = {"fid": 28.0, "recall": 0.42, "reward": 0.27}
+        said = warned(report({"fid": 2.5, "recall": 0.02, "reward": 0.98}, had, metrics=metrics))
+        assert "recall 0.42 → 0.02" in said
+        assert ("search with keep: reward in place of the reward in the loss" in said) == bool(terms)
+        said = warned(report({"fid": 2.5, "recall": 0.42, "reward": 0.2}, had, metrics=metrics))
+        assert "reward 0.27 → 0.2. Compare images of both models before you use it, or search with keep: reward" in said
     assert "near" not in said
     kept = Yardstick({}, kept="near", bound=9.0)
     assert "search with keep" not in warned(costly, yardstick=kept)
