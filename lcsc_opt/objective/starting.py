@@ -32,7 +32,7 @@ Facts = dict[str, "str | None"]
 """Key of a template → its value in YAML, perhaps with a comment; ``None`` for a line that does not apply."""
 
 _TEMPLATES = Path(__file__).parent / "templates"
-_LINE = re.compile(r"(?P<indent> *)(?P<key>\w+): (?P<value>.*?)(?: +(?P<comment># .*))?")
+_LINE = re.compile(r"(?P<indent> *)(?P<example># )?(?P<key>\w+): (?P<value>.*?)(?: +(?P<comment># .*))?")
 _SETTING = "    "  # what a line of objective.settings begins with
 _COMMENT_COLUMN = 38
 
@@ -272,20 +272,20 @@ def _config(run: _Run, name: str) -> tuple[Path | None, dict[str, Any]]:
 def _filled(template: str, facts: Facts) -> str:
     """A template with these values in place of its own; settings that it lacks are added to those of the objective.
 
-    A fact that is ``None`` drops its line.
+    A fact that is ``None`` drops its line. Lines that are comments are examples, which a value replaces.
     """
     further = dict(facts)
     lines = []
     for line in template.splitlines():
         match = _LINE.fullmatch(line)
-        if match is None or match["key"] not in further or not _is_to_be_filled(match):
+        if match is None or match["key"] not in facts or not _is_to_be_filled(match):
             lines.append(line)
             continue
-        value = further.pop(match["key"])
-        if value is None:
+        value = further.pop(match["key"], None)
+        if value is None:  # or another example of what stands above
             continue
         filled = f"{match['indent']}{match['key']}: {value}"
-        if match["comment"] and "  # " not in value:
+        if match["comment"] and not match["example"] and "  # " not in value:
             filled = f"{filled:<{_COMMENT_COLUMN - 2}}  {match['comment']}"
         lines.append(filled)
     end = 1 + max(index for index, line in enumerate(lines) if line.startswith(_SETTING))

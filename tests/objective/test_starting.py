@@ -146,6 +146,17 @@ def test_a_lora_asks_for_its_pipeline_unless_peft_names_it() -> None:
     assert (settings["component"], settings["pipeline"]) == ("lora", "me/pipeline")
 
 
+def test_what_is_given_stands_in_place_of_its_examples() -> None:
+    adapters({"base_model_name_or_path": "me/pipeline", "auto_mapping": "none"})
+    given = {"loss": "fdr@mine:Net", "keep": "reward", "reward": "mine:fits"}
+    settings, _ = init("lora", "out", *(f"{key}={value}" for key, value in given.items()))
+    assert given.items() <= settings.items()
+    lines = [line.strip() for line in Path("study.yaml").read_text().splitlines()]
+    for key, value in given.items():
+        assert [line for line in lines if line.startswith((f"{key}:", f"# {key}:"))] == [f"{key}: {value}"]
+    assert [line for line in lines if line.startswith("# trainer_ema: FILE")], "an example of what was not given"
+
+
 @pytest.mark.parametrize(
     "config",
     [
