@@ -6,15 +6,18 @@ Coefficients are ``[K]`` float64, of any sign, and sum to one (within 1e-12); wi
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Sequence, Sized
-from typing import Any
+from collections.abc import Callable, Sequence, Sized
+from typing import Any, TypeVar, cast
 
 import numpy as np
 import numpy.typing as npt
 
 from lcsc_opt.base.errors import StudySpecError
 from lcsc_opt.base.records import Coefficients
+
+Averages = TypeVar("Averages", bound=Callable[..., Any])
 
 PAPER_EMA_RATES = (0.999, 0.9995, 0.9999, 0.999943, 0.99995, 0.99997, 0.99999)
 """The seven rates per training step of Liu et al. 2024, Table 10."""
@@ -84,29 +87,46 @@ def ema_coefficients(steps: Sequence[int], rate: float) -> Coefficients:
     return np.asarray(ema_profiles(steps, [rate])[0])
 
 
+def of_trained(averages: Averages) -> Averages:
+    """Decorates a function of the steps that gives averages, ``[K]`` each: a checkpoint of step 0 has no part in them.
+
+    It is the base model of adapters, or a network before its training. Where two others do not follow, it counts as
+    one of them.
+    """
+
+    @functools.wraps(averages)
+    def padded(steps: Sequence[int], *arguments: Any) -> Any:
+        if not _begins_untrained(steps):
+            return averages(steps, *arguments)
+        given = averages(steps[1:], *arguments)
+        if isinstance(given, list):
+            return [np.append(0.0, average) for average in given]
+        return np.insert(given, 0, 0.0, axis=-1)
+
+    return cast("Averages", padded)
+
+
+@of_trained
 def ema_profiles(steps: Sequence[int], rates: Sequence[float]) -> npt.NDArray[np.float64]:
     """``[R, K]``: :func:`ema_coefficients` of each of R rates; raises as that."""
     for rate in rates:
         if not 0 <= rate < 1:
             raise StudySpecError(f"rate: expected at least 0 and below 1, got {rate}")
-    if _begins_untrained(check_steps(steps)):
-        return np.insert(ema_profiles(steps[1:], rates), 0, 0.0, axis=1)
+    check_steps(steps)
     ages = np.subtract(steps[-1], steps, dtype=np.float64)
     cumulative = np.power(np.array(rates, dtype=np.float64)[:, None], ages)  # weights of checkpoints 0..i
     return close_sum(np.diff(cumulative, prepend=0.0))
 
 
+@of_trained
 def plain_averages(steps: Sequence[int], rates: Sequence[float] | None = None) -> list[Coefficients]:
     """``[K]`` of the averages that need no search: EMAs, then uniform averages of the last 1, 3, 10 … and of all.
 
-    The rates of the EMAs are by default those of :func:`window_ema_rates`. A checkpoint of step 0 is in none of them:
-    it is the base model of adapters, or a network before its training.
+    The rates of the EMAs are by default those of :func:`window_ema_rates`.
 
     Raises:
         StudySpecError: a rate is out of range, or :func:`check_steps` refuses the steps.
     """
-    if _begins_untrained(steps):
-        return [np.append(0.0, average) for average in plain_averages(steps[1:], rates)]
     averages = [*ema_profiles(steps, rates or window_ema_rates(steps))]
     windows = [*(window for window in (1, 3, 10, 30, 100) if window < len(steps)), len(steps)]
     return averages + [uniform_coefficients(len(steps), window) for window in windows]
@@ -114,7 +134,7 @@ def plain_averages(steps: Sequence[int], rates: Sequence[float] | None = None) -
 
 def _begins_untrained(steps: Sequence[int]) -> bool:
     """Whether the first checkpoint is one of step 0, and two that were trained follow."""
-    return steps[0] == 0 and len(steps) > 2
+    return len(steps) > 2 and steps[0] == 0
 
 
 def uniform_coefficients(total: int, last: int) -> Coefficients:
@@ -461,13 +481,9 @@ def _check_shape(shape: tuple[int, ...], count: int, rows: int | None) -> None:
     raise StudySpecError(f"Coefficients have shape {list(shape)}; expected {expected}.")
 
 
+@of_trained
 def default_origin(steps: Sequence[int]) -> Coefficients:
-    """Where a search starts unless it is told otherwise: the EMA ``[K]`` with the middle one of the window's rates.
-
-    As in :func:`plain_averages`, a checkpoint of step 0 is no part of it.
-    """
-    if _begins_untrained(steps):
-        return np.append(0.0, default_origin(steps[1:]))
+    """Where a search starts unless it is told otherwise: the EMA ``[K]`` with the middle one of the window's rates."""
     rates = window_ema_rates(steps)
     return ema_coefficients(steps, rates[len(rates) // 2])
 

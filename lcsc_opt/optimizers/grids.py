@@ -28,6 +28,7 @@ def _powers(steps: Steps, widths: Sequence[float] | None) -> list[Coefficients]:
     return [profiles.power_ema_coefficients(steps, width) for width in widths or profiles.POWER_EMA_SIGMAS]
 
 
+@profiles.of_trained
 def _uniforms(steps: Steps, windows: Sequence[float] | None) -> list[Coefficients]:
     return [profiles.uniform_coefficients(len(steps), window) for window in _windows(windows, len(steps))]
 
@@ -45,6 +46,7 @@ def _windows(windows: Sequence[float] | None, count: int) -> list[int]:
     return sorted({min(int(window), count) for window in windows})
 
 
+@profiles.of_trained
 def _extrapolated(steps: Steps, extrapolations: Sequence[float] | None) -> list[Coefficients]:
     """Of the last 1, 2, 4 … and a half of the checkpoints; one checkpoint alone is what it is."""
     half = len(steps) // 2

@@ -120,3 +120,13 @@ def test_of_two_or_three_checkpoints_the_last_two_are_the_line(count: int) -> No
 def test_values_that_no_average_has_are_refused(profile: Any, value: float, message: str) -> None:
     with pytest.raises(StudySpecError, match=f"^{message}"):
         ProfileGrid(profile, values=[value]).points(STEPS)
+
+
+@pytest.mark.parametrize("profile", ["ema", "power", "uniform", "extrapolated"])
+def test_a_checkpoint_of_step_0_has_no_part_in_averages_and_changes_none(profile: Any) -> None:
+    """It is a base model, or a network before its training."""
+    trained = PROFILES[profile]((100, 200, 300, 400), None)
+    with_start = PROFILES[profile]((0, 100, 200, 300, 400), None)
+    np.testing.assert_allclose(with_start, np.insert(trained, 0, 0.0, axis=1), atol=1e-12)
+    both = PROFILES[profile]((0, 100), None)
+    assert any(point[0] > 0 for point in both) == (profile in ("ema", "uniform")), "of two checkpoints, it is one"
