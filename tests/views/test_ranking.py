@@ -84,7 +84,7 @@ def test_two_models_of_one_seed_each_are_compared_over_their_images(
     other: float | None, verdict: str, sign: int
 ) -> None:
     """No interval over seeds exists, but the report has one over images, which the same line has elsewhere."""
-    error = {} if other is None else {f"loss{STANDARD_ERROR}": 0.3}
+    error: dict[str, Any] = {} if other is None else {f"loss{STANDARD_ERROR}": 0.3}
     studies = [
         dataclasses.replace(history([loss], optimizer=name), report=report_of({study: measured(loss, **error)}))
         for name, loss in (("LCSC", 3.0), ("CMA", other or 5.0))
