@@ -219,7 +219,7 @@ class Row:
         """The mean held-out loss relative to EMA*'s, minus one: -0.6 is 60 % below it; of maximized scores the same.
 
         ``None`` if there is no model or no EMA*, or where a share means nothing: of a sum from which a reward is
-        subtracted, which is zero at no special place, and if losses of the report lie on both sides of zero.
+        subtracted, whose zero says nothing, and if losses of the report lie on both sides of zero.
         """
         if not self.models or self.report is None or self.report.ema is None:
             return None
