@@ -63,7 +63,11 @@ def test_the_commands_of_the_page_look_at_epochs_and_choose_one(place: Path, typ
     assert with_answer[-1] == REAL_ROW
     assert epochs == ["base, no LoRA", *(f"step {step}, {name[:-12]}" for step, name in KOHYA_EPOCHS.items())]
     assert sum("answer" in title for title in with_answer) == 1
-    assert "data:image/png" in (place / "epochs.html").read_text()
+    page = (place / "epochs.html").read_text()
+    assert "data:image/png" in page
+    for text in (page, typed("show", "epochs/Grid/0").out):
+        assert "As searched, the best first" in text
+        assert all(f"step {step}, {name[:-12]}" in text for step, name in [*KOHYA_EPOCHS.items()][:-1])
     assert load_file(place / "best.safetensors").keys() == load_file(place / "runs" / "lora" / "hat.safetensors").keys()
     typed("export", "epochs/Grid/0", "-o", "epoch.safetensors")
     study = lcsc_opt.load_study("epochs/Grid/0")

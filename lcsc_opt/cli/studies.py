@@ -301,7 +301,7 @@ def show(
     reader = open_reader(storage, database_of=study)
     standing = reader.read_study(study)
     from lcsc_opt.views.study_status import overview
-    from lcsc_opt.views.tables import report_tables
+    from lcsc_opt.views.tables import grid_table, report_tables
 
     described = overview(reader, standing)
     if output == "json":
@@ -311,7 +311,8 @@ def show(
     shown = {name: value for name, value in described.items() if name not in left_out}
     found = standing.found
     measured = report_tables(standing.report, None if found is None else found.model.name)
-    print_tables(described_table(study, shown), *measured)
+    of_grid = grid_table(reader, standing)
+    print_tables(described_table(study, shown), *measured, *([] if of_grid is None else [of_grid]))
     for text in described["tracebacks"].values():
         print_line(f"\n{text.rstrip()}")
 

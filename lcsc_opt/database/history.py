@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from lcsc_opt.base.records import Yardstick
+from lcsc_opt.base.records import Coefficients, Yardstick
 from lcsc_opt.base.study_spec import EMA_GRID
+from lcsc_opt.coefficients.profiles import average_name
 from lcsc_opt.database.measurement import Measurement
 from lcsc_opt.database.names import BASELINES, EMA, label
 from lcsc_opt.database.report import Report
@@ -45,6 +46,7 @@ class Standing:
         seed: of the study.
         summary: of its trials.
         steps: ``[K]`` training steps of the checkpoints.
+        checkpoint_names: ``[K]`` what people call them; empty before the experiment has said so.
         layer_groups: layer → how many rows of coefficients it has, in their order; empty where all have the
             same.
         settings: its specification, as nested mappings.
@@ -70,6 +72,7 @@ class Standing:
     _: dataclasses.KW_ONLY
     summary: Summary = dataclasses.field(default_factory=Summary)
     steps: tuple[int, ...] = ()
+    checkpoint_names: Sequence[str] = ()
     layer_groups: Mapping[str, int] = dataclasses.field(default_factory=dict)
     settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     budget: Mapping[str, int] = dataclasses.field(default_factory=dict)
@@ -84,6 +87,10 @@ class Standing:
     forgotten: frozenset[int] = frozenset()
     holds_out: bool = True
     holder: str | None = None
+
+    def average_name(self, coefficients: Coefficients) -> str | None:
+        """What people call coefficients that a baseline asks; ``None`` for others."""
+        return average_name(coefficients, self.steps, self.checkpoint_names)
 
     @property
     def metric(self) -> str:

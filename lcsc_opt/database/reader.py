@@ -20,7 +20,6 @@ from lcsc_opt.base.progress import notice
 from lcsc_opt.base.records import Yardstick
 from lcsc_opt.base.settings import near_miss
 from lcsc_opt.base.study_spec import OF_EXPERIMENT
-from lcsc_opt.coefficients.profiles import average_name
 from lcsc_opt.database.arrays import coefficients_of
 from lcsc_opt.database.connection import in_database
 from lcsc_opt.database.experiment import report_of, search_yardstick
@@ -223,6 +222,7 @@ class HistoryReader:
             name,
             *split_name(name),
             steps=tuple(attributes.get("steps") or ()),
+            checkpoint_names=experiment.attributes.get("checkpoint_names", ()),
             layer_groups=attributes.get("layer_groups") or {},
             settings=settings,
             workers=_worker_count(settings.get("workers", 1)),
@@ -243,7 +243,7 @@ class HistoryReader:
         if study.found is not None and study.found.model.label is not None:
             return dataclasses.replace(study, average=study.found.model.label)
         coefficients = self.answer(study)
-        average = None if coefficients is None else average_name(coefficients, study.steps)
+        average = None if coefficients is None else study.average_name(coefficients)
         return dataclasses.replace(study, average=average)
 
 

@@ -174,7 +174,10 @@ class Measurer:
         yardstick = self._measured_yardstick(candidate, sample)
         if noise == SEARCH:
             values = ", ".join(f"{name} {value:.4g}" for name, value in yardstick.metrics.items())
-            notice(f"{self._experiment.name}: losses are relative to an average of the checkpoints: {values}")
+            line = f"{self._experiment.name}: losses are relative to an average of the checkpoints: {values}"
+            if yardstick.kept is not None:
+                line += f". keep: {yardstick.kept} may not get worse than {yardstick.bound:.4g}"
+            notice(line)
         return yardstick
 
     def _measured_yardstick(self, candidate: Candidate, sample: Sample) -> Yardstick:

@@ -141,6 +141,7 @@ def attributes_now(spec: StudySpec, objective: Objective, directory: Path | None
         AVERAGES: averages_now(objective, before.get(AVERAGES) or {}),
         "checkpoints": None,
         "steps": [int(step) for step in objective.steps],
+        "checkpoint_names": objective.checkpoint_names,
         "renaming": None,
         "sampling": None,
         "maximize": objective.maximizes,

@@ -85,7 +85,10 @@ def _about_equals(choice: Choice) -> str:
         error = "half of that scatter"
     line = f"{choice.answer.name} cannot be told from {in_words(choice.equals)}: they differ by less than {difference}"
     if choice.is_on_path:
-        line += f". Within one search, the latest model that is no more than {error} behind its best is taken"
+        line += (
+            f". Within one search, the latest model that is no more than {error} behind its best is taken; what came "
+            "after the earliest of them is no certain gain over it"
+        )
     return line
 
 
@@ -98,6 +101,8 @@ def _about_answer(report: Report, yardstick: Yardstick | None) -> Iterator[str]:
                 f"keep: {row.metric} of the answer is {row.value:.4g}, beyond its bound of {yardstick.bound:.4g} by "
                 "more than the error; continue the search, or search with more images per evaluation"
             )
+    if yardstick is not None and yardstick.kept is not None:
+        yield from _about_penalties(report, yardstick.kept, yardstick)
     best = report.best_had(report.headline_metric)
     if not report.is_found or best is None:
         return
@@ -126,6 +131,20 @@ def _about_answer(report: Report, yardstick: Yardstick | None) -> Iterator[str]:
         )
     if len(report.parts) > 1:
         yield from _in_another_sampler(report, best.model)
+
+
+def _about_penalties(report: Report, kept: str, yardstick: Yardstick) -> Iterator[str]:
+    """Which models that the user had have more than their distance in the loss, which nobody sees in its number."""
+    beyond = []
+    for measured in report.models:
+        value = measured.value(kept)
+        if measured.model.name in report.had and value is not None and yardstick.sign * (value - yardstick.bound) > 0:
+            beyond.append(f"{named(measured.model)} ({kept} {value:.4g})")
+    if beyond:
+        yield (
+            f"keep: {kept} is beyond its bound of {yardstick.bound:.4g} in {in_words(beyond)}, whose loss has a "
+            "penalty for that: compare the other metrics"
+        )
 
 
 def _in_another_sampler(report: Report, best: Model) -> Iterator[str]:

@@ -47,7 +47,8 @@ def _warn_of_two_forms(path: Path, first: Checkpoint) -> None:
         notice(
             f"{path}: its tensors have names in two forms, and load_lora_weights skips {skipped} of its "
             f"{len(first.tensors)} tensors, so a pipeline that loads such a file shows another model; here, and in "
-            "what is exported, all of them count"
+            "what is exported, all of them count; lcsc apply step:N FOLDER -o FILE.safetensors --as lora writes a "
+            "checkpoint that loads as a whole"
         )
 
 

@@ -60,7 +60,7 @@ def answer_line(report: Report) -> str:
         line += f" to {report.metrics.few_real_images:,} real images"
         if not any(name.startswith("fid_held_out") for name in answer.values):
             line += " that the search saw, too"
-    loss, *metrics = report.rows(answer.model.name)
+    loss = report.rows(answer.model.name)[0]
     if not report.is_found:
         # by this number, else by what the searches lowered: the choice had other noise and may differ from both
         better = _better_alone(report, metric) or _better_alone(report, loss.metric)
@@ -70,12 +70,21 @@ def answer_line(report: Report) -> str:
         return f"{line}."
     had = value_of(report, best, metric)
     compared = _compared(value, had, report.direction(metric))
-    line += f": {compared} the best model you had, {named(best.model)}, with {had:.4g}"
+    others = _better_otherwise(report, best)
+    by_it = " by this number" if others else ""
+    line += f": {compared} the best model you had{by_it}, {named(best.model)}, with {had:.4g}"
     line += f"{_why_although_worse(report, best, metric)}.{_unseen(report, best, metric)}"
     of_both = report.rows(answer.model.name, best.model.name)
     rewards = [change(row) for row in of_both if row.metric in REWARDS and not row.lost]  # else it is said already
     if rewards:
         line += f" From that model to the answer: {in_words(rewards)}."
+    return line + others
+
+
+def _better_otherwise(report: Report, best: Measurement) -> str:
+    """What the user had that is better than ``best`` by the loss or a judge of it, as sentences; empty if none is."""
+    answer = report.of_answer
+    loss, *metrics = report.rows(answer.model.name)
     values_of: dict[str, list[str]] = {}  # another model that the user had → the metrics by which it was the best
     for row in (loss, *(row for row in metrics if row.is_judge)):
         other = report.best_had(row.metric)
@@ -84,9 +93,10 @@ def answer_line(report: Report) -> str:
         other_value, best_value, own = (value_of(report, one, row.metric) for one in (other, best, answer))
         values = f"{other_value:.4g}, against {best_value:.4g}; the answer has {own:.4g}"
         values_of.setdefault(named(other.model), []).append(f"{row.metric} ({values})")
+    text = ""
     for name, better_in in values_of.items():
-        line += f" Of what you had, {name} was better than {named(best.model)} by {in_words(better_in)}."
-    return line
+        text += f" Of what you had, {name} was better than {named(best.model)} by {in_words(better_in)}."
+    return text
 
 
 def _why_although_worse(report: Report, best: Measurement, metric: str) -> str:

@@ -31,7 +31,14 @@ from lcsc_opt.views.figures.study import coefficients_figure
 from lcsc_opt.views.figures.theme import CONFIG, template
 from lcsc_opt.views.pictures import why_no_images
 from lcsc_opt.views.ranking import ranking
-from lcsc_opt.views.tables import comparison_tables, failures_table, ranking_table, report_tables, studies_table
+from lcsc_opt.views.tables import (
+    comparison_tables,
+    failures_table,
+    grid_table,
+    ranking_table,
+    report_tables,
+    studies_table,
+)
 
 _Drawn = dict[str, Any]
 """A figure for the page: what plotly draws, and its height."""
@@ -94,6 +101,7 @@ def _study(reader: HistoryReader, study: Standing, studies: Sequence[Standing]) 
         "name": study.study,
         "state": f"{state}.",
         "metrics": report_tables(study.report, None if found is None else found.model.name),
+        "grid": grid_table(reader, study),
         "coefficients": _drawn(coefficients) if coefficients.data else None,
         "failures": failures_table(reader.failures(study)),
     }

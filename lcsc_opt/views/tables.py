@@ -6,12 +6,15 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from lcsc_opt.database.history import Standing
+from lcsc_opt.base.records import STANDARD_ERROR
+from lcsc_opt.database.arrays import coefficients_of
+from lcsc_opt.database.history import Standing, as_known
 from lcsc_opt.database.measurement import Measurement
 from lcsc_opt.database.metric_rows import Interval, MetricRow
-from lcsc_opt.database.names import EMA
-from lcsc_opt.database.reader import FailureReason
+from lcsc_opt.database.names import BASELINES, EMA
+from lcsc_opt.database.reader import FailureReason, HistoryReader
 from lcsc_opt.database.report import Part, Report
+from lcsc_opt.database.states import compared_trials
 from lcsc_opt.views import UNKNOWN, Table, count, duration, number, percent, signed
 from lcsc_opt.views.answer import named
 from lcsc_opt.views.ranking import ANSWER, Row, Spread, loss_name, names_in, spread_text
@@ -19,6 +22,7 @@ from lcsc_opt.views.ranking import ANSWER, Row, Spread, loss_name, names_in, spr
 _ARROWS = {1: " ↓", -1: " ↑", None: ""}  # lower is better, higher is better, unknown
 _HELD_OUT = "Evaluation metrics, held out"  # a title
 WORSE = "(worse)"  # by more than the error
+BEYOND = " (beyond its bound)"
 _SINGLE_IMAGES = ("precision", "recall", "reward", "held_out_reward")
 
 
@@ -42,6 +46,32 @@ def studies_table(studies: Sequence[Standing]) -> Table:
         for study in studies
     ]
     return Table(header, rows, text=2, optional=("done", "time", "images", "failed"))
+
+
+def grid_table(reader: HistoryReader, study: Standing) -> Table | None:
+    """Each checkpoint or average of a grid as it was searched, the best first; ``None`` of other searches.
+
+    A kept metric beyond its bound is marked: then the loss has a penalty.
+    """
+    if study.optimizer not in BASELINES:
+        return None
+    compared = sorted(compared_trials(reader.trials(study)), key=lambda trial: (trial.value, trial.number))
+    if not compared:
+        return None
+    metrics = [name for name in compared[0].user_attrs["metrics"] if not name.endswith(STANDARD_ERROR)]
+    rows = []
+    for trial in compared:
+        name = study.average_name(coefficients_of(trial)) or f"trial {trial.number}"
+        measured = trial.user_attrs["metrics"]
+        texts = [number(measured.get(metric)) for metric in metrics]
+        kept = study.yardstick
+        if kept is not None and kept.kept in measured and kept.sign * (measured[kept.kept] - kept.bound) > 0:
+            texts[metrics.index(kept.kept)] += BEYOND
+        rows.append([name, number(as_known(trial.value, study.sign)), *texts])
+    title = "As searched, the best first"
+    if any(cell.endswith(BEYOND) for row in rows for cell in row):
+        title += "; beyond its bound, a kept metric adds a penalty to the loss"
+    return Table(("model", study.metric, *metrics), rows, title, optional=metrics)
 
 
 def failures_table(failures: Sequence[FailureReason]) -> Table:

@@ -130,6 +130,17 @@ def test_a_gain_that_turns_in_another_sampler_is_a_warning() -> None:
     assert warned(alike) == ""
 
 
+@pytest.mark.parametrize(("bound", "is_beyond"), [(0.5, False), (0.61, True)])
+def test_a_penalty_in_the_loss_of_what_the_user_had_is_said(bound: float, is_beyond: bool) -> None:
+    """EMA* had a loss of 6.2, of which 5.2 were for a reward below its limit, and "98 % below EMA*" stood there."""
+    made = report({"fid": 2.5, "precision": 0.65}, {"fid": 28.0, "precision": 0.60})
+    said = warned(made, yardstick=Yardstick({}, kept="precision", sign=-1, bound=bound))
+    penalty = (
+        "keep: precision is beyond its bound of 0.61 in the last checkpoint (precision 0.6), whose loss has a penalty"
+    )
+    assert (penalty in said) == is_beyond
+
+
 @pytest.mark.parametrize(("images", "held"), [(5000, False), (500, True)])
 def test_a_bound_that_was_to_be_kept_and_is_missed_beyond_its_error_is_told(images: int, held: bool) -> None:
     error = (0.6 * 0.4 / images) ** 0.5

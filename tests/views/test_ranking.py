@@ -256,7 +256,8 @@ def test_the_answer_is_compared_with_the_best_that_the_user_had_in_the_metric_th
         "Of what you had, EMA* (average of the last 10) was better than the last checkpoint by loss (0.2, against 0.3; "
         "the answer has 0.1) and fid_held_out (19, against 25; the answer has 18)."
     )
-    assert line == f"{beginning}the last checkpoint, with 20.{unseen} {other}"
+    by_it = beginning.replace("you had,", "you had by this number,")
+    assert line == f"{by_it}the last checkpoint, with 20.{unseen} {other}"
     chosen = "it was chosen because its loss was certainly better on the noise of the choice"
     line = answer_line(report_of(found, model(0.2, 8.0, 25.0, name=LAST_CHECKPOINT)))
     assert line == f"{beginning.replace('50 % below', '25 % worse than')}the last checkpoint, with 8; {chosen}.{unseen}"

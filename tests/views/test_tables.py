@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import dataclasses
+from types import SimpleNamespace
 from typing import Any
 
-from lcsc_opt.base.records import STANDARD_ERROR, ReportedMetrics
+import numpy as np
+import pytest
+
+from lcsc_opt.base.records import STANDARD_ERROR, ReportedMetrics, Yardstick
+from lcsc_opt.database.arrays import stored_array
 from lcsc_opt.database.names import EMA, LAST_CHECKPOINT, split_name
 from lcsc_opt.database.report import Report
 from lcsc_opt.views import unbroken
 from lcsc_opt.views.ranking import Row, ranking
-from lcsc_opt.views.tables import comparison_rows, comparison_tables, report_tables
-from tests.history_examples import history, in_one_report, measured, report_of
+from lcsc_opt.views.tables import BEYOND, comparison_rows, comparison_tables, grid_table, report_tables
+from tests.history_examples import history, in_one_report, measured, report_of, trials_of
 
 ANSWER = "LCSC, trial 0"
 SIGNS = {"precision": -1, "near": 1}
@@ -139,3 +145,30 @@ def test_rows_for_programs_end_with_the_answer_and_the_warnings() -> None:
     assert (answer["study"], answer["optimizer"], answer["model"]) == ("digits", "answer", "LCSC, trial 0")
     assert (answer["held_out"], answer["warnings"]) == (2.0, ["it lost"])
     assert [row["gain"] for row in answer["held_out_rows"]] == [3.0]
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_a_grid_lists_all_that_it_tried_the_best_first_by_the_names_of_their_files(sign: int) -> None:
+    """Which epoch is the second best, and by how much, stood nowhere."""
+    trials = trials_of([5.0, 3.0, None, 4.0])
+    for trial, reward in zip(trials, (0.5, 0.7, None, 0.9), strict=True):
+        coefficients = stored_array(np.eye(4)[trial.number])
+        metrics = {"fid": 10.0 * trial.number, "reward": reward, f"fid{STANDARD_ERROR}": 0.1}
+        trial.set_user_attr("coefficients", coefficients)
+        trial.set_user_attr("metrics", metrics)
+    names = ["step 10", "step 20, hat-000002", "step 30", "step 40"]
+    kept = Yardstick({}, kept="reward", sign=-1, bound=0.6)
+    study = history([5.0], optimizer="Grid")
+    study = dataclasses.replace(study, steps=(10, 20, 30, 40), checkpoint_names=names, yardstick=kept, sign=sign)
+    reader: Any = SimpleNamespace(trials=lambda _study: trials)
+    table = grid_table(reader, study)
+    assert table is not None
+    assert tuple(table.header) == ("model", "loss", "fid", "reward")
+    assert [list(row) for row in table.rows] == [
+        ["step 20, hat-000002", f"{3 * sign}", "10", "0.7"],
+        ["last checkpoint", f"{4 * sign}", "30", "0.9"],
+        ["step 10", f"{5 * sign}", "0", f"0.5{BEYOND}"],
+    ]
+    assert "a kept metric adds a penalty to the loss" in table.title
+    assert grid_table(reader, dataclasses.replace(study, optimizer="LCSC")) is None
+    assert grid_table(SimpleNamespace(trials=lambda _study: []), study) is None  # type: ignore[arg-type]
