@@ -23,7 +23,7 @@ from pydantic import Field, model_validator
 from lcsc_opt.base.errors import ObjectiveError
 from lcsc_opt.base.paths import BuildContext
 from lcsc_opt.base.settings import Positive, parse_settings, second_of
-from lcsc_opt.checkpoints.lora import LoraAlphas, lora_flavour
+from lcsc_opt.checkpoints.lora import LoraAlphas, lora_flavour, warn_of_two_forms
 from lcsc_opt.objective.contract import Objective
 from lcsc_opt.objective.settings import ImageObjectiveSettings
 from lcsc_opt.sampling.diffusers_sampler import SchedulerSettings, build_scheduler
@@ -122,6 +122,7 @@ def _alphas(checked: Settings, trajectory: Trajectory) -> LoraAlphas | None:
         if lora_flavour(trajectory.names) is not None:
             raise ObjectiveError("component: the checkpoints are those of a LoRA; write component: lora")
         return None
+    warn_of_two_forms(trajectory.sources[-1], trajectory.names)
     return trajectory.lora_alphas(checked.lora_alpha)
 
 

@@ -10,7 +10,7 @@ import dataclasses
 import json
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,6 +18,7 @@ import pydantic
 from torch import Tensor
 
 from lcsc_opt.base.errors import TrajectoryError
+from lcsc_opt.base.progress import notice
 from lcsc_opt.checkpoints.folders import file_of_weights
 from lcsc_opt.checkpoints.reading import read_metadata
 from lcsc_opt.coefficients.layer_groups import LORA_FACTORS
@@ -188,6 +189,23 @@ def lora_flavour(names: Iterable[str]) -> Flavour | None:
     if all(name.startswith(tuple(_KOHYA_PREFIXES)) for name in downs):
         return "kohya"
     return "diffusers"
+
+
+def loads_in_pipelines(names: Iterable[str]) -> bool:
+    """Whether ``load_lora_weights`` reads these names of factors as they are: they name a pipeline's component."""
+    return all(name.startswith(tuple(f"{component}." for component in _COMPONENTS)) for name in names)
+
+
+def warn_of_two_forms(file: str, names: Collection[str]) -> None:
+    """Say of names in two forms that pipelines skip some of them, so that they show other models than ours."""
+    skipped = len(in_one_form(names))
+    if skipped:
+        notice(
+            f"{file}: its tensors have names in two forms, and load_lora_weights skips {skipped} of its {len(names)} "
+            "tensors, so a pipeline that loads such a file shows another model; here, and in what is exported, all of "
+            "them count. lcsc apply step:N FOLDER -o FILE.safetensors --as lora writes a checkpoint that loads as a "
+            "whole"
+        )
 
 
 def in_one_form(names: Iterable[str]) -> dict[str, str]:

@@ -20,7 +20,13 @@ from lcsc_opt.base.errors import ObjectiveError, TrajectoryError
 from lcsc_opt.base.progress import notice
 from lcsc_opt.base.study_spec import LAYERS
 from lcsc_opt.checkpoints.folders import folder_of_weights, place_in_file
-from lcsc_opt.checkpoints.lora import LoraAlphas, in_one_form, lora_flavour
+from lcsc_opt.checkpoints.lora import (
+    LoraAlphas,
+    in_one_form,
+    loads_in_pipelines,
+    lora_flavour,
+    warn_of_two_forms,
+)
 from lcsc_opt.checkpoints.names import torch_suffix
 from lcsc_opt.checkpoints.rewriting import Document, with_weights
 from lcsc_opt.coefficients.layer_groups import LayerGroups, TensorRows
@@ -226,6 +232,7 @@ def _write(
         weights = {trajectory.renaming.undone(name): tensor for name, tensor in weights.items()}
     document = _document(trajectory, weights, to)
     if document is None:
+        warn_of_two_forms(trajectory.sources[-1], weights)
         renamed = in_one_form(weights)
         weights = {renamed.get(name, name): tensor for name, tensor in weights.items()}
     if to.form in ("safetensors", "pt"):
@@ -253,7 +260,8 @@ def _check_form(trajectory: Trajectory, to: Destination, config: ModelConfig | N
             f"{to.path}: a model folder needs a configuration of diffusers or transformers; pass --config FOLDER "
             "of a model. An adapter needs none: end the name in .safetensors"
         )
-    if to.form in ("safetensors", "pt") and flavour in ("diffusers", "peft"):
+    is_whole = flavour == "kohya" or loads_in_pipelines(trajectory.names)
+    if to.form in ("safetensors", "pt") and flavour is not None and not is_whole:
         notice(f"{to.path}: holds a LoRA under its own names; --as lora writes what load_lora_weights loads")
 
 

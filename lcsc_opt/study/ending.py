@@ -13,6 +13,7 @@ from lcsc_opt.database.states import compared_trials
 from lcsc_opt.optimizers.gradient import LEAST_GAIN
 
 RECENT = 20  # evaluations, in which a search that still improves must have gained something
+BROUGHT_NOTHING = "have brought nothing that is certain"  # of the last evaluations
 
 
 def how_it_ended(trials: Sequence[FrozenTrial], *, by_itself: bool, patience: int | None) -> str:
@@ -39,7 +40,7 @@ def how_it_ended(trials: Sequence[FrozenTrial], *, by_itself: bool, patience: in
         before, now = _best(earlier), _best(compared)
     gain = (before.value or 0.0) - (now.value or 0.0)
     if gain <= _error(before, now):
-        return f"cut by its budget; the last {RECENT} evaluations have brought nothing that is certain"
+        return f"cut by its budget; the last {RECENT} evaluations {BROUGHT_NOTHING}"
     if gain <= LEAST_GAIN * ((compared[0].value or 0.0) - (now.value or 0.0)):
         return f"cut by its budget; the last {RECENT} evaluations have brought less than 1 % of the whole gain"
     percent = f"{100 * gain / abs(before.value or 1.0):.2g} %"

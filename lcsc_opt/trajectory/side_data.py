@@ -7,9 +7,8 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from lcsc_opt.base.errors import TrajectoryError
-from lcsc_opt.base.progress import notice
 from lcsc_opt.checkpoints.folders import file_of_weights
-from lcsc_opt.checkpoints.lora import PACKED_ALPHAS, LoraAlphas, in_one_form, lora_flavour
+from lcsc_opt.checkpoints.lora import PACKED_ALPHAS, LoraAlphas, lora_flavour
 from lcsc_opt.checkpoints.reading import Checkpoint, read_metadata
 from lcsc_opt.trajectory.layout import Layout
 from lcsc_opt.trajectory.manifest import HEADER
@@ -33,23 +32,10 @@ def side_data(paths: Sequence[Path], first: Checkpoint) -> dict[str, str]:
     if shared:
         texts[HEADER] = json.dumps(dict(sorted(shared)))
     if lora_flavour(first.tensors) is not None:
-        _warn_of_two_forms(paths[0], first)
         alphas = _alphas(paths, first.key)
         if alphas:
             texts[PACKED_ALPHAS] = alphas
     return texts
-
-
-def _warn_of_two_forms(path: Path, first: Checkpoint) -> None:
-    """Say of names in two forms that pipelines skip some of them, so that they show other models than ours."""
-    skipped = len(in_one_form(first.tensors))
-    if skipped:
-        notice(
-            f"{path}: its tensors have names in two forms, and load_lora_weights skips {skipped} of its "
-            f"{len(first.tensors)} tensors, so a pipeline that loads such a file shows another model; here, and in "
-            "what is exported, all of them count; lcsc apply step:N FOLDER -o FILE.safetensors --as lora writes a "
-            "checkpoint that loads as a whole"
-        )
 
 
 def _alphas(paths: Sequence[Path], key: str) -> str:

@@ -10,6 +10,7 @@ import lcsc_opt
 from lcsc_opt.cli import run as lcsc
 from lcsc_opt.database.connection import open_storage
 from lcsc_opt.database.store import read_contents
+from lcsc_opt.study.ending import BROUGHT_NOTHING
 from tests.commands import Typed
 
 OBJECTIVE = """
@@ -124,6 +125,15 @@ def test_the_last_line_says_what_was_cut_and_the_command_that_goes_on(typed: Typ
     continued = typed("run", "shifted/LCSC/0", "--budget", "24").err
     assert "continuing after trial 11" in continued
     assert "LCSC was cut after 24 evaluations" in continued
+
+
+def test_a_search_whose_last_evaluations_brought_nothing_is_not_praised_for_going_on(
+    typed: Typed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    how = f"cut by its budget; the last 20 evaluations {BROUGHT_NOTHING}"
+    monkeypatch.setattr("lcsc_opt.study.opening.how_it_ended", lambda *_, **__: how)
+    said = typed("run", "shifted.yaml", "budget.evaluations=12").err
+    assert "goes on (about 1.2 s more), and may bring little, since its last evaluations have not." in said
 
 
 def test_a_run_from_python_says_which_call_goes_on(place: Path, capsys: pytest.CaptureFixture[str]) -> None:

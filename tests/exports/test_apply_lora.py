@@ -45,7 +45,9 @@ def test_of_names_in_two_forms_an_export_has_one_and_what_pipelines_skip_is_told
         loaded[file] = deltas(pipeline.unet)
     assert len(loaded["skipped/checkpoint-200"]) < len(expected)
     torch.testing.assert_close(loaded["one.safetensors"], expected, rtol=1e-5, atol=1e-7)
-    assert "skips" not in typed("apply", "step:200", "loaded", "-o", "same.safetensors").err
+    said = typed("apply", "step:200", "loaded", "-o", "same.safetensors").err
+    assert "skips" not in said
+    assert "--as lora" not in said, "it loads as it is"
     assert load_file("same.safetensors").keys() == names_of_epochs(workplace / "loaded")
 
 
@@ -61,7 +63,8 @@ def test_apply_writes_a_lora_with_its_alphas(workplace: Path, typed: Typed, flav
     pipeline.load_lora_weights("second.safetensors")
     expected = deltas(tiny_pipelines.adapted_unet(200, TARGETS))
     torch.testing.assert_close(deltas(pipeline.unet), expected, rtol=1e-5, atol=1e-7)
-    typed("apply", "step:200", "lora", "-o", "plain.safetensors")
+    said = typed("apply", "step:200", "lora", "-o", "plain.safetensors").err
+    assert ("--as lora writes what load_lora_weights loads" in said) == (flavour == "peft")
     assert load_file("plain.safetensors").keys() == names_of_epochs(workplace / "lora")
     typed("apply", "second.safetensors", "lora", "-o", "again.safetensors")
     torch.testing.assert_close(load_file("again.safetensors"), load_file("second.safetensors"), rtol=0, atol=0)
