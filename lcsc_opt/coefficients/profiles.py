@@ -187,9 +187,10 @@ def average_name(coefficients: Coefficients, steps: Sequence[int], names: Sequen
     Args:
         coefficients: ``[K]``, sum to one.
         steps: ``[K]`` training steps of the checkpoints.
-        names: ``[K]`` what people call each checkpoint; by default ``step 300``.
+        names: ``[K]`` what people call each checkpoint; of another number of checkpoints, ``step 300`` and so on.
     """
-    names = names or [f"step {step}" for step in steps]
+    if len(names) != len(steps):
+        names = [f"step {step}" for step in steps]
     if coefficients.shape != (len(steps),) or len(steps) < 2:
         return None
     if _begins_untrained(steps) and coefficients[0] == 0:

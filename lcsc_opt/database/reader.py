@@ -240,8 +240,6 @@ class HistoryReader:
         study = dataclasses.replace(study, summary=Summary.stored(attributes) or Summary.of(self.trials(study)))
         if study.optimizer not in BASELINES:
             return study
-        if study.found is not None and study.found.model.label is not None:
-            return dataclasses.replace(study, average=study.found.model.label)
         coefficients = self.answer(study)
         average = None if coefficients is None else study.average_name(coefficients)
         return dataclasses.replace(study, average=average)
