@@ -82,13 +82,19 @@ def answer_line(report: Report) -> str:
 
 
 def _better_otherwise(report: Report, best: Measurement) -> str:
-    """What the user had that is better than ``best`` by the loss or a judge of it, as sentences; empty if none is."""
+    """What the user had that is better than ``best`` by the loss or a judge of it, as sentences; empty if none is.
+
+    That is by more than the error, as far as it is known.
+    """
     answer = report.of_answer
     loss, *metrics = report.rows(answer.model.name)
     values_of: dict[str, list[str]] = {}  # another model that the user had → the metrics by which it was the best
     for row in (loss, *(row for row in metrics if row.is_judge)):
         other = report.best_had(row.metric)
         if other is None or other.model.name == best.model.name:
+            continue
+        of_best = {one.metric: one for one in report.rows(best.model.name, other.model.name)}[row.metric]
+        if of_best.gain_interval is not None and not of_best.lost:
             continue
         other_value, best_value, own = (value_of(report, one, row.metric) for one in (other, best, answer))
         values = f"{other_value:.4g}, against {best_value:.4g}; the answer has {own:.4g}"
