@@ -258,7 +258,7 @@ def test_the_answer_is_compared_with_the_best_that_the_user_had_in_the_metric_th
     )
     by_it = beginning.replace("you had,", "you had by this number,")
     assert line == f"{by_it}the last checkpoint, with 20.{unseen} {other}"
-    uncertain = {f"{name}{STANDARD_ERROR}": 9.0 for name in ("loss", "fid_held_out")}
+    uncertain: dict[str, Any] = {f"{name}{STANDARD_ERROR}": 9.0 for name in ("loss", "fid_held_out")}
     alike = measured(0.2, name=EMA, fid=30.0, fid_held_out=19.0, **uncertain)
     signs = ReportedMetrics(signs={"fid_held_out": 1})
     line = answer_line(
