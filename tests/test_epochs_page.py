@@ -51,7 +51,7 @@ def test_the_commands_of_the_page_look_at_epochs_and_choose_one(place: Path, typ
     assert [words[:2] for words in lines] == [["lcsc", name] for name in order]
     typed_lines = [typed(*words[1:]) for words in lines]
     said = [one.out for one in typed_lines]
-    assert "next: lcsc report epochs (one page, with pictures), lcsc export epochs -o best" in typed_lines[1].err
+    assert "next: lcsc report epochs (one page about it), lcsc export epochs -o best" in typed_lines[1].err
     assert "load it as you load your checkpoints, with a weight of 1" in typed_lines[-1].err
     assert re.search(r"Grid, trial \d \((step \d+, hat-\d+|last checkpoint)\)|best of the grid \(", said[2]), (
         "the epoch is named, and its file"

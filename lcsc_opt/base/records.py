@@ -62,6 +62,10 @@ class Yardstick:
     bound: float = 0.0
     deviation: float = 0.0
 
+    def excess(self, value: float) -> float:
+        """By how much a value of the kept metric is worse than the bound, in the metric's unit; negative if better."""
+        return self.sign * (value - self.bound)
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Candidate:

@@ -197,14 +197,17 @@ def loads_in_pipelines(names: Iterable[str]) -> bool:
 
 
 def warn_of_two_forms(file: str, names: Collection[str]) -> None:
-    """Say of names in two forms that pipelines skip some of them, so that they show other models than ours."""
+    """Say of names in two forms that pipelines skip some of them, so that they show other models than ours.
+
+    ``file`` has them; it is empty where a training loop wrote the checkpoints.
+    """
     skipped = len(in_one_form(names))
     if skipped:
         notice(
-            f"{file}: its tensors have names in two forms, and load_lora_weights skips {skipped} of its {len(names)} "
-            "tensors, so a pipeline that loads such a file shows another model; here, and in what is exported, all of "
-            "them count. lcsc apply step:N FOLDER -o FILE.safetensors --as lora writes a checkpoint that loads as a "
-            "whole"
+            f"{file or 'the last checkpoint'}: its tensors have names in two forms, and load_lora_weights skips "
+            f"{skipped} of its {len(names)} tensors, so a pipeline that loads such a file shows another model; here, "
+            "and in what is exported, all of them count. lcsc apply step:N FOLDER -o FILE.safetensors --as lora writes "
+            "a checkpoint that loads as a whole"
         )
 
 

@@ -196,7 +196,7 @@ def run(
 
 def _next_of(study_file: StudyFile) -> str:
     """What people do with an experiment that has run."""
-    line = f"next: lcsc report {study_file.name} (one page, with pictures)"
+    line = f"next: lcsc report {study_file.name} (one page about it)"
     if "checkpoints" in study_file.objective.settings:
         line += f", lcsc export {study_file.name} -o best.safetensors"
     return line

@@ -101,8 +101,8 @@ def _about_answer(report: Report, yardstick: Yardstick | None) -> Iterator[str]:
                 f"keep: {row.metric} of the answer is {row.value:.4g}, beyond its bound of {yardstick.bound:.4g} by "
                 "more than the error; continue the search, or search with more images per evaluation"
             )
-    if yardstick is not None and yardstick.kept is not None:
-        yield from _about_penalties(report, yardstick.kept, yardstick)
+    if yardstick is not None:
+        yield from _about_penalties(report, yardstick)
     best = report.best_had(report.headline_metric)
     if not report.is_found or best is None:
         return
@@ -133,12 +133,15 @@ def _about_answer(report: Report, yardstick: Yardstick | None) -> Iterator[str]:
         yield from _in_another_sampler(report, best.model)
 
 
-def _about_penalties(report: Report, kept: str, yardstick: Yardstick) -> Iterator[str]:
+def _about_penalties(report: Report, yardstick: Yardstick) -> Iterator[str]:
     """Which models that the user had have more than their distance in the loss, which nobody sees in its number."""
+    kept = yardstick.kept
+    if kept is None:
+        return
     beyond = []
     for measured in report.models:
         value = measured.value(kept)
-        if measured.model.name in report.had and value is not None and yardstick.sign * (value - yardstick.bound) > 0:
+        if measured.model.name in report.had and value is not None and yardstick.excess(value) > 0:
             beyond.append(f"{named(measured.model)} ({kept} {value:.4g})")
     if beyond:
         yield (

@@ -71,7 +71,7 @@ class Constraint:
 
         Where images do not differ, and so there is no error, it is 1 for any value that is worse, else 0.
         """
-        excess = self.yardstick.sign * (value - self.yardstick.bound)
+        excess = self.yardstick.excess(value)
         standard_error = self.yardstick.deviation / math.sqrt(images)
         if standard_error > 0:
             return excess / standard_error
@@ -80,7 +80,7 @@ class Constraint:
     def penalty(self, value: float) -> float:
         """What is added to the loss: in proportion to the excess, relative to the bound unless that is zero."""
         bound = self.yardstick.bound
-        excess = max(0.0, self.yardstick.sign * (value - bound))
+        excess = max(0.0, self.yardstick.excess(value))
         return PENALTY * abs(self.loss) * excess / (abs(bound) or 1.0)
 
 

@@ -84,11 +84,9 @@ class Difference:
 
     @classmethod
     def of_models(cls, row: MetricRow) -> Difference | None:
-        """Of two models on the same images, by the gain of one over the other; ``None`` without one."""
-        if row.gain is None:
+        """Of two models on the same images, by the gain of one over the other; ``None`` if its error is not known."""
+        if row.gain is None or row.gain_interval is None:
             return None
-        if row.gain_interval is None:
-            return cls(-row.gain)
         low, high = row.gain_interval
         return cls(-row.gain, -high, -low)
 

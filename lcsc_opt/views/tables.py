@@ -65,7 +65,7 @@ def grid_table(reader: HistoryReader, study: Standing) -> Table | None:
         measured = trial.user_attrs["metrics"]
         texts = [number(measured.get(metric)) for metric in metrics]
         kept = study.yardstick
-        if kept is not None and kept.kept in measured and kept.sign * (measured[kept.kept] - kept.bound) > 0:
+        if kept is not None and kept.kept in measured and kept.excess(measured[kept.kept]) > 0:
             texts[metrics.index(kept.kept)] += BEYOND
         rows.append([name, number(as_known(trial.value, study.sign)), *texts])
     title = "As searched, the best first"
