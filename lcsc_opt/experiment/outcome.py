@@ -11,7 +11,6 @@ from lcsc_opt.base.study_spec import BudgetSpec
 from lcsc_opt.database.history import as_known
 from lcsc_opt.database.store import StoredStudy
 from lcsc_opt.experiment.finalists import name_of_search
-from lcsc_opt.study.ending import BROUGHT_NOTHING
 
 
 def outcome_of(study: StoredStudy) -> str:
@@ -84,7 +83,7 @@ def what_goes_on(storage: RDBStorage, studies: Sequence[str], again: Again = com
             f"{name_of_search(study)} was cut after {_evaluations(summary.evaluations)}: "
             f"{again(study, more)} goes on (about {_duration(summary.cost.seconds)} more)"
         )
-        if BROUGHT_NOTHING in (ended[study].get("how") or ""):
+        if ended[study].get("stalled"):
             parts[-1] += ", and may bring little, since its last evaluations have not"
     return f"{'; '.join(parts)}."
 

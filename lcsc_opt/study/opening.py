@@ -28,7 +28,7 @@ from lcsc_opt.evaluation.pool import WorkerPool
 from lcsc_opt.evaluation.workers import evaluator_of
 from lcsc_opt.optimizers.driver import Driver
 from lcsc_opt.optimizers.registry import OURS
-from lcsc_opt.study.ending import how_it_ended
+from lcsc_opt.study.ending import BROUGHT_NOTHING, how_it_ended
 from lcsc_opt.study.loop import Loop, TrialCallback
 from lcsc_opt.study.planning import Plan
 
@@ -193,7 +193,8 @@ class Search:
             patience = self.spec.budget.patience
             ended["patience"] = patience
         if not self.spec.is_grid:
-            ended["how"] = how_it_ended(self.stored.trials(), by_itself=exhausted, patience=patience)
+            how = how_it_ended(self.stored.trials(), by_itself=exhausted, patience=patience)
+            ended |= {"how": how, "stalled": how.endswith(BROUGHT_NOTHING)}
         elif not exhausted:
             ended["how"] = f"cut by its budget: {loop.told} of {self._plan.grid_size} models"
         if self.spec.budget.seconds is not None:

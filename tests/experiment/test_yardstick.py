@@ -253,8 +253,9 @@ def test_after_an_interruption_only_what_has_no_result_is_evaluated_again(images
     ]
 
 
-def test_it_is_shown(typed: Typed) -> None:
+def test_it_is_shown(typed: Typed, capsys: pytest.CaptureFixture[str]) -> None:
     run(specification())
+    assert f". keep: {PRECISION} may not get worse than {yardstick().bound:.4g}" in capsys.readouterr().err
     described: dict[str, Any] = typed.json("show", "kept/LCSC/0", "--storage", URL)
     assert described["keeps"] == f"{PRECISION} at least {yardstick().bound:.4g}"
     assert described["relative_to"] == dict(yardstick().metrics)
