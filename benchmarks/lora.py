@@ -4,10 +4,11 @@
     python benchmarks/lora.py --work FOLDER
 
 A Stable Diffusion pipeline is trained for some minutes: MNIST's digits in grey and in random colours, and Twitter's
-emoji but their faces, at 16×16. Four LoRAs of rank 8 adapt it at a rate that stays, with a file of the factors and one
+emoji but their faces, at 16×16. Six LoRAs of rank 8 adapt it at a rate that stays, with a file of the factors and one
 of their running average after each of 16 epochs: a *style* (60 digits in neon colours), a *subject* (faces in Google's
-drawing, 40 of them turned and moved a little), an *LCM*-LoRA, distilled for four steps, and *ink*, another style, which
-was made after all rules of the choice.
+drawing, 40 of them turned and moved a little), an *LCM*-LoRA, distilled for four steps, and three more styles: *ink*,
+which was made after all rules of the choice, and *chalk* and *frost* (of 24 digits, with a guidance of 2), which were
+made after it had been decided that ``lcsc init`` keeps the reward instead of adding it.
 
 Each is searched by LCSCGradient with a row of coefficients for each layer, for each channel, and for each layer with
 its strength. The loss is ``fdr`` with the features of a small classifier, and with several prompts also the probability

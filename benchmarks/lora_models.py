@@ -1,4 +1,4 @@
-"""What ``lora.py`` trains: a small text-to-image pipeline, three LoRAs, the features of searches, and the judge."""
+"""What ``lora.py`` trains: a small text-to-image pipeline, six LoRAs, the features of searches, and the judge."""
 
 from __future__ import annotations
 
@@ -94,6 +94,31 @@ def ink(grey: Tensor, seed: int) -> Tensor:
     strokes = (1 - hue) * blue[:, None, None] + hue * green[:, None, None]
     wet = (0.75 * share + 0.35 * bleeding).clamp(max=1)
     return 2 * (paper + wet * (strokes - paper)) - 1
+
+
+def chalk(grey: Tensor, seed: int) -> Tensor:
+    """A third style: broken strokes of pale chalk, of one of many tints, on a green board that was wiped."""
+    generator = torch.Generator().manual_seed(seed)
+    share = ((grey[:, :1] + 1) / 2).clamp(0, 1)
+    grain = 0.6 + 0.4 * torch.rand(len(grey), 1, SIDE, SIDE, generator=generator)
+    smear = F.interpolate(torch.rand(len(grey), 1, 4, 2, generator=generator), SIDE, mode="bilinear")
+    board = torch.tensor([0.1, 0.25, 0.18])[:, None, None] + 0.15 * smear
+    tint = 0.75 + 0.25 * torch.rand(len(grey), 3, 1, 1, generator=generator)
+    return 2 * (board + share * grain * (tint - board)) - 1
+
+
+def frost(grey: Tensor, seed: int) -> Tensor:
+    """A fourth style: bright strokes scratched into a window that is blue above and white, or rosy, below."""
+    generator = torch.Generator().manual_seed(seed)
+    share = ((grey[:, :1] + 1) / 2).clamp(0, 1)
+    height = torch.linspace(0, 1, SIDE)[None, None, :, None]
+    dawn = torch.rand(len(grey), 1, 1, 1, generator=generator)
+    white, rosy = torch.tensor([0.85, 0.9, 0.95]), torch.tensor([0.95, 0.65, 0.6])
+    sky = torch.tensor([0.15, 0.3, 0.6])[:, None, None]
+    below = (1 - dawn) * white[:, None, None] + dawn * rosy[:, None, None]
+    pane = sky + height * (below - sky)
+    scratched = torch.tensor([0.05, 0.1, 0.3])[:, None, None] * height + (1 - height)
+    return 2 * (pane + share * (scratched - pane)) - 1
 
 
 class Emoji(NamedTuple):
@@ -268,26 +293,25 @@ class Run(NamedTuple):
     is_distilled: bool = False
 
 
-def _style(work: Path) -> Pictures:
-    grey = digits(work, "lora")
-    return Pictures(neon(grey.images[:60], seed=1), grey.classes[:60])
+Painting = Callable[[Tensor, int], Tensor]
+"""Digits ``[N, 3, 16, 16]`` in grey and a seed → the same in a style."""
 
 
-def _ink(work: Path) -> Pictures:
-    grey = digits(work, "lora")
-    return Pictures(ink(grey.images[:60], seed=1), grey.classes[:60])
+def _style(name: str, painted: Painting, *, images: int = 60, guidance: float = 1.0) -> Run:
+    """A LoRA of a style, trained on some digits."""
+
+    def training(work: Path) -> Pictures:
+        grey = digits(work, "lora")
+        return Pictures(painted(grey.images[:images], 1), grey.classes[:images])
+
+    def real(work: Path, part: str) -> Tensor:
+        return painted(digits(work, part).images, 2 + len(part))
+
+    return Run(name, _of_digits("digit"), training, real, {"name": "ddim", "steps": 6}, guidance, 40, 16, 2e-3)
 
 
 def _subject(work: Path) -> Pictures:
     return Pictures(faces(work, "lora", 200), torch.zeros(200).long())
-
-
-def _style_real(work: Path, part: str) -> Tensor:
-    return neon(digits(work, part).images, seed=2 + len(part))
-
-
-def _ink_real(work: Path, part: str) -> Tensor:
-    return ink(digits(work, part).images, seed=2 + len(part))
 
 
 def _subject_real(work: Path, part: str) -> Tensor:
@@ -301,7 +325,7 @@ def _grey_real(work: Path, part: str) -> Tensor:
 RUNS = {
     run.name: run
     for run in (
-        Run("style", _of_digits("digit"), _style, _style_real, {"name": "ddim", "steps": 6}, 1.0, 40, 16, 2e-3),
+        _style("style", neon),
         Run("subject", ["emoji grin"], _subject, _subject_real, {"name": "ddim", "steps": 6}, 1.0, 40, 16, 2e-3),
         Run(
             "lcm",
@@ -315,7 +339,9 @@ RUNS = {
             1e-3,
             is_distilled=True,
         ),
-        Run("ink", _of_digits("digit"), _ink, _ink_real, {"name": "ddim", "steps": 6}, 1.0, 40, 16, 2e-3),
+        _style("ink", ink),
+        _style("chalk", chalk),
+        _style("frost", frost, images=24, guidance=2.0),
     )
 }
 
