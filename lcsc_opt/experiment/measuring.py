@@ -24,11 +24,13 @@ from lcsc_opt.base.records import (
     Yardstick,
 )
 from lcsc_opt.coefficients.profiles import last_alone, trainer_ema
-from lcsc_opt.database.experiment import AVERAGES, YARDSTICK, StoredExperiment
+from lcsc_opt.database.experiment import AVERAGES, HAD, YARDSTICK, StoredExperiment
 from lcsc_opt.database.measurement import Measurement, Model, Sample
 from lcsc_opt.database.names import LAST_CHECKPOINT
 from lcsc_opt.evaluation.base import Failure, Outcome
+from lcsc_opt.metrics.names import REWARD
 from lcsc_opt.objective.contract import Objective
+from lcsc_opt.trajectory.adapters import BASE_MODEL, base_coefficients
 
 Evaluate = Callable[[Candidate, str | None], Outcome]
 """Evaluates one candidate, in the rows of the study that found it; ``None`` for one that no search has found."""
@@ -177,8 +179,23 @@ class Measurer:
             line = f"{self._experiment.name}: losses are relative to an average of the checkpoints: {values}"
             if yardstick.kept is not None:
                 line += f". keep: {yardstick.kept} may not get worse than {yardstick.bound:.4g}"
+                line += self._reached_by_base(yardstick.kept)
             notice(line)
         return yardstick
+
+    def _reached_by_base(self, kept: str) -> str:
+        """``; the base model without LoRA has 0.8``: where training has cost much of a reward, the bound is little."""
+        trajectory = self.objective.trajectory
+        coefficients = None if trajectory is None else base_coefficients(trajectory)
+        if coefficients is None or kept != REWARD:
+            return ""
+        measurer = self.with_role(HAD)
+        measurer.advance = lambda *_, **__: None  # it is none of the models that are being measured
+        try:
+            base = measurer.on(SEARCH, Model(BASE_MODEL, coefficients))
+        except SearchFailedError:  # only what people are told depends on it
+            return ""
+        return f"; the base model without LoRA has {base.metrics[kept]:.4g}"
 
     def _measured_yardstick(self, candidate: Candidate, sample: Sample) -> Yardstick:
         """The yardstick from the average's evaluation, which becomes a trial; raises as :meth:`yardstick`."""

@@ -13,7 +13,6 @@ from lcsc_opt.base.labelled_grid import GridRow, labelled_grid
 from lcsc_opt.base.progress import notice, progress
 from lcsc_opt.base.records import HELD_OUT, Coefficients
 from lcsc_opt.base.study_spec import Rule
-from lcsc_opt.checkpoints.lora import lora_flavour
 from lcsc_opt.database.measurement import Model
 from lcsc_opt.database.report import Report
 from lcsc_opt.database.states import Attributes
@@ -21,7 +20,7 @@ from lcsc_opt.exports.coefficients import average_coefficients
 from lcsc_opt.objective.contract import Objective
 from lcsc_opt.sampling.base import Sampler, fewest_report_images, prompts_of, title_of
 from lcsc_opt.sampling.noise import ImageNoise
-from lcsc_opt.trajectory.adapters import adapters_in
+from lcsc_opt.trajectory.adapters import BASE_MODEL, base_coefficients
 
 COLUMNS = 8  # by default, at most
 FEWEST_COLUMNS = 4  # by default
@@ -58,13 +57,8 @@ def checkpoints_of(objective: Objective, most: int = MOST_CHECKPOINTS) -> list[S
 
 def base_shown(objective: Objective) -> list[Shown]:
     """The base model without a LoRA, where the checkpoints are LoRAs; else nothing."""
-    trajectory = objective.trajectory
-    if trajectory is None or lora_flavour(trajectory.names) is None:
-        return []
-    coefficients = np.zeros(len(trajectory.steps))
-    if adapters_in(trajectory) is not None:
-        coefficients[0] = 1.0
-    return [Shown("base, no LoRA", coefficients)]
+    coefficients = None if objective.trajectory is None else base_coefficients(objective.trajectory)
+    return [] if coefficients is None else [Shown(BASE_MODEL, coefficients)]
 
 
 def named_shown(names: Iterable[str], objective: Objective) -> list[Shown]:

@@ -279,7 +279,7 @@ class MergeSampleScore(StagedObjective):
         """Merge."""
         watch = Stopwatch()
         with watch.timing("merge"):
-            weights = self._placed_trajectory.merge(candidate.coefficients)
+            weights = merged_or_base(self._placed_trajectory, candidate.coefficients)
         return weights, watch.cost()
 
     def sample(self, candidate: Candidate, prepared: Merged, first: int, last: int) -> Sampled:

@@ -36,6 +36,7 @@ from lcsc_opt.trajectory.packing import open_request
 from lcsc_opt.trajectory.sources import PackRequest, path_of_packed
 from lcsc_opt.trajectory.trajectory import Trajectory
 
+BASE_MODEL = "base, no LoRA"  # what the model without an adapter is called
 BASE = "adapters_with_base"  # in the metadata of such a trajectory: of how many adapters it is
 
 
@@ -90,6 +91,16 @@ def adapters_in(trajectory: Trajectory) -> int | None:
     if count is None or trajectory.steps[0] != 0:
         return None
     return int(count)
+
+
+def base_coefficients(trajectory: Trajectory) -> Coefficients | None:
+    """``[K]``, with which :func:`merged_or_base` gives the base model without a LoRA; ``None`` of whole models."""
+    if lora_flavour(trajectory.names) is None:
+        return None
+    coefficients = np.zeros(len(trajectory.steps))
+    if adapters_in(trajectory) is not None:
+        coefficients[0] = 1.0
+    return coefficients
 
 
 def merged_or_base(trajectory: Trajectory, coefficients: Coefficients) -> dict[str, Tensor]:
