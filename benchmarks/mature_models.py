@@ -170,6 +170,16 @@ MODELS = {
         Model("emoji", 16, 3, build_colour, _emoji, 24_000, "fdr@real:ImageNetFeatures"),
         Model("emoji8", 8, 3, build_colour, _emoji, 24_000, "fdr@real:ImageNetFeatures"),
         Model("photographs8", 8, 3, build_colour, _photographs, 12_000, "fdr@mature_models:RotationFeatures"),
+        Model(
+            "photographs8again",
+            8,
+            3,
+            build_colour,
+            _photographs,
+            12_000,
+            "fdr@mature_models:RotationFeatures",
+            seed=1,
+        ),
     )
 }
 
