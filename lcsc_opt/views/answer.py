@@ -57,9 +57,10 @@ def answer_line(report: Report) -> str:
     value = value_of(report, answer, metric)
     line = f"The answer is {named(answer.model)}, with {metric} {value:.4g}"
     if report.metrics.few_real_images:
-        line += f" to {report.metrics.few_real_images:,} real images"
+        seen = ""
         if not any(name.startswith("fid_held_out") for name in answer.values):
-            line += " that the search saw, too"
+            seen = ", which the search saw, too"
+        line += f" (against {report.metrics.few_real_images:,} real images{seen})"
     loss = report.rows(answer.model.name)[0]
     if not report.is_found:
         # by this number, else by what the searches lowered: the choice had other noise and may differ from both
