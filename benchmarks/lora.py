@@ -48,6 +48,7 @@ SPACES: dict[str, dict[str, Any]] = {
     "channels, kept": {"rows": "channels"},
 }
 KEPT = ("channels, kept",)  # in which the reward is no term of the loss, and may not fall
+TRAINED = {"last epoch": "epochs", "trainer's EMA": "ema"}  # models that the trainer left, and the folder of each
 SAMPLES = 1000
 PICTURED = 10  # samples of each row of the picture
 
@@ -150,6 +151,12 @@ def export(name: str, path: Path) -> None:
     assert lcsc(["export", name, "-o", str(path), "--as", "lora"]) == 0
 
 
+def export_last(run: Run, folder: Path, path: Path) -> None:
+    """Write the last file of a folder in one form: of names in two forms, as it has them, diffusers skips a part."""
+    path.unlink(missing_ok=True)
+    assert lcsc(["apply", f"step:{EPOCHS * run.steps}", str(folder), "-o", str(path), "--as", "lora"]) == 0
+
+
 def reported(name: str) -> dict[str, tuple[float, float]]:
     """The cross-check, in random convolutions, and recall: of the best that was there, and of the answer."""
     found = {}
@@ -167,9 +174,9 @@ def judged(run: Run, space: str, folder: Path) -> dict[str, Any]:
     named = [space, f"{space}, refused"]
     files = {name: place / f"{name}.safetensors" for name in named if (place / f"{name}.safetensors").exists()}
     if space == "layers":
-        last = f"checkpoint-{EPOCHS * run.steps}/pytorch_lora_weights.safetensors"
-        files |= {"last epoch": place / "epochs" / last, "trainer's EMA": place / "ema" / last}
-        files |= {name: place / f"{name}.safetensors" for name in ("EMA*", "best epoch")}
+        for name, series in TRAINED.items():
+            export_last(run, place / series, place / f"{name}.safetensors")
+        files |= {name: place / f"{name}.safetensors" for name in (*TRAINED, "EMA*", "best epoch")}
         torch.save(judge.examples(), place / "real.pt")
     for name, path in files.items():
         torch.save(sampled(run, folder, path, SAMPLES), place / f"{name}.pt")
@@ -182,70 +189,114 @@ def judged(run: Run, space: str, folder: Path) -> dict[str, Any]:
     }
 
 
-def table(found: Mapping[tuple[str, str], dict[str, Any]], grids: Mapping[str, dict[str, float]]) -> list[str]:
+Found = Mapping[tuple[str, str], dict[str, Any]]
+"""Run and space → what :func:`searched` has found."""
+
+
+def table(found: Found, grids: Mapping[str, dict[str, float]]) -> list[str]:
     """The distances, what prompts get, and how long it took."""
-    had = ["last epoch", "trainer's EMA", "EMA*", "best epoch"]
-    distances = [["run", "floor", *had, "answer: layers"]]
-    fits = [["run", *had, *SPACES]]
-    ratios = [["run", "space", "the answer is", "answer ÷ EMA*", "÷ last epoch", "refused ÷ EMA*", "whole run, s"]]
-    for name in grids:
-        first = found.get((name, "layers"))
-        if first is None:
-            continue
-        known = first["distance"]
-        cells = (first["floor"], *(known[model] for model in (*had, "layers")))
-        distances.append([name, *(f"{value:.3g}" for value in cells)])
-        of_prompts = dict(first["fits"])
-        for space in SPACES:
-            one = found.get((name, space))
-            if one is not None:
-                distance = one["distance"][space]
-                of_prompts |= one["fits"]
-                ratio = f"{distance / known['EMA*']:.2f} ± {one['error']:.2f}"
-                ratios.append([name, space, one["answer"], ratio, f"{distance / known['last epoch']:.2f}"])
-                refused = one["distance"].get(f"{space}, refused")
-                ratios[-1].append("" if refused is None else f"{refused / known['EMA*']:.2f}")
-                ratios[-1].append(f"{one['seconds']['clock']:.0f} ({one['seconds']['processor']:.0f})")
-        if of_prompts:
-            fits.append([name, *(f"{of_prompts[model]:.3f}" if model in of_prompts else "" for model in fits[0][1:])])
+    names = [name for name in grids if (name, "layers") in found]
     reports = {(name, space): reported(name_of(name, space)) for name, space in found}
-    of_metric = {}
-    for metric in ("cross-check", "recall"):
-        lines = [["run", *SPACES]]
-        for name in grids:
-            pairs = [reports.get((name, space), {}).get(metric) for space in SPACES]
-            lines.append([name, *("" if pair is None else f"{pair[0]:.3g} → {pair[1]:.3g}" for pair in pairs)])
-        of_metric[metric] = lines
     clock = [["run", f"first grid of {EPOCHS} epochs, s"]]
-    clock += [[name, f"{spent['clock']:.0f} ({spent['processor']:.0f})"] for name, spent in grids.items()]
+    clock += [[name, _seconds(spent)] for name, spent in grids.items()]
     return [
         "The judge's distance to unseen images; *floor* is that of the real images of the search.",
         "",
-        *markdown(distances),
+        *markdown(_distances(found, names)),
         "",
         "The answers against the best average, with a standard error over samples and unseen images. The run is one",
         "command, with its choice and report: seconds on the clock, in brackets of the processor. *Refused* is what",
         "the gradient found where it is not the answer.",
         "",
-        *markdown(ratios),
+        *markdown(_ratios(found, names)),
         "",
         "The probability, by the judge, of what the prompt asks for.",
         "",
-        *markdown(fits),
+        *markdown(_fits(found, names)),
         "",
         "The cross-check, by random convolutions here, which refuses nothing since the loss looks at pixels, too:",
         "of the best that was there → of the answer.",
         "",
-        *markdown(of_metric["cross-check"]),
+        *markdown(_changes(reports, names, "cross-check")),
         "",
         "Recall, in the features of the loss: the share of real images that lie near a sample, likewise.",
         "",
-        *markdown(of_metric["recall"]),
+        *markdown(_changes(reports, names, "recall")),
         "",
         "One command makes the first grid, a row for each epoch: seconds on the clock, in brackets of the processor.",
         "",
         *markdown(clock),
     ]
+
+
+def _distances(found: Found, names: Sequence[str]) -> list[list[str]]:
+    """Of what was there, and of the answer over layers."""
+    models = [*TRAINED, "EMA*", "best epoch", "layers"]
+    rows = [["run", "floor", *models[:-1], "answer: layers"]]
+    for name in names:
+        first = found[name, "layers"]
+        values = [first["floor"], *(first["distance"][model] for model in models)]
+        rows.append([name, *(f"{value:.3g}" for value in values)])
+    return rows
+
+
+def _ratios(found: Found, names: Sequence[str]) -> list[list[str]]:
+    """Of each search the answer's distance, and that of what was refused, divided by EMA*'s."""
+    rows = [["run", "space", "the answer is", "answer ÷ EMA*", "÷ last epoch", "refused ÷ EMA*", "whole run, s"]]
+    for name in names:
+        had = found[name, "layers"]["distance"]
+        for space in SPACES:
+            one = found.get((name, space))
+            if one is None:
+                continue
+            distance = one["distance"][space]
+            refused = one["distance"].get(f"{space}, refused")
+            rows.append(
+                [
+                    name,
+                    space,
+                    one["answer"],
+                    f"{distance / had['EMA*']:.2f} ± {one['error']:.2f}",
+                    f"{distance / had['last epoch']:.2f}",
+                    "" if refused is None else f"{refused / had['EMA*']:.2f}",
+                    _seconds(one["seconds"]),
+                ]
+            )
+    return rows
+
+
+def _fits(found: Found, names: Sequence[str]) -> list[list[str]]:
+    """What prompts get: of what was there, and of the answer in each space, beside it of what was refused."""
+    models = [*TRAINED, "EMA*", "best epoch", *SPACES]
+    rows = [["run", *models]]
+    for name in names:
+        values: dict[str, float] = {}
+        for space in SPACES:
+            values |= found.get((name, space), {}).get("fits", {})
+        if not values:
+            continue
+        row = [name]
+        for model in models:
+            cell = f"{values[model]:.3f}" if model in values else ""
+            refused = values.get(f"{model}, refused")
+            row.append(cell if refused is None else f"{cell} (refused {refused:.3f})")
+        rows.append(row)
+    return rows
+
+
+def _changes(
+    reports: Mapping[tuple[str, str], Mapping[str, tuple[float, float]]], names: Sequence[str], metric: str
+) -> list[list[str]]:
+    """A metric of the best that was there, and of the answer, in each space."""
+    rows = [["run", *SPACES]]
+    for name in names:
+        pairs = [reports.get((name, space), {}).get(metric) for space in SPACES]
+        rows.append([name, *("" if pair is None else f"{pair[0]:.3g} → {pair[1]:.3g}" for pair in pairs)])
+    return rows
+
+
+def _seconds(spent: Mapping[str, float]) -> str:
+    return f"{spent['clock']:.0f} ({spent['processor']:.0f})"
 
 
 def draw(folder: Path) -> None:
