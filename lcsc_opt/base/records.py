@@ -66,6 +66,13 @@ class Yardstick:
         """By how much a value of the kept metric is worse than the bound, in the metric's unit; negative if better."""
         return self.sign * (value - self.bound)
 
+    def bound_in_words(self) -> str:
+        """The number, and whose it is: other noise has another one where it is the average's."""
+        text = f"{self.bound:.4g}"
+        if self.kept is not None and self.metrics.get(self.kept) == self.bound:
+            text += ", which an average of the checkpoints has on this noise"
+        return text
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Candidate:

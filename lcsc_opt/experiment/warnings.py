@@ -98,8 +98,8 @@ def _about_answer(report: Report, yardstick: Yardstick | None) -> Iterator[str]:
     for row in report.rows(report.answer):
         if yardstick is not None and row.metric == bounded and row.misses(yardstick.bound):
             yield (
-                f"keep: {row.metric} of the answer is {row.value:.4g}, beyond its bound of {yardstick.bound:.4g} by "
-                "more than the error; continue the search, or search with more images per evaluation"
+                f"keep: {row.metric} of the answer is {row.value:.4g}, by more than the error beyond its bound "
+                f"({yardstick.bound_in_words()}); continue the search, or search with more images per evaluation"
             )
     if yardstick is not None:
         yield from _about_penalties(report, yardstick)
@@ -145,7 +145,7 @@ def _about_penalties(report: Report, yardstick: Yardstick) -> Iterator[str]:
             beyond.append(f"{named(measured.model)} ({kept} {value:.4g})")
     if beyond:
         yield (
-            f"keep: {kept} is beyond its bound of {yardstick.bound:.4g} in {in_words(beyond)}, whose loss has a "
+            f"keep: {kept} is beyond its bound ({yardstick.bound_in_words()}) in {in_words(beyond)}, whose loss has a "
             "penalty for that: compare the other metrics"
         )
 

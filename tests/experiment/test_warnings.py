@@ -136,9 +136,11 @@ def test_a_penalty_in_the_loss_of_what_the_user_had_is_said(bound: float, is_bey
     made = report({"fid": 2.5, "precision": 0.65}, {"fid": 28.0, "precision": 0.60})
     said = warned(made, yardstick=Yardstick({}, kept="precision", sign=-1, bound=bound))
     penalty = (
-        "keep: precision is beyond its bound of 0.61 in the last checkpoint (precision 0.6), whose loss has a penalty"
+        "keep: precision is beyond its bound (0.61) in the last checkpoint (precision 0.6), whose loss has a penalty"
     )
     assert (penalty in said) == is_beyond
+    of_average = warned(made, yardstick=Yardstick({"precision": bound}, kept="precision", sign=-1, bound=bound))
+    assert ("(0.61, which an average of the checkpoints has on this noise)" in of_average) == is_beyond
 
 
 @pytest.mark.parametrize(("images", "held"), [(5000, False), (500, True)])
@@ -148,7 +150,7 @@ def test_a_bound_that_was_to_be_kept_and_is_missed_beyond_its_error_is_told(imag
     made = report(metrics, {"fid": 28.0, "precision": 0.60})
     for bound, is_told in ((0.62, not held), (0.7, True), (0.605, False)):
         said = warned(made, yardstick=Yardstick({}, kept="precision", sign=-1, bound=bound))
-        assert (f"keep: precision of the answer is 0.6, beyond its bound of {bound}" in said) == is_told
+        assert (f"keep: precision of the answer is 0.6, by more than the error beyond its bound ({bound})" in said) == is_told
 
 
 def searched(*losses: float, optimizer: str = "LCSC") -> Searched:
