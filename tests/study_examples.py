@@ -27,7 +27,6 @@ from lcsc_opt.database.measurement import UNSEEN, Measurement, Model, Sample
 from lcsc_opt.database.names import split_name
 from lcsc_opt.database.report import Report
 from lcsc_opt.database.store import StoredStudy
-from lcsc_opt.experiment.sameness import key_to_json
 from lcsc_opt.objective.key import Key, digest_of
 from lcsc_opt.views.artifacts import (
     FARTHEST,
@@ -48,7 +47,7 @@ def coefficients(number: int) -> np.ndarray:
 def write_experiment(storage: RDBStorage, name: str, **attributes: Any) -> StoredExperiment:
     """What is stored of an experiment, with these attributes; one that is stored already keeps its own."""
     first = {
-        "key": key_to_json(Key({})),
+        "key": dataclasses.asdict(Key({})),
         "keys": {digest_of(Key({}).of_trials): Key({}).of_trials},
         "objective": {"file": "function.py", "settings": {}},
         "directory": None,

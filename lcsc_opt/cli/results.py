@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from lcsc_opt.base.errors import StudySpecError, StudyStoreError
 from lcsc_opt.base.imports import import_extra
 from lcsc_opt.cli.options import (
     AcceptChanges,
@@ -20,9 +22,18 @@ from lcsc_opt.cli.options import (
 from lcsc_opt.cli.output import print_json, print_tables, say
 from lcsc_opt.views import Table, number
 
+if TYPE_CHECKING:  # with Optuna
+    from lcsc_opt.database.history import Standing
+    from lcsc_opt.database.reader import HistoryReader
+
 
 def compare(
-    experiment: Experiment,
+    experiments: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="EXPERIMENT...", help="The name of a study file, such as digits. Of several, answers are compared."
+        ),
+    ],
     plot: Annotated[
         Path | None, typer.Option(help="Also draw the comparison, to this file: .html, .png, .svg, .pdf or .json.")
     ] = None,
@@ -35,15 +46,23 @@ def compare(
     storage: Storage = None,
     output: Output = "table",
 ) -> None:
-    """Compare the optimizers of an experiment.
+    """Compare the optimizers of an experiment, or the answers of several.
 
-    Prints a table over seeds; --plot draws curves.
+    Prints a table over seeds; --plot draws curves. Of several experiments, it prints the metrics that all of them have
+    measured, and how their settings and files differ.
     """
+    experiment = experiments[0]
+    reader = open_reader(storage, database_of=experiment)
+    if len(experiments) > 1:
+        if plot is not None:
+            raise StudySpecError("--plot: draws the curves of one experiment")
+        _compare_answers({name: reader.read(name) for name in experiments}, reader, output)
+        return
     if plot is not None:
         from lcsc_opt.views.figures.writing import check_suffix
 
         check_suffix(plot)  # before the tables are printed
-    studies = open_reader(storage, database_of=experiment).read(experiment)
+    studies = reader.read(experiment)
     from lcsc_opt.views.answer import first_line
     from lcsc_opt.views.ranking import ranking
     from lcsc_opt.views.tables import comparison_rows, comparison_tables, ranking_table
@@ -69,6 +88,35 @@ def compare(
 
         write_figure(plot, comparison_figure(studies, axis))
         say(f"drawn: {plot}")
+
+
+def _compare_answers(experiments: Mapping[str, Sequence[Standing]], reader: HistoryReader, output: str) -> None:
+    """Print the answers of several experiments; raises :class:`StudyStoreError` if one of them has no report."""
+    from lcsc_opt.database.store import read_contents
+    from lcsc_opt.objective.key import Key, differences
+    from lcsc_opt.views.answer import first_line
+    from lcsc_opt.views.tables import answers_table, comparison_rows
+
+    if output == "json":
+        print_json([row for studies in experiments.values() for row in comparison_rows(studies)])
+        return
+    reports = {}
+    for name, studies in experiments.items():
+        report = studies[0].report
+        if report is None:
+            raise StudyStoreError(f"{name}: has no report to compare. {first_line(studies)}")
+        reports[name] = report
+        say(f"{name}: {first_line(studies)}")
+    print_tables(answers_table(reports))
+    contents = read_contents(reader.storage)
+    keys = {name: Key.from_json(contents.experiment(name)["key"]) for name in experiments}
+    (first, of_first), *others = keys.items()
+    for name, key in others:
+        differ = differences(of_first.given, key.given, of_first.inputs, key.inputs)
+        line = f"from {first} to {name}: {'; '.join(differ) or 'the same settings and files, but for the searches'}"
+        if not key.measures_as(of_first):
+            line += ". Distances to other images, and what other code measures, do not compare"
+        say(line)
 
 
 def report(

@@ -50,7 +50,6 @@ from lcsc_opt.experiment.sameness import (
     check_environment,
     check_search,
     is_untouched,
-    stored_key,
 )
 from lcsc_opt.experiment.timing import evaluations_in, evaluations_within, report_seconds, searches_seconds
 from lcsc_opt.exports.grid import first_look
@@ -176,12 +175,16 @@ class Experiment:
         if before is not None:
             objective.layout = before["machine"]["layout"]
             self._changed = accepted_changes(
-                self.name, stored_key(before), objective.key, has_results=self._has_results, accept=self._accept
+                self.name,
+                Key.from_json(before["key"]),
+                objective.key,
+                has_results=self._has_results,
+                accept=self._accept,
             )
             if self._changed:
                 notice(f"{self.name}: continues with changes: {self._changed}")
             for part in ("reported", "asked"):
-                self._say_reports_change(part, stored_key(before), objective.key)
+                self._say_reports_change(part, Key.from_json(before["key"]), objective.key)
         else:  # of searches whose experiment was deleted, those of another key are none of it
             decides = objective.key.decides
             self._foreign = {name: found for name, found in self.studies.items() if found.get("key") != decides}
@@ -231,7 +234,7 @@ class Experiment:
         attributes = attributes_now(self._spec, objective, self._objectives.context.directory, before)
         if self.stored is None:
             self.stored = StoredExperiment.open_or_create(self.database.made(), self.name, attributes)
-            if stored_key(self.stored.attributes).decides != objective.key.decides:
+            if Key.from_json(self.stored.attributes["key"]).decides != objective.key.decides:
                 raise StudyStoreError(f"{self.name}: another process has just begun it otherwise; run this again")
         else:
             self._continue(self.stored, attributes)

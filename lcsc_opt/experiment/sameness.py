@@ -21,7 +21,6 @@ from lcsc_opt.database.states import Attributes
 from lcsc_opt.objective.contract import OF_MACHINE, Objective
 from lcsc_opt.objective.key import (
     CHECKPOINTS,
-    Input,
     Key,
     agree,
     code_in,
@@ -40,18 +39,6 @@ ANEW = "lcsc run FILE name=NEW (in Python: name='NEW')"
 ACCEPT = "if that cannot change a loss, continue with --accept-changes (in Python: accept_changes=True)"
 
 
-def stored_key(attributes: Attributes) -> Key:
-    """The key of a stored experiment."""
-    stored = attributes["key"]
-    inputs = {name: Input(**fields) for name, fields in stored["inputs"].items()}
-    return Key(**{**stored, "inputs": inputs})
-
-
-def key_to_json(key: Key) -> dict[str, Any]:
-    """What is stored of a key."""
-    return dataclasses.asdict(key)
-
-
 def is_untouched(attributes: Attributes, spec: ObjectiveSpec, directory: Path | None) -> bool:
     """Whether nothing that a stored experiment has read was written since: then nothing is loaded to compare it.
 
@@ -65,7 +52,7 @@ def is_untouched(attributes: Attributes, spec: ObjectiveSpec, directory: Path | 
     before = attributes["objective"]
     if before["file"] != spec.file or _of_problem(before["settings"]) != _of_problem(spec.settings):
         return False
-    key = stored_key(attributes)
+    key = Key.from_json(attributes["key"])
     now = code_now(spec, directory)
     code = {**code_in(key.decides), **code_in(key.reported)}
     if any(now.get(name, digest) != digest for name, digest in code.items()):
@@ -130,7 +117,7 @@ def attributes_now(spec: StudySpec, objective: Objective, directory: Path | None
     # digest → what trials of it are of: today's first, then others under which nothing was measured otherwise
     keys = {digest: of_trials for digest, of_trials in before.get(KEYS, {}).items() if agree(of_trials, today)}
     attributes: dict[str, Any] = {
-        "key": key_to_json(objective.key),
+        "key": dataclasses.asdict(objective.key),
         KEYS: {digest_of(today): today, **keys},
         "objective": spec.objective.model_dump(mode="json"),
         "directory": None,

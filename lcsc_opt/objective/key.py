@@ -109,6 +109,27 @@ class Key:
             parts[part][f"{_CODE}{name}"] = code_file.sha256
         return cls(**parts, inputs=inputs)
 
+    @classmethod
+    def from_json(cls, stored: Mapping[str, Any]) -> Key:
+        """A key that is stored; ``dataclasses.asdict`` gives what is stored of one."""
+        inputs = {name: Input(**fields) for name, fields in stored["inputs"].items()}
+        return cls(**{**stored, "inputs": inputs})
+
+    @property
+    def given(self) -> dict[str, Any]:
+        """What of the key a user gave: settings, what was read, and code; not what an objective says of itself."""
+        every = {**self.decides, **self.reported}
+        return {name: every[name] for name in every if name in self.inputs or name.startswith(("settings.", _CODE))}
+
+    def measures_as(self, other: Key) -> bool:
+        """Whether real images, other files that were read and code are the same; the checkpoints may be others."""
+
+        def measured_with(key: Key) -> dict[str, Any]:
+            read = key.inputs.keys() - {CHECKPOINTS, AVERAGE}
+            return {name: value for name, value in key.given.items() if name in read or name.startswith(_CODE)}
+
+        return measured_with(self) == measured_with(other)
+
     @property
     def of_trials(self) -> dict[str, Any]:
         """What a trial of the choice or of a report is of."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from lcsc_opt.base.records import STANDARD_ERROR
@@ -189,6 +189,42 @@ def _marked(spread: Spread | None, *, lost: bool) -> str:
     """The text of a cell."""
     text = spread_text(spread)
     return f"{text} {WORSE}" if lost else text
+
+
+def answers_table(reports: Mapping[str, Report]) -> Table:
+    """The answer of each experiment, and the best that its user had, in the metrics that all of them have.
+
+    A loss that is no metric is left out where there are metrics, since experiments may have others. A model that
+    several of them measured alike has one row.
+
+    Args:
+        reports: experiment → its report.
+    """
+    measured_by: dict[tuple[str, ...], list[str]] = {}  # the cells of a model → the experiments that have it
+    answers = [_by_metric(report, report.answer) for report in reports.values()]
+    shared = [metric for metric in answers[0] if all(metric in rows for rows in answers)]
+    metrics = [metric for metric in shared if metric != "loss"] or shared
+    for experiment, report in reports.items():
+        best = report.best_had(report.headline_metric)
+        for name in dict.fromkeys((report.answer, report.answer if best is None else best.model.name)):
+            rows = _by_metric(report, name)
+            texts = [with_interval(rows[one].value, rows[one].interval) if one in rows else UNKNOWN for one in metrics]
+            cells = (_column(report, name), _title(report.parts[0]), *texts)
+            measured_by.setdefault(cells, []).append(experiment)
+    titles = {title for _, title, *_ in measured_by}
+    lines = [[", ".join(experiments), *cells] for cells, experiments in measured_by.items()]
+    headers = [with_arrow(metric, answers[0][metric].sign) for metric in metrics]
+    if len(titles) > 1:
+        return Table(("experiment", "model", "measured", *headers), lines, text=3, optional=headers)
+    of_one_kind = [[experiments, model, *texts] for experiments, model, _, *texts in lines]
+    return Table(("experiment", "model", *headers), of_one_kind, titles.pop(), text=2, optional=headers)
+
+
+def _by_metric(report: Report, name: str) -> dict[str, MetricRow]:
+    """Metric → its row, of one model; that of the loss first, under the name of the metric that it is."""
+    loss, *others = report.rows(name)
+    of_loss = {report.of_answer.metric_of_loss or "loss": loss}
+    return of_loss | {row.metric: row for row in others}
 
 
 # one model

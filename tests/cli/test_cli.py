@@ -114,6 +114,35 @@ def test_run_compare_and_export_end_to_end(ran: Path, typed: Typed) -> None:
     assert "tiny/LCSC/1" in Path("page.html").read_text()
 
 
+def test_the_answers_of_several_experiments_stand_in_one_table(ran: Path, typed: Typed) -> None:
+    """Whoever searches a second time, as with another loss or limit, has two answers."""
+    smaller = ["--optimizer", "LCSC", "--seed", "0", "--budget", "4"]
+    grid_too = ["--optimizer", "EMAGrid", *smaller[:-1], "11"]
+    typed("run", "tiny.yaml", "name=shorter", *grid_too)
+    both = typed("compare", "tiny", "shorter")
+    answers = [stored_report(name, DATABASE) for name in ("tiny", "shorter")]
+    lines = [re.split("  +", line.strip()) for line in both.out.splitlines()]
+    of_both = [line for line in lines if line[0] == "tiny, shorter"]
+    assert [line[1] for line in of_both] == ["EMA*"], "it was measured alike"
+    for name, report in zip(("tiny", "shorter"), answers, strict=True):
+        [line] = [line for line in lines if line[0] == name and len(line) > 1]
+        assert line[1].startswith("answer · ")
+        assert line[2] == f"{report.of_answer.loss:.4g}"
+        assert f"{name}: The answer is" in both.err
+    assert "from tiny to shorter: the same settings and files, but for the searches" in both.err
+    assert [row["study"] for row in typed.json("compare", "tiny", "shorter")][-1] == "shorter"
+
+    (ran / "others.py").write_text(MODULE.replace("0.4", "0.3"))
+    others = ["objective.settings.callable=others:loss", "objective.settings.held_out=others:unseen"]
+    typed("run", "tiny.yaml", "name=other", *others, *smaller)
+    err = typed("compare", "tiny", "other").err
+    assert 'from tiny to other: settings.callable was "my_losses:loss", is now "others:loss"' in err
+    assert "Distances to other images, and what other code measures, do not compare" in err
+    assert "draws the curves of one experiment" in typed.refused("compare", "tiny", "other", "--plot", "curves.png")
+    typed("run", "tiny.yaml", "name=without", "held_out=null", *smaller)
+    assert "without: has no report to compare. Best searched" in typed.refused("compare", "tiny", "without")
+
+
 def test_a_finished_experiment_run_again_does_nothing(ran: Path, typed: Typed) -> None:
     before = Path("mine.db").read_bytes()
     Path("my_losses.py").unlink()  # it is not even loaded

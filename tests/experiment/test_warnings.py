@@ -150,7 +150,9 @@ def test_a_bound_that_was_to_be_kept_and_is_missed_beyond_its_error_is_told(imag
     made = report(metrics, {"fid": 28.0, "precision": 0.60})
     for bound, is_told in ((0.62, not held), (0.7, True), (0.605, False)):
         said = warned(made, yardstick=Yardstick({}, kept="precision", sign=-1, bound=bound))
-        assert (f"keep: precision of the answer is 0.6, by more than the error beyond its bound ({bound})" in said) == is_told
+        assert (
+            f"keep: precision of the answer is 0.6, by more than the error beyond its bound ({bound})" in said
+        ) == is_told
 
 
 def searched(*losses: float, optimizer: str = "LCSC") -> Searched:

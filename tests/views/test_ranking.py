@@ -341,7 +341,9 @@ def test_that_few_real_images_were_searched_is_said_where_none_are_held_out() ->
     few = ReportedMetrics(few_real_images=300)
     found = {"digits/LCSC/1": measured(0.1, fid=10.0, trial=38)}
     last = measured(0.3, fid=20.0, name=LAST_CHECKPOINT)
-    assert "fid 10 (against 300 real images, which the search saw, too): " in answer_line(report_of(found, last, metrics=few))
+    assert "fid 10 (against 300 real images, which the search saw, too): " in answer_line(
+        report_of(found, last, metrics=few)
+    )
     held_out = {"digits/LCSC/1": model(0.1, 10.0, 18.0, trial=38)}
     assert "saw, too" not in answer_line(report_of(held_out, model(0.3, 20.0, 25.0, name=LAST_CHECKPOINT), metrics=few))
 
