@@ -23,6 +23,7 @@ from lcsc_opt.checkpoints.left_out import shown_left_out, why_left_out
 from lcsc_opt.checkpoints.names import (
     CHECKPOINT_SUFFIXES,
     has_step,
+    is_end_by_name,
     is_numbered,
     is_numbered_folder,
     is_shard,
@@ -340,18 +341,29 @@ def _only_series(place: str, paths: list[Path], left_out: dict[Path, str]) -> li
         numbered = [path for path in numbered if path not in alone]
         used = numbered
         for path in unnumbered + alone:
-            # kohya's hat_v2.safetensors beside hat_v2-000001.safetensors: no average or other network is called so
+            copied = _copied_at_end(path, numbered)
+            if copied is not None:
+                left_out[path] = f"it is {copied.name}"
+                continue
+            # kohya's hat_v2.safetensors beside hat_v2-000001.safetensors
             has_their_name = all(other.stem.startswith(path.stem) for other in numbered)
             if (path in unnumbered or has_their_name) and _is_later(path, used):
                 used = [*numbered, path]  # a run has one end: of final.pt and last.pt, the later one
-        reason = "not of the series by its name, and not clearly its end by a step inside"
-        left_out.update((path, reason) for path in unnumbered + alone if path not in used)
+        reason = "not of the series by its name, and not clearly its end by a step inside: give it a number, as theirs"
+        left_out.update((path, reason) for path in unnumbered + alone if path not in (*used, *left_out))
         return used
     names_read = read_names(paths)
     sizes = Counter(named.series for named in names_read)
     if len(sizes) > 1 and max(sizes.values()) > 1:
         raise _several_series(place, Counter(named.glob for named in names_read))
     return paths
+
+
+def _copied_at_end(path: Path, numbered: Sequence[Path]) -> Path | None:
+    """The checkpoint that has the bytes of a file that is the end of a run by its name; ``None`` if it is no copy."""
+    if not is_end_by_name(path, numbered):
+        return None
+    return next((other for other in numbered if filecmp.cmp(path, other, shallow=False)), None)
 
 
 def _numbered_parts(pattern: str) -> tuple[str, ...]:
@@ -361,7 +373,8 @@ def _numbered_parts(pattern: str) -> tuple[str, ...]:
 
 def _is_later(path: Path, others: Sequence[Path]) -> bool:
     """Whether a checkpoint is the end of a run that has these others: all tell their steps, and its own is the last."""
-    if is_numbered(path) and read_counters(path).step is None:  # the number in its name may count something else
+    # the number in its name may count something else
+    if is_numbered(path) and read_counters(path).step is None and not is_end_by_name(path, others):
         return False
     try:
         *steps, last = checkpoint_steps([*others, path])

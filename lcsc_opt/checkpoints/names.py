@@ -57,6 +57,10 @@ _STATE_FILES = re.compile(
 )
 
 
+# what follows the name of the end in those of kohya's epochs and steps, and of ai-toolkit's steps
+_BEFORE_END = r"[-_](?:step)?[0-9]{6,}"
+
+
 class Named(NamedTuple):
     """What the names of several checkpoints tell about one of them.
 
@@ -167,6 +171,17 @@ def is_plain_name(name: str) -> bool:
 def is_numbered(path: Path) -> bool:
     """Whether there is any digit in the name, but for its suffix."""
     return re.search("[0-9]", path.stem) is not None
+
+
+def is_end_by_name(path: Path, others: Sequence[Path]) -> bool:
+    """Whether a file is called as trainers of LoRAs call the end of a run, beside these others.
+
+    That is ``hat.safetensors`` after ``hat-000001.safetensors``, ``hat-step00000100.safetensors`` or
+    ``hat_000000100.safetensors``: no average or other network is called so.
+    """
+    before = re.compile(re.escape(path.stem) + _BEFORE_END)
+    is_of_them = all(other.parent == path.parent and before.fullmatch(other.stem) for other in others)
+    return path.suffix == ".safetensors" and len(others) > 1 and is_of_them
 
 
 class _StepPart(NamedTuple):

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from lcsc_opt.base.errors import TrajectoryError
-from lcsc_opt.base.progress import progress
+from lcsc_opt.base.progress import notice, progress
 from lcsc_opt.checkpoints.counters import read_counters
-from lcsc_opt.checkpoints.names import Named, read_names
+from lcsc_opt.checkpoints.names import Named, is_end_by_name, read_names
 
 _ADVICE = "rename the files, as model-100.pt, or give their steps (--steps; steps: in a study file)"
 
@@ -60,6 +60,8 @@ def checkpoint_steps(paths: Sequence[Path]) -> list[int]:
         for path in paths:
             counters.append(read_counters(path))
             advance()
+    if all(each.step is None and each.epoch is None for each in counters):
+        named = _with_number_of_end(paths, named)
     inside = _Clue("the steps inside the files", tuple(each.step for each in counters))
     epochs_inside = _Clue("the epochs inside the files", tuple(each.epoch for each in counters))
     epochs_in_names = _Clue("the epochs in the names", tuple(name.epoch for name in named))
@@ -79,6 +81,16 @@ def checkpoint_steps(paths: Sequence[Path]) -> list[int]:
             f"in each epoch, or runs are mixed: {_ADVICE}."
         )
     return steps
+
+
+def _with_number_of_end(paths: Sequence[Path], named: Sequence[Named]) -> Sequence[Named]:
+    """What the names tell; of a last file that is the end by its name, that it comes one interval after the others."""
+    if not is_end_by_name(paths[-1], paths[:-1]):
+        return named
+    *_, before, last = sorted(name.numbers[-1] for name in named[:-1])
+    number = last + (last - before)
+    notice(f"{paths[-1].name} has no step inside, and is by its name the end of the others: it is taken as {number:,}")
+    return [*named[:-1], named[-1]._replace(numbers=(number,))]
 
 
 def _step_in_names(paths: Sequence[Path], named: Sequence[Named], others: Sequence[_Clue]) -> _Clue:

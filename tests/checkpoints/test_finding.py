@@ -186,7 +186,8 @@ def test_a_file_whose_series_has_no_other_is_no_series(tmp_path, capsys):
         torch.save({"net": {"w": torch.ones(2)}}, tmp_path / name)
     assert found(tmp_path, tmp_path) == epochs
     said = capsys.readouterr().err
-    assert f"{', '.join(others)} (not of the series by its name, and not clearly its end by a step inside)" in said
+    why = "not of the series by its name, and not clearly its end by a step inside: give it a number, as theirs"
+    assert f"{', '.join(others)} ({why})" in said
     for name in ("ema_epoch=1.pt", "ema_epoch=2.pt"):  # but two files are
         torch.save({"net": {"w": torch.ones(2)}}, tmp_path / name)
     with pytest.raises(TrajectoryError, match="several series"):

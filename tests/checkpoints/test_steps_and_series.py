@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -128,7 +129,8 @@ def test_the_last_file_of_a_loras_training_is_its_last_epoch(
     tmp_path: Path, final: str, names: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     def save(name: str, metadata: dict[str, str] | None) -> None:
-        save_file(state_dict(1), tmp_path / f"{name}.safetensors", metadata=metadata)
+        number = names.index(name) if name in names else len(names)
+        save_file(state_dict(number), tmp_path / f"{name}.safetensors", metadata=metadata)
 
     for number, name in enumerate(names, start=1):
         save(name, {"ss_steps": str(100 * number)})
@@ -140,7 +142,23 @@ def test_the_last_file_of_a_loras_training_is_its_last_epoch(
     for no_later in (None, {"ss_steps": "200"}):
         save(final, no_later)
         assert find_checkpoints(tmp_path) == expected
-        assert "(not of the series by its name, and not clearly its end by a step inside)" in capsys.readouterr().err
+        assert (
+            "(not of the series by its name, and not clearly its end by a step inside: give it a number, as theirs)"
+            in capsys.readouterr().err
+        )
+
+    for path in tmp_path.iterdir():  # as sd-scripts leave them with --no_metadata
+        save(path.stem, None)
+    assert find_checkpoints(tmp_path) == [*expected, tmp_path / f"{final}.safetensors"]
+    *numbers, last = checkpoint_steps(find_checkpoints(tmp_path))
+    assert last == numbers[-1] + (numbers[-1] - numbers[-2])
+    assert (
+        f"{final}.safetensors has no step inside, and is by its name the end of the others" in capsys.readouterr().err
+    )
+    save("average", None)
+    assert tmp_path / "average.safetensors" not in find_checkpoints(tmp_path)
+    shutil.copy(expected[-1], tmp_path / f"{final}.safetensors")
+    assert find_checkpoints(tmp_path) == expected, "a copy of the last epoch is none of its own"
 
 
 def _written(folder: Path, contents: Mapping[str, Mapping[str, object]]) -> list[Path]:
