@@ -46,6 +46,8 @@ def warnings_of(
         lines += _why_nothing_found(choice, searches, more)
     if report.is_found and choice.equals:
         lines.append(_about_equals(choice))
+    if report.is_found and not refused:
+        lines += _about_lower(report, choice)
     return lines
 
 
@@ -73,6 +75,28 @@ def _about_refused(experiment: str, report: Report, choice: Choice) -> list[str]
         f"answer is certainly worse.{reason} {_COMPARE_IMAGES}: lcsc report "
         f"{experiment} shows them, lcsc export {found.model.study} writes it"
     ]
+
+
+def _about_lower(report: Report, choice: Choice) -> Iterator[str]:
+    """What else was found and is ahead of the answer in the report, where it was behind on the noise of the choice."""
+    decisive = "loss" if report.sign > 0 else "score"
+    for name in report.found.values():
+        found = report.measured(name)
+        if found is None or name == report.answer or not {name, report.answer} <= choice.losses.keys():
+            continue
+        loss = report.rows(name, report.answer)[0]
+        is_ahead = loss.gain is not None and loss.gain > 0
+        if not is_ahead or choice.losses[name] <= choice.losses[report.answer]:
+            continue
+        chance = ""
+        if loss.gain_interval is not None and loss.gain_interval[0] <= 0:
+            chance = ", which may be chance"
+        where_chosen = [f"{report.sign * choice.losses[one]:.4g}" for one in (name, report.answer)]
+        yield (
+            f"{found.model.title} has a better {decisive} than the answer here ({loss.value:.4g}, the answer "
+            f"{loss.baseline:.4g}{chance}), and had a worse one on the noise of the choice, where the answer was "
+            f"chosen ({where_chosen[0]}, the answer {where_chosen[1]})"
+        )
 
 
 def _about_equals(choice: Choice) -> str:

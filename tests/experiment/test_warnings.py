@@ -64,6 +64,22 @@ def test_an_improvement_in_everything_is_no_cost_and_models_that_cannot_be_told_
     assert equal in warned(better, equals=("LCSC, trial 9", "½"))
 
 
+@pytest.mark.parametrize(("of_rival", "is_said"), [(0.52, True), (0.44, False)])
+def test_why_a_model_that_is_ahead_in_the_report_is_not_the_answer_is_said(of_rival: float, is_said: bool) -> None:
+    """The table had "lowest loss" beside another model than the answer, and no word about it."""
+    answer = measured(0.479, fid=0.479, trial=9)
+    rival = measured(0.408, fid=0.408, trial=107)
+    last = measured(1.1, fid=1.1, name="last checkpoint")
+    found = {SEARCH: answer, "digits/LCSCGradient/0": rival}
+    made = report_of(found, last, metrics=METRICS, answer="LCSC, trial 9")
+    losses = {"LCSC, trial 9": 0.452, "LCSCGradient, trial 107": of_rival}
+    choice = dataclasses.replace(choice_of(made), losses=losses)
+    said = "\n".join(warnings_of("digits", made, choice, [], None))
+    ahead = "has a better loss than the answer here (0.408, the answer 0.479), and had a worse one on the noise of the"
+    assert (ahead in said) == is_said
+    assert ("(0.52, the answer 0.452)" in said) == is_said
+
+
 @pytest.mark.parametrize("is_on_path", [False, True])
 @pytest.mark.parametrize("knows_errors", [False, True])
 def test_what_is_said_of_equal_models_is_what_was_done(knows_errors: bool, is_on_path: bool) -> None:
