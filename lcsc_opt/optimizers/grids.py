@@ -12,10 +12,10 @@ from nevergrad.optimization.base import ConfiguredOptimizer, Optimizer
 from pydantic import Field
 
 from lcsc_opt.base.errors import StudySpecError
-from lcsc_opt.base.records import Coefficients
+from lcsc_opt.base.records import Candidate, Coefficients
 from lcsc_opt.coefficients import profiles
 from lcsc_opt.coefficients.plane import DEFAULT_SIZE, Plane, plane_grid
-from lcsc_opt.optimizers.parametrization import Numbers, steps_of
+from lcsc_opt.optimizers.parametrization import Numbers, ask_with, steps_of
 
 ProfileName = Literal["ema", "power", "uniform", "extrapolated", "single", "strength"]
 Steps = tuple[int, ...]
@@ -102,6 +102,7 @@ class _Grid(Optimizer):  # type: ignore[misc]
         super().__init__(*arguments, **options)
         grid = config or ProfileGrid()
         self._to_ask = deque(grid.points(steps_of(self.parametrization)))
+        self._with_error = isinstance(grid, ProfileGrid)  # people compare its few models, as the epochs of a LoRA
 
     @property
     def finished(self) -> bool:
@@ -110,7 +111,10 @@ class _Grid(Optimizer):  # type: ignore[misc]
 
     def _internal_ask_candidate(self) -> ng.p.Parameter:
         value = self.recommend().value if self.finished else self._to_ask.popleft()
-        return self.parametrization.spawn_child(new_value=value)
+        asked = self.parametrization.spawn_child(new_value=value)
+        if self._with_error:
+            ask_with(asked, Candidate(asked.value, error=True))
+        return asked
 
 
 class ProfileGrid(ConfiguredOptimizer):  # type: ignore[misc]

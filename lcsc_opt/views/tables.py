@@ -6,7 +6,10 @@ import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from lcsc_opt.base.records import STANDARD_ERROR
+import numpy as np
+
+from lcsc_opt.base.jackknife import GROUPS, half_width, standard_error
+from lcsc_opt.base.records import STANDARD_ERROR, Evaluation, Yardstick
 from lcsc_opt.database.arrays import coefficients_of
 from lcsc_opt.database.history import Standing, as_known
 from lcsc_opt.database.measurement import Measurement
@@ -15,6 +18,7 @@ from lcsc_opt.database.names import BASELINES, EMA
 from lcsc_opt.database.reader import FailureReason, HistoryReader
 from lcsc_opt.database.report import Part, Report
 from lcsc_opt.database.states import compared_trials
+from lcsc_opt.database.store import evaluation_of
 from lcsc_opt.views import UNKNOWN, Table, count, duration, number, percent, signed
 from lcsc_opt.views.answer import named
 from lcsc_opt.views.ranking import ANSWER, Row, Spread, loss_name, names_in, spread_text
@@ -22,7 +26,8 @@ from lcsc_opt.views.ranking import ANSWER, Row, Spread, loss_name, names_in, spr
 _ARROWS = {1: " ↓", -1: " ↑", None: ""}  # lower is better, higher is better, unknown
 _HELD_OUT = "Evaluation metrics, held out"  # a title
 WORSE = "(worse)"  # by more than the error
-BEYOND = " (beyond its bound)"
+BEYOND = "beyond its bound"
+LOSS = "loss"
 _SINGLE_IMAGES = ("precision", "recall", "reward", "held_out_reward")
 
 
@@ -49,29 +54,56 @@ def studies_table(studies: Sequence[Standing]) -> Table:
 
 
 def grid_table(reader: HistoryReader, study: Standing) -> Table | None:
-    """Each checkpoint or average of a grid as it was searched, the best first; ``None`` of other searches.
+    """Each checkpoint or average of a grid once, as it was searched, the best first; ``None`` of other searches.
 
-    A kept metric beyond its bound is marked: then the loss has a penalty.
+    Beside each stands by how much its loss is behind the best one's, with a 95 % interval on the same noise. A kept
+    metric beyond its bound is marked: then the loss has a penalty.
     """
     if study.optimizer not in BASELINES:
         return None
     compared = sorted(compared_trials(reader.trials(study)), key=lambda trial: (trial.value, trial.number))
-    if not compared:
+    trials = list({coefficients_of(trial).tobytes(): trial for trial in reversed(compared)}.values())[::-1]
+    if not trials:
         return None
-    metrics = [name for name in compared[0].user_attrs["metrics"] if not name.endswith(STANDARD_ERROR)]
+    metrics = [name for name in trials[0].user_attrs["metrics"] if not name.endswith(STANDARD_ERROR)]
+    best = evaluation_of(trials[0])
     rows = []
-    for trial in compared:
+    for trial in trials:
+        evaluation = evaluation_of(trial)
         name = study.average_name(coefficients_of(trial)) or f"trial {trial.number}"
-        measured = trial.user_attrs["metrics"]
-        texts = [number(measured.get(metric)) for metric in metrics]
-        kept = study.yardstick
-        if kept is not None and kept.kept in measured and kept.excess(measured[kept.kept]) > 0:
-            texts[metrics.index(kept.kept)] += BEYOND
-        rows.append([name, number(as_known(trial.value, study.sign)), *texts])
+        behind = UNKNOWN if trial is trials[0] else _behind(evaluation, best)
+        texts = [number(evaluation.metrics.get(metric)) for metric in metrics]
+        mark = _beyond(evaluation, study.yardstick)
+        if mark:
+            texts[metrics.index(str(study.yardstick.kept))] += mark
+        rows.append([name, number(as_known(trial.value, study.sign)), behind, *texts])
     title = "As searched, the best first"
-    if any(cell.endswith(BEYOND) for row in rows for cell in row):
+    if any(BEYOND in cell for row in rows for cell in row):
         title += "; beyond its bound, a kept metric adds a penalty to the loss"
-    return Table(("model", study.metric, *metrics), rows, title, optional=metrics)
+    header = ("model", study.metric, "behind the best [95 %]", *metrics)
+    return Table(header, rows, title, optional=metrics)
+
+
+def _behind(evaluation: Evaluation, best: Evaluation) -> str:
+    """By how much a loss is above the best one, and the interval of this, on the same noise, if it is known."""
+    difference = evaluation.loss - best.loss
+    interval = None
+    if LOSS in evaluation.without_groups and LOSS in best.without_groups:
+        without = np.subtract(evaluation.without_groups[LOSS], best.without_groups[LOSS])
+        width = half_width(standard_error(without.tolist()), GROUPS - 1)
+        interval = (difference - width, difference + width)
+    return with_interval(difference, interval, "+.3g")
+
+
+def _beyond(evaluation: Evaluation, kept: Yardstick | None) -> str:
+    """The mark of a kept metric that is beyond its bound, and whether that may be chance; empty if it is not."""
+    if kept is None or kept.kept is None or kept.kept not in evaluation.metrics:
+        return ""
+    excess = kept.excess(evaluation.metrics[kept.kept])
+    if excess <= 0:
+        return ""
+    error = evaluation.metrics.get(f"{kept.kept}{STANDARD_ERROR}", 0.0)
+    return f" ({BEYOND}, perhaps by chance)" if excess <= 2 * error else f" ({BEYOND})"
 
 
 def failures_table(failures: Sequence[FailureReason]) -> Table:

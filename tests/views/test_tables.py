@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from lcsc_opt.base.jackknife import GROUPS, half_width, standard_error
 from lcsc_opt.base.records import STANDARD_ERROR, ReportedMetrics, Yardstick
 from lcsc_opt.database.arrays import stored_array
 from lcsc_opt.database.names import EMA, LAST_CHECKPOINT, split_name
@@ -149,13 +150,18 @@ def test_rows_for_programs_end_with_the_answer_and_the_warnings() -> None:
 
 @pytest.mark.parametrize("sign", [1, -1])
 def test_a_grid_lists_all_that_it_tried_the_best_first_by_the_names_of_their_files(sign: int) -> None:
-    """Which epoch is the second best, and by how much, stood nowhere."""
-    trials = trials_of([5.0, 3.0, None, 4.0])
-    for trial, reward in zip(trials, (0.5, 0.7, None, 0.9), strict=True):
-        coefficients = stored_array(np.eye(4)[trial.number])
-        metrics = {"fid": 10.0 * trial.number, "reward": reward, f"fid{STANDARD_ERROR}": 0.1}
-        trial.set_user_attr("coefficients", coefficients)
+    """Which epoch is the second best, by how much, and whether that is certain, stood nowhere."""
+    trials = trials_of([5.0, 3.0, None, 4.0, 4.0])
+    alike = np.linspace(-1.0, 1.0, 20)  # what the same noise gives to all models
+    apart = np.tile([0.05, -0.05], 10)  # by which one differs from the best
+    columns = [None, 3.0 + alike, None, 4.0 + alike + apart, 4.0 + alike + apart]
+    for trial, reward, column in zip(trials, (0.5, 0.55, None, 0.9, 0.9), columns, strict=True):
+        one_hot = np.eye(4)[min(trial.number, 3)]  # two of an EMAGrid's rules may give the last checkpoint
+        metrics = {"fid": 10.0 * trial.number, "reward": reward, f"reward{STANDARD_ERROR}": 0.04}
+        trial.set_user_attr("coefficients", stored_array(one_hot))
         trial.set_user_attr("metrics", metrics)
+        if column is not None:
+            trial.set_user_attr("without_groups", {"loss": stored_array(column)})
     names = ["step 10", "step 20, hat-000002", "step 30", "step 40"]
     kept = Yardstick({}, kept="reward", sign=-1, bound=0.6)
     study = history([5.0], optimizer="Grid")
@@ -163,11 +169,12 @@ def test_a_grid_lists_all_that_it_tried_the_best_first_by_the_names_of_their_fil
     reader: Any = SimpleNamespace(trials=lambda _study: trials)
     table = grid_table(reader, study)
     assert table is not None
-    assert tuple(table.header) == ("model", "loss", "fid", "reward")
+    assert tuple(table.header) == ("model", "loss", "behind the best [95 %]", "fid", "reward")
+    width = half_width(standard_error(apart.tolist()), GROUPS - 1)
     assert [list(row) for row in table.rows] == [
-        ["step 20, hat-000002", f"{3 * sign}", "10", "0.7"],
-        ["last checkpoint", f"{4 * sign}", "30", "0.9"],
-        ["step 10", f"{5 * sign}", "0", f"0.5{BEYOND}"],
+        ["step 20, hat-000002", f"{3 * sign}", "–", "10", f"0.55 ({BEYOND}, perhaps by chance)"],
+        ["last checkpoint", f"{4 * sign}", f"+1 [{1 - width:+.3g}, {1 + width:+.3g}]", "30", "0.9"],
+        ["step 10", f"{5 * sign}", "+2", "0", f"0.5 ({BEYOND})"],
     ]
     assert "a kept metric adds a penalty to the loss" in table.title
     assert grid_table(reader, dataclasses.replace(study, optimizer="LCSC")) is None
