@@ -12,8 +12,8 @@ made after it had been decided that ``lcsc init`` keeps the reward instead of ad
 
 Each is searched by LCSCGradient with a row of coefficients for each layer, for each channel, and for each layer with
 its strength. The loss is ``fdr`` with the features of a small classifier, and with several prompts also the probability
-that it gives to what they ask for; or, *kept*, that may not fall while ``fdr`` alone does. Another classifier judges,
-which saw other digits and other emoji: by its features' Fréchet distance of 1,000 samples to 2,000 images that nothing
+that it gives to what they ask for; or, *kept*, that may not fall while ``fdr`` alone does; or, *kept high*, that has
+to be at least 0.8. Another classifier judges, which saw other digits and other emoji: by its features' Fréchet distance of 1,000 samples to 2,000 images that nothing
 was trained on or searched with, and by the same probability. The judged files are those that ``lcsc export`` writes,
 sampled by diffusers alone.
 
@@ -46,8 +46,10 @@ SPACES: dict[str, dict[str, Any]] = {
     "channels": {"rows": "channels"},
     "strength": {"rows": "layers", "strength": True},
     "channels, kept": {"rows": "channels"},
+    "channels, kept high": {"rows": "channels"},
 }
-KEPT = ("channels, kept",)  # in which the reward is no term of the loss, and may not fall
+KEPT: dict[str, Any] = {"channels, kept": "reward", "channels, kept high": {"reward": 0.8}}
+"""Spaces in which the reward is no term of the loss, and may not fall; or has to be at least 0.8."""
 TRAINED = {"last epoch": "epochs", "trainer's EMA": "ema"}  # models that the trainer left, and the folder of each
 SAMPLES = 1000
 PICTURED = 10  # samples of each row of the picture
@@ -56,7 +58,7 @@ PICTURED = 10  # samples of each row of the picture
 def name_of(run: Run | str, space: str) -> str:
     """The name of an experiment."""
     name = run if isinstance(run, str) else run.name
-    return f"{name}_{space}".replace(", ", "_")
+    return f"{name}_{space}".replace(", ", "_").replace(" ", "_")
 
 
 def study(run: Run, space: str, folder: Path, evaluations: int) -> Path:
@@ -81,7 +83,7 @@ def study(run: Run, space: str, folder: Path, evaluations: int) -> Path:
     if len(run.prompts) > 1:
         settings["reward"] = "lora_models:fit"
         if space in KEPT:
-            settings["keep"] = "reward"
+            settings["keep"] = KEPT[space]
         else:
             settings["loss"] = {distance: 1, "reward": -1}
     optimizers: list[Any] = ["EMAGrid", {"LCSCGradient": {"images": 100}}]
