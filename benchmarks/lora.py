@@ -13,9 +13,9 @@ made after it had been decided that ``lcsc init`` keeps the reward instead of ad
 Each is searched by LCSCGradient with a row of coefficients for each layer, for each channel, and for each layer with
 its strength. The loss is ``fdr`` with the features of a small classifier, and with several prompts also the probability
 that it gives to what they ask for; or, *kept*, that may not fall while ``fdr`` alone does; or, *kept high*, that has
-to be at least 0.8. Another classifier judges, which saw other digits and other emoji: by its features' Fréchet distance of 1,000 samples to 2,000 images that nothing
-was trained on or searched with, and by the same probability. The judged files are those that ``lcsc export`` writes,
-sampled by diffusers alone.
+to be at least 0.8. Another classifier judges, which saw other digits and other emoji: by its features' Fréchet distance
+of 1,000 samples to 2,000 images that nothing was trained on or searched with, and by the same probability. The judged
+files are those that ``lcsc export`` writes, sampled by diffusers alone.
 
 It writes ``results/lora.md`` and ``docs/images/lora.png``, and keeps in FOLDER what is done.
 """

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from lcsc_opt.database.history import Standing, best_searched
 from lcsc_opt.database.measurement import Measurement, Model
 from lcsc_opt.database.metric_rows import MetricRow
-from lcsc_opt.database.names import is_trained
+from lcsc_opt.database.names import EMA, is_trained
 from lcsc_opt.database.report import Report
 from lcsc_opt.views import in_words, loss_title
 
@@ -69,17 +69,29 @@ def answer_line(report: Report) -> str:
     best = report.best_had(metric)
     if best is None:
         return f"{line}."
-    had = value_of(report, best, metric)
-    compared = _compared(value, had, report.direction(metric))
+    compared = _compared(value, value_of(report, best, metric), report.direction(metric))
     others = _better_otherwise(report, best)
     by_it = " by this number" if others else ""
-    line += f": {compared} the best model you had{by_it}, {named(best.model)}, with {had:.4g}"
+    line += f": {compared} {_best_in_words(report, best, metric, by_it)}"
     line += f"{_why_although_worse(report, best, metric)}.{_unseen(report, best, metric)}"
     of_both = report.rows(answer.model.name, best.model.name)
     rewards = [change(row) for row in of_both if row.metric in REWARDS and not row.lost]  # else it is said already
     if rewards:
         line += f" From that model to the answer: {in_words(rewards)}."
     return line + others
+
+
+def _best_in_words(report: Report, best: Measurement, metric: str, by_it: str) -> str:
+    """What the user had, with its number; of EMA*, an average that nobody has as a file, also the next best."""
+    text = f"{named(best.model)}, with {value_of(report, best, metric):.4g}"
+    if best.model.name != EMA:
+        return f"the best model you had{by_it}, {text}"
+    others = [measured for measured in report.models if measured.model.name in report.had and measured is not best]
+    sign = report.direction(metric)
+    following = min(others, key=lambda measured: sign * value_of(report, measured, metric), default=None)
+    if following is not None:
+        text += f" (then comes {named(following.model)}, with {value_of(report, following, metric):.4g})"
+    return f"the best average of your checkpoints{by_it}, {text}"
 
 
 def _better_otherwise(report: Report, best: Measurement) -> str:

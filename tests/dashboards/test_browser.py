@@ -109,7 +109,7 @@ def test_pages_with_figures_open_in_the_systems_colours_until_the_switch_is_used
     view.page.goto(f"{home}/lcsc/")
     view.drawn("curves")
     assert view.page.url.startswith(f"{home}/lcsc/compare")
-    line = "The answer is CMA, trial 1, with loss 2.9: 64 % below the best model you had, EMA*, with 8."
+    line = "The answer is CMA, trial 1, with loss 2.9: 64 % below the best average of your checkpoints, EMA*, with 8."
     assert headline(view) == line
     for scheme, paper in (("dark", DARK), ("light", LIGHT)):
         view.page.emulate_media(color_scheme=scheme)

@@ -62,8 +62,8 @@ def test_the_address_says_what_is_shown(site: Site) -> None:
 
 def test_the_ranking_sorts_by_numbers_and_shows_texts(site: Site) -> None:
     shown = draw(site)
-    line = "The answer is LCSC (seed 2), trial 2, with loss 1.1: 86 % below the best model you had, EMA*, with 8."
-    assert shown["headline"]["children"] == line
+    line = "The answer is LCSC (seed 2), trial 2, with loss 1.1: 86 % below the best average of your checkpoints, EMA*,"
+    assert shown["headline"]["children"] == f"{line} with 8."
     answer, first, second = shown["ranking"]["rowData"]
     assert (answer["optimizer"], answer["held_out"]) == ("answer · LCSC (seed 2), trial 2", 1.1)
     assert answer["colour"] == "transparent", "no line of the figures is the answer"

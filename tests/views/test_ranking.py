@@ -288,6 +288,18 @@ def test_an_answer_that_is_worse_in_a_number_says_so_and_why_it_was_chosen_in_on
     assert "and worse in fid_held_out 17 → 18 (against the trainer's EMA); it was chosen because" in sentence
 
 
+def test_an_average_is_called_one_and_the_best_file_has_its_number_too() -> None:
+    """Nobody had EMA* as a file, and its number alone does not say what the epochs were worth."""
+    found = {"digits/LCSC/0": measured(0.1, fid=10.0, trial=3)}
+    average = measured(0.2, fid=20.0, name="EMA*")
+    files = [measured(0.4, fid=40.0, name=LAST_CHECKPOINT), measured(0.3, fid=30.0, name=TRAINER_EMA)]
+    line = answer_line(report_of(found, *files, average))
+    assert (
+        "50 % below the best average of your checkpoints, EMA*, with 20 (then comes the trainer's EMA, with 30)" in line
+    )
+    assert "the best average of your checkpoints, EMA*, with 20." in answer_line(report_of(found, average))
+
+
 @pytest.mark.parametrize("maximized", [False, True])
 def test_a_score_that_is_worse_in_the_report_says_why_it_was_chosen(maximized: bool) -> None:
     sign = -1 if maximized else 1

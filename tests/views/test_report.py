@@ -62,7 +62,10 @@ def test_a_report_is_one_file_that_loads_nothing_and_shows_every_study(experimen
     assert {str(link)[:34] for link in links} == {"data:image/png;base64,iVBORw0KGgog"}
     assert [str(known["content"])[:18] for known in attributes if "http-equiv" in known] == ["default-src 'none'"]
     shown = " ".join(page.texts)
-    assert "The answer is LCSC, trial 2, with loss 2.5: 71 % below the best model you had, EMA*, with 8.5." in shown
+    assert (
+        "The answer is LCSC, trial 2, with loss 2.5: 71 % below the best average of your checkpoints, EMA*, with 8.5"
+        in shown
+    )
     assert "Unfinished: digits/CMA/0." in shown
     alts = [str(attributes["alt"]) for tag, attributes in page.elements if tag == "img"]
     assert alts == ["The best you had: EMA*", "The answer: LCSC, trial 2", "Real images", *alts[:2]]
