@@ -145,6 +145,7 @@ class Row:
         models: the best of each seed on held-out noise, of the seeds that the report has.
         report: of the experiment; ``None`` before there is one.
         difference: from the best optimizer; ``None`` for the best one, and without held-out losses.
+        has_penalty: whether EMA*'s loss has one, since a kept metric is beyond its bound there.
     """
 
     optimizer: str
@@ -154,6 +155,7 @@ class Row:
     models: Sequence[Measurement] = ()
     report: Report | None = None
     difference: Difference | None = None
+    has_penalty: bool = False
 
     @property
     def seeds(self) -> int:
@@ -216,10 +218,10 @@ class Row:
     def below_ema(self) -> float | None:
         """The mean held-out loss relative to EMA*'s, minus one: -0.6 is 60 % below it; of maximized scores the same.
 
-        ``None`` if there is no model or no EMA*, or where a share means nothing: of a sum from which a reward is
-        subtracted, whose zero says nothing, and if losses of the report lie on both sides of zero.
+        ``None`` if there is no model or no EMA*, or where a share means nothing: of a penalty, of a sum from which a
+        reward is subtracted, whose zero says nothing, and if losses of the report lie on both sides of zero.
         """
-        if not self.models or self.report is None or self.report.ema is None:
+        if not self.models or self.report is None or self.report.ema is None or self.has_penalty:
             return None
         if any(self.report.direction(term) < 0 for term in self.report.metrics.terms):
             return None
@@ -250,6 +252,21 @@ def ranking(studies: Sequence[Standing]) -> list[Row]:
     Args:
         studies: the studies of one experiment.
     """
+    has_penalty = _ema_has_penalty(studies)
+    return [dataclasses.replace(row, has_penalty=has_penalty) for row in _rows(studies)]
+
+
+def _ema_has_penalty(studies: Sequence[Standing]) -> bool:
+    """Whether the kept metric of the report's EMA* is beyond the bound that searches had."""
+    report, yardstick = studies[0].report, studies[0].yardstick
+    if report is None or report.ema is None or yardstick is None or yardstick.kept is None:
+        return False
+    value = report.ema.value(yardstick.kept)
+    return value is not None and yardstick.excess(value) > 0
+
+
+def _rows(studies: Sequence[Standing]) -> list[Row]:
+    """The rows of :func:`ranking`."""
     groups: dict[str, list[Standing]] = {}
     for study in studies:
         groups.setdefault(study.optimizer, []).append(study)

@@ -9,7 +9,7 @@ import pytest
 import scipy.stats
 
 from lcsc_opt.base.jackknife import GROUPS
-from lcsc_opt.base.records import STANDARD_ERROR, TRAINER_EMA, ReportedMetrics
+from lcsc_opt.base.records import STANDARD_ERROR, TRAINER_EMA, ReportedMetrics, Yardstick
 from lcsc_opt.database.names import EMA, LAST_CHECKPOINT
 from lcsc_opt.views import number
 from lcsc_opt.views.answer import answer_line, headline
@@ -158,6 +158,16 @@ def test_losses_below_zero_are_better_when_they_are_lower(value: float, referenc
     expected = None if share is None else pytest.approx(share)
     row = next(row for row in ranking(studies) if row.optimizer == "LCSC")
     assert row.below_ema == expected
+
+
+@pytest.mark.parametrize(("reward", "share"), [(0.65, None), (0.9, -0.75)])
+def test_a_penalty_of_ema_has_no_share(reward: float, share: float | None) -> None:
+    """With a limit of 0.85, "−88 %" was mostly the penalty of an EMA* that has 0.65."""
+    kept = Yardstick({}, kept="reward", sign=-1, bound=0.85)
+    studies = [history([2.0], held_out=2.0, yardstick=kept)]
+    rows = ranking(in_one_report(studies, measured(8.0, name=EMA, reward=reward)))
+    assert rows[0].below_ema == share
+    assert ("against EMA*" in ranking_table(rows).header) == (share is not None)
 
 
 @pytest.mark.parametrize(("last", "place", "share"), [(5.0, 1, -0.5), (1.0, 0, -0.9), (30.0, 2, 2.0)])
