@@ -33,6 +33,9 @@ class GridRow(NamedTuple):
     images: npt.NDArray[np.float32]
 
 
+_FRACTIONS = str.maketrans({"¼": "1/4", "½": "1/2", "¾": "3/4"})
+
+
 class GridBand(NamedTuple):
     """Where a row is in the picture.
 
@@ -130,10 +133,10 @@ def _cell(image: npt.NDArray[np.float32]) -> Image.Image:
 
 
 def _wrapped(title: str, font: Any, width: int) -> str:
-    """A label in lines of at most so many pixels; of a long one, the beginning."""
+    """A label in lines of at most so many pixels; of a long one, the beginning. The font has no quarters."""
     letter = max(font.getlength("n"), 1.0)
     characters = max(int(width / letter), 6)
-    lines = textwrap.wrap(title, characters, max_lines=MOST_LINES, placeholder=" …") or [""]
+    lines = textwrap.wrap(title.translate(_FRACTIONS), characters, max_lines=MOST_LINES, placeholder=" …") or [""]
     return "\n".join(lines)
 
 

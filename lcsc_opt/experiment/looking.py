@@ -36,8 +36,6 @@ from lcsc_opt.objective.loading import load_objective
 from lcsc_opt.objective.starting import draft, kind_of
 from lcsc_opt.views.artifacts import GRID, artifact_directory
 
-FEW = 8  # checkpoints beside the models of a report
-
 
 class Looked(NamedTuple):
     """What is looked at.
@@ -74,7 +72,7 @@ def look_at_experiment(database: Database, name: str, models: Sequence[str] = ()
     report = stored.report
     finalists = finalists_shown(report, contents.studies) if report is not None else []
     if not models:
-        shown = [*_checkpoints(objective, most=FEW), *finalists]
+        shown = [*_checkpoints(objective), *finalists]
     for named in models:
         if named == OF_EXPERIMENT[1]:
             shown += finalists
@@ -154,9 +152,9 @@ def _of_checkpoints(objective: Objective, models: Sequence[str]) -> list[Shown]:
     return _checkpoints(objective)
 
 
-def _checkpoints(objective: Objective, **most: int) -> list[Shown]:
+def _checkpoints(objective: Objective) -> list[Shown]:
     """The checkpoints, and the averages that the trainer kept itself, if it did; of LoRAs first the base."""
-    shown = checkpoints_of(objective, **most)
+    shown = checkpoints_of(objective)
     trajectory = objective.trajectory
     names = () if trajectory is None else trajectory.averages
     return shown + [Shown(name, trainer_ema(len(objective.steps), index)) for index, name in enumerate(names)]

@@ -22,8 +22,9 @@ from lcsc_opt.sampling.base import Sampler, fewest_report_images, prompts_of, ti
 from lcsc_opt.sampling.noise import ImageNoise
 from lcsc_opt.trajectory.adapters import BASE_MODEL, base_coefficients
 
-COLUMNS = 8  # by default, at most
-FEWEST_COLUMNS = 4  # by default
+COLUMNS = 8  # by default
+FEWEST_COLUMNS = 4  # by default, of prompts
+MOST_COLUMNS = 12  # by default, of prompts
 MOST_CHECKPOINTS = 16  # by default; of more, evenly spaced ones
 REAL_ROW = "real images, unrelated to the columns"
 OF_EXPERIMENT = ("checkpoints", "finalists", "answer")
@@ -123,11 +124,11 @@ def column_titles(sampler: Sampler, count: int) -> list[str]:
 
 
 def default_columns(sampler: Sampler) -> int:
-    """As many images of each model as show every prompt, each as often as another, between 4 and 8."""
+    """As many images of each model as show every prompt, each as often as another, between 4 and 12."""
     prompts = fewest_report_images(sampler)
     if not prompts:
         return COLUMNS
-    return min(prompts * math.ceil(FEWEST_COLUMNS / prompts), COLUMNS)
+    return min(prompts * math.ceil(FEWEST_COLUMNS / prompts), MOST_COLUMNS)
 
 
 def grid_of(objective: Objective, models: Sequence[Shown], count: int | None = None) -> bytes:

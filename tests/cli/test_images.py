@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,7 +15,7 @@ import yaml
 from PIL import Image
 
 from lcsc_opt.base.labelled_grid import GridRow, band, bands_of, labelled_grid
-from lcsc_opt.exports.grid import REAL_ROW
+from lcsc_opt.exports.grid import REAL_ROW, default_columns
 from tests import tiny_pipelines
 from tests.commands import Typed
 
@@ -134,6 +136,18 @@ def test_a_folder_of_loras_needs_a_pipeline_and_prompts_and_no_study_file(workpl
     settings = [f"objective.settings.{score}" for score in scores]
     typed("run", "study.yaml", "--dry-run", "held_out.images=16", *settings)
     assert titles("studies.files/lora-checkpoints.png") == [*with_base, REAL_ROW], "metrics are loaded, too"
+
+
+def test_quarters_are_drawn_in_letters_that_the_font_has() -> None:
+    images = np.zeros((1, 3, 8, 8), np.float32)
+    drawn = [Image.open(io.BytesIO(labelled_grid([GridRow(title, images)], ["x"]))) for title in ("¾ of", "3/4 of")]
+    assert drawn[0].tobytes() == drawn[1].tobytes(), "an empty box stood there"
+
+
+@pytest.mark.parametrize(("prompts", "columns"), [(1, 4), (3, 6), (10, 10), (40, 12), (0, 8)])
+def test_as_many_columns_as_show_each_prompt(prompts: int, columns: int) -> None:
+    sampler: Any = SimpleNamespace(fewest_report_images=prompts)
+    assert default_columns(sampler) == columns
 
 
 def test_a_grid_has_readable_labels_beside_rows_of_one_size_and_says_where_they_are() -> None:
