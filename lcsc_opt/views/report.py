@@ -78,6 +78,7 @@ def write_report(storage: RDBStorage, experiment: str, path: Path) -> Path:
         axis=AXES[default_axis(studies)],
         curves=_drawn(comparison_figure(studies)),
         summaries=studies_table(studies),
+        endings=[f"{study.study}: {study.how}." for study in studies if study.how],
         selected=[image for image in images if image.kind == "farthest"],
         studies=[_study(reader, study, studies) for study in studies],
         version=VERSION,

@@ -13,6 +13,7 @@ from plotly.offline import get_plotlyjs
 from lcsc_opt.base.errors import LcscError, StudyStoreError
 from lcsc_opt.base.records import ReportedMetrics
 from lcsc_opt.database.names import LAST_CHECKPOINT
+from lcsc_opt.database.store import StoredStudy
 from lcsc_opt.views.report import write_report
 from tests.history_examples import measured, report_of
 from tests.study_examples import write_images, write_study
@@ -41,11 +42,16 @@ class Page(HTMLParser):
         return [json.loads(text) for text in self.scripts if text.startswith('{"data"')]
 
 
+HOW = "cut by its budget, still improving: 22 more evaluations have brought 4.7 %"
+
+
 @pytest.fixture
 def experiment(storage: RDBStorage) -> RDBStorage:
     for seed in range(2):
         write_study(storage, f"digits/EMAGrid/{seed}", [9.0, 8.0], held_out=measured(8.5, trial=1))
         write_study(storage, f"digits/LCSC/{seed}", [9.0, None, 2.0 + seed], held_out=measured(2.5 + seed, trial=2))
+    study = StoredStudy.open(storage, "digits/LCSC/1")
+    study.set_attribute("search_ended", {"evaluations": 3, "exhausted": False, "how": HOW})
     write_images(storage)
     write_study(storage, "digits/CMA/0", [3.0], ended=False)
     return storage
@@ -67,6 +73,7 @@ def test_a_report_is_one_file_that_loads_nothing_and_shows_every_study(experimen
         in shown
     )
     assert "Unfinished: digits/CMA/0." in shown
+    assert f"digits/LCSC/1: {HOW}." in shown
     alts = [str(attributes["alt"]) for tag, attributes in page.elements if tag == "img"]
     assert alts == ["The best you had: EMA*", "The answer: LCSC, trial 2", "Real images", *alts[:2]]
     assert [page.texts.count(alt) for alt in alts] == [2, 2, 1, 2, 2], "written above it, not only in its alt"
