@@ -17,6 +17,7 @@ from lcsc_opt.base.study_spec import AUTO, CHANNELS, EMA_GRID, OptimizerSpec
 from lcsc_opt.database.names import BASELINES, split_name
 from lcsc_opt.objective.contract import Objective
 from lcsc_opt.optimizers.registry import configure
+from lcsc_opt.trajectory.adapters import adapters_in, is_of_adapters
 
 
 def completed(
@@ -73,10 +74,17 @@ def completed(
 
 
 def default_optimizers(experiment: str, objective: Objective) -> list[OptimizerSpec]:
-    """A grid of averages to compare with, and a search: by the gradient; if there is none, a notice says why."""
+    """A grid of averages to compare with, and a search: by the gradient; if there is none, a notice says why.
+
+    Of LoRAs also each alone, since people choose one of their epochs.
+    """
     search = "LCSCGradient"
     reason = objective.why_no_gradient()
     if reason is not None:
         search = "LCSCQuadratic"
         notice(f"{experiment}: using {search}, because there is no gradient: {reason}")
-    return [OptimizerSpec(name=EMA_GRID), OptimizerSpec(name=search)]
+    grids = [OptimizerSpec(name=EMA_GRID)]
+    trajectory = objective.trajectory
+    if trajectory is not None and is_of_adapters(trajectory) and adapters_in(trajectory) is None:
+        grids.append(OptimizerSpec(name="Grid", options={"profile": "single"}))
+    return [*grids, OptimizerSpec(name=search)]

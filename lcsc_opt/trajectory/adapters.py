@@ -93,9 +93,15 @@ def adapters_in(trajectory: Trajectory) -> int | None:
     return int(count)
 
 
+def is_of_adapters(trajectory: Trajectory) -> bool:
+    """Whether its checkpoints are LoRAs, and no whole models; not known of an author's own trajectory."""
+    names = getattr(trajectory, "names", None)
+    return names is not None and lora_flavour(names) is not None
+
+
 def base_coefficients(trajectory: Trajectory) -> Coefficients | None:
     """``[K]``, with which :func:`merged_or_base` gives the base model without a LoRA; ``None`` of whole models."""
-    if lora_flavour(trajectory.names) is None:
+    if not is_of_adapters(trajectory):
         return None
     coefficients = np.zeros(len(trajectory.steps))
     if adapters_in(trajectory) is not None:

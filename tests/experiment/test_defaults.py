@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ import pytest
 from lcsc_opt.base.study_file import StudyFile, parse_study_file
 from lcsc_opt.experiment.defaults import completed
 from lcsc_opt.objective.contract import CoefficientFunction, Objective, Samples
+from lcsc_opt.trajectory.adapters import BASE
 from tests.commands import Typed
 from tests.model_studies import write_model_study
 
@@ -33,6 +35,18 @@ class WithoutWeights(Images):
     """Images that come from no weights."""
 
     trajectory = None
+
+
+class Loras(Images):
+    """Images of a network to which LoRAs are added."""
+
+    trajectory: Any = SimpleNamespace(names=("to_q.lora_A.weight", "to_q.lora_B.weight"), metadata={}, steps=(1, 2, 3))
+
+
+class LorasWithStrength(Loras):
+    """The same, whose first checkpoint is the base."""
+
+    trajectory: Any = SimpleNamespace(names=Loras.trajectory.names, metadata={BASE: "1"}, steps=(0, 1, 2))
 
 
 def objective(kind: type[CoefficientFunction], *, gradient: bool) -> Objective:
@@ -64,6 +78,8 @@ def chosen(study: StudyFile, stored: Mapping[str, Mapping[str, Any]], made: Obje
         (Items, True, [(["EMAGrid", "LCSCGradient"], None)]),
         (Items, False, [(["EMAGrid", "LCSCQuadratic"], None)]),
         (WithoutWeights, True, [(["EMAGrid", "LCSCGradient"], None)]),
+        (Loras, True, [(["EMAGrid", "Grid"], None), (["LCSCGradient"], "channels")]),  # which epoch is the best, too
+        (LorasWithStrength, False, [(["EMAGrid", "LCSCQuadratic"], None)]),
     ],
 )
 def test_optimizers_and_rows_follow_from_what_the_objective_gives(
