@@ -83,7 +83,7 @@ def checkpoint_steps(paths: Sequence[Path]) -> list[int]:
     return steps
 
 
-def _with_number_of_end(paths: Sequence[Path], named: Sequence[Named]) -> Sequence[Named]:
+def _with_number_of_end(paths: Sequence[Path], named: list[Named]) -> list[Named]:
     """What the names tell; of a last file that is the end by its name, that it comes one interval after the others."""
     if not is_end_by_name(paths[-1], paths[:-1]):
         return named

@@ -78,10 +78,16 @@ def stored_array(array: Array) -> dict[str, Any]:
 
 
 def array_of(stored: Mapping[str, Any]) -> Array:
-    """The inverse of :func:`stored_array`."""
+    """The inverse of :func:`stored_array`.
+
+    Raises:
+        KeyError, TypeError, ValueError, zlib.error: it is none, as a file that came from elsewhere may have.
+    """
     for dtype, kind in _SHORT.items():
         if dtype in stored:
-            planes = np.frombuffer(zlib.decompress(base64.b64decode(stored[dtype])), dtype=np.uint8)
+            size = 2 * math.prod(stored["shape"])  # no more is unpacked, whatever was packed
+            unpacked = zlib.decompressobj().decompress(base64.b64decode(stored[dtype]), max(size, 1))
+            planes = np.frombuffer(unpacked, dtype=np.uint8)
             numbers = np.ascontiguousarray(planes.reshape(2, -1).T).view(kind)
             return np.asarray(numbers.astype(np.float64).reshape(stored["shape"]) * stored["scale"])
     content = np.frombuffer(base64.b64decode(stored["float64"]), dtype="<f8")

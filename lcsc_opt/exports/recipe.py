@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import json
 import zipfile
-from collections.abc import Sequence
+import zlib
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -24,6 +25,7 @@ from lcsc_opt.checkpoints.lora import LoraAlphas
 from lcsc_opt.checkpoints.reading import read_metadata
 from lcsc_opt.coefficients.layer_groups import TensorRows
 from lcsc_opt.coefficients.profiles import check_coefficients, index_of_trainer_ema, last_alone
+from lcsc_opt.database.arrays import array_of, stored_array
 from lcsc_opt.exports.chosen import Chosen
 from lcsc_opt.objective.contract import Objective
 from lcsc_opt.trajectory import Trajectory
@@ -112,6 +114,19 @@ class Recipe(pydantic.BaseModel):
     sampler: dict[str, pydantic.JsonValue] | None = None
     lcsc_opt: str
     versions: dict[str, str | None] = {}
+
+    @pydantic.field_validator("coefficients", mode="before")
+    @classmethod
+    def _unpacked(cls, coefficients: Any) -> Any:
+        """Those that :meth:`as_text` has packed as numbers; and tuples for the lists of JSON."""
+        if isinstance(coefficients, Mapping):
+            try:
+                coefficients = array_of(coefficients).tolist()
+            except (KeyError, TypeError, ValueError, zlib.error) as error:
+                raise ValueError("what is packed are no rows of numbers") from error
+        if isinstance(coefficients, list):
+            return tuple(tuple(row) if isinstance(row, list) else row for row in coefficients)
+        return coefficients
 
     @pydantic.model_validator(mode="after")
     def _check(self) -> Recipe:
@@ -264,8 +279,14 @@ class Recipe(pydantic.BaseModel):
         return f"{self.study}, {self.model}"
 
     def as_text(self) -> str:
-        """One line of JSON; floats are written so that they are read again bit for bit."""
-        return json.dumps(self.model_dump())
+        """One line of JSON, from which coefficients are read again bit for bit.
+
+        Those of many rows are packed, since the text lies in the header of a file that other programs read.
+        """
+        fields = self.model_dump()
+        if self.rows is not None:
+            fields["coefficients"] = stored_array(np.array(self.coefficients))
+        return json.dumps(fields)
 
 
 def _recipe_text(path: Path) -> str | bytes | None:

@@ -73,9 +73,8 @@ def grid_table(reader: HistoryReader, study: Standing) -> Table | None:
         name = study.average_name(coefficients_of(trial)) or f"trial {trial.number}"
         behind = UNKNOWN if trial is trials[0] else _behind(evaluation, best)
         texts = [number(evaluation.metrics.get(metric)) for metric in metrics]
-        mark = _beyond(evaluation, study.yardstick)
-        if mark:
-            texts[metrics.index(str(study.yardstick.kept))] += mark
+        for index, metric in enumerate(metrics):
+            texts[index] += _beyond(evaluation, metric, study.yardstick)
         rows.append([name, number(as_known(trial.value, study.sign)), behind, *texts])
     title = "As searched, the best first"
     if any(BEYOND in cell for row in rows for cell in row):
@@ -95,14 +94,14 @@ def _behind(evaluation: Evaluation, best: Evaluation) -> str:
     return with_interval(difference, interval, "+.3g")
 
 
-def _beyond(evaluation: Evaluation, kept: Yardstick | None) -> str:
-    """The mark of a kept metric that is beyond its bound, and whether that may be chance; empty if it is not."""
-    if kept is None or kept.kept is None or kept.kept not in evaluation.metrics:
+def _beyond(evaluation: Evaluation, metric: str, yardstick: Yardstick | None) -> str:
+    """The mark of a kept metric that is beyond its bound, and whether that may be chance; empty of all others."""
+    if yardstick is None or yardstick.kept != metric or metric not in evaluation.metrics:
         return ""
-    excess = kept.excess(evaluation.metrics[kept.kept])
+    excess = yardstick.excess(evaluation.metrics[metric])
     if excess <= 0:
         return ""
-    error = evaluation.metrics.get(f"{kept.kept}{STANDARD_ERROR}", 0.0)
+    error = evaluation.metrics.get(f"{metric}{STANDARD_ERROR}", 0.0)
     return f" ({BEYOND}, perhaps by chance)" if excess <= 2 * error else f" ({BEYOND})"
 
 

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import base64
+import json
+import zlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,6 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from lcsc_opt.base.errors import TrajectoryError
+from lcsc_opt.database.arrays import rounded_coefficients
 from lcsc_opt.exports import Recipe
 from lcsc_opt.exports.merging import merge
 from lcsc_opt.trajectory import Trajectory, pack
@@ -39,6 +44,42 @@ def packed_files(folder: Path, *steps: int) -> Trajectory:
         files.append(folder / f"model{step:06d}.safetensors")
         save_file(state_dict(step), files[-1])
     return pack(files, folder / "again.trajectory")
+
+
+@pytest.mark.parametrize("on_grid", [True, False])
+def test_the_recipe_of_many_rows_is_short_and_read_again_bit_for_bit(tmp_path: Path, on_grid: bool) -> None:
+    """It is in the header of the file, which other programs read: a small LoRA was four times as large as an epoch."""
+    states = [{"a.w": torch.full((2000, 2), float(step))} for step in range(1, 6)]
+    trajectory = written(tmp_path / "wide.trajectory", *states).in_rows("channels")
+    drawn = np.random.default_rng(0).standard_normal((2000, 5)) * 0.1 + 0.2
+    drawn += (1 - drawn.sum(axis=1, keepdims=True)) / 5
+    coefficients = rounded_coefficients(drawn) if on_grid else drawn
+    made = recipe(trajectory, coefficients)
+    text = made.as_text()
+    assert len(text) < 10_000 * (3 if on_grid else 11.5), "2 bytes of a number on the grid, else 8, in base64"
+    (tmp_path / "recipe.json").write_text(text)
+    read = Recipe.read(tmp_path / "recipe.json")
+    assert np.array_equal(read.coefficients, coefficients)
+    assert read == made
+
+
+@pytest.mark.parametrize(
+    "packed",
+    [
+        {"shape": [2, 2], "int16": "eJw=", "scale": 1.0},
+        {"shape": [2, 2]},
+        {"shape": [2, 2], "int16": base64.b64encode(zlib.compress(bytes(50_000_000))).decode(), "scale": 1.0},
+    ],
+)
+def test_packed_coefficients_that_are_none_are_a_broken_recipe(tmp_path: Path, packed: dict[str, Any]) -> None:
+    trajectory = written(tmp_path / "two.trajectory", *({"a.w": torch.ones(2) * step} for step in (1, 2)))
+    fields = json.loads(recipe(trajectory, np.array([0.5, 0.5])).as_text())
+    (tmp_path / "recipe.json").write_text(json.dumps({**fields, "coefficients": packed}))
+    if "eJw=" in str(packed) or "int16" not in packed:
+        with pytest.raises(TrajectoryError, match="holds a broken recipe"):
+            Recipe.read(tmp_path / "recipe.json")
+    else:
+        assert np.shape(Recipe.read(tmp_path / "recipe.json").coefficients) == (2, 2), "no more is unpacked"
 
 
 @pytest.mark.parametrize("dtype", [None, "float32", "float16", "bfloat16"])
