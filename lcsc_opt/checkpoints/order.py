@@ -60,7 +60,7 @@ def checkpoint_steps(paths: Sequence[Path]) -> list[int]:
         for path in paths:
             counters.append(read_counters(path))
             advance()
-    if all(each.step is None and each.epoch is None for each in counters):
+    if all(each.step is None for each in counters):
         named = _with_number_of_end(paths, named)
     inside = _Clue("the steps inside the files", tuple(each.step for each in counters))
     epochs_inside = _Clue("the epochs inside the files", tuple(each.epoch for each in counters))

@@ -55,6 +55,18 @@ def test_no_word_of_a_free_description_switches_a_comparison_off(own: Path, word
     assert line == "settings.reference: near.txt (3 B), now far.txt (3 B)"
 
 
+def test_numbers_compare_where_all_but_the_checkpoints_was_measured_with_the_same() -> None:
+    def key_of(**digests: str) -> Key:
+        inputs = {name.replace("_", " "): Input(digest, "a text") for name, digest in digests.items()}
+        decides = {name: one.digest for name, one in inputs.items()} | {"settings.loss": digests["the_checkpoints"]}
+        return Key(decides, {"code mine": "c"}, inputs=inputs)
+
+    one = key_of(the_checkpoints="a", the_real_images="r")
+    assert key_of(the_checkpoints="b", the_real_images="r").measures_as(one), "another loss, other checkpoints"
+    assert not key_of(the_checkpoints="a", the_real_images="others").measures_as(one)
+    assert not Key(one.decides, {"code mine": "changed"}, inputs=one.inputs).measures_as(one)
+
+
 @pytest.mark.parametrize("name", ["also", "metrics", "held_out", "batch_size"])
 def test_a_setting_of_a_users_own_objective_decides_whatever_its_name_is(own: Path, name: str) -> None:
     changed = differences(key(own, **{name: 1}).decides, key(own, **{name: 2}).decides)

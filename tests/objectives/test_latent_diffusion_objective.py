@@ -173,27 +173,34 @@ def test_a_reward_on_prompts_is_searched_and_a_worse_one_that_no_search_saw_is_r
     assert rows["fid@tests.tiny_pipelines:Colours"].gain is not None, "the guard is compared, too"
 
 
+@pytest.mark.parametrize(("kept", "images"), [("reward", 4), ("precision", 8)])
 def test_a_run_that_keeps_a_reward_says_what_the_base_model_reaches(
-    place: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    kept: str,
+    images: int,
+    place: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     settings = {
         **{"pipeline": str(place / "pipeline"), "prompts": str(place / "prompts.txt"), "component": "lora"},
         **{"checkpoints": str(place / "lora"), "reference": str(place / "photographs"), "device": "cpu"},
-        **{"images": 4, "sampler": {"name": "lcm", "steps": 3}, "held_out_metrics": []},
-        **{"loss": "fid@tests.tiny_pipelines:Colours", "reward": f"{__name__}:contrast", "keep": "reward"},
+        **{"images": images, "sampler": {"name": "lcm", "steps": 3}, "held_out_metrics": []},
+        **{"loss": "fid@tests.tiny_pipelines:Colours", "reward": f"{__name__}:contrast", "keep": kept},
     }
     of_base = own_images(place, objective(place))  # without a LoRA
     monkeypatch.chdir(tmp_path)
     study = {"name": "kept", "objective": {"file": "latent_diffusion.py", "settings": settings}}
-    lcsc_opt.run({**study, "optimizers": ["LCSC"], "budget": {"evaluations": 1}, "held_out": {"images": 4, "top": 1}})
-    found = re.search(
-        r"reward may not get worse than ([\d.]+); the base model without LoRA has ([\d.]+)", capsys.readouterr().err
-    )
-    assert found is not None
-    expected = float(contrast(of_base, ["a cat", "a dog", "a red house", "a cat"]).mean())
-    bound, base = map(float, found.groups())
-    assert base == pytest.approx(expected, rel=1e-3)
-    assert bound != base
+    lcsc_opt.run({**study, "optimizers": ["LCSC"], "budget": {"evaluations": 1}, "held_out": {"images": 8, "top": 1}})
+    said = capsys.readouterr().err
+    assert f"keep: {kept}" in said
+    found = re.search(r"may not get worse than ([\d.]+); the base model without LoRA has ([\d.]+)", said)
+    assert (found is not None) == (kept == "reward")
+    if found is not None:
+        expected = float(contrast(of_base, ["a cat", "a dog", "a red house", "a cat"]).mean())
+        bound, base = map(float, found.groups())
+        assert base == pytest.approx(expected, rel=1e-3)
+        assert bound != base
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ from lcsc_opt.coefficients.profiles import (
 )
 from lcsc_opt.optimizers import ProfileGrid, coefficient_array
 from lcsc_opt.optimizers.grids import PROFILES, PlaneGrid
+from lcsc_opt.optimizers.parametrization import candidate_of
 from tests.optimizers.asking import AFFINE, STEPS
 
 
@@ -41,6 +42,12 @@ UNIFORM = uniform(1, 3, 10, 20)
 
 def build(grid: Any) -> Any:
     return grid(coefficient_array(AFFINE, seed=0), budget=100)
+
+
+@pytest.mark.parametrize(("grid", "with_error"), [(ProfileGrid("single"), True), (PlaneGrid(size=2), False)])
+def test_the_few_models_that_people_compare_are_measured_with_their_errors(grid: Any, with_error: bool) -> None:
+    optimizer = build(grid)
+    assert {candidate_of(optimizer.ask()).error for _ in range(4)} == {with_error}
 
 
 def plane_points(corners: Any) -> list[np.ndarray]:
