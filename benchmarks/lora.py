@@ -304,8 +304,9 @@ def _seconds(spent: Mapping[str, float]) -> str:
 def draw(folder: Path) -> None:
     """The picture of the documentation: of each run real images and three models, from the same noise."""
     rows = []
-    for name in RUNS:
-        for file, title in (("real", "real"), ("last epoch",) * 2, ("EMA*", "best average"), ("layers", "answer")):
+    for name, run in RUNS.items():
+        answer = "channels, kept" if len(run.prompts) > 1 else "channels"
+        for file, title in (("real", "real"), ("last epoch",) * 2, ("EMA*", "best average"), (answer, "answer")):
             path = folder / name / f"{file}.pt"
             if path.exists():
                 images = torch.load(path, weights_only=True)[:PICTURED].clamp(-1, 1)

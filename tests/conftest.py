@@ -243,6 +243,12 @@ def few_pairs(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
+def few_unseen(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The held-out real images that are divided, of which users need more."""
+    monkeypatch.setattr("lcsc_opt.metrics.reference.reference.FEWEST_UNSEEN", 4)
+
+
+@pytest.fixture
 def few_of_average(monkeypatch: pytest.MonkeyPatch) -> None:
     """The samples of the average that the target of few real images is shrunk towards, of which users have more."""
     monkeypatch.setattr("lcsc_opt.objective.merge_sample_score.ENOUGH", 24)

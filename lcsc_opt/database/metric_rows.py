@@ -12,6 +12,7 @@ from lcsc_opt.base.jackknife import GROUPS, error_of_mean, half_width
 from lcsc_opt.base.records import STANDARD_ERROR, ReportedMetrics
 from lcsc_opt.database.measurement import UNSEEN, Measurement
 
+FEWEST_HELD_OUT = 50  # real images; a distance to fewer prefers samples that vary less
 _TOLERATED = {"outside": 1.0}  # metric → by how much it may get worse: nobody sees one grey level of 255
 
 Interval = tuple[float, float]
@@ -30,12 +31,13 @@ class MetricRow:
         baseline: the baseline's value.
         gain: how much better the model is than the baseline, in the metric's unit; negative if it is worse.
         lost: whether the model is worse by more than the error: ``gain_interval`` is below zero; if that is not known,
-            whether it is worse.
+            whether it is worse. Never of what does not tell.
         real_halves: the value of held-out real images; ``None`` if none are held out.
         cross_check: whether it is the distance in features that the search did not see.
         interval: the 95 % interval of the value, for the noise of sampling so many images; ``None`` if it is not known.
         baseline_interval: the same of the baseline's.
         gain_interval: the same of the gain, on the same noise.
+        tells: whether it says which model is better: not the distance to too few held-out images.
     """
 
     metric: str
@@ -50,11 +52,12 @@ class MetricRow:
     interval: Interval | None = None
     baseline_interval: Interval | None = None
     gain_interval: Interval | None = None
+    tells: bool = True
 
     @property
     def is_judge(self) -> bool:
         """Whether a gain of the loss has to show in it: FID in features, or to real images, that no search saw."""
-        return self.cross_check or self.metric.partition("@")[0] == "fid_held_out"
+        return self.cross_check or (self.tells and _is_to_held_out(self.metric))
 
     def misses(self, bound: float) -> bool:
         """Whether the whole interval is worse than ``bound``; if that is not known, the value.
@@ -88,6 +91,7 @@ def metric_rows(
             real_halves=reported.real_halves.get(metric),
             cross_check=metric == reported.cross_check,
             interval=_interval(model, metric),
+            tells=not (_is_to_held_out(metric) and 0 < reported.real_count < FEWEST_HELD_OUT),
         )
         for metric, direction in directions(model, reported, sign).items()
     ]
@@ -172,7 +176,11 @@ def _against(row: MetricRow, baseline: Measurement, difference: Measurement) -> 
         interval = (low, high)
         is_worse = high < 0
     is_tolerated = -gain < _TOLERATED.get(metric, 0.0)
-    return dataclasses.replace(row, gain=gain, gain_interval=interval, lost=is_worse and not is_tolerated)
+    return dataclasses.replace(row, gain=gain, gain_interval=interval, lost=is_worse and row.tells and not is_tolerated)
+
+
+def _is_to_held_out(metric: str) -> bool:
+    return metric.partition("@")[0] == "fid_held_out"
 
 
 def _mean(measured: Measurement, metric: str) -> float:

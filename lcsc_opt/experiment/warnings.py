@@ -48,6 +48,11 @@ def warnings_of(
         lines.append(_about_equals(choice))
     if report.is_found and not refused:
         lines += _about_lower(report, choice)
+    if any(not row.tells for row in report.rows(report.answer)):
+        lines.append(
+            f"{report.metrics.real_count} real images are held out, which are too few to tell models apart by: a "
+            "distance to them prefers samples that vary less. Hold out at least 100, or none"
+        )
     return lines
 
 

@@ -148,8 +148,7 @@ class Plan:
             yield (
                 f"{self.spec.name}: the reference has {real_images:.1f} real images for each effective dimension of "
                 f"its features. With fewer than about {FEWEST_REAL_IMAGES} a search may fit these images and not their "
-                "distribution: more of them are better. reference: {train: ..., held_out_fraction: 0.2} shows whether "
-                "that has happened, and leaves a fifth fewer to search with"
+                "distribution: more of them are better, and a hundred others, held out, show whether that has happened"
             )
         if self.spec.space.rows is not None and self.grid_size is None and not follows_gradient:
             advice = "without a gradient, more rows do not help; leave space.rows out, or use LCSCGradient"

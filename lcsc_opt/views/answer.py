@@ -148,7 +148,7 @@ def _unseen(report: Report, best: Measurement, metric: str) -> str:
     """The gain over ``best`` against real images that no search saw, as a sentence; empty unless that was measured."""
     name = f"fid_held_out{metric.removeprefix('fid')}"
     row = next((row for row in report.rows(report.answer, best.model.name) if row.metric == name), None)
-    if row is None or row.baseline is None:
+    if row is None or row.baseline is None or not row.tells:
         return ""
     chance = ""
     compared = _compared(row.value, row.baseline, 1)

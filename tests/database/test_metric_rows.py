@@ -45,6 +45,20 @@ def lost(found: list[MetricRow]) -> list[str]:
     return [row.metric for row in found if row.lost]
 
 
+@pytest.mark.parametrize(("held_out", "tells"), [(14, False), (50, True), (0, True)])
+def test_a_distance_to_few_held_out_images_says_nothing(held_out: int, tells: bool) -> None:
+    """It prefers samples that vary less; ``0`` is not known."""
+    reported = ReportedMetrics(signs={"fid_held_out@own": 1, "near": 1}, real_count=held_out)
+    values = {"near": [3.0]}
+    had, found = model([2.0], **values), model([1.0], **values)
+    had.values["fid_held_out@own"], found.values["fid_held_out@own"] = (752.5,), (792.5,)  # type: ignore[index]
+    of_metric = {row.metric: row for row in metric_rows(found, had, reported=reported)}
+    row = of_metric["fid_held_out@own"]
+    assert (row.lost, row.is_judge, row.tells) == (tells, tells, tells)
+    assert row.gain == -40.0, "it is shown"
+    assert of_metric["near"].tells
+
+
 def test_gains_are_positive_where_the_answer_is_better() -> None:
     loss, precision, near = rows(model([2.5], precision=[0.64], near=[3.05]), real={"near": 2.2})
     assert (loss.metric, loss.value, loss.baseline, loss.gain) == ("loss", 2.5, 28.0, 25.5)

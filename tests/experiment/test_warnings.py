@@ -97,6 +97,16 @@ def test_what_is_said_of_equal_models_is_what_was_done(knows_errors: bool, is_on
     assert ("no more than half of that scatter behind" in said) == (is_on_path and not knows_errors)
 
 
+@pytest.mark.parametrize("held_out", [14, 50])
+def test_too_few_held_out_real_images_are_said(held_out: int) -> None:
+    few = dataclasses.replace(METRICS, real_count=held_out)
+    better = {"fid": 2.5, "fid_held_out": 792.5}
+    made = report(better, {"fid": 28.0, "fid_held_out": 752.5}, metrics=few)
+    said = warned(made)
+    assert ("14 real images are held out, which are too few to tell models apart by" in said) == (held_out == 14)
+    assert ("fid_held_out 752.5 → 792.5" in said) == (held_out == 50)
+
+
 def test_an_answer_that_is_worse_in_what_was_searched_is_a_warning() -> None:
     assert "is worse here than the last checkpoint: loss 28 → 30" in warned(report({"fid": 30.0}, {"fid": 28.0}))
 

@@ -169,6 +169,7 @@ def test_clip_sees_the_reference_images(settings: dict[str, Any], archive: str, 
 
 
 @pytest.mark.parametrize("named", [{"held_out_metrics": ["fid_held_out"]}, {}], ids=["named", "by default"])
+@pytest.mark.usefixtures("few_unseen")
 def test_real_images_may_be_held_out_from_statistics(settings: dict[str, Any], named: dict[str, Any]) -> None:
     """Distances to held-out images need no features of those that the loss sees."""
     reference = {"train": "fid.npz", "held_out": "real"}

@@ -80,6 +80,7 @@ def test_values_are_seen_as_the_sampler_gives_them():
     assert (gradient[overshot.abs() > 1] != 0).any()
 
 
+@pytest.mark.usefixtures("few_unseen")
 def test_in_a_study_file_it_has_real_images_of_its_own_which_pixels_share(tmp_path):
     real = write_folder(tmp_path / "real", pixels(60, 8, 8, seed=1)[..., 0])
     np.savez(tmp_path / "digits.npz", mu=np.zeros(64), sigma=np.eye(64))
@@ -112,6 +113,7 @@ class FewTones(Tones):
     enough_images = Tones.enough_images // 500
 
 
+@pytest.mark.usefixtures("few_unseen")
 def test_of_many_real_images_a_part_stands_for_all(tmp_path):
     train = write_folder(tmp_path / "real", pixels(200, 8, 8, seed=1)[..., 0])
     held_out = write_folder(tmp_path / "held-out", pixels(100, 8, 8, seed=4)[..., 0])

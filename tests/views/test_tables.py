@@ -86,7 +86,7 @@ def test_a_comparison_begins_with_the_answer_and_has_what_judges_it_precision_an
     metrics: dict[str, Any] = {"kid": 0.1, "recall": 0.5, "fid@clip": 4.0, "fid_held_out": 3.0}
     signs = dict.fromkeys(metrics, 1) | {"recall": -1}
     real = {"fid_held_out": 1.0, "recall": 0.9}
-    reported = ReportedMetrics(signs=signs, cross_check="fid@clip", real_halves=real, real_count=40)
+    reported = ReportedMetrics(signs=signs, cross_check="fid@clip", real_halves=real, real_count=400)
     found = {
         "digits/EMAGrid/0": measured(8.0, **metrics),
         "digits/LCSC/0": measured(2.0, **metrics),
@@ -103,7 +103,7 @@ def test_a_comparison_begins_with_the_answer_and_has_what_judges_it_precision_an
         ["LCSC", "3 ± 1.4", "0.5 ± 0", "4 ± 0", "3 ± 0"],
         ["EMA*", "8", "0.5", "4", "3"],
         ["last checkpoint", "9.5", "0.5", "4", "3"],
-        ["real images (40)", "–", "0.9", "–", "1"],
+        ["real images (400)", "–", "0.9", "–", "1"],
     ]
     [everything] = comparison_tables(rows_of(report), all_metrics=True)
     assert {*everything.header} - {*table.header} == {"kid ↓"}

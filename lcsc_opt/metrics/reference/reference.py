@@ -19,7 +19,7 @@ from lcsc_opt.metrics.extractors.base import FeatureExtractor, extract
 from lcsc_opt.metrics.frechet import FrechetReference, Moments
 from lcsc_opt.metrics.reference.shrinkage import NOTHING, Shrinkage
 
-FEWEST_UNSEEN = 4  # real images of each part: precision and recall need more than three neighbours
+FEWEST_UNSEEN = 50  # real images of each part: a distance to fewer prefers samples that vary less
 
 T = TypeVar("T")
 

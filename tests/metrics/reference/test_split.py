@@ -14,7 +14,10 @@ from lcsc_opt.metrics import Reference
 from lcsc_opt.metrics.reference import building
 from lcsc_opt.metrics.reference.building import ImageSets, ReferenceSettings
 from lcsc_opt.metrics.reference.images import ImageSet
+from lcsc_opt.metrics.reference.reference import FEWEST_UNSEEN
 from tests.metrics.examples import Pixels, pixels, write_folder
+
+pytestmark = pytest.mark.usefixtures("few_unseen")
 
 
 class SplitPixels(Pixels):
@@ -119,3 +122,16 @@ def test_a_few_unseen_images_are_all_for_reports(tmp_path: Path) -> None:
     train, other = write(tmp_path / "a"), write(tmp_path / "b", 6, seed=1)
     found = build({"train": str(train), "held_out": str(other)}, tmp_path)
     assert (found.selection, len(found.unseen.known_features)) == (None, 6)
+
+
+@pytest.mark.parametrize(("count", "is_divided"), [(2 * FEWEST_UNSEEN - 1, False), (2 * FEWEST_UNSEEN, True)])
+def test_too_few_held_out_images_choose_nothing(
+    count: int, is_divided: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With 27 of 150 held out, thirteen images decided, and a distance to fourteen called a better answer worse."""
+    monkeypatch.setattr("lcsc_opt.metrics.reference.reference.FEWEST_UNSEEN", FEWEST_UNSEEN)
+    seen = build(str(write(tmp_path / "a")), tmp_path)
+    divided = seen.with_unseen(Reference.of_features(SplitPixels(), np.zeros((count, 12), np.float32)))
+    assert (divided.selection is not None) == is_divided
+    assert divided.held_out is not None
+    assert len(divided.held_out.known_features) == (count // 2 if is_divided else count)
