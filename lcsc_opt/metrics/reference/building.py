@@ -205,7 +205,8 @@ class ReferenceSettings(FrozenModel):
         if images is None or images.count < LARGE_ENOUGH:
             notice(
                 f"reference: none of the images of {self.train} is held out, so the search and its report see the same "
-                "ones; {train: ..., held_out: ...} holds others out, and held_out_fraction: 0.2 a fifth of a folder"
+                "ones. If you can spare a hundred or more, {train: ..., held_out: ...} holds others out, and "
+                "held_out_fraction: 0.2 a fifth of a folder"
             )
             return 0.0
         notice(
