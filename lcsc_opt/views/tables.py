@@ -98,11 +98,10 @@ def _beyond(evaluation: Evaluation, metric: str, yardstick: Yardstick | None) ->
     """The mark of a kept metric that is beyond its bound, and whether that may be chance; empty of all others."""
     if yardstick is None or yardstick.kept != metric or metric not in evaluation.metrics:
         return ""
-    excess = yardstick.excess(evaluation.metrics[metric])
-    if excess <= 0:
+    if yardstick.excess(evaluation.metrics[metric]) <= 0:
         return ""
-    error = evaluation.metrics.get(f"{metric}{STANDARD_ERROR}", 0.0)
-    return f" ({BEYOND}, perhaps by chance)" if excess <= 2 * error else f" ({BEYOND})"
+    may_be_chance = evaluation.violation is not None and evaluation.violation <= 2  # standard errors
+    return f" ({BEYOND}, perhaps by chance)" if may_be_chance else f" ({BEYOND})"
 
 
 def failures_table(failures: Sequence[FailureReason]) -> Table:
