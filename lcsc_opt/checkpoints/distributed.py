@@ -116,11 +116,11 @@ def read_distributed(metadata: Path) -> dict[str, Any]:
     keys_of_name = described.get("planner_data") or {}  # flat name "model.weight" → its keys ("model", "weight")
     content: dict[str, Any] = {}
     bytes_left, _ = size_and_time(folder)  # a hostile file could have memory allocated for more than its parts hold
-    for name, tensor in described["state_dict_metadata"].items():
-        is_tensor = tensor.name.endswith(".TensorStorageMetadata")
+    for name, record in described["state_dict_metadata"].items():
+        is_tensor = record.name.endswith(".TensorStorageMetadata")  # the name of its class
         if not is_tensor or name.startswith("optim"):  # as the names of the optimizer's states do
             continue
-        ref = _sharded_ref(folder, name, tensor.state, storages)
+        ref = _sharded_ref(folder, name, record.state, storages)
         bytes_left -= math.prod(ref.shape) * ref.dtype.itemsize
         if bytes_left < 0:
             raise TrajectoryError("has larger tensors than its files: save or copy it again, or leave it out.")

@@ -160,8 +160,8 @@ class Inventory:
         if _is_ddim_list(content):
             self.content = dict(zip(_DDIM_LIST, content, strict=False))
         self._mixed_root: Container | None = None  # a state dict with other things in it
-        found = list(self._all())
-        _give_roles(found, self.entries)
+        found = list(self._all())  # which notes the mixed root, too
+        _give_roles(found, self.entries)  # in place
         self.containers = _without_parts(found)
 
     @property

@@ -22,8 +22,8 @@ def delete(
 ) -> None:
     """Delete studies with their trials, or whole experiments.
 
-    With its last study goes all that was measured. A study that is being run is not deleted. A report that has a
-    deleted study goes, too: lcsc run makes it again.
+    Deleting the last study of an experiment also deletes its measurements. A study that is being run is not deleted. A
+    report that has a deleted study is deleted, too; lcsc run makes it again.
     """
     from lcsc_opt.database.lock import locked
     from lcsc_opt.database.names import split_name
@@ -32,7 +32,7 @@ def delete(
 
     database = open_database(storage, database_of=names[0], write=True)
     contents = read_contents(database)
-    studies: dict[str, None] = {}
+    studies: dict[str, None] = {}  # an ordered set
     for name in names:
         is_experiment = name in contents.experiments
         studies |= dict.fromkeys(contents.of(name) if is_experiment else [name])
@@ -43,14 +43,14 @@ def delete(
     for study in chosen:
         say(f"{study.name}: {study.summary.trials} trials")
     if not yes:
-        question = f"Delete {len(chosen)} of the studies of {masked(database.url)}?"
+        question = f"Delete {len(chosen)} studies from {masked(database.url)}?"
         if not sys.stdin.isatty():
-            raise StudySpecError(f"{question} There is no terminal to ask on; pass --yes")
+            raise StudySpecError(f"{question} This is no terminal, so nobody can be asked; pass --yes")
         if not typer.confirm(question, err=True):
             return
     of_studies = {split_name(name)[0] for name in studies}
     experiments = of_studies.union(names) & contents.experiments.keys()  # a named one may have no studies left
-    for experiment in experiments:
+    for experiment in experiments:  # first: an interruption must not leave a report of deleted studies
         _delete_report(database, experiment, set(studies))
     for study in chosen:
         with study.hold():
@@ -71,7 +71,7 @@ def _delete_report(database: RDBStorage, name: str, studies: set[str]) -> None:
     chosen = experiment.attributes.get(CHOSEN)
     if chosen is not None and not studies.isdisjoint(chosen["evaluations"]):
         experiment.set_attribute(CHOSEN, None)
-        say(f"{name}: its report is deleted, too; lcsc run makes it again")
+        say(f"{name}: its report is deleted, too; lcsc run makes another one")
 
 
 def _delete_rest(database: RDBStorage, name: str) -> None:

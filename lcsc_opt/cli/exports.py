@@ -33,15 +33,17 @@ _Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an existi
 
 
 def export(
-    study: Annotated[
+    name: Annotated[
         str,
-        typer.Argument(help="An experiment, whose answer is written; or experiment/optimizer/seed."),
+        typer.Argument(
+            metavar="EXPERIMENT|STUDY", help="An experiment, whose answer is written, or experiment/optimizer/seed."
+        ),
     ],
     out: _Out,
     form: _Form = None,
     dtype: _Dtype = None,
     trial: Annotated[
-        int | None, typer.Option(min=0, help="Export this trial of a study. Default: the one chosen on other noise.")
+        int | None, typer.Option(min=0, help="Export this trial of a study. Default: the one that the report chose.")
     ] = None,
     config: _Config = None,
     overwrite: _Overwrite = False,
@@ -55,7 +57,7 @@ def export(
     from lcsc_opt.base.files import write_atomically
     from lcsc_opt.base.progress import notice
     from lcsc_opt.checkpoints.lora import lora_flavour
-    from lcsc_opt.database.names import is_ours
+    from lcsc_opt.database.names import has_study_form
     from lcsc_opt.exports import merging, writing
     from lcsc_opt.exports.chosen import Chosen
     from lcsc_opt.exports.recipe import Recipe
@@ -66,11 +68,11 @@ def export(
         destination = writing.Destination.of(out, form=form, dtype=dtype, config=config, overwrite=overwrite)
     elif out.exists() and not overwrite:
         raise StudySpecError(f"{out}: exists already; give another name, or pass --overwrite")
-    if trial is not None and not is_ours(study):
+    if trial is not None and not has_study_form(name):
         raise typer.BadParameter("--trial belongs to a study: experiment/optimizer/seed")
-    database = open_database(storage, database_of=study)
-    chosen = Chosen.of(database, study, trial)
-    # the whole objective runs the user's code and loads networks, which most exports do not need
+    database = open_database(storage, database_of=name)
+    chosen = Chosen.of(database, name, trial)
+    # None where checkpoints alone cannot be merged; the whole objective runs the user's code and loads networks
     objective: Objective | None = chosen.checkpoints_alone()
     if objective is None or (destination is not None and merging.needs_network(chosen, objective, destination)):
         from lcsc_opt.experiment.stored import objective_of
@@ -100,7 +102,7 @@ def export(
         measured = next((one for one in report.models if one.model.name == chosen.model.name), None)
         reason = "" if measured is None else f". {why_not_the_answer(report, measured)}"
         notice(
-            f"{study} is not the answer, {report.answer} is{reason}; lcsc export {chosen.experiment} writes the answer"
+            f"{name} is not the answer, {report.answer} is{reason}; lcsc export {chosen.experiment} writes the answer"
         )
 
 

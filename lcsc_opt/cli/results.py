@@ -156,7 +156,7 @@ def evaluate(
     from lcsc_opt.views.answer import answer_line
     from lcsc_opt.views.tables import report_tables
 
-    made, is_kept = evaluate_again(
+    report, is_kept = evaluate_again(
         Database(chosen_storage(storage, experiment)),
         experiment,
         images=images,
@@ -166,13 +166,15 @@ def evaluate(
         accept_changes=accept_changes,
     )
     if not is_kept:
-        say(f"{experiment}: this is a preview; --keep stores it in place of the report")
+        say(f"{experiment}: a preview, which is not stored; --keep makes it the report, unless it has too few images")
     if output == "json":
-        print_json(made.to_json())
+        print_json(report.to_json())
         return
-    rows = [(name, number(value), "answer" if name == made.answer else "") for name, value in made.selection.items()]
-    print_tables(Table(("model", "selection", ""), rows, experiment), *report_tables(made, made.answer))
-    say(answer_line(made))
+    rows = [
+        (name, number(value), "answer" if name == report.answer else "") for name, value in report.selection.items()
+    ]
+    print_tables(Table(("model", "selection", ""), rows, experiment), *report_tables(report, report.answer))
+    say(answer_line(report))
 
 
 def dashboard(

@@ -207,10 +207,10 @@ def _read(studies: str, overrides: Sequence[str], storage: str | None) -> tuple[
 
     The folder is ``None`` for a stored study without a study file.
     """
-    from lcsc_opt.database.names import is_ours
+    from lcsc_opt.database.names import has_study_form
     from lcsc_opt.database.urls import storage_url
 
-    if not is_ours(studies) or Path(studies).exists():
+    if not has_study_form(studies) or Path(studies).exists():
         path = find("studies", studies)
         # before torch is imported: what is to be filled in is said at once
         study_file = read_study_file(path, overrides)

@@ -21,7 +21,7 @@ def split_name(study: str) -> tuple[str, str, int]:
     Raises:
         StudyStoreError: it is not of that form.
     """
-    if not is_ours(study):
+    if not has_study_form(study):
         raise StudyStoreError(f"{study}: not a study of lcsc_opt; their names are experiment/optimizer/seed")
     experiment, optimizer, seed = study.rsplit("/", 2)
     return experiment, optimizer, int(seed)
@@ -32,7 +32,7 @@ def is_trained(model: str) -> bool:
     return model == LAST_CHECKPOINT or model.startswith(TRAINER_EMA)
 
 
-def is_ours(study: str) -> bool:
+def has_study_form(study: str) -> bool:
     """Whether a study's name has our form."""
     parts = study.rsplit("/", 2)
     return len(parts) == 3 and parts[2].isdecimal()

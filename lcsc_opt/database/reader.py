@@ -162,7 +162,10 @@ class HistoryReader:
         raise no_such_study(self.storage, contents, name)
 
     def trials(self, study: Standing) -> list[FrozenTrial]:
-        """The trials of a study by number, as they are now, with losses as values; they are not to be changed.
+        """The trials of a study by number, as they are now, with losses as values, also where a score is maximized.
+
+        Trials of other programs, and those that a retry has replaced, are left out. The rest is shared with Optuna's
+        cache and must not be changed.
 
         Raises:
             KeyError: it was deleted.

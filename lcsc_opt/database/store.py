@@ -121,7 +121,7 @@ def read_contents(storage: RDBStorage) -> Contents:
     experiments: dict[str, dict[str, Any]] = {}
     for study in in_database(storage, storage.get_all_studies):
         is_ours = _is_made_by_us(study.user_attrs)
-        if is_ours and names.is_ours(study.study_name):  # a copy may have any name
+        if is_ours and names.has_study_form(study.study_name):  # a copy may have any name
             _check_schema(study.study_name, study.user_attrs)
             studies[study.study_name] = study.user_attrs
         elif is_ours and _KEYS in study.user_attrs:
@@ -271,7 +271,7 @@ class StoredStudy:
             raise no_such_study(storage, read_contents(storage), name) from error
         if _KEYS in study.attributes:  # an experiment, none of its studies
             raise no_such_study(storage, read_contents(storage), name)
-        if not (_is_made_by_us(study.attributes) and names.is_ours(name)):
+        if not (_is_made_by_us(study.attributes) and names.has_study_form(name)):
             raise StudyStoreError(f"{name}: is a study of another program; give yours another name, or --storage")
         _check_schema(name, study.attributes)
         return study

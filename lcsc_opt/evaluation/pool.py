@@ -254,7 +254,9 @@ class _Worker:
                 else:
                     link = self._machines.start(self._settings)
             except OSError as error:
-                self.given_up = f"worker {self._number} cannot be started: {error}; close programs, or set workers"
+                self.given_up = (
+                    f"worker {self._number} cannot be started: {error}; close other programs, or set fewer workers"
+                )
                 return
             self._link = link
             self._reader = threading.Thread(target=self._read, args=(link,), daemon=True)

@@ -68,7 +68,10 @@ class WorkerProcess:
         self._process.terminate()
 
     def join(self) -> tuple[str, bool]:
-        """Wait until it has ended; gives how it ended, and that this counts as a death."""
+        """Wait until it has ended, and close the connection.
+
+        Returns how it ended, and that this counts as a death: unlike a node of Ray's, nothing else can have taken it.
+        """
         exit_code = self._process.wait()
         self._connection.close()
         cause = f"exit code {exit_code}"

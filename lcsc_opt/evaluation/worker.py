@@ -120,10 +120,10 @@ def main() -> None:
 
     Its standard input is the connection to the coordinator.
     """
-    for name in ("SIGINT", "SIGHUP"):  # Ctrl-C and a closed terminal are for the coordinator
-        signal.signal(getattr(signal, name), signal.SIG_IGN)
+    for number in (signal.SIGINT, signal.SIGHUP):  # Ctrl-C and a closed terminal are for the coordinator
+        signal.signal(number, signal.SIG_IGN)
     connection = _take_standard_input()
-    let_waiting_threads_sleep()
+    let_waiting_threads_sleep()  # before the preparation imports torch
     try:
         # apart, since settings can be unpickled only after the preparation has set the module path
         preparation = connection.recv_bytes()

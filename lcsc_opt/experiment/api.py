@@ -128,13 +128,13 @@ class Study:
 
     @property
     def coefficients(self) -> Coefficients:
-        """``[K]`` of the study's own best trial: the one chosen on other noise, else the best of the search.
+        """``[K]`` of the study's own best model: what the report chose of it (a trial, or a mean), else its best trial.
 
         They sum to one. ``[S, K]``, if the study file asks for ``rows``: one for each of :attr:`layer_groups`. The
         experiment's answer may be another model, such as the last checkpoint: ``lcsc_opt.search(…).coefficients``.
 
         Raises:
-            StudyStoreError: no trial that compares is complete yet.
+            StudyStoreError: no trial that compares is complete yet, or the study was deleted.
         """
         with reading(self.storage) as storage:
             reader = HistoryReader(storage)
@@ -263,8 +263,9 @@ def run(
         database = Database(url)
         objectives = ObjectiveLoader(BuildContext(directory, files=database.files))
         say_found(found_checkpoints(read.objective, objectives.context))
+        # these import Nevergrad, which takes seconds: only after the first line is said
         from lcsc_opt.experiment.outcome import same_call
-        from lcsc_opt.experiment.running import experiment_of, run_studies  # and with it Nevergrad
+        from lcsc_opt.experiment.running import experiment_of, run_studies
 
         experiment = experiment_of(read, database, objectives, accept_changes=options.accept_changes)
         run_studies(experiment, callbacks=options.callbacks, again=same_call)

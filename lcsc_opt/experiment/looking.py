@@ -17,7 +17,7 @@ from lcsc_opt.base.study_file import FILL_IN, read_study_file
 from lcsc_opt.base.study_spec import ModelKind, ObjectiveSpec
 from lcsc_opt.coefficients.profiles import trainer_ema
 from lcsc_opt.database.experiment import StoredExperiment
-from lcsc_opt.database.names import is_ours
+from lcsc_opt.database.names import has_study_form
 from lcsc_opt.database.opened import Database
 from lcsc_opt.database.urls import files_directory
 from lcsc_opt.exports.chosen import Chosen
@@ -76,7 +76,7 @@ def look_at_experiment(database: Database, name: str, models: Sequence[str] = ()
     for named in models:
         if named == OF_EXPERIMENT[1]:
             shown += finalists
-        elif named == OF_EXPERIMENT[2] or is_ours(named):
+        elif named == OF_EXPERIMENT[2] or has_study_form(named):
             chosen = Chosen.of(storage, name if named == OF_EXPERIMENT[2] else named)
             shown.append(Shown(chosen.model.title, chosen.model.coefficients, chosen.rows))
         else:

@@ -460,19 +460,21 @@ def _measured_slope(
 
     Args:
         plain: the candidate whose gradient is checked, without it.
-        direction: of its shape; each row has the length one, zero or, of the gradient's own direction, less.
+        direction: of the shape of its coefficients; each row has the length 1 or 0, or that of the gradient's own
+            direction, at most 1.
         expected: the slope by the gradient.
-        length: of the gradient: a hundredth of it is nothing.
+        length: of the gradient; slopes that differ by less than :data:`_NO_SLOPE` of it are the same.
         evaluate: evaluates a candidate.
     """
     slopes = []
     for distance in _DISTANCES:
         losses = []
         for sign in (1, -1):
-            ahead = evaluate(dataclasses.replace(plain, coefficients=plain.coefficients + sign * distance * direction))
-            if isinstance(ahead, Failure):
+            moved = plain.coefficients + sign * distance * direction
+            outcome = evaluate(dataclasses.replace(plain, coefficients=moved))
+            if isinstance(outcome, Failure):
                 return None
-            losses.append(ahead.loss)
+            losses.append(outcome.loss)
         slope = (losses[0] - losses[1]) / (2 * distance)
         if math.isclose(slope, expected, rel_tol=_SAME_SLOPE, abs_tol=_NO_SLOPE * length):
             return None

@@ -10,7 +10,7 @@ from lcsc_opt.base.study_file import StudyFile
 from lcsc_opt.base.study_spec import HeldOutSpec, StudySpec
 from lcsc_opt.database.experiment import CHOSEN
 from lcsc_opt.database.lock import locked
-from lcsc_opt.database.names import is_ours, split_name
+from lcsc_opt.database.names import has_study_form, split_name
 from lcsc_opt.database.opened import Database
 from lcsc_opt.database.reader import HistoryReader
 from lcsc_opt.database.report import Report, ReportPlan
@@ -179,7 +179,7 @@ def evaluate_again(
         LcscError: there is no such experiment; losses would no longer compare; the objective has no held-out loss; or
             no trial is complete.
     """
-    if is_ours(name):
+    if has_study_form(name):
         raise StudySpecError(f"{name}: reports are of experiments: lcsc evaluate {split_name(name)[0]}")
     HistoryReader(database.existing()).read(name)  # raises if there is none
     contents = database.contents

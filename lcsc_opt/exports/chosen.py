@@ -15,7 +15,7 @@ from lcsc_opt.database.arrays import coefficients_of
 from lcsc_opt.database.experiment import StoredExperiment
 from lcsc_opt.database.history import best_searched
 from lcsc_opt.database.measurement import Model
-from lcsc_opt.database.names import is_ours, split_name
+from lcsc_opt.database.names import has_study_form, split_name
 from lcsc_opt.database.reader import HistoryReader
 from lcsc_opt.database.report import Report
 from lcsc_opt.database.store import Contents, StoredStudy, read_contents
@@ -67,7 +67,7 @@ class Chosen:
             StudyStoreError: there is no such experiment, study or trial, or no comparable trial has finished.
         """
         contents = read_contents(storage)
-        if is_ours(name):
+        if has_study_form(name):
             return cls._of_study(storage, contents, name, trial)
         reader = HistoryReader(storage)
         studies = reader.read(name)  # raises where there is no such experiment

@@ -106,8 +106,13 @@ def each_once(models: Iterable[Shown]) -> list[Shown]:
         known = of_weights.get(key)
         if known is None:
             of_weights[key] = model
-        elif model.title not in known.title.split(" = "):
-            of_weights[key] = known._replace(title=f"{known.title} = {model.title}")
+            continue
+        names = known.title.split(" = ")
+        further = model.title
+        for name in names:  # which a trial of a grid has behind its own: Grid, trial 10 (step 300)
+            further = further.removesuffix(f" ({name})")
+        if further not in names:
+            of_weights[key] = known._replace(title=f"{known.title} = {further}")
     return list(of_weights.values())
 
 

@@ -372,7 +372,7 @@ def _check_checkpoints(trajectory: Trajectory, recipe: Recipe, places: Mapping[i
             if trajectory.stored != recipe.stored:
                 advice = f"The recipe combines weights stored as {recipe.stored or EXACT}: name the files themselves."
             raise TrajectoryError(
-                f"Step {recipe.steps[index]} {trajectory.sources[place]}: is not the checkpoint of the recipe: "
+                f"Step {recipe.steps[index]} {trajectory.sources[place]}: this is not the checkpoint of the recipe: "
                 f"SHA-256 {sha256[:12]}…, expected {expected[:12]}…. {advice}"
             )
     # of all checkpoints of the recipe, also those that are not there, in the layout of these

@@ -42,7 +42,7 @@ _LIBRARIES = (
 )
 
 
-def _modules(folder: Path) -> list[Path]:
+def _modules_of_sentence_transformers(folder: Path) -> list[Path]:
     """The folders of what sentence-transformers applies to the model's output, as its pooling."""
     try:
         paths = [module["path"] for module in json.loads((folder / _MODULES).read_text(encoding="utf-8"))]
@@ -106,23 +106,23 @@ class ModelConfig:
         """Whether it is that of an adapter of PEFT."""
         return self.library.name == "peft"
 
-    def write(self, folder: Path, dtype: str | None) -> None:
+    def write(self, new_folder: Path, dtype: str | None) -> None:
         """Write it into a new folder, with what lies beside it, such as tokenizers.
 
-        Where it names a dtype, as transformers loads the weights by it, that becomes ``dtype``; ``None`` leaves it.
+        If the settings name a dtype, as which transformers loads the weights, ``dtype`` replaces it; ``None`` keeps it.
         """
         settings = dict(self.settings)
         for key in _DTYPES:
             if dtype is not None and key in settings:
                 settings[key] = dtype
         text = json.dumps(settings, indent=2)
-        (folder / self.library.file).write_text(f"{text}\n", encoding="utf-8")
+        (new_folder / self.library.file).write_text(f"{text}\n", encoding="utf-8")
         if self.folder is None:
             return
         for file in processing_files(self.folder):
-            shutil.copyfile(file, folder / file.name)
-        for part in _modules(self.folder):
-            shutil.copytree(part, folder / part.name)
+            shutil.copyfile(file, new_folder / file.name)
+        for part in _modules_of_sentence_transformers(self.folder):
+            shutil.copytree(part, new_folder / part.name)
             if any(has_weights_suffix(file) for file in part.iterdir()):
                 notice(f"{part.name}: copied as it is in {self.folder.name}, since its weights are not combined")
 

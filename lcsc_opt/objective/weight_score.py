@@ -43,8 +43,8 @@ class WeightScore(Objective):
         self._sign = -1.0 if maximize else 1.0
         self._size = size
         self.samples = Samples(per_evaluation=size or 0, per_report=size)  # reports have as many items as a search
-        self._on_device = False
-        self.is_random = scorer.repeats > 1
+        self._on_device = False  # the first merge moves the trajectory there
+        self.is_random = scorer.repeats > 1  # nobody averages repetitions of a score that gives the same number
 
     def why_no_gradient(self) -> str | None:
         """Why gradients are unavailable, or ``None``. This may call the score once, with few items."""

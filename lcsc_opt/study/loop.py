@@ -215,13 +215,15 @@ class Loop:
         return self.budget.patience is not None and self._since_best >= self.budget.patience
 
     def _time_is_over(self) -> bool:
-        """Whether the time is over, and the search has something to show for it: a loss that compares, or a step.
+        """Whether the budget's seconds are over, and the search has something to show for them.
 
-        A step is checked after the end. Stored trials are replayed whatever the clock says.
+        That is a loss that compares, or a step that :meth:`run` checks after the end. Stored trials are replayed
+        whatever the clock says.
         """
+        assert self.budget.seconds is not None  # else nobody asks
         if self._to_replay or not (self._has_compared or self._driver.is_unchecked):
             return False
-        return time.monotonic() - self._begin >= (self.budget.seconds or 0.0)
+        return time.monotonic() - self._begin >= self.budget.seconds
 
     def _price(self, images: int | None) -> int:
         """What a candidate costs: its images, if the budget counts them, else 1, for one evaluation.

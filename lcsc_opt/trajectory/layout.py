@@ -231,8 +231,9 @@ class Layout:
 
         Args:
             tensors: by name, of this layout; on any device, contiguous or not.
-            memory: an earlier row, which is written over if it has the length of this one.
-            copy: copies each tensor into its place, with the dtype of the place.
+            memory: an earlier row of this layout, which is written over; one of another length is not used.
+            copy: copies each tensor into its place, with the dtype of the place. It may return before that is done;
+                then the caller waits.
         """
         row = memory
         # zeros, since the bytes between regions are hashed, too

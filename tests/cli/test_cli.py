@@ -219,7 +219,7 @@ def test_evaluate_chooses_again_and_a_function_is_held_out_where_it_has_another_
     before = stored("tiny").user_attrs["chosen"]
     said = typed("evaluate", "tiny", "--top", "9")
     assert [text in said.out for text in ("held out", "images", "noise")] == [True, False, False]
-    assert "tiny: this is a preview; --keep stores it in place of the report" in said.err
+    assert "tiny: a preview, which is not stored; --keep makes it the report" in said.err
     assert stored("tiny").user_attrs["chosen"] == before
     report = typed.json("evaluate", "tiny", "--images", "20", "--top", "9", "--keep")
     chosen = stored("tiny").user_attrs["chosen"]
@@ -244,7 +244,7 @@ def test_a_report_goes_with_a_study_that_is_in_it_and_with_the_last_one_the_expe
     with StoredStudy.open(open_storage(DATABASE, write=True), "tiny/CMA/0").hold():
         assert "still running: tiny/CMA/0" in typed.refused("delete", "tiny", "--yes")
     said = typed("delete", "tiny/LCSC/0", "--yes").err
-    assert "tiny: its report is deleted, too; lcsc run makes it again" in said
+    assert "tiny: its report is deleted, too; lcsc run makes another one" in said
     only = ["run", "tiny.yaml", "--optimizer", "EMAGrid", "--optimizer", "CMA", "--seed", "0"]
     assert "tiny: The answer is " in typed(*only).err
     assert set(stored("tiny").user_attrs["chosen"]["found"]) == {"tiny/EMAGrid/0", "tiny/CMA/0"}

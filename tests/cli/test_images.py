@@ -15,7 +15,7 @@ import yaml
 from PIL import Image
 
 from lcsc_opt.base.labelled_grid import GridRow, band, bands_of, labelled_grid
-from lcsc_opt.exports.grid import REAL_ROW, default_columns
+from lcsc_opt.exports.grid import REAL_ROW, Shown, default_columns, each_once
 from tests import tiny_pipelines
 from tests.commands import Typed
 
@@ -172,3 +172,15 @@ def test_a_grid_has_readable_labels_beside_rows_of_one_size_and_says_where_they_
     plain = io.BytesIO()
     picture.convert("L").save(plain, format="PNG")
     assert (bands_of(plain.getvalue()), band(content, 2), band(content, -1)) == ((), None, None)
+
+
+def test_a_model_that_a_grid_found_has_the_name_of_its_checkpoint_once() -> None:
+    step, other = np.array([1.0, 0.0]), np.array([0.5, 0.5])
+    shown = [
+        Shown("step 300", step),
+        Shown("last checkpoint", step),
+        Shown("answer · Grid, trial 10 (step 300)", step),
+        Shown("EMAGrid, trial 2 (EMA 0.5)", other),
+    ]
+    titles = [model.title for model in each_once(shown)]
+    assert titles == ["step 300 = last checkpoint = answer · Grid, trial 10", "EMAGrid, trial 2 (EMA 0.5)"]

@@ -179,7 +179,7 @@ def test_apply_to_other_checkpoints_is_refused(finished: Path, typed: Typed) -> 
         weights["conv.weight"][0, 0] += 1e-6 * (step == 30)
         save_file(weights, others / f"model{step:06d}.safetensors")
     said = typed("apply", "best.safetensors", "others", "-o", "out.safetensors", status=2).err.splitlines()[-1]
-    assert "model000030.safetensors: is not the checkpoint of the recipe" in said
+    assert "model000030.safetensors: this is not the checkpoint of the recipe" in said
     assert not Path("out.safetensors").exists()
 
 
