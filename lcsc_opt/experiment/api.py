@@ -268,7 +268,7 @@ def run(
         from lcsc_opt.experiment.running import experiment_of, run_studies
 
         experiment = experiment_of(read, database, objectives, accept_changes=options.accept_changes)
-        run_studies(experiment, callbacks=options.callbacks, again=same_call)
+        run_studies(experiment, callbacks=options.callbacks, how_to_continue=same_call)
     return [Study(name, url) for name in experiment.specs]
 
 

@@ -213,7 +213,7 @@ def search(
         elif call.not_importable:
             goes_on = resumed_call
         try:
-            run_studies(experiment, callbacks=options.callbacks, again=goes_on)
+            run_studies(experiment, callbacks=options.callbacks, how_to_continue=goes_on)
         except KeyboardInterrupt:
             if temporary is None:  # else the database ends with this call
                 advice = "call search again with resume=True" if call.not_importable else "run the same call"

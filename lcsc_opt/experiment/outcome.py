@@ -35,7 +35,7 @@ def outcome_of_finished(study: StoredStudy) -> str:
     return f"finished already, {ended_at:%Y-%m-%d %H:%M}; {outcome_of(study)}"
 
 
-Again = Callable[[str, str], str]
+HowToContinue = Callable[[str, str], str]
 """Name of a study, and a larger budget → what the user types or calls to go on with it."""
 
 
@@ -60,7 +60,7 @@ def repeated_call(study: str, budget: str) -> str:
     return f"{same_call(study, budget)}, from its beginning since storage=None keeps nothing,"
 
 
-def what_goes_on(storage: RDBStorage, studies: Sequence[str], again: Again = command) -> str:
+def what_goes_on(storage: RDBStorage, studies: Sequence[str], how_to_continue: HowToContinue = command) -> str:
     """Whether searches have ended by themselves or were cut, when, and what would go on, with its time.
 
     ``Every search has ended by itself.``; or ``LCSC was cut after 9 evaluations: lcsc run digits/LCSC/0 --budget 18``
@@ -81,7 +81,7 @@ def what_goes_on(storage: RDBStorage, studies: Sequence[str], again: Again = com
         more = f"{2 * budget.total} s" if budget.seconds is not None else str(2 * budget.total)
         parts.append(
             f"{name_of_search(study)} was cut after {_evaluations(summary.evaluations)}: "
-            f"{again(study, more)} goes on (about {_duration(summary.cost.seconds)} more)"
+            f"{how_to_continue(study, more)} goes on (about {_duration(summary.cost.seconds)} more)"
         )
         if ended[study].get("stalled"):
             parts[-1] += ", and may bring little, since its last evaluations have not"

@@ -18,7 +18,7 @@ from lcsc_opt.database.states import Attributes, ended_search
 from lcsc_opt.database.store import StoredStudy
 from lcsc_opt.experiment.defaults import completed
 from lcsc_opt.experiment.experiment import Experiment
-from lcsc_opt.experiment.outcome import Again, command, outcome_of_finished, what_goes_on
+from lcsc_opt.experiment.outcome import HowToContinue, command, outcome_of_finished, what_goes_on
 from lcsc_opt.experiment.stored import context_of, spec_of
 from lcsc_opt.objective.contract import Objective
 from lcsc_opt.objective.of_study import ObjectiveLoader
@@ -85,7 +85,7 @@ def run_studies(
     *,
     on_end: Callable[[str], None] = notice,
     callbacks: Sequence[TrialCallback] = (),
-    again: Again = command,
+    how_to_continue: HowToContinue = command,
 ) -> None:
     """Run the searches of an experiment, and report it. A search that fails does not stop the others.
 
@@ -97,7 +97,7 @@ def run_studies(
         on_end: called with one line when a search has ended or cannot run, with the answer of the experiment, and with
             what would go on.
         callbacks: as of :meth:`Experiment.search`.
-        again: how the user goes on with a search.
+        how_to_continue: what the user types or calls to go on with a search.
 
     Raises:
         LcscError: the database cannot be opened, the objective cannot be loaded and rehearsed, the only search failed,
@@ -137,7 +137,7 @@ def run_studies(
     if failed:
         count = f"{len(failed)} of {len(specs)}"
         raise SearchFailedError(f"{count} studies did not succeed: {_reasons_in_words(failed)}{unreported}")
-    goes_on = what_goes_on(database.existing(), [*specs], again)
+    goes_on = what_goes_on(database.existing(), [*specs], how_to_continue)
     if goes_on:
         on_end(f"{experiment.name}: {goes_on}")
 
