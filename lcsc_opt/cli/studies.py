@@ -120,7 +120,7 @@ def _show_first_look(text: str, out: Path) -> None:
     except LcscError as error:  # the study file is written, and its dry run says the same
         notice(f"no images: {error}")
         return
-    say(f"the first, the middle and the last checkpoint: {from_here(path)}; look whether your sampler is right")
+    say(f"{_FIRST_LOOK}: {from_here(path)}")
 
 
 def run(
@@ -228,6 +228,7 @@ def _read(studies: str, overrides: Sequence[str], storage: str | None) -> tuple[
     return study_file, context_of(contents.experiment(spec.experiment), url).directory, url
 
 
+_FIRST_LOOK = "the first, the middle and the last checkpoint, which have to look as they do in your own script"
 _TIMES = {"10 min": 600.0, "1 h": 3600.0, "a night, 8 h": 8 * 3600.0}
 
 
@@ -241,7 +242,7 @@ def _print_rehearsed(experiment: Experiment) -> None:
         picture = experiment.first_look()
         bought = experiment.bought_by([*_TIMES.values()])
     if picture is not None:
-        say(f"the first, the middle and the last checkpoint: {from_here(picture)}; look whether your sampler is right")
+        say(f"{_FIRST_LOOK}: {from_here(picture)}")
     database = experiment.database
     evaluations: dict[str, int] = {}
     if database.storage is not None:

@@ -80,11 +80,13 @@ def draft(
                 f"{name}: expected a setting of the objective, such as images=500; lcsc run takes {name} and all other "
                 "keys of a study file"
             )
-    key = given.get("key")
-    run = _find_run(checkpoints, str(key) if key is not None else None, steps)
+    key = None if given.get("key") is None else str(given["key"])
+    run = _find_run(checkpoints, key, steps)
     model = given.get("model")
     if isinstance(model, str) and Path(model).is_dir():  # a score's may be a function
         run.folders.insert(0, Path(model))
+    if kind == "diffusers" and _is_lora(run.last, key):
+        raise ObjectiveError(f"{run.last}: a LoRA, and no whole model: lcsc init lora writes its study file")
     template, facts = _facts(kind, run)
     folder = checkpoints[0].resolve()
     if not folder.is_dir():  # a glob, or files
@@ -100,6 +102,8 @@ def draft(
     facts |= {setting: _as_yaml(value) for setting, value in given.items()}
     if steps is not None:
         facts["steps"] = _as_yaml([*steps])
+    if "reward" in given and "keep" not in given and not isinstance(given.get("loss"), Mapping):
+        facts["keep"] = "reward"  # else nothing would be searched by it
     text = (_TEMPLATES / f"{template}.yaml").read_text(encoding="utf-8")
     return _filled(text, facts), _in_words(run.steps)
 
@@ -112,11 +116,7 @@ def kind_of(checkpoints: Sequence[Path], *, key: str | None, steps: Sequence[int
         TrajectoryError: there are no checkpoints, or those of several models.
     """
     run = _find_run(checkpoints, key, steps)
-    if is_packed(run.last):
-        names: Iterable[str] = Trajectory.open(run.last).names
-    else:
-        names = read_checkpoint(run.last, key=key or searched_key(run.last)).tensors
-    if lora_flavour(names) is not None:
+    if _is_lora(run.last, key):
         return "lora"
     for place in run.folders:
         with contextlib.suppress(ObjectiveError):
@@ -126,6 +126,15 @@ def kind_of(checkpoints: Sequence[Path], *, key: str | None, steps: Sequence[int
         f"{checkpoints[0]}: neither LoRAs nor model folders of diffusers; say what they are, as lcsc init module "
         "FOLDER or lcsc images FOLDER --kind module"
     )
+
+
+def _is_lora(last: Path, key: str | None) -> bool:
+    """Whether a checkpoint, or a packed trajectory, has nothing but the factors of a LoRA."""
+    if is_packed(last):
+        names: Iterable[str] = Trajectory.open(last).names
+    else:
+        names = read_checkpoint(last, key=key or searched_key(last)).tensors
+    return lora_flavour(names) is not None
 
 
 def _find_run(checkpoints: Sequence[Path], key: str | None, steps: Sequence[int] | None) -> _Run:

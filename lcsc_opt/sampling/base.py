@@ -53,7 +53,10 @@ def title_of(sampler: Sampler) -> SamplerTitle:
     name = described.get("sampler", type(sampler).__name__)
     calls = "1 model call" if sampler.nfe == 1 else f"{sampler.nfe} model calls"
     settings = json.dumps({**described, "nfe": sampler.nfe}, sort_keys=True, default=str)
-    text = f"{name}, {calls} an image"
+    steps = described.get("steps")
+    count = steps.get("num_inference_steps", sampler.nfe) if isinstance(steps, Mapping) else sampler.nfe
+    counted = "" if count == sampler.nfe else f"{count} steps, "  # guidance, and solvers of a higher order, call twice
+    text = f"{name}, {counted}{calls} an image"
     if "guidance_scale" in described:
         text += f", guidance {described['guidance_scale']}"
     return SamplerTitle(text, hashlib.sha256(settings.encode()).hexdigest())

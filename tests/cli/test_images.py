@@ -102,7 +102,7 @@ def test_a_stored_experiment_shows_what_its_report_has_and_each_model_once(level
 
 def test_a_dry_run_shows_the_first_the_middle_and_the_last_checkpoint(levelled: Path, typed: Typed) -> None:
     said = typed("run", "study.yaml", "--dry-run").err
-    assert "studies.files/levels-checkpoints.png; look whether your sampler is right" in said
+    assert "as they do in your own script: studies.files/levels-checkpoints.png" in said
     assert titles("studies.files/levels-checkpoints.png") == ["step 100", "step 300", "step 500", REAL_ROW]
 
 

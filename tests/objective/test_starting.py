@@ -158,6 +158,25 @@ def test_what_is_given_stands_in_place_of_its_examples() -> None:
 
 
 @pytest.mark.parametrize(
+    ("given", "keep"),
+    [
+        (["reward=mine:fits"], "reward"),
+        (["reward=mine:fits", "keep={reward: 0.8}"], {"reward": 0.8}),
+        (["reward=mine:fits", "loss={fdr: 1, reward: -1}"], None),
+        ([], None),
+    ],
+)
+def test_a_reward_that_is_given_is_kept_unless_it_is_in_the_loss(given: list[str], keep: object) -> None:
+    adapters({"base_model_name_or_path": "me/pipeline", "auto_mapping": "none"})
+    assert init("lora", "out", *given)[0].get("keep") == keep
+
+
+def test_loras_are_no_models_of_diffusers(typed: Typed) -> None:
+    adapters({"base_model_name_or_path": "me/pipeline", "auto_mapping": "none"})
+    assert "a LoRA, and no whole model: lcsc init lora" in typed.refused("init", "diffusers", "out")
+
+
+@pytest.mark.parametrize(
     "config",
     [
         {"task_type": "CAUSAL_LM"},

@@ -218,6 +218,11 @@ def test_settings_that_do_not_fit_are_one_line(
     one_line(kind, said, lambda: objective(place, **changes)(COEFFICIENTS))
 
 
+def test_guidance_calls_the_network_twice_in_each_step(place: Path) -> None:
+    guided = objective(place, sampler={"name": "ddim", "steps": 2}, guidance_scale=2.0)
+    assert guided.samples.samplers[0].text == "DDIMScheduler, 2 steps, 4 model calls an image, guidance 2.0"
+
+
 def test_reports_also_use_another_scheduler_on_the_same_lora(place: Path) -> None:
     built = objective(place, sampler={"name": "lcm", "steps": 1, "also": {"name": "ddim", "steps": 2}})
     titles = [title.text for title in built.samples.samplers]
