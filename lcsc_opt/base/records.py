@@ -44,6 +44,9 @@ SELECTION = Noise("selection")
 HELD_OUT = Noise("held-out")
 
 
+PENALTY = 10.0  # times the loss of the yardstick, for a kept metric that is twice its bound
+
+
 @dataclasses.dataclass(frozen=True)
 class Yardstick:
     """What one fixed average of the checkpoints measures on some noise: losses on this noise are relative to it.
@@ -54,6 +57,7 @@ class Yardstick:
         sign: of the kept metric: −1 if higher is better, else 1.
         bound: its worst value: the average's, or the one of the settings.
         deviation: the standard deviation of the kept metric between images.
+        loss: the loss of the average, without a penalty.
     """
 
     metrics: Mapping[str, float]
@@ -61,10 +65,18 @@ class Yardstick:
     sign: int = 1
     bound: float = 0.0
     deviation: float = 0.0
+    loss: float = 1.0
 
     def excess(self, value: float) -> float:
         """By how much a value of the kept metric is worse than the bound, in the metric's unit; negative if better."""
         return self.sign * (value - self.bound)
+
+    def penalty(self, value: float) -> float:
+        """What the loss has more for a value of the kept metric: its excess, relative to the bound unless that is zero.
+
+        It is :data:`PENALTY` times the average's loss for a value that is twice the bound.
+        """
+        return PENALTY * abs(self.loss) * max(0.0, self.excess(value)) / (abs(self.bound) or 1.0)
 
     def bound_in_words(self) -> str:
         """The number, and whose it is: other noise has another one where it is the average's."""

@@ -167,15 +167,17 @@ def _about_penalties(report: Report, yardstick: Yardstick) -> Iterator[str]:
     kept = yardstick.kept
     if kept is None:
         return
-    beyond = []
+    beyond: dict[str, str] = {}  # the key of a model, which may have several names → what is said of it
     for measured in report.models:
         value = measured.value(kept)
         if measured.model.name in report.had and value is not None and yardstick.excess(value) > 0:
-            beyond.append(f"{named(measured.model)} ({kept} {value:.4g})")
+            row = next(row for row in report.rows(measured.model.name) if row.metric == kept)
+            chance = "" if row.misses(yardstick.bound) else ", perhaps by chance"
+            beyond.setdefault(measured.model.key, f"{named(measured.model)} ({kept} {value:.4g}{chance})")
     if beyond:
         yield (
-            f"keep: {kept} is beyond its bound ({yardstick.bound_in_words()}) in {in_words(beyond)}, whose loss has a "
-            "penalty for that: compare the other metrics"
+            f"keep: {kept} is beyond its bound ({yardstick.bound_in_words()}) in {in_words([*beyond.values()])}, whose "
+            "loss has a penalty for that: compare the other metrics"
         )
 
 

@@ -13,12 +13,12 @@ import torch
 from torch import Tensor
 
 from lcsc_opt.base.errors import MetricError
-from lcsc_opt.base.records import STANDARD_ERROR
+from lcsc_opt.base.records import PENALTY, STANDARD_ERROR
 from lcsc_opt.metrics.extractors.base import FeatureExtractor, checked_features, seen_images
 from lcsc_opt.metrics.extractors.rewards import Reward
 from lcsc_opt.metrics.feature_metrics import FeatureMetrics, FeatureState, MetricPlan
 from lcsc_opt.metrics.frechet import Array
-from lcsc_opt.metrics.loss import PENALTY, Loss, why_no_gradient
+from lcsc_opt.metrics.loss import Loss, why_no_gradient
 from lcsc_opt.metrics.names import TO_HELD_OUT, Formula, MetricName
 from lcsc_opt.metrics.reference.reference import Reference
 
@@ -192,7 +192,7 @@ class ImageMetrics:
         self._features[keep.extractor].gradient(keep.guide.formula)  # first, since it computes the value, too
         if keep_weight is None:
             keep_weight = 0.0
-            if constraint.penalty(self._value(keep)) > 0:
+            if constraint.yardstick.penalty(self._value(keep)) > 0:
                 keep_weight = PENALTY
         weights[keep.guide] = weights.get(keep.guide, 0.0) + keep_weight * constraint.scale
         return weights

@@ -34,7 +34,6 @@ from lcsc_opt.metrics.names import (
 )
 
 LEAST_UNIT = 1e-8  # of the largest unit of fdr; a unit is what the yardstick measured, and divides a metric
-PENALTY = 10.0  # times the loss of the yardstick, for a value that is twice the bound
 
 _BOUNDS = {"precision": (0.0, 1.0), REWARD: (-math.inf, sys.float_info.max)}
 """A kept metric → what its bound is above, and at most; of others any positive number is one."""
@@ -48,12 +47,10 @@ class Constraint:
     """The bound of the kept metric.
 
     Attributes:
-        loss: the loss of the yardstick.
         guide: the yardstick's value of the metric whose gradient is followed.
-        yardstick: has the bound itself, and the standard deviation of the kept metric between images.
+        yardstick: has the bound itself, its own loss, and the standard deviation of the kept metric between images.
     """
 
-    loss: float
     guide: float
     yardstick: Yardstick
 
@@ -64,7 +61,7 @@ class Constraint:
         A loss may be negative, where higher metrics are better. A guide that is zero cannot get better, as ``hinge``
         where all samples are precise; then it is the loss itself.
         """
-        return abs(self.loss) / (abs(self.guide) or 1.0)
+        return abs(self.yardstick.loss) / (abs(self.guide) or 1.0)
 
     def violation(self, value: float, images: int) -> float:
         """By how many standard errors, for this many images, ``value`` is worse than the bound; negative if better.
@@ -76,12 +73,6 @@ class Constraint:
         if standard_error > 0:
             return excess / standard_error
         return float(excess > 0)
-
-    def penalty(self, value: float) -> float:
-        """What is added to the loss: in proportion to the excess, relative to the bound unless that is zero."""
-        bound = self.yardstick.bound
-        excess = max(0.0, self.yardstick.excess(value))
-        return PENALTY * abs(self.loss) * excess / (abs(bound) or 1.0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -179,16 +170,24 @@ class Loss:
         if self.has_units:
             _check_units({str(metric): metrics[str(metric)] for metric in self.of_fdr})
             _check_not_zero({str(metric): metrics[str(metric)] for metric in self.weights})
-        shrunk = map(str, self.shrunk({metric.extractor for metric in self.weights}).weights)
-        metrics |= {name: measured[name] for name in shrunk if name in measured}
+        shrunk = {
+            metric.extractor: str(to_shrunk)
+            for metric, to_shrunk in zip(
+                self.weights, self.shrunk({metric.extractor for metric in self.weights}).weights, strict=True
+            )
+            if str(to_shrunk) in measured
+        }
+        metrics |= {name: measured[name] for name in shrunk.values()}
         if self.keep is None:
             return Yardstick(metrics)
+        plain = dataclasses.replace(self.shrunk(shrunk), keep=None).relative_to(Yardstick(metrics))
         return Yardstick(
             metrics,
             kept=str(self.keep),
             sign=self.keep.sign,
             bound=metrics[str(self.keep)] if self.bound is None else self.bound,
             deviation=measured[f"{self.keep}{STANDARD_ERROR}"] * math.sqrt(images),
+            loss=plain.value({metric: metrics[str(metric)] for metric in plain.weights}),
         )
 
     def shrunk(self, extractors: Collection[str]) -> Loss:
@@ -209,8 +208,7 @@ class Loss:
         loss = dataclasses.replace(self, weights=weights)
         if self.keep is None:
             return loss
-        measured = {metric: yardstick.metrics[str(metric)] for metric in self.metrics}
-        constraint = Constraint(loss.value(measured), measured[self.keep.guide], yardstick)
+        constraint = Constraint(yardstick.metrics[str(self.keep.guide)], yardstick)
         return dataclasses.replace(loss, constraint=constraint)
 
     def describe(self) -> dict[str, Any]:
@@ -246,7 +244,7 @@ class Loss:
         """The loss of these values of its metrics."""
         penalty = 0.0
         if self.keep is not None and self.constraint is not None:
-            penalty = self.constraint.penalty(values[self.keep])
+            penalty = self.constraint.yardstick.penalty(values[self.keep])
         return sum(weight * metric.sign * values[metric] for metric, weight in self.weights.items()) + penalty
 
 

@@ -28,6 +28,7 @@ _HELD_OUT = "Evaluation metrics, held out"  # a title
 WORSE = "(worse)"  # by more than the error
 BEYOND = "beyond its bound"
 LOSS = "loss"
+WITHOUT_PENALTY = "loss without penalty"
 _SINGLE_IMAGES = ("precision", "recall", "reward", "held_out_reward")
 
 
@@ -67,6 +68,7 @@ def grid_table(reader: HistoryReader, study: Standing) -> Table | None:
         return None
     metrics = [name for name in trials[0].user_attrs["metrics"] if not name.endswith(STANDARD_ERROR)]
     best = evaluation_of(trials[0])
+    kept = None if study.yardstick is None else study.yardstick.kept
     rows = []
     for trial in trials:
         evaluation = evaluation_of(trial)
@@ -75,11 +77,15 @@ def grid_table(reader: HistoryReader, study: Standing) -> Table | None:
         texts = [number(evaluation.metrics.get(metric)) for metric in metrics]
         for index, metric in enumerate(metrics):
             texts[index] += _beyond(evaluation, metric, study.yardstick)
+        if study.yardstick is not None and kept is not None:
+            plain = evaluation.loss - study.yardstick.penalty(evaluation.metrics[kept])
+            texts.insert(0, number(as_known(plain, study.sign)))
         rows.append([name, number(as_known(trial.value, study.sign)), behind, *texts])
     title = "As searched, the best first"
     if any(BEYOND in cell for row in rows for cell in row):
         title += "; beyond its bound, a kept metric adds a penalty to the loss"
-    header = ("model", study.metric, "behind the best [95 %]", *metrics)
+    further = metrics if kept is None else [WITHOUT_PENALTY, *metrics]
+    header = ("model", study.metric, "behind the best [95 %]", *further)
     return Table(header, rows, title, optional=metrics)
 
 

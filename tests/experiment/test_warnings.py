@@ -171,6 +171,10 @@ def test_a_penalty_in_the_loss_of_what_the_user_had_is_said(bound: float, is_bey
     assert (penalty in said) == is_beyond
     of_average = warned(made, yardstick=Yardstick({"precision": bound}, kept="precision", sign=-1, bound=bound))
     assert ("(0.61, which an average of the checkpoints has on this noise)" in of_average) == is_beyond
+    error = {"precision_stderr": 0.02}
+    uncertain = report({"fid": 2.5, "precision": 0.65, **error}, {"fid": 28.0, "precision": 0.60, **error})
+    said = warned(uncertain, yardstick=Yardstick({}, kept="precision", sign=-1, bound=bound))
+    assert ("in the last checkpoint (precision 0.6, perhaps by chance), whose" in said) == is_beyond
 
 
 @pytest.mark.parametrize(("images", "held"), [(5000, False), (500, True)])

@@ -9,11 +9,11 @@ import pytest
 import torch
 
 from lcsc_opt.base.errors import MetricError
-from lcsc_opt.base.records import Yardstick
+from lcsc_opt.base.records import PENALTY, Yardstick
 from lcsc_opt.metrics import MetricSuite, Reference
 from lcsc_opt.metrics.extractors.rewards import Reward
 from lcsc_opt.metrics.image_metrics import ImageMetrics
-from lcsc_opt.metrics.loss import PENALTY, Loss
+from lcsc_opt.metrics.loss import Loss
 from tests.metrics.examples import Pixels, differences, fill, image_metrics, suite
 
 
@@ -39,7 +39,7 @@ def yardstick(keep: str, loss: float, bound: float, deviation: float, guide: flo
     """Of an average with this FID, and this value of what guides the kept metric."""
     guided = "hinge" if keep == "precision" else keep
     metrics = {"fid": loss, keep: bound, guided: guide}
-    return Yardstick(metrics, kept=keep, sign=sign, bound=bound, deviation=deviation)
+    return Yardstick(metrics, kept=keep, sign=sign, bound=bound, deviation=deviation, loss=loss)
 
 
 @pytest.mark.parametrize(

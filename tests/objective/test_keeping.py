@@ -64,7 +64,7 @@ def test_losses_have_a_penalty_where_the_bound_is_passed(tmp_path: Path, keep: s
     assert (measured.bound == value) == (value is not None)
     constraint = kept.scores.loss.relative_to(measured).constraint
     assert constraint is not None
-    penalty = constraint.penalty(evaluation.metrics[keep])
+    penalty = measured.penalty(evaluation.metrics[keep])
     assert evaluation.loss == pytest.approx(plain.evaluate(far(seed)).loss + penalty, rel=1e-9)
     violation = constraint.violation(evaluation.metrics[keep], IMAGES)
     assert evaluation.violation == violation

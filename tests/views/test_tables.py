@@ -16,7 +16,7 @@ from lcsc_opt.database.names import EMA, LAST_CHECKPOINT, split_name
 from lcsc_opt.database.report import Report
 from lcsc_opt.views import unbroken
 from lcsc_opt.views.ranking import Row, ranking
-from lcsc_opt.views.tables import BEYOND, comparison_rows, comparison_tables, grid_table, report_tables
+from lcsc_opt.views.tables import BEYOND, WITHOUT_PENALTY, comparison_rows, comparison_tables, grid_table, report_tables
 from tests.history_examples import history, in_one_report, measured, report_of, trials_of
 
 ANSWER = "LCSC, trial 0"
@@ -164,18 +164,18 @@ def test_a_grid_lists_all_that_it_tried_the_best_first_by_the_names_of_their_fil
         if column is not None:
             trial.set_user_attr("without_groups", {"loss": stored_array(column)})
     names = ["step 10", "step 20, hat-000002", "step 30", "step 40"]
-    kept = Yardstick({}, kept="reward", sign=-1, bound=0.6)
+    kept = Yardstick({}, kept="reward", sign=-1, bound=0.6, loss=0.3)
     study = history([5.0], optimizer="Grid")
     study = dataclasses.replace(study, steps=(10, 20, 30, 40), checkpoint_names=names, yardstick=kept, sign=sign)
     reader: Any = SimpleNamespace(trials=lambda _study: trials)
     table = grid_table(reader, study)
     assert table is not None
-    assert tuple(table.header) == ("model", "loss", "behind the best [95 %]", "fid", "reward")
+    assert tuple(table.header) == ("model", "loss", "behind the best [95 %]", WITHOUT_PENALTY, "fid", "reward")
     width = half_width(standard_error(apart.tolist()), GROUPS - 1)
     assert [list(row) for row in table.rows] == [
-        ["step 20, hat-000002", f"{3 * sign}", "–", "10", f"0.55 ({BEYOND}, perhaps by chance)"],
-        ["last checkpoint", f"{4 * sign}", f"+1 [{1 - width:+.3g}, {1 + width:+.3g}]", "30", "0.9"],
-        ["step 10", f"{5 * sign}", "+2", "0", f"0.5 ({BEYOND})"],
+        ["step 20, hat-000002", f"{3 * sign}", "–", f"{2.75 * sign}", "10", f"0.55 ({BEYOND}, perhaps by chance)"],
+        ["last checkpoint", f"{4 * sign}", f"+1 [{1 - width:+.3g}, {1 + width:+.3g}]", f"{4 * sign}", "30", "0.9"],
+        ["step 10", f"{5 * sign}", "+2", f"{4.5 * sign}", "0", f"0.5 ({BEYOND})"],
     ]
     assert "a kept metric adds a penalty to the loss" in table.title
     assert grid_table(reader, dataclasses.replace(study, optimizer="LCSC")) is None
