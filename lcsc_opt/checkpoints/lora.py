@@ -204,10 +204,10 @@ def warn_of_two_forms(file: str, names: Collection[str]) -> None:
     skipped = len(in_one_form(names))
     if skipped:
         notice(
-            f"{file or 'the last checkpoint'}: its tensors have names in two forms, and load_lora_weights skips "
-            f"{skipped} of its {len(names)} tensors, so a pipeline that loads such a file shows another model; here, "
-            "and in what is exported, all of them count. lcsc apply step:N FOLDER -o FILE.safetensors --as lora writes "
-            "a checkpoint that loads as a whole"
+            f"{file or 'the last checkpoint'}: its tensors, like those of all these checkpoints, have names in two "
+            f"forms, and load_lora_weights skips {skipped} of its {len(names)} tensors, so a pipeline that loads such "
+            "a file shows another model; here, and in what is exported, all of them count. lcsc apply step:N FOLDER "
+            "-o FILE.safetensors --as lora writes a checkpoint that loads as a whole"
         )
 
 

@@ -90,8 +90,12 @@ def export(
         held_out: Any = recipe.held_out["loss"]
         line += f", held-out {number(held_out)}"
     say(line)
-    if destination is not None and objective.trajectory is not None and lora_flavour(objective.trajectory.names):
-        say("load it as you load your checkpoints, with a weight of 1")
+    if destination is not None and objective.trajectory is not None:
+        flavour = lora_flavour(objective.trajectory.names)
+        if flavour == "kohya":
+            say("load it as you load your checkpoints, with a weight of 1")
+        elif flavour is not None:
+            say("load it with load_lora_weights of diffusers, or as you load your checkpoints, with a weight of 1")
     if recipe.sampler:
         say(f"it is tuned to the sampler of its search, see lcsc show {out}")
     report = chosen.report

@@ -161,7 +161,10 @@ def differences(
         inputs_now: the same, of now.
     """
     before_inputs, now_inputs = inputs_before or {}, inputs_now or {}
-    names = [name for name in {*before, *now} if before.get(name) != now.get(name)]
+    differ = {name for name in {*before, *now} if before.get(name) != now.get(name)}
+    # a value that became a mapping, or the other way round, is one difference
+    inside = {name for name in differ if any(name.startswith(f"{other}.") for other in differ)}
+    names = [*(differ - inside)]
     # what was read first: what an objective says of itself often follows from it
     names.sort(key=lambda name: (name not in now_inputs and name not in before_inputs, name))
     lines = []
@@ -173,8 +176,15 @@ def differences(
             is_now = _in_words(name, now, now_inputs)
             lines.append(f"{name}: {was}, now {is_now if is_now != was else 'with other content'}")
         else:
-            lines.append(f"{name} was {_shortened(before.get(name))}, is now {_shortened(now.get(name))}")
+            was, is_now = (_shortened(_nested(name, key)) for key in (before, now))
+            lines.append(f"{name} was {was}, is now {is_now}")
     return [*lines, *_code_differences([name for name in names if name.startswith(_CODE)], before, now)]
+
+
+def _nested(name: str, key: Mapping[str, Any]) -> Any:
+    """The value under a name of a flat key, or the mapping of those inside of it; ``None`` if there is neither."""
+    of_parts = {part.removeprefix(f"{name}."): value for part, value in key.items() if part.startswith(f"{name}.")}
+    return key.get(name, of_parts or None)
 
 
 def _in_words(name: str, key: Mapping[str, Any], inputs: Mapping[str, Input]) -> str:

@@ -13,7 +13,7 @@ from lcsc_opt.base.records import STANDARD_ERROR, Evaluation, Yardstick
 from lcsc_opt.database.arrays import coefficients_of
 from lcsc_opt.database.history import Standing, as_known
 from lcsc_opt.database.measurement import Measurement
-from lcsc_opt.database.metric_rows import Interval, MetricRow
+from lcsc_opt.database.metric_rows import Interval, MetricRow, metric_rows
 from lcsc_opt.database.names import BASELINES, EMA
 from lcsc_opt.database.reader import FailureReason, HistoryReader
 from lcsc_opt.database.report import Part, Report
@@ -231,24 +231,32 @@ def answers_table(reports: Mapping[str, Report]) -> Table:
     """The answer of each experiment, and the best that its user had, in the metrics that all of them have.
 
     A loss that is no metric is left out where there are metrics, since experiments may have others. A model that
-    several of them measured alike has one row.
+    several of them measured alike has one row. Where the first and another one have such a model, they have sampled the
+    same noise, and the gain of that one's answer over the first's follows, with its paired interval.
 
     Args:
         reports: experiment → its report.
     """
     measured_by: dict[tuple[str, ...], list[str]] = {}  # the cells of a model → the experiments that have it
-    answers = [_by_metric(report, report.answer) for report in reports.values()]
+    answers = [_by_metric(report, report.rows(report.answer)) for report in reports.values()]
     shared = [metric for metric in answers[0] if all(metric in rows for rows in answers)]
     metrics = [metric for metric in shared if metric != "loss"] or shared
     for experiment, report in reports.items():
         best = report.best_had(report.headline_metric)
         for name in dict.fromkeys((report.answer, report.answer if best is None else best.model.name)):
-            rows = _by_metric(report, name)
+            rows = _by_metric(report, report.rows(name))
             texts = [with_interval(rows[one].value, rows[one].interval) if one in rows else UNKNOWN for one in metrics]
             cells = (_column(report, name), _title(report.parts[0]), *texts)
             measured_by.setdefault(cells, []).append(experiment)
     titles = {title for _, title, *_ in measured_by}
     lines = [[", ".join(experiments), *cells] for cells, experiments in measured_by.items()]
+    (first, base), *others = reports.items()
+    for experiment, report in others:
+        if any({first, experiment} <= set(experiments) for experiments in measured_by.values()):
+            of_both = metric_rows(report.of_answer, base.of_answer, reported=report.metrics, sign=report.sign)
+            gains = _by_metric(report, of_both)
+            title = _title(report.parts[0])
+            lines.append([experiment, f"gain over {first}'s answer", title, *(_gain(gains[one]) for one in metrics)])
     headers = [with_arrow(metric, answers[0][metric].sign) for metric in metrics]
     if len(titles) > 1:
         return Table(("experiment", "model", "measured", *headers), lines, text=3, optional=headers)
@@ -256,9 +264,15 @@ def answers_table(reports: Mapping[str, Report]) -> Table:
     return Table(("experiment", "model", *headers), of_one_kind, titles.pop(), text=2, optional=headers)
 
 
-def _by_metric(report: Report, name: str) -> dict[str, MetricRow]:
+def _gain(row: MetricRow) -> str:
+    """The gain over the baseline with its interval, and whether that is a loss by more than the error."""
+    gain = with_interval(row.gain, row.gain_interval, "+.3g")
+    return f"{gain} {WORSE}" if row.lost else gain
+
+
+def _by_metric(report: Report, rows: Sequence[MetricRow]) -> dict[str, MetricRow]:
     """Metric → its row, of one model; that of the loss first, under the name of the metric that it is."""
-    loss, *others = report.rows(name)
+    loss, *others = rows
     of_loss = {report.of_answer.metric_of_loss or "loss": loss}
     return of_loss | {row.metric: row for row in others}
 
@@ -302,10 +316,7 @@ def _report_table(report: Report, name: str, part: int) -> Table:
     for row in rows:
         cells = [with_arrow(row.metric, row.sign), with_interval(row.value, row.interval)]
         if against is not None:
-            gain = with_interval(row.gain, row.gain_interval, "+.3g")
-            if row.lost:  # certainly worse
-                gain = f"{gain} {WORSE}"
-            cells += [with_interval(row.baseline, row.baseline_interval), gain]
+            cells += [with_interval(row.baseline, row.baseline_interval), _gain(row)]
         cells += [number(measured.value(row.metric)) for measured in others_shown]
         if has_real_images:
             cells.append(number(row.real_halves))

@@ -125,10 +125,12 @@ def test_the_answers_of_several_experiments_stand_in_one_table(ran: Path, typed:
     of_both = [line for line in lines if line[0] == "tiny, shorter"]
     assert [line[1] for line in of_both] == ["EMA*"], "it was measured alike"
     for name, report in zip(("tiny", "shorter"), answers, strict=True):
-        [line] = [line for line in lines if line[0] == name and len(line) > 1]
-        assert line[1].startswith("answer · ")
+        [line] = [line for line in lines if line[0] == name and len(line) > 1 and line[1].startswith("answer · ")]
         assert line[2] == f"{report.of_answer.loss:.4g}"
         assert f"{name}: The answer is" in both.err
+    [gain] = [line[2] for line in lines if line[:2] == ["shorter", "gain over tiny's answer"]]
+    first, second = (report.of_answer.loss for report in answers)
+    assert gain.startswith(f"{first - second:+.3g}")
     assert "from tiny to shorter: the same settings and files, but for the searches" in both.err
     assert [row["study"] for row in typed.json("compare", "tiny", "shorter")][-1] == "shorter"
 

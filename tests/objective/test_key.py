@@ -113,6 +113,13 @@ def test_keys_differ_in_words() -> None:
     assert differences(before, before) == []
 
 
+def test_a_value_that_becomes_a_mapping_is_one_difference() -> None:
+    one, other = {"keep": "reward", "keeper": 1}, {"keep.reward": 0.82, "keeper": 2}
+    said = ['keep was "reward", is now {"reward": 0.82}', "keeper was 1, is now 2"]
+    assert differences(one, other) == said
+    assert differences(other, one)[0] == 'keep was {"reward": 0.82}, is now "reward"'
+
+
 def test_a_further_metric_makes_nothing_else_another_measurement() -> None:
     alone = {"search": "a", "reports.extractors.inception": "b"}
     assert agree(alone, {**alone, "reports.extractors.clip": "c"})
