@@ -158,10 +158,11 @@ def rehearse(
     # what was not timed is false
     trial_seconds = (pace.gradient or pace.search).of(objective.samples.per_evaluation)
     if trial_seconds >= NOTICED_SECONDS:
-        what_is_timed = "a trial takes"
-        if first.gradient and objective.sampler is not None:  # most steps have fewer images
-            what_is_timed = f"{objective.samples.per_evaluation:,} images with their gradient take"
-        notice(f"{name}: {what_is_timed} {about(trial_seconds)}")
+        line = f"a trial takes {about(trial_seconds)}"
+        if first.gradient and objective.sampler is not None:
+            images = f"{objective.samples.per_evaluation:,} images with their gradient"
+            line = f"{images} take {about(trial_seconds)}; most steps of a search have fewer"
+        notice(f"{name}: {line}")
     loss = None
     if "search" in outcomes and not objective.is_random:
         loss = outcomes["search"].loss

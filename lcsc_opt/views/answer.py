@@ -75,7 +75,8 @@ def answer_line(report: Report) -> str:
     line += f": {compared} {_best_in_words(report, best, metric, by_it)}"
     line += f"{_why_although_worse(report, best, metric)}.{_unseen(report, best, metric)}"
     of_both = report.rows(answer.model.name, best.model.name)
-    rewards = [change(row) for row in of_both if row.metric in REWARDS and not row.lost]  # else it is said already
+    # what is certainly worse is said already
+    rewards = [_changed_reward(row) for row in of_both if row.metric in REWARDS and not row.lost]
     if rewards:
         line += f" From that model to the answer: {in_words(rewards)}."
     return line + others
@@ -154,7 +155,10 @@ def _unseen(report: Report, best: Measurement, metric: str) -> str:
     compared = _compared(row.value, row.baseline, 1)
     if row.gain_interval is not None and row.gain_interval[0] <= 0 <= row.gain_interval[1] and "%" in compared:
         chance = ", perhaps by chance"
-    values = f"{row.baseline:.4g} → {row.value:.4g}{chance}"
+    floor = ""
+    if row.real_halves is not None:
+        floor = f"; {report.metrics.real_count:,} other real images have {row.real_halves:.4g}"
+    values = f"{row.baseline:.4g} → {row.value:.4g}{chance}{floor}"
     return f" Against real images that no search saw, it is {compared} that model ({values})."
 
 
@@ -196,6 +200,13 @@ def change(row: MetricRow) -> str:
     if row.baseline is None:
         return f"{row.metric} {row.value:.4g}"
     return f"{row.metric} {row.baseline:.4g} → {row.value:.4g}"
+
+
+def _changed_reward(row: MetricRow) -> str:
+    """As :func:`change`, and whether that is more than chance."""
+    interval = row.gain_interval
+    is_chance = interval is not None and interval[0] <= 0 <= interval[1]
+    return f"{change(row)} (no certain change)" if is_chance else change(row)
 
 
 def value_of(report: Report, measured: Measurement, metric: str) -> float:

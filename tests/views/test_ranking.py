@@ -370,6 +370,23 @@ def test_that_few_real_images_were_searched_is_said_where_none_are_held_out() ->
     assert "saw, too" not in answer_line(report_of(held_out, model(0.3, 20.0, 25.0, name=LAST_CHECKPOINT), metrics=few))
 
 
+def test_the_distance_to_unseen_images_stands_beside_that_of_other_real_images() -> None:
+    """The best that anybody can have says how much of the way was gone."""
+    floor = ReportedMetrics(signs={"fid_held_out": 1}, real_halves={"fid_held_out": 12.0}, real_count=61)
+    report = report_of(
+        {"digits/LCSC/1": model(0.1, 10.0, 18.0)}, model(0.3, 20.0, 25.0, name=LAST_CHECKPOINT), metrics=floor
+    )
+    assert answer_line(report).endswith("28 % below that model (25 → 18; 61 other real images have 12).")
+
+
+def test_a_reward_that_changed_by_chance_is_said_to_have_done_so() -> None:
+    error = {f"reward{STANDARD_ERROR}": 0.1}
+    had = measured(8.0, name=LAST_CHECKPOINT, fid=8.0, reward=0.7, **error)
+    signs = ReportedMetrics(signs={"fid": 1, "reward": -1})
+    report = report_of({"digits/LCSC/0": measured(2.0, fid=2.0, reward=0.69, **error)}, had, metrics=signs)
+    assert answer_line(report).endswith("From that model to the answer: reward 0.7 → 0.69 (no certain change).")
+
+
 @pytest.mark.parametrize("reward", [0.8, 0.6])
 def test_the_sentence_has_the_rewards_of_both_models_once(reward: float) -> None:
     """Whoever gave a reward looks for it first; one that got worse is named as the cost already."""
