@@ -138,7 +138,7 @@ def test_another_seed_with_other_settings_is_refused(study_file: str, typed: Typ
             "objective.settings.callable=losses_of_several:doubled",
             'callable was "losses_of_several:loss", is now "loss',
         ),
-        ('optimizers=[{"LCSC": {"mutation": 0.5}}]', "optimizer.options.mutation was null, is now 0.5"),
+        ('optimizers=[{"LCSC": {"mutation": 0.5}}]', 'optimizer.options was {}, is now {"mutation": 0.5}'),
         ("space=convex", 'space.kind was "affine", is now "convex"'),
     ):
         line = typed.refused(*other, override)
