@@ -18,15 +18,17 @@ def with_overrides(content: Any, overrides: Sequence[str]) -> Any:
             ``~held_out`` removes a key, ``~optimizers.LCSC`` an entry of a list.
 
     Raises:
-        StudySpecError: an override has another form, or no place in the content.
+        StudySpecError: an override has another form; a value on its path is no mapping, or a list has no such entry; or
+            what is to be removed is not there. A key that is missing is made.
     """
     for override in overrides:
         path, equals, text = override.partition("=")
-        if path.startswith("~") and not equals:
+        is_removed = path.startswith("~")
+        if is_removed and not equals:
             content = _removed(content, path[1:].split("."), override)
             continue
         keys = path.split(".")
-        if not equals or not all(keys):
+        if is_removed or not equals or not all(keys):
             raise StudySpecError(
                 f"{override}: expected KEY=VALUE, as in objective.settings.images=500, or ~KEY, as in ~held_out"
             )

@@ -193,7 +193,7 @@ class Cost:
         combined = {}
         for field in dataclasses.fields(cls):
             values = [getattr(part, field.name) for part in parts]
-            is_count = field.name in ("images", "model_calls")
+            is_count = isinstance(field.default, int)
             combined[field.name] = sum(values) if is_count else max(values)
         return cls(**combined)
 

@@ -244,7 +244,8 @@ def parse_yaml(text: str) -> Any:
     except RecursionError as error:
         raise ValueError("nested too deeply") from error
     except DuplicateKeyError as error:
-        raise ValueError(f"{error.problem} in line {error.problem_mark.line + 1}") from error
+        problem = " ".join(error.problem.split())  # it has the values, which may be of several lines
+        raise ValueError(f"{problem} in line {error.problem_mark.line + 1}") from error
     except (YAMLError, ValueError) as error:  # ValueError: an integer with too many digits
         raise ValueError(text_of(error)) from error
 

@@ -45,7 +45,7 @@ def delete(
     if not yes:
         question = f"Delete {len(chosen)} studies from {masked(database.url)}?"
         if not sys.stdin.isatty():
-            raise StudySpecError(f"{question} This is no terminal, so nobody can be asked; pass --yes")
+            raise StudySpecError(f"{question} This is not a terminal, so nobody can be asked; pass --yes")
         if not typer.confirm(question, err=True):
             return
     of_studies = {split_name(name)[0] for name in studies}
@@ -71,7 +71,7 @@ def _delete_report(database: RDBStorage, name: str, studies: set[str]) -> None:
     chosen = experiment.attributes.get(CHOSEN)
     if chosen is not None and not studies.isdisjoint(chosen["evaluations"]):
         experiment.set_attribute(CHOSEN, None)
-        say(f"{name}: its report is deleted, too; lcsc run makes another one")
+        say(f"{name}: its report was deleted, too; lcsc run makes a new one")
 
 
 def _delete_rest(database: RDBStorage, name: str) -> None:

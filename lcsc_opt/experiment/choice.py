@@ -231,7 +231,8 @@ class Race:
     def _entrants(self) -> tuple[dict[str, list[Model]], int]:
         """Study → its models of the first round, and how many images each has.
 
-        Where images for all cost more than the round may, fewer models of each search are in it, and no ways.
+        Where images for all cost more than the round may, fewer models of each search are in it; where one of each is
+        still too many, the ways are left out. What the searches have cost is noted, and so are the models on paths.
         """
         finalists = self._finalists(self._top)
         if not self._is_of_images:
@@ -245,7 +246,7 @@ class Race:
             count = self._count(finalists)
             if affordable >= ENOUGH_IMAGES * count:
                 break
-        else:
+        else:  # even one of each is too many
             self._way = {}
             count = self._count(finalists)
         images = int(affordable / count)

@@ -221,8 +221,10 @@ class Experiment:
         storage = self.database.existing()
         return any(has_succeeded(storage, name) for name in self.studies) or bool(locked(storage, self.studies.keys()))
 
-    def begun(self) -> StoredExperiment:
+    def begin_or_continue(self) -> StoredExperiment:
         """What is stored of the experiment, which begins or continues in the database with the first call.
+
+        A report that was measured before a change is forgotten then, and writes are guarded from then on.
 
         Raises:
             StudyStoreError: another process has just begun it with another problem.
@@ -235,7 +237,9 @@ class Experiment:
         if self.stored is None:
             self.stored = StoredExperiment.open_or_create(self.database.made(), self.name, attributes)
             if Key.from_json(self.stored.attributes["key"]).decides != objective.key.decides:
-                raise StudyStoreError(f"{self.name}: another process has just begun it otherwise; run this again")
+                raise StudyStoreError(
+                    f"{self.name}: another process has just begun it with another problem; run this again"
+                )
         else:
             self._continue(self.stored, attributes)
         self.stored.record.guard = self._check_key
@@ -317,7 +321,7 @@ class Experiment:
             had_ended = is_searched(self.specs[name], self.studies[name])
         search = self._opened(name)
         self._say_how_long()
-        stored = self.begun()
+        stored = self.begin_or_continue()
         with search.held(stored.storage, guard=self._check_key):
             self._score_as_trained()
             search.run(self._measurer.yardstick(SEARCH), pool=self._workers.pool, callbacks=callbacks)
@@ -506,7 +510,7 @@ class Experiment:
     @functools.cached_property
     def _measurer(self) -> Measurer:
         """What measures models that no search has asked for, on as many images as a candidate of a search has."""
-        return Measurer(self.begun(), self.objective, self._evaluate_model, images=0, role=HAD)
+        return Measurer(self.begin_or_continue(), self.objective, self._evaluate_model, images=0, role=HAD)
 
     def _candidate(self, coefficients: Coefficients, *, rehearsal: bool = False) -> Candidate:
         """A candidate of a search: its loss is relative to what theirs are."""
@@ -519,7 +523,7 @@ class Experiment:
         self._scored_as_trained = True
         plan = self._plan()
         images = plan.images if plan is not None else None
-        score_as_trained(self.begun(), self.objective, self._measurer.with_images(images or 0), images)
+        score_as_trained(self.begin_or_continue(), self.objective, self._measurer.with_images(images or 0), images)
 
     def _plan(self) -> ReportPlan | None:
         """The plan of the report that the study file asks for, by what is stored; ``None`` if there will be none."""
@@ -550,7 +554,7 @@ class Experiment:
         if self._held_out is None:
             return self.stored.report
         if self._is_loaded:
-            self.begun()  # what is stored is of today then
+            self.begin_or_continue()  # what is stored is of today then
         plan = self._plan()
         if plan is None:
             if self._is_loaded:
@@ -574,7 +578,7 @@ class Experiment:
             plan: of the report.
             evaluations: study → how many of its trials have ended.
         """
-        stored = self.begun() if self._is_loaded else self.stored
+        stored = self.begin_or_continue() if self._is_loaded else self.stored
         assert stored is not None  # whoever asks has one
         attributes = stored.attributes
         averages = attributes.get(AVERAGES)
@@ -602,7 +606,7 @@ class Experiment:
         reason = self.objective.why_nothing_held_out()
         if reason is not None:
             raise ObjectiveError(f"{self.name}: nothing is held out, so nothing can be reported: {reason}")
-        stored = self.begun()
+        stored = self.begin_or_continue()
         stored.refresh()
         searches = self._searches(stored.storage)
         while True:

@@ -351,14 +351,14 @@ def _check_score(
     if isinstance(again, Failure) or is_one_score(again.loss, loss):
         return
     advice = (
-        "Seed what is random (by draw.seed), and keep nothing between calls, such as hooks or attributes; of a score "
-        "that is random for good, set repeats, and the mean of so many counts"
+        "Seed all that is random (by draw.seed), and keep no state between calls, such as hooks or attributes; if the "
+        "score cannot be seeded, set repeats, and it is the mean of so many calls"
     )
     if objective.sampler is not None:
         advice = "Let the sampler take all that is random from the noise that it gets, and keep nothing between calls"
     raise ObjectiveError(
         f"{name}: one model was scored twice, and got {shown(loss)} and then {shown(again.loss)}: the {shown.word} "
-        f"depends on something beside the weights. {advice}"
+        f"depends on something other than the weights. {advice}"
     )
 
 

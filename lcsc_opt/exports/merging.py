@@ -268,7 +268,7 @@ def _check_form(trajectory: Trajectory, to: Destination, config: ModelConfig | N
 def _document(trajectory: Trajectory, weights: Mapping[str, Tensor], to: Destination) -> Document | None:
     """The last checkpoint's file with these weights, for a file of the same ending: its trainer loads it as its own.
 
-    ``None`` where a plain state dict has to do, which is said.
+    ``None`` where a plain state dict is written; that is said, unless the user chose it by the file's ending.
     """
     *others, last = trajectory.sources
     if to.form != "pt" or not last:
@@ -276,7 +276,7 @@ def _document(trajectory: Trajectory, weights: Mapping[str, Tensor], to: Destina
     key = trajectory.metadata.get("key", "")
     source, key_in_file = place_in_file(Path(last), key)
     if torch_suffix(to.path) != torch_suffix(source):
-        if source != Path(last):
+        if source != Path(last):  # in a folder, whose file's ending the user did not see
             notice(
                 f"{to.path}: written as a plain state dict, since the weights of {Path(last).name} are in {source.name}"
             )
@@ -291,13 +291,14 @@ def _document(trajectory: Trajectory, weights: Mapping[str, Tensor], to: Destina
         return None
     if len(document.replaced) > 1:
         notice(
-            f"{to.path}: the merged weights are in {' and '.join(document.replaced)}; all else is the last checkpoint's"
+            f"{to.path}: the merged weights replace {' and '.join(document.replaced)}; everything else is the last "
+            "checkpoint's"
         )
     if document.left_out:
         names = [*document.left_out[:_MOST_NAMED]]
         if len(document.left_out) > _MOST_NAMED:
             names.append("…")
-        notice(f"{to.path}: left out, because they are more than plain data: {', '.join(names)}")
+        notice(f"{to.path}: left out, because they are not plain data: {', '.join(names)}")
     return document
 
 

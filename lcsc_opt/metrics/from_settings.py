@@ -324,22 +324,24 @@ class ScoreSources:
 
     def _cross_check_reference(self) -> dict[str, Reference]:
         """The reference of the cross-check by its extractor's name; empty, with a notice that says why, without one."""
-        name = self._cross_check
-        if name is None:
+        if self._cross_check is None:
             return {}
-        try:
-            reference = self._built_cross_check(name)
-        except (MetricError, MissingPackageError, OSError, RuntimeError) as error:  # RuntimeError: out of memory
-            reason = str(error).partition("\n")[0]
+        names = [self._cross_check]
+        has_images = any(settings.holds_images for settings in self._references.values())
+        if has_images and CROSS_CHECK not in names:
+            names.append(CROSS_CHECK)  # random convolutions, which need images and no download
+        for name in names:
+            try:
+                return {name: self._built_cross_check(name)}
+            except (MetricError, MissingPackageError, OSError, RuntimeError) as error:  # RuntimeError: out of memory
+                reason = str(error).partition("\n")[0]
             missing = f"{MetricName('fid', name)}, which would confirm a gain in features that the loss does not use"
-            has_images = any(settings.holds_images for settings in self._references.values())
-            if name == CROSS_CHECK or not has_images:
-                notice(f"no cross-check: {missing}, is not measured: {reason}")
-                return {}
-            name = CROSS_CHECK
-            notice(f"cross-check: {missing}, is not measured: {reason}. {MetricName('fid', name)} takes its place")
-            reference = self._built_cross_check(name)
-        return {name: reference}
+            if name == names[-1]:
+                notice(f"no cross-check: {missing}, cannot be measured: {reason}")
+            else:
+                stand_in = MetricName("fid", names[-1])
+                notice(f"cross-check: {missing}, cannot be measured: {reason}. {stand_in} takes its place")
+        return {}
 
     def _built_cross_check(self, name: str) -> Reference:
         """The reference of one cross-check. Raises MetricError and what reading files and networks raises."""

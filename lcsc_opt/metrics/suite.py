@@ -260,12 +260,14 @@ class MetricSuite:
 
     @property
     def _metrics_of_choice(self) -> Sequence[MetricName]:
-        """The cross-check, to the real images that a search sees and, where some choose the answer, to these."""
+        """The cross-check, by the real images that a search sees; and by those that are kept for the choice, if any."""
         seen = self.cross_check_metric
         if seen is None:
             return []
         unseen = MetricName(TO_HELD_OUT.get(seen.formula, seen.formula), seen.extractor)
-        if unseen == seen or self.references[seen.extractor].of_choice.held_out is None:
+        if unseen == seen:  # a formula without a variant for other images
+            return [seen]
+        if self.references[seen.extractor].of_choice.held_out is None:
             return [seen]
         return [seen, unseen]
 

@@ -34,7 +34,8 @@ _Vector = npt.NDArray[np.float64]
 
 NOISE_GROUP = "quadratic"
 _DEFAULT_DIRECTIONS = 80
-_PAIRS = 8  # waves that are probed on both sides, for the size of a curvature
+_PAIRS = 8  # waves that are probed on both sides, for the size of a curvature: a probe has the length 1
+_FEWEST_LOSSES = 9  # whose changes stand in for that size where no wave was probed on both sides
 _FIRST_SHARE = 5  # the first stage gets a fifth of the budget at most, its checks not counted
 _FEWEST_IMAGES = 2  # for a covariance
 _FEWEST_PROBES = 3  # of a first stage with one wave; several workers ask further ones before these are told
@@ -347,7 +348,7 @@ class _LCSCQuadratic(Optimizer):  # type: ignore[misc]
         if stage.prior is not None:
             return True
         sizes = stage.two_sided_changes()
-        if not sizes and len(stage.losses) > _PAIRS:
+        if not sizes and len(stage.losses) >= _FEWEST_LOSSES:
             best_loss = stage.losses[stage.best]
             sizes = [abs(loss - best_loss) for loss in stage.losses]
         if not sizes:

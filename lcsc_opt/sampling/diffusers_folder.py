@@ -152,8 +152,8 @@ def find_model_config(path: Path) -> Path:
         if (folder / "config.json").is_file():
             return folder / "config.json"
     raise ObjectiveError(
-        f"model: {path} holds no config.json, and none in {', '.join(COMPONENTS)}; expected a folder that "
-        "diffusers' save_pretrained wrote, of a model or of a pipeline"
+        f"model: {path} holds no config.json, nor do its subfolders {', '.join(COMPONENTS)}; expected the folder of a "
+        "model or of a pipeline that diffusers' save_pretrained wrote"
     )
 
 

@@ -49,7 +49,7 @@ class DecoderSettings(FrozenModel):
             ObjectiveError: the settings have another number of channels, or there is no autoencoder.
         """
         if not len(self.raw_mean) == len(self.raw_std) == channels:
-            raise ObjectiveError(f"decoder: expected raw_mean and raw_std of {channels} channels")
+            raise ObjectiveError(f"decoder: raw_mean and raw_std need {channels} values each, one for each channel")
         return LatentDecoder(load_autoencoder(context.path(self.autoencoder)), self)
 
 

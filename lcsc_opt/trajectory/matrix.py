@@ -241,7 +241,11 @@ class MatrixWriter:
         changed = [spec for spec in constant if not torch.equal(spec.of_row(row), spec.of_row(last_row))]
         for spec in changed:
             _check_mergeable(spec)
-            _check_finite(spec.of_row(last_row), spec, last.step, manifest.stored)  # infinity was allowed until now
+            if spec.merged and not _is_finite(spec.of_row(last_row).view(spec.torch_dtype)):
+                raise TrajectoryError(  # infinity was allowed until now
+                    f"Tensor {spec.name!r} holds infinity up to step {last.step} and has other values now, so it "
+                    "cannot be merged: pack the checkpoints from before this change, or those after it."
+                )
         return [spec.name for spec in changed]
 
     @contextlib.contextmanager
@@ -302,6 +306,7 @@ def _check_finite(content: Tensor, spec: TensorSpec, step: int, stored: str | No
 
     A constant may hold infinity, as a causal mask does, unless it was rounded: infinity may come from that.
     """
+    # merged is what has a dtype for it; a constant may be among these
     if not spec.merged or _is_finite(content.view(spec.torch_dtype)):
         return
     if not varies and stored is None and not content.view(spec.torch_dtype).isnan().any():

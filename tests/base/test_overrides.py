@@ -35,6 +35,7 @@ def test_a_tilde_removes_a_key(minimal: Path) -> None:
         ("~sedes", "~sedes: there is no key 'sedes'"),
         ("~objective.file.name", "~objective.file.name: there is no key 'name'"),
         ("~", "there is no key ''"),
+        ("~held_out=1", "~held_out=1: expected KEY=VALUE"),
         ("~name", "name"),  # without which there is no study
         ("objective..file=a", "expected KEY=VALUE"),
         ("seeds=[0", "seeds=[0: not valid YAML"),

@@ -201,3 +201,9 @@ def test_a_folder_has_the_database_of_its_study_files(tmp_path: Path) -> None:
     assert storage_of_folder(tmp_path, "second/LCSC/0") == "sqlite:///second.db"
     (tmp_path / "third.yaml").write_text("name: third\nobjective: {file: FILL IN}")
     assert storage_of_folder(tmp_path, "third/LCSC/0") == DEFAULT_STORAGE, "where lcsc run puts it"
+
+
+def test_a_key_that_is_given_twice_is_told_in_one_line_whatever_its_values_are() -> None:
+    with pytest.raises(ValueError, match="duplicate key") as raised:
+        parse_yaml("a: |\n  one\n  two\na: |\n  three\n  four\n")
+    assert "\n" not in str(raised.value)

@@ -246,7 +246,7 @@ def test_a_report_goes_with_a_study_that_is_in_it_and_with_the_last_one_the_expe
     with StoredStudy.open(open_storage(DATABASE, write=True), "tiny/CMA/0").hold():
         assert "still running: tiny/CMA/0" in typed.refused("delete", "tiny", "--yes")
     said = typed("delete", "tiny/LCSC/0", "--yes").err
-    assert "tiny: its report is deleted, too; lcsc run makes another one" in said
+    assert "tiny: its report was deleted, too; lcsc run makes a new one" in said
     only = ["run", "tiny.yaml", "--optimizer", "EMAGrid", "--optimizer", "CMA", "--seed", "0"]
     assert "tiny: The answer is " in typed(*only).err
     assert set(stored("tiny").user_attrs["chosen"]["found"]) == {"tiny/EMAGrid/0", "tiny/CMA/0"}

@@ -61,7 +61,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture
-def begun() -> None:
+def begin_or_continue() -> None:
     save(*STEPS)
     assert lcsc(RUN) == 0
 

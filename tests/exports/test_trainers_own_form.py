@@ -71,7 +71,7 @@ def test_timm_loads_one_and_what_its_file_has_besides_is_named(typed: Typed) -> 
     assert content["state_dict"]["weight"].tolist() == [[2.5] * 4]
     assert Recipe.read(Path("best.pth.tar")).steps == (1, 2, 3, 4)
     said = typed("apply", "uniform", "runs", "-o", "half.pth.tar", "--dtype", "float16").err
-    assert "half.pth.tar: left out, because they are more than plain data: args" in said
+    assert "half.pth.tar: left out, because they are not plain data: args" in said
     assert torch.load("half.pth.tar", weights_only=True).keys() == {"global_step", "arch", "state_dict"}
 
 

@@ -198,7 +198,22 @@ def test_a_report_goes_on_without_a_cross_check_that_cannot_be_computed(
     scores = build_scores(**{**settings, "loss": f"fid@{__name__}:Colors", "reference": str(grey), "weights": {}})
     assert scores.cross_check_metric is None
     [line] = [line for line in capsys.readouterr().err.splitlines() if "cross-check" in line]
-    assert line.endswith("is not measured: no memory")
+    assert line.endswith("cannot be measured: no memory")
+
+
+def test_where_the_features_that_stand_in_cannot_be_made_either_there_is_no_cross_check(
+    settings: Any, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    """It was said that they take the place, and the run ended with their error."""
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: "hub")
+    monkeypatch.setattr(torch.hub, "download_url_to_file", Mock(side_effect=OSError("Network is unreachable")))
+    monkeypatch.setattr(torch.nn.Module, "to", Mock(side_effect=torch.OutOfMemoryError("no memory")))
+    grey = write_folder(Path("grey"), REAL[..., 0])
+    scores = build_scores(**{**settings, "loss": "fid", "reference": str(grey), "weights": {}})
+    assert scores.cross_check_metric is None
+    first, second = [line for line in capsys.readouterr().err.splitlines() if "cross-check" in line]
+    assert first.endswith("fid@cross_check takes its place")
+    assert second.endswith("cannot be measured: no memory")
 
 
 @pytest.mark.parametrize(

@@ -144,7 +144,7 @@ def test_noise_levels_stay_within_what_the_network_knows(folder: Path) -> None:
     [
         ({"network": f"{NETWORKS}:Missing"}, f"network: '{NETWORKS}:Missing' cannot be imported"),
         ({"network": "torch.nn:Conv2d"}, "arguments: torch.nn:Conv2d cannot be made with these"),
-        ({"decoder": {"autoencoder": "vae"}}, "decoder: expected raw_mean and raw_std of 1 channels"),
+        ({"decoder": {"autoencoder": "vae"}}, "decoder: raw_mean and raw_std need 1 values each"),
     ],
 )
 def test_what_does_not_fit_is_one_line(folder: Path, changes: dict[str, Any], message: str) -> None:

@@ -42,9 +42,16 @@ def test_infinity_and_integers_that_stay_are_copied(tmp_path, constant):
     assert merged["w"].tolist() == [1.75, 1.75]
 
 
-@pytest.mark.parametrize("values", [(float("inf"), 1.0), (float("nan"), float("nan"))])
-def test_infinity_that_changes_and_every_nan_are_refused(tmp_path, values):
-    with pytest.raises(TrajectoryError, match="'w' at step 1 holds NaN or infinity"):
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ((float("nan"), float("nan")), "'w' at step 1 holds NaN or infinity"),
+        ((float("inf"), 1.0), "'w' holds infinity up to step 1 and has other values now"),
+        ((float("inf"), float("inf"), 1.0), "'w' holds infinity up to step 2 and has other values now"),
+    ],
+)
+def test_infinity_that_changes_and_every_nan_are_refused(tmp_path, values, said):
+    with pytest.raises(TrajectoryError, match=said):
         packed(tmp_path, *({"w": torch.tensor([value, 2.0])} for value in values))
 
 

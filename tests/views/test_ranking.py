@@ -380,7 +380,7 @@ def test_the_distance_to_unseen_images_stands_beside_that_of_other_real_images()
 
 
 def test_a_reward_that_changed_by_chance_is_said_to_have_done_so() -> None:
-    error = {f"reward{STANDARD_ERROR}": 0.1}
+    error: dict[str, Any] = {f"reward{STANDARD_ERROR}": 0.1}
     had = measured(8.0, name=LAST_CHECKPOINT, fid=8.0, reward=0.7, **error)
     signs = ReportedMetrics(signs={"fid": 1, "reward": -1})
     report = report_of({"digits/LCSC/0": measured(2.0, fid=2.0, reward=0.69, **error)}, had, metrics=signs)
