@@ -13,10 +13,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from lcsc_opt.base.records import ReportedMetrics, SamplerTitle, as_json
-from lcsc_opt.base.study_spec import EMA_GRID, HeldOutSpec
+from lcsc_opt.base.study_spec import HeldOutSpec
 from lcsc_opt.database.measurement import Measurement
 from lcsc_opt.database.metric_rows import MetricRow, directions, metric_rows
-from lcsc_opt.database.names import EMA, split_name
+from lcsc_opt.database.names import BASELINES, EMA, split_name
 
 
 @dataclasses.dataclass(frozen=True)
@@ -141,8 +141,11 @@ class Report:
 
     @property
     def best_found(self) -> Measurement | None:
-        """What has the lowest loss of all that searches found; ``None`` if only averages were tried."""
-        of_searches = [name for study, name in self.found.items() if split_name(study)[1] != EMA_GRID]
+        """What has the lowest loss of all that searches found; ``None`` if only grids were tried.
+
+        What a grid lists, averages and checkpoints, the user had.
+        """
+        of_searches = [name for study, name in self.found.items() if split_name(study)[1] not in BASELINES]
         measured = [model for model in self.models if model.model.name in of_searches]
         return min(measured, key=lambda model: model.loss, default=None)
 

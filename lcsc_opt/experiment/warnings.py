@@ -43,7 +43,8 @@ def warnings_of(
         more = "With more data the error would be smaller, and the search better"
         if not choice.knows_errors:
             more = _MORE_IMAGES if report.parts[0].sampler is not None else _SINGLE_OUTCOMES
-        lines += _why_nothing_found(choice, searches, more)
+        beyond = None if yardstick is None else _about_bound_of_found(report, yardstick)
+        lines += [beyond] if beyond else _why_nothing_found(choice, searches, more)
     if report.is_found and choice.equals:
         lines.append(_about_equals(choice))
     if report.is_found and not refused:
@@ -179,6 +180,28 @@ def _about_penalties(report: Report, yardstick: Yardstick) -> Iterator[str]:
             f"keep: {kept} is beyond its bound ({yardstick.bound_in_words()}) in {in_words([*beyond.values()])}, whose "
             "loss has a penalty for that: compare the other metrics"
         )
+
+
+def _about_bound_of_found(report: Report, yardstick: Yardstick) -> str | None:
+    """That what was found is no answer since a kept metric is beyond its bound; ``None`` if it is not, or was found
+    to be no better without the penalty either.
+    """
+    found, kept = report.best_found, yardstick.kept
+    if found is None or kept is None:
+        return None
+    value, of_answer = found.value(kept), report.of_answer.value(kept)
+    if value is None or of_answer is None or yardstick.excess(value) <= 0:
+        return None
+    plain = found.loss - yardstick.penalty(value)
+    plain_of_answer = report.of_answer.loss - yardstick.penalty(of_answer)
+    if plain >= plain_of_answer:
+        return None
+    return (
+        f"{found.model.title} is not the answer because of keep: {kept} is {value:.4g} there, beyond its bound "
+        f"({yardstick.bound_in_words()}), which adds a penalty to the loss; without it, the loss is {plain:.4g}, the "
+        f"answer's {plain_of_answer:.4g}. A search weighs the bound more the longer it goes on: continue it, or begin "
+        "a new one from a model within the bound"
+    )
 
 
 def _in_another_sampler(report: Report, best: Model) -> Iterator[str]:

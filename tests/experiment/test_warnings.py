@@ -160,6 +160,21 @@ def test_a_gain_that_turns_in_another_sampler_is_a_warning() -> None:
     assert warned(alike) == ""
 
 
+@pytest.mark.parametrize(("of_found", "loss", "is_said"), [(0.71, 1.25, True), (0.71, 1.9, False), (0.78, 1.25, False)])
+def test_what_a_kept_metric_alone_refuses_is_said_with_both_losses_without_penalty(
+    of_found: float, loss: float, is_said: bool
+) -> None:
+    """ "No search was better than EMA*" stood beside a model whose every distance had fallen to a third."""
+    bounded = Yardstick({}, kept="reward", sign=-1, bound=0.772)
+    last = measured(1.0, name="last checkpoint", fid=145.0, reward=0.771)
+    found = {SEARCH: measured(loss, fid=49.0, reward=of_found)}
+    made = report_of(found, last, answer="last checkpoint", metrics=ReportedMetrics(signs={"fid": 1, "reward": -1}))
+    said = warned(made, [searched(0.98, optimizer="EMAGrid"), searched(1.13)], yardstick=bounded)
+    assert ("is not the answer because of keep: reward is 0.71 there, beyond its bound (0.772)" in said) == is_said
+    assert ("without it, the loss is 0.4469, the answer's 0.987." in said) == is_said
+    assert ("no search was better than EMA*" in said) != is_said
+
+
 @pytest.mark.parametrize(("bound", "is_beyond"), [(0.5, False), (0.61, True)])
 def test_a_penalty_in_the_loss_of_what_the_user_had_is_said(bound: float, is_beyond: bool) -> None:
     """EMA* had a loss of 6.2, of which 5.2 were for a reward below its limit, and "98 % below EMA*" stood there."""

@@ -10,7 +10,7 @@ import pytest
 from lcsc_opt.database.connection import open_storage
 from lcsc_opt.database.names import LAST_CHECKPOINT
 from lcsc_opt.views.artifacts import SAMPLES, StoredImage, artifact_directory
-from lcsc_opt.views.pictures import pair_of
+from lcsc_opt.views.pictures import pair_of, pictured
 from tests.history_examples import measured, report_of
 from tests.study_examples import PNG, attach, write_experiment, write_images
 
@@ -74,3 +74,17 @@ def test_artifacts_lie_next_to_an_sqlite_file() -> None:
     assert {artifact_directory(url) for url in ("sqlite://", "postgresql://me@host/studies")} == {
         Path("lcsc.artifacts")
     }
+
+
+def test_the_best_of_a_grid_is_nothing_that_a_search_found() -> None:
+    """A report showed the same epoch twice, as the answer and as "the best that was found, not the answer"."""
+    found = {"digits/Grid/0": measured(1.0, fid=145.0, trial=15), "digits/LCSC/0": measured(1.3, fid=49.0)}
+    last = measured(1.0, name="last checkpoint", fid=145.0)
+    report = report_of(found, last, answer="last checkpoint")
+    assert {role: one.model.name for role, one in pictured(report).items()} == {
+        "answer": "last checkpoint",
+        "found": "LCSC, trial 0",
+    }
+    assert list(pictured(report_of({"digits/Grid/0": found["digits/Grid/0"]}, last, answer="last checkpoint"))) == [
+        "answer"
+    ]
