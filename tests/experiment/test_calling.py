@@ -112,8 +112,8 @@ def test_a_call_says_why_each_search_ended_as_the_command_line_does(
     result = search(states(), **functions)
     said = capsys.readouterr().err
     assert (
-        f"lcsc: tried/LCSCGradient/0: best {result.studies[1].searched:.4g} after 4 evaluations; cut by its budget"
-        in said
+        f"lcsc: tried/LCSCGradient/0: best {result.studies[1].searched:.4g} after 4 evaluations; cut by its budget "
+        "after 1 step, where a first round has 60" in said
     )
     assert "lcsc: tried: The answer is" in said
     search(states(), **functions)

@@ -52,6 +52,15 @@ def test_the_last_check_counts_of_a_search_by_gradients_also_if_its_first_trial_
     assert "have brought nothing that is certain" in said
 
 
+def test_a_search_that_was_cut_within_its_first_round_says_so() -> None:
+    """Nobody knew whether 26 evaluations could suffice."""
+    steps = trials([1.0, 0.5, 0.4], error=0.1)
+    said = how_it_ended(steps, by_itself=False, patience=None, round_steps=60)
+    assert said == "cut by its budget after 3 steps, where a first round has 60 if the budget allows so many"
+    longer = trials([*[1.0] * 40, *[0.5] * 20], error=1e-4)
+    assert "steps, where" not in how_it_ended(longer, by_itself=False, patience=None, round_steps=60)
+
+
 def test_one_that_has_ended_says_so() -> None:
     by_error = how_it_ended(trials([0.9294, 0.8823], error=0.1), by_itself=True, patience=None)
     assert by_error.endswith("a round of shorter steps gained no more than its error, or 1 % of the whole gain")
