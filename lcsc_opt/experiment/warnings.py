@@ -183,9 +183,7 @@ def _about_penalties(report: Report, yardstick: Yardstick) -> Iterator[str]:
 
 
 def _about_bound_of_found(report: Report, yardstick: Yardstick) -> str | None:
-    """That what was found is no answer since a kept metric is beyond its bound; ``None`` if it is not, or was found
-    to be no better without the penalty either.
-    """
+    """That the best that was found is no answer only because of a kept metric beyond its bound; else ``None``."""
     found, kept = report.best_found, yardstick.kept
     if found is None or kept is None:
         return None

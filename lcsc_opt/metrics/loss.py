@@ -170,13 +170,8 @@ class Loss:
         if self.has_units:
             _check_units({str(metric): metrics[str(metric)] for metric in self.of_fdr})
             _check_not_zero({str(metric): metrics[str(metric)] for metric in self.weights})
-        shrunk = {
-            metric.extractor: str(to_shrunk)
-            for metric, to_shrunk in zip(
-                self.weights, self.shrunk({metric.extractor for metric in self.weights}).weights, strict=True
-            )
-            if str(to_shrunk) in measured
-        }
+        of_shrunk = self.shrunk({metric.extractor for metric in self.weights}).weights
+        shrunk = {metric.extractor: str(metric) for metric in of_shrunk if str(metric) in measured}
         metrics |= {name: measured[name] for name in shrunk.values()}
         if self.keep is None:
             return Yardstick(metrics)

@@ -162,8 +162,9 @@ def differences(
     """
     before_inputs, now_inputs = inputs_before or {}, inputs_now or {}
     differ = {name for name in {*before, *now} if before.get(name) != now.get(name)}
-    # a value that became a mapping, or the other way round, is one difference
-    inside = {name for name in differ if any(name.startswith(f"{other}.") for other in differ)}
+    # a setting that became a mapping, or the other way round, is one difference; modules have dots in their names, too
+    settings = {name for name in differ if not name.startswith(_CODE)}
+    inside = {name for name in settings if any(name.startswith(f"{other}.") for other in settings)}
     names = [*(differ - inside)]
     # what was read first: what an objective says of itself often follows from it
     names.sort(key=lambda name: (name not in now_inputs and name not in before_inputs, name))

@@ -118,6 +118,7 @@ def test_a_value_that_becomes_a_mapping_is_one_difference() -> None:
     said = ['keep was "reward", is now {"reward": 0.82}', "keeper was 1, is now 2"]
     assert differences(one, other) == said
     assert differences(other, one)[0] == 'keep was {"reward": 0.82}, is now "reward"'
+    assert differences({"code a": 1, "code a.b": 1}, {"code a": 2, "code a.b": 2}) == ["a, a.b changed"]
 
 
 def test_a_further_metric_makes_nothing_else_another_measurement() -> None:
