@@ -64,7 +64,7 @@ def what_goes_on(storage: RDBStorage, studies: Sequence[str], how_to_continue: H
     """Whether searches have ended by themselves or were cut, when, and what would go on, with its time.
 
     ``Every search has ended by itself.``; or ``LCSC was cut after 9 evaluations: lcsc run digits/LCSC/0 --budget 18``
-    ``goes on (about 2 min).`` A search that a callback stopped says nothing.
+    ``goes on (as much again, about 2 min).`` A search that a callback stopped says nothing.
     """
     stored = {study: StoredStudy.open(storage, study) for study in studies}
     attributes = {study: one.attributes for study, one in stored.items()}
@@ -81,7 +81,7 @@ def what_goes_on(storage: RDBStorage, studies: Sequence[str], how_to_continue: H
         more = f"{2 * budget.total} s" if budget.seconds is not None else str(2 * budget.total)
         parts.append(
             f"{name_of_search(study)} was cut after {_evaluations(summary.evaluations)}: "
-            f"{how_to_continue(study, more)} goes on (about {_duration(summary.cost.seconds)} more)"
+            f"{how_to_continue(study, more)} goes on (as much again, about {_duration(summary.cost.seconds)})"
         )
         if ended[study].get("stalled"):
             parts[-1] += ", and may bring little, since its last evaluations have not"

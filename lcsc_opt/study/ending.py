@@ -19,7 +19,7 @@ BROUGHT_NOTHING = "have brought nothing that is certain"  # of the last evaluati
 def how_it_ended(
     trials: Sequence[FrozenTrial], *, by_itself: bool, patience: int | None, round_steps: int | None = None
 ) -> str:
-    """``cut by its budget, still improving: 20 more evaluations have brought 2.1 %``, or that it has ended.
+    """``cut by its budget, still improving: 20 more evaluations have improved it by 2.1 %``, or that it has ended.
 
     Args:
         trials: of the search, with losses as values.
@@ -53,7 +53,7 @@ def how_it_ended(
         return f"{cut}; the last {RECENT} evaluations have brought less than 1 % of the whole gain"
     percent = f"{100 * gain / abs(before.value or 1.0):.2g} %"
     evaluations = trials[-1].number - before.number
-    return f"{cut}, still improving: {evaluations} more evaluations have brought {percent}"
+    return f"{cut}, still improving: {evaluations} more evaluations have improved it by {percent}"
 
 
 def _best(trials: Sequence[FrozenTrial]) -> FrozenTrial:
