@@ -119,7 +119,9 @@ def test_steps_and_sign_never_change_also_before_any_trial_has_a_loss(
 
 def test_the_last_line_says_what_was_cut_and_the_command_that_goes_on(typed: Typed) -> None:
     said = typed("run", "shifted.yaml", "budget.evaluations=12").err
-    goes_on = "LCSC was cut after 12 evaluations: lcsc run shifted/LCSC/0 --budget 24 goes on (as much again, about 1.2 s)."
+    goes_on = (
+        "LCSC was cut after 12 evaluations: lcsc run shifted/LCSC/0 --budget 24 goes on (as much again, about 1.2 s)."
+    )
     assert f"shifted: {goes_on}" in said
     assert "EMAGrid was cut" not in said, "a grid that is through has nothing to go on with"
     continued = typed("run", "shifted/LCSC/0", "--budget", "24").err
@@ -139,7 +141,10 @@ def test_a_search_whose_last_evaluations_brought_nothing_is_not_praised_for_goin
 def test_a_run_from_python_says_which_call_goes_on(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     lcsc_opt.run("shifted.yaml", optimizers="LCSC", budget=12)
     said = capsys.readouterr().err
-    assert "lcsc: shifted: LCSC was cut after 12 evaluations: the same call with budget=24 goes on (as much again, about " in said
+    assert (
+        "lcsc: shifted: LCSC was cut after 12 evaluations: the same call with budget=24 goes on (as much again, about "
+        in said
+    )
     lcsc_opt.run("shifted.yaml", optimizers="LCSC", budget=24)
     assert "LCSC was cut after 24 evaluations" in capsys.readouterr().err
 

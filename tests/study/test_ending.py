@@ -37,7 +37,9 @@ def test_a_search_that_was_cut_while_it_gained_says_what_the_last_evaluations_ha
     assert "still improving: 39 more evaluations have improved it by 10 %" in ended([*[1.0] * 20, *[0.9] * 20])
     assert "have brought nothing that is certain" in ended([*[1.0] * 20, *[1.1] * 20])
     assert "have brought nothing that is certain" in ended([*[1.0] * 20, *[0.9] * 20], error=1.0)
-    assert "still improving: 20 more evaluations have improved it by 10 %" in ended([*[1.0] * 20, *[0.9] * 20], error=1e-4)
+    assert "still improving: 20 more evaluations have improved it by 10 %" in ended(
+        [*[1.0] * 20, *[0.9] * 20], error=1e-4
+    )
     assert "have brought less than 1 % of the whole gain" in ended([9.0, *[1.0] * 20, *[0.95] * 20])
     assert ended([1.0, 0.5]) == "cut by its budget"
 
