@@ -358,8 +358,10 @@ def _others(report: Report, part: int, *, but: Sequence[str | None]) -> list[Mea
 
 
 def _real_images(report: Report) -> str:
-    """The title of their values, with how many they are: distances of fewer images are larger."""
-    return f"real images ({report.metrics.real_count:,})"
+    """The title of their values, with how many they are: distances of fewer images than the models have are larger."""
+    count = report.metrics.real_count
+    only = "only " if count < report.parts[0].models[0].images else ""
+    return f"real images ({only}{count:,})"
 
 
 def with_arrow(metric: str, sign: int | None) -> str:

@@ -13,7 +13,7 @@ from lcsc_opt.base.jackknife import GROUPS, half_width, standard_error
 from lcsc_opt.base.records import STANDARD_ERROR, ReportedMetrics, Yardstick
 from lcsc_opt.database.arrays import stored_array
 from lcsc_opt.database.names import EMA, LAST_CHECKPOINT, split_name
-from lcsc_opt.database.report import Report
+from lcsc_opt.database.report import Part, Report
 from lcsc_opt.views import unbroken
 from lcsc_opt.views.ranking import Row, ranking
 from lcsc_opt.views.tables import BEYOND, WITHOUT_PENALTY, comparison_rows, comparison_tables, grid_table, report_tables
@@ -105,6 +105,11 @@ def test_a_comparison_begins_with_the_answer_and_has_what_judges_it_precision_an
         ["last checkpoint", "9.5", "0.5", "4", "3"],
         ["real images (400)", "–", "0.9", "–", "1"],
     ]
+    of_more = dataclasses.replace(report.parts[0].models[0], images=2000)
+    [table] = comparison_tables(
+        rows_of(dataclasses.replace(report, parts=(Part(None, (of_more, *report.parts[0].models[1:])),)))
+    )
+    assert table.rows[-1][0] == "real images (only 400)", "whose distance is larger than that of more would be"
     [everything] = comparison_tables(rows_of(report), all_metrics=True)
     assert {*everything.header} - {*table.header} == {"kid ↓"}
     assert comparison_tables(rows_of(report_of({"digits/LCSC/0": measured(2.0)}))) == []
