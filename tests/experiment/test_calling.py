@@ -142,7 +142,7 @@ def test_a_call_says_what_a_budget_has_cut_and_which_call_goes_on(
     search(states(), **functions, optimizers="LCSC", storage=storage, budget=budget)
     said = capsys.readouterr().err
     assert "lcsc: tried: LCSC was cut after " in said
-    assert f": {again} (about " in said
+    assert f": {again} (as much again, about " in said
 
 
 @pytest.mark.parametrize(

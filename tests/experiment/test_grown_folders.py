@@ -61,7 +61,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture
-def begin_or_continue() -> None:
+def begun() -> None:
     save(*STEPS)
     assert lcsc(RUN) == 0
 
