@@ -59,6 +59,11 @@ class MetricRow:
         """Whether a gain of the loss has to show in it: FID in features, or to real images, that no search saw."""
         return self.cross_check or (self.tells and _is_to_held_out(self.metric))
 
+    @property
+    def gain_may_be_chance(self) -> bool:
+        """Whether zero lies in the interval of the gain; ``False`` where that is not known."""
+        return self.gain_interval is not None and self.gain_interval[0] <= 0 <= self.gain_interval[1]
+
     def misses(self, bound: float) -> bool:
         """Whether the whole interval is worse than ``bound``; if that is not known, the value.
 

@@ -95,7 +95,7 @@ def _about_lower(report: Report, choice: Choice) -> Iterator[str]:
         if not is_ahead or choice.losses[name] <= choice.losses[report.answer]:
             continue
         chance = ""
-        if loss.gain_interval is not None and loss.gain_interval[0] <= 0:
+        if loss.gain_may_be_chance:
             chance = ", which may be chance"
         where_chosen = [f"{report.sign * choice.losses[one]:.4g}" for one in (name, report.answer)]
         yield (

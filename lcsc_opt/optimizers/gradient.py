@@ -440,6 +440,12 @@ class LCSCGradient(ConfiguredOptimizer):  # type: ignore[misc]
     ) -> None:
         super().__init__(_LCSCGradient, locals(), as_config=True)
 
+    @property
+    def round_steps(self) -> int:
+        """How many steps the first round has, if the budget allows so many."""
+        steps: int = self.config()["steps"]
+        return steps
+
     def steps_of_check(self, check_images: int) -> tuple[float, int]:
         """How many steps come before a check of so many images, in the mean, and how many images each has.
 

@@ -105,6 +105,11 @@ class Configured:
         steps: tuple[float, int] = says(check_images)
         return steps
 
+    @property
+    def round_steps(self) -> int | None:
+        """How many steps its first round has, if the budget allows so many; ``None`` of optimizers without rounds."""
+        return getattr(self.build, "round_steps", None)
+
 
 def configure(spec: OptimizerSpec) -> Configured:
     """The optimizer of a specification, with its options.

@@ -27,7 +27,6 @@ from lcsc_opt.database.store import StoredStudy
 from lcsc_opt.evaluation.pool import WorkerPool
 from lcsc_opt.evaluation.workers import evaluator_of
 from lcsc_opt.optimizers.driver import Driver
-from lcsc_opt.optimizers.gradient import LCSCGradient
 from lcsc_opt.optimizers.registry import OURS
 from lcsc_opt.study.ending import BROUGHT_NOTHING, how_it_ended
 from lcsc_opt.study.loop import Loop, TrialCallback
@@ -194,9 +193,12 @@ class Search:
             patience = self.spec.budget.patience
             ended["patience"] = patience
         if not self.spec.is_grid:
-            build = self._plan.optimizer.build
-            steps = build.config()["steps"] if isinstance(build, LCSCGradient) else None
-            how = how_it_ended(self.stored.trials(), by_itself=exhausted, patience=patience, round_steps=steps)
+            how = how_it_ended(
+                self.stored.trials(),
+                by_itself=exhausted,
+                patience=patience,
+                round_steps=self._plan.optimizer.round_steps,
+            )
             ended |= {"how": how, "stalled": how.endswith(BROUGHT_NOTHING)}
         elif not exhausted:
             ended["how"] = f"cut by its budget: {loop.told} of {self._plan.grid_size} models"

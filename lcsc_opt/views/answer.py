@@ -153,7 +153,7 @@ def _unseen(report: Report, best: Measurement, metric: str) -> str:
         return ""
     chance = ""
     compared = _compared(row.value, row.baseline, 1)
-    if row.gain_interval is not None and row.gain_interval[0] <= 0 <= row.gain_interval[1] and "%" in compared:
+    if row.gain_may_be_chance and "%" in compared:
         chance = ", perhaps by chance"
     floor = ""
     if row.real_halves is not None:
@@ -204,9 +204,7 @@ def change(row: MetricRow) -> str:
 
 def _changed_reward(row: MetricRow) -> str:
     """As :func:`change`, and whether that is more than chance."""
-    interval = row.gain_interval
-    is_chance = interval is not None and interval[0] <= 0 <= interval[1]
-    return f"{change(row)} (no certain change)" if is_chance else change(row)
+    return f"{change(row)} (no certain change)" if row.gain_may_be_chance else change(row)
 
 
 def value_of(report: Report, measured: Measurement, metric: str) -> float:

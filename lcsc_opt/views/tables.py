@@ -68,25 +68,25 @@ def grid_table(reader: HistoryReader, study: Standing) -> Table | None:
         return None
     metrics = [name for name in trials[0].user_attrs["metrics"] if not name.endswith(STANDARD_ERROR)]
     best = evaluation_of(trials[0])
-    kept = None if study.yardstick is None else study.yardstick.kept
+    yardstick = study.yardstick
+    header = ["model", study.metric, "behind the best [95 %]"]
+    if yardstick is not None and yardstick.kept is not None:
+        header.append(WITHOUT_PENALTY)
     rows = []
     for trial in trials:
         evaluation = evaluation_of(trial)
         name = study.average_name(coefficients_of(trial)) or f"trial {trial.number}"
         behind = UNKNOWN if trial is trials[0] else _behind(evaluation, best)
-        texts = [number(evaluation.metrics.get(metric)) for metric in metrics]
-        for index, metric in enumerate(metrics):
-            texts[index] += _beyond(evaluation, metric, study.yardstick)
-        if study.yardstick is not None and kept is not None:
-            plain = evaluation.loss - study.yardstick.penalty(evaluation.metrics[kept])
-            texts.insert(0, number(as_known(plain, study.sign)))
-        rows.append([name, number(as_known(trial.value, study.sign)), behind, *texts])
+        cells = [name, number(as_known(trial.value, study.sign)), behind]
+        if yardstick is not None and yardstick.kept is not None:
+            plain = evaluation.loss - yardstick.penalty(evaluation.metrics[yardstick.kept])
+            cells.append(number(as_known(plain, study.sign)))
+        texts = [number(evaluation.metrics.get(metric)) + _beyond(evaluation, metric, yardstick) for metric in metrics]
+        rows.append([*cells, *texts])
     title = "As searched, the best first"
     if any(BEYOND in cell for row in rows for cell in row):
         title += "; beyond its bound, a kept metric adds a penalty to the loss"
-    further = metrics if kept is None else [WITHOUT_PENALTY, *metrics]
-    header = ("model", study.metric, "behind the best [95 %]", *further)
-    return Table(header, rows, title, optional=metrics)
+    return Table((*header, *metrics), rows, title, optional=metrics)
 
 
 def _behind(evaluation: Evaluation, best: Evaluation) -> str:
@@ -255,8 +255,8 @@ def answers_table(reports: Mapping[str, Report]) -> Table:
         if any({first, experiment} <= set(experiments) for experiments in measured_by.values()):
             of_both = metric_rows(report.of_answer, base.of_answer, reported=report.metrics, sign=report.sign)
             gains = _by_metric(report, of_both)
-            title = _title(report.parts[0])
-            lines.append([experiment, f"gain over {first}'s answer", title, *(_gain(gains[one]) for one in metrics)])
+            texts = [_gain(gains[metric]) for metric in metrics]
+            lines.append([experiment, f"gain over {first}'s answer", _title(report.parts[0]), *texts])
     headers = [with_arrow(metric, answers[0][metric].sign) for metric in metrics]
     if len(titles) > 1:
         return Table(("experiment", "model", "measured", *headers), lines, text=3, optional=headers)
