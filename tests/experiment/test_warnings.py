@@ -190,6 +190,10 @@ def test_a_penalty_in_the_loss_of_what_the_user_had_is_said(bound: float, is_bey
     uncertain = report({"fid": 2.5, "precision": 0.65, **error}, {"fid": 28.0, "precision": 0.60, **error})
     said = warned(uncertain, yardstick=Yardstick({}, kept="precision", sign=-1, bound=bound))
     assert ("in the last checkpoint (precision 0.6, perhaps by chance), whose" in said) == is_beyond
+    last, same = (measured(28.0, name=name, fid=28.0, precision=0.6) for name in ("last checkpoint", "EMA*"))
+    twice = report_of({SEARCH: measured(2.5, fid=2.5, precision=0.65)}, last, same, metrics=METRICS)
+    said = warned(twice, yardstick=Yardstick({}, kept="precision", sign=-1, bound=bound))
+    assert said.count("precision 0.6)") == is_beyond, "one model, whatever it is called"
 
 
 @pytest.mark.parametrize(("images", "held"), [(5000, False), (500, True)])
