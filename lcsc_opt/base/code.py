@@ -62,7 +62,7 @@ def local_code(sources: Mapping[str, Path]) -> dict[str, str]:
     Returns:
         Name → :attr:`CodeFile.sha256`, sorted by name.
     """
-    return {name: source.sha256 for name, source in sorted(local_sources(sources).items())}
+    return {name: source.sha256 for name, source in sorted(_local_sources(sources).items())}
 
 
 def code_of_settings(path: Path, settings: Mapping[str, Any]) -> dict[str, CodeFile]:
@@ -77,7 +77,7 @@ def code_of_settings(path: Path, settings: Mapping[str, Any]) -> dict[str, CodeF
         file = module_file(module)
         if file is not None:
             sources[module] = file
-    return local_sources(sources)
+    return _local_sources(sources)
 
 
 def _modules_in(settings: Mapping[str, Any]) -> list[str]:
@@ -97,7 +97,7 @@ def code_reached(code: Mapping[str, CodeFile], file: str, settings: Mapping[str,
     return _closure({file, *_modules_in(settings)} & code.keys(), code).keys()
 
 
-def local_sources(sources: Mapping[str, Path]) -> dict[str, CodeFile]:
+def _local_sources(sources: Mapping[str, Path]) -> dict[str, CodeFile]:
     """The user's own files, and all local modules that they import, in no particular order.
 
     A file that cannot be read, or is not Python, is left out.
@@ -109,7 +109,7 @@ def local_sources(sources: Mapping[str, Path]) -> dict[str, CodeFile]:
     waiting = dict(sources)
     while waiting:
         name, path = waiting.popitem()
-        if name in visited or not is_local(path):
+        if name in visited or not _is_local(path):
             continue
         try:
             content = path.read_bytes()
@@ -124,7 +124,7 @@ def local_sources(sources: Mapping[str, Path]) -> dict[str, CodeFile]:
     return visited
 
 
-def is_local(path: Path) -> bool:
+def _is_local(path: Path) -> bool:
     """Whether a file is the user's own: not of Python, of an installed package or of this library."""
     resolved = path.resolve()
     return _NOT_LOCAL.isdisjoint(resolved.parents) and _INSTALLED.isdisjoint(resolved.parts)
@@ -257,7 +257,7 @@ def forget_changed_modules(sources: Mapping[str, Path]) -> str:
         A digest of all that code.
     """
     importlib.invalidate_caches()  # else Python may miss a module that was written a moment ago
-    all_sources = local_sources(sources)
+    all_sources = _local_sources(sources)
     for name, source in all_sources.items():
         if name == "__main__" or source.path != module_file(name):  # the script, and files that no module imports
             continue

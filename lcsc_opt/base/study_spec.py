@@ -38,7 +38,7 @@ Name = Annotated[str, pydantic.StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-
 EXPERIMENT = re.compile(r"[^\W_][\w.-]*")
 
 
-def check_experiment(name: str) -> str:
+def _check_experiment(name: str) -> str:
     """Return the name of an experiment, which names its studies and files, if it is allowed.
 
     Raises:
@@ -57,7 +57,7 @@ def experiment_name(text: str) -> str:
     return re.sub(r"[^\w.-]+", "-", text).strip("._-")[:100]
 
 
-Experiment = Annotated[str, pydantic.AfterValidator(check_experiment)]
+Experiment = Annotated[str, pydantic.AfterValidator(_check_experiment)]
 """The name of an experiment."""
 
 
@@ -192,7 +192,7 @@ class BudgetSpec(FrozenModel):
     def _read(cls, value: Any, parse: Callable[[Any], BudgetSpec]) -> BudgetSpec:
         """Read the short forms, refuse a number alone, which has no unit, and what has several units or none."""
         if isinstance(value, (str, datetime.timedelta)):
-            value = {"seconds": seconds_of(value)}
+            value = {"seconds": _seconds_of(value)}
         expected = "expected one unit, as in {evaluations: 100}, {images: 50000} or 5 min, got"
         if isinstance(value, int):
             raise ValueError(f"{expected} {value}")  # noqa: TRY004 - the error that pydantic reports
@@ -244,7 +244,7 @@ class BudgetSpec(FrozenModel):
         return f"{self.total:,} {self.unit}"
 
 
-def seconds_of(duration: str | datetime.timedelta) -> float:
+def _seconds_of(duration: str | datetime.timedelta) -> float:
     """A time, also as people write it, such as ``5 min``, in seconds.
 
     Raises:

@@ -113,7 +113,7 @@ class Container:
         In ``state.ema.net`` that is 1; without such a name, all parts but the last count.
         """
         parts = self.key.split(".")
-        return next((place for place, part in enumerate(parts) if word_of(part) is not None), len(parts) - 1)
+        return next((place for place, part in enumerate(parts) if _word_of(part) is not None), len(parts) - 1)
 
     @property
     def is_companion(self) -> bool:
@@ -139,7 +139,7 @@ class Container:
     @property
     def is_no_average(self) -> bool:
         """Whether it is called an average and is none: no weights in the file have its names."""
-        return self.role is Role.OTHER and word_of(self.key) is Role.AVERAGE
+        return self.role is Role.OTHER and _word_of(self.key) is Role.AVERAGE
 
     @property
     def is_rate(self) -> bool:
@@ -167,7 +167,7 @@ class Inventory:
     @property
     def entries(self) -> Mapping[Any, Any]:
         """The outermost entries of the file; empty if it is no dict."""
-        return entries_of(self.content) or {}
+        return _entries_of(self.content) or {}
 
     def guess(self) -> str:
         """The key of the state dict: of the only average, else of the only weights, among the outermost containers.
@@ -213,7 +213,7 @@ class Inventory:
             chosen = [container for container in sampled_with if container.role is Role.WEIGHTS] or [self._mixed_root]
         if chosen:
             return chosen
-        if not isinstance(self.content, (list, tuple)) and entries_of(self.content) is None:
+        if not isinstance(self.content, (list, tuple)) and _entries_of(self.content) is None:
             raise TrajectoryError(f"holds {kind(self.content)}, not a state dict: save model.state_dict().")
         names = _listed(self.entries) or "nothing"
         raise TrajectoryError(f"holds no state dict in a usual place: choose one ({CHOOSE}); it has {names}.")
@@ -292,7 +292,7 @@ class Inventory:
         beside = []
         for container in self.containers:
             is_chosen_entry = container.key.partition(".")[0] == key.partition(".")[0]
-            is_unnamed_network = container.is_module and word_of(container.key) is None
+            is_unnamed_network = container.is_module and _word_of(container.key) is None
             if not container.is_offered or is_chosen_entry or is_unnamed_network:
                 continue
             offered = container.key
@@ -368,7 +368,7 @@ class Inventory:
             if not pending:
                 return
             part = pending.popleft()
-            entries: Mapping[Any, Any] = entries_of(part.value) or {}
+            entries: Mapping[Any, Any] = _entries_of(part.value) or {}
             state_dict = _whole(part.key, part.value, entries)
             if state_dict is not None:
                 for container in _split(state_dict):
@@ -387,7 +387,7 @@ class Inventory:
                 part = part._replace(is_in_state=True)
             first = dict(itertools.islice(entries.items(), _MAX_SAMPLED))
             # a single number, such as a step, is a tensor too, and makes no state dict
-            has_tensors = any(is_any_tensor(entry) and getattr(entry, "shape", True) for entry in first.values())
+            has_tensors = any(_is_any_tensor(entry) and getattr(entry, "shape", True) for entry in first.values())
             if has_tensors and state_dict is None and not part.is_in_state:
                 mixed = Container(part.key, entries)
                 if part.key:
@@ -408,7 +408,7 @@ class _Part(NamedTuple):
 
     def completed(self, container: Container) -> Container:
         """A container that was found here, with what is known of it."""
-        container.rate = _rate_beside(entries_of(self.value) or {}) or self.rate
+        container.rate = _rate_beside(_entries_of(self.value) or {}) or self.rate
         container.is_in_state = self.is_in_state
         container.inside = self.inside
         return container
@@ -427,7 +427,7 @@ class _Part(NamedTuple):
             key = f"{self.key}.{name}".lstrip(".")
             its_rate = _rate_in(str(name)) or rate
             inner = _Part(key, entry, its_rate, self.is_in_state or is_state, whole or self.inside)
-            if isinstance(entry, (list, tuple)) and not all(map(is_any_tensor, entry[:_MAX_ELEMENTS])):
+            if isinstance(entry, (list, tuple)) and not all(map(_is_any_tensor, entry[:_MAX_ELEMENTS])):
                 same = next((each for each in rates if isinstance(each, (list, tuple)) and len(each) == len(entry)), ())
                 for index, (element, number) in enumerate(itertools.zip_longest(entry[:_MAX_ELEMENTS], same)):
                     if isinstance(element, (dict, list, tuple, Record)):
@@ -440,7 +440,7 @@ class _Part(NamedTuple):
         """Averages that an optimizer keeps for each parameter (``state.0.ax`` of ASGD): a list for each such name."""
         columns: dict[str, list[Any]] = {}
         for of_parameter in itertools.islice(state.values(), _MAX_SAMPLED):
-            for name, value in (entries_of(of_parameter) or {}).items():
+            for name, value in (_entries_of(of_parameter) or {}).items():
                 is_average_of_weights = isinstance(name, str) and _OF_OPTIMIZER.fullmatch(name) is not None
                 if is_average_of_weights and is_tensor(value) and value.shape:
                     columns.setdefault(name, []).append(value)
@@ -453,7 +453,7 @@ class _Part(NamedTuple):
 def _has_parts(whole: Container, entries: Mapping[Any, Any]) -> bool:
     """Whether the parts of what is called an average may be averages themselves, as under their rates."""
     parts = [entry for entry in entries.values() if isinstance(entry, (dict, Record))]
-    return word_of(whole.key) is Role.AVERAGE and len(parts) > 1 and not whole.is_module and not whole.is_shadow
+    return _word_of(whole.key) is Role.AVERAGE and len(parts) > 1 and not whole.is_module and not whole.is_shadow
 
 
 def _rate_in(name: str) -> str:
@@ -485,7 +485,7 @@ def is_average(key: str) -> bool:
     return any(_AVERAGE.fullmatch(part) for part in key.split("."))
 
 
-def word_of(key: str) -> Role | None:
+def _word_of(key: str) -> Role | None:
     """What the words of a key say that it holds; ``None`` if they say nothing."""
     parts = key.split(".")
     if is_average(key) or any(_OTHER_AVERAGE.fullmatch(part) for part in parts) or parts[-1] == _SHADOW:
@@ -495,7 +495,7 @@ def word_of(key: str) -> Role | None:
     return None
 
 
-def entries_of(value: Any) -> Mapping[Any, Any] | None:
+def _entries_of(value: Any) -> Mapping[Any, Any] | None:
     """The entries of a dict, or of an object: its items, or its attributes; ``None`` for anything else."""
     if isinstance(value, Record):
         value = value.state if value.items is None else value.items
@@ -504,7 +504,7 @@ def entries_of(value: Any) -> Mapping[Any, Any] | None:
     return None
 
 
-def is_any_tensor(value: Any) -> bool:
+def _is_any_tensor(value: Any) -> bool:
     """Whether it is a tensor, also one that cannot be read."""
     return is_tensor(value) or bool(other_tensor(value))
 
@@ -513,7 +513,7 @@ def _is_ddim_list(value: Any) -> bool:
     """Whether this is a checkpoint of DDIM's code: a list of ``_DDIM_LIST``, of which the average may lack."""
     if not isinstance(value, list) or len(value) not in (4, 5):
         return False
-    optimizer = entries_of(value[1]) or {}
+    optimizer = _entries_of(value[1]) or {}
     return "param_groups" in optimizer and bool(_parts(value[0]))
 
 
@@ -523,7 +523,7 @@ def _parts(value: object) -> Mapping[Any, Any] | None:
         return {str(index): part for index, part in enumerate(value)}
     if is_module(value):
         return module_weights(value)
-    entries = entries_of(value)
+    entries = _entries_of(value)
     if entries is None:
         return None
     # numbers, such as rates, are keys, too
@@ -554,7 +554,7 @@ def _listed(parts: Mapping[Any, Any]) -> str:
 
 def _without_extra_states(parts: Mapping[Any, Any]) -> Mapping[Any, Any]:
     """Without what modules keep beside their weights: ``get_extra_state``, states of optimizers, and plain data."""
-    return {name: value for name, value in parts.items() if is_any_tensor(value) or not _is_beside(str(name), value)}
+    return {name: value for name, value in parts.items() if _is_any_tensor(value) or not _is_beside(str(name), value)}
 
 
 def _is_beside(name: str, value: Any) -> bool:
@@ -584,11 +584,11 @@ def _flattened(parts: Mapping[Any, Any]) -> dict[str, Any]:
     pending: list[tuple[str, Any]] = [("", parts)]
     while pending:
         prefix, part = pending.pop()
-        entries = entries_of(part)
+        entries = _entries_of(part)
         if entries is None or len(prefix) > _MAX_PREFIX or len(tensors) + len(pending) > _MAX_SAMPLED:
             return {}
         for name, value in entries.items():
-            if is_any_tensor(value):
+            if _is_any_tensor(value):
                 tensors[f"{prefix}{name}"] = value
             else:
                 pending.append((f"{prefix}{name}.", value))
@@ -606,28 +606,28 @@ def _whole(key: str, value: Any, entries: Mapping[Any, Any]) -> Container | None
             weights = module_weights(value)
         return Container(key, weights, is_module=True)
     if isinstance(value, (list, tuple)):
-        if word_of(key) is Role.AVERAGE and value and all(map(is_tensor, value[:_MAX_SAMPLED])):
+        if _word_of(key) is Role.AVERAGE and value and all(map(is_tensor, value[:_MAX_SAMPLED])):
             return Container(key, dict(enumerate(value)))
         return None
     averages = entries.get(_SHADOW)
     if isinstance(averages, list) and averages and is_tensor(averages[0]):
         return Container(key, dict(enumerate(averages)), is_shadow=True)
-    if entries and all(map(is_any_tensor, entries.values())):
+    if entries and all(map(_is_any_tensor, entries.values())):
         return Container(key, entries)
-    if word_of(key) is not None and _is_in_parts(entries):
+    if _word_of(key) is not None and _is_in_parts(entries):
         return Container(key, _flattened(entries))
     return None
 
 
 def _is_in_parts(entries: Mapping[Any, Any]) -> bool:
     """Whether these are nested dicts of nothing but tensors, as Megatron saves a model: one state dict, no choice."""
-    numbers = [name for name, value in entries.items() if is_any_tensor(value) and not getattr(value, "shape", True)]
+    numbers = [name for name, value in entries.items() if _is_any_tensor(value) and not getattr(value, "shape", True)]
     if numbers and len(entries) == len(numbers) + 1:  # {"decay": …, "shadow": {…}}: the state dict is inside
         return False
     if len(entries) == 1:  # {"net": {…}}: what is inside decides, since that may be the state dict
-        entries = entries_of(next(iter(entries.values()))) or {}
-    has_parts = not all(map(is_any_tensor, entries.values()))
-    has_words = any(word_of(name) for name in entries if isinstance(name, str))
+        entries = _entries_of(next(iter(entries.values()))) or {}
+    has_parts = not all(map(_is_any_tensor, entries.values()))
+    has_words = any(_word_of(name) for name in entries if isinstance(name, str))
     return has_parts and not has_words and bool(_flattened(entries))
 
 
@@ -655,7 +655,7 @@ def _give_roles(containers: Sequence[Container], entries: Mapping[Any, Any]) -> 
     averages_by_swap = [swap.average for swap in swaps]
     raws_by_swap = [swap.raw for swap in swaps]
     for container in containers:
-        container.role = word_of(container.key) or container.role
+        container.role = _word_of(container.key) or container.role
         if container.is_collected:
             container.role = Role.OTHER
         if container.key in averages_by_swap:

@@ -352,7 +352,7 @@ class InertUnpickler:
         if type(target) is not dict:
             raise TrajectoryError(MALFORMED)
         for key, value in zip(keys_and_values[::2], keys_and_values[1::2], strict=True):
-            target[safe_key(key)] = value
+            target[_safe_key(key)] = value
 
 
 class FloatKey(str):
@@ -364,7 +364,7 @@ class FloatKey(str):
     __slots__ = ()
 
 
-def safe_key(key: Any) -> Any:
+def _safe_key(key: Any) -> Any:
     """``key``, or a stand-in if hashing it could take for ever: a nested tuple, or keys that were made to collide.
 
     Text is hashed with a secret, records by their identity, and whole numbers below 2^60 have hashes of their own.

@@ -154,11 +154,11 @@ class StoredExperiment:
 
     def measured(self, model: Model, sample: Sample) -> list[Measurement]:
         """What is known of a model on this sample, under keys that are valid today."""
-        return [measurement_of(trial, model) for trial in self._of_models.get((model.key, sample), ())]
+        return [_measurement_of(trial, model) for trial in self._of_models.get((model.key, sample), ())]
 
     @functools.cached_property
     def _of_models(self) -> dict[tuple[str, Sample], list[FrozenTrial]]:
-        return by_model(self.attributes, self.trials)
+        return _by_model(self.attributes, self.trials)
 
     def yardstick(self, sample: Sample) -> Yardstick | None:
         """The yardstick on this sample; ``None`` if it was not measured."""
@@ -246,7 +246,7 @@ def sample_of(trial: FrozenTrial) -> Sample:
     return Sample(noise, attributes.get("images", 0), sampler)
 
 
-def by_model(attributes: Attributes, trials: Iterable[FrozenTrial]) -> dict[tuple[str, Sample], list[FrozenTrial]]:
+def _by_model(attributes: Attributes, trials: Iterable[FrozenTrial]) -> dict[tuple[str, Sample], list[FrozenTrial]]:
     """The key of a model, and a sample → the valid trials of it, the oldest first."""
     found: dict[tuple[str, Sample], list[FrozenTrial]] = {}
     for trial in valid_trials(attributes, trials):
@@ -255,7 +255,7 @@ def by_model(attributes: Attributes, trials: Iterable[FrozenTrial]) -> dict[tupl
     return found
 
 
-def measurement_of(trial: FrozenTrial, model: Model) -> Measurement:
+def _measurement_of(trial: FrozenTrial, model: Model) -> Measurement:
     """What a stored trial measured of a model."""
     sample = sample_of(trial)
     return Measurement.of(model, evaluation_of(trial), images=sample.images, seed=sample.noise.seed)
@@ -279,7 +279,7 @@ def report_of(attributes: Attributes, trials: Sequence[FrozenTrial]) -> Report |
     chosen = attributes.get(CHOSEN)
     if chosen is None:
         return None
-    found = by_model(attributes, trials)
+    found = _by_model(attributes, trials)
 
     def measured(stored: Mapping[str, Any], part: Mapping[str, Any]) -> Measurement | None:
         """A model in a part of the report; ``None`` if it was not measured in all groups of noise."""
@@ -289,7 +289,7 @@ def report_of(attributes: Attributes, trials: Sequence[FrozenTrial]) -> Report |
             of_sample = found.get((stored["key"], Sample(Noise(HELD_OUT.group, seed), part["images"], sampler)))
             if not of_sample:
                 return None
-            groups.append(measurement_of(of_sample[-1], Model.from_json(stored, coefficients_of(of_sample[-1]))))
+            groups.append(_measurement_of(of_sample[-1], Model.from_json(stored, coefficients_of(of_sample[-1]))))
         return Measurement.joined(groups)
 
     parts = []

@@ -51,7 +51,7 @@ def completed(
     if not chosen and specifications().keys() - BASELINES.keys():
         chosen = [OptimizerSpec.model_validate(before["optimizer"]) for before in specifications().values()]
     if not chosen:
-        chosen = default_optimizers(study_file.name, objective())
+        chosen = _default_optimizers(study_file.name, objective())
     if study_file.space.rows != AUTO:
         return [study_file.model_copy(update={"optimizers": tuple(chosen)})]
 
@@ -73,7 +73,7 @@ def completed(
     ]
 
 
-def default_optimizers(experiment: str, objective: Objective) -> list[OptimizerSpec]:
+def _default_optimizers(experiment: str, objective: Objective) -> list[OptimizerSpec]:
     """A grid of averages to compare with, and a search: by the gradient; if there is none, a notice says why.
 
     Of LoRAs also each alone, since people choose one of their epochs.

@@ -87,7 +87,7 @@ class Rehearsal:
         if self.loss is None:
             return
         again = evaluate(self.candidate)
-        if isinstance(again, Failure) or is_one_score(again.loss, self.loss):
+        if isinstance(again, Failure) or _is_one_score(again.loss, self.loss):
             return
         warning = (
             f"one model had the {self.shown.word} {self.shown(self.loss)} on a few images before the search, and "
@@ -348,7 +348,7 @@ def _check_score(
     if objective.is_random:
         return
     again = evaluate(plain)
-    if isinstance(again, Failure) or is_one_score(again.loss, loss):
+    if isinstance(again, Failure) or _is_one_score(again.loss, loss):
         return
     advice = (
         "Seed all that is random (by draw.seed), and keep no state between calls, such as hooks or attributes; if the "
@@ -379,14 +379,14 @@ def check_functions(trial: str, before: float, again: Outcome, functions: Collec
             f"{trial} could not be evaluated again, so nobody knows whether a function has changed "
             f"({', '.join(functions)}): {again.reason}"
         )
-    if not is_one_score(again.loss, before):
+    if not _is_one_score(again.loss, before):
         raise StudyStoreError(
             f"{trial} had the loss {before:.6g}, and has another one now ({again.loss:.6g}): a function has changed "
             f"({', '.join(functions)}). Leave out resume, or give the new search another name"
         )
 
 
-def is_one_score(first: float, second: float) -> bool:
+def _is_one_score(first: float, second: float) -> bool:
     """Whether two losses are those of one model, up to rounding."""
     return math.isclose(first, second, rel_tol=_SAME_SCORE, abs_tol=_SAME_SCORE**2)  # of scores near zero
 
@@ -503,7 +503,7 @@ def warning_of_kept_state(
     here = evaluate(answer)
     if isinstance(here, Failure) or isinstance(alone, Failure):
         return None
-    if is_one_score(here.loss, alone.loss):
+    if _is_one_score(here.loss, alone.loss):
         return None
     shown = Shown.of(objective)
     return (

@@ -125,7 +125,7 @@ def attributes_now(spec: StudySpec, objective: Objective, directory: Path | None
         "report_images": objective.samples.per_report,
         "samples": bool(objective.samples.per_evaluation),
         "holds_out": objective.why_nothing_held_out() is None,
-        AVERAGES: averages_now(objective, before.get(AVERAGES) or {}),
+        AVERAGES: _averages_now(objective, before.get(AVERAGES) or {}),
         "checkpoints": None,
         "steps": [int(step) for step in objective.steps],
         "checkpoint_names": objective.checkpoint_names,
@@ -147,7 +147,7 @@ def attributes_now(spec: StudySpec, objective: Objective, directory: Path | None
     return attributes
 
 
-def averages_now(objective: Objective, known: Mapping[str, str]) -> Mapping[str, str]:
+def _averages_now(objective: Objective, known: Mapping[str, str]) -> Mapping[str, str]:
     """Name → SHA-256 of each average that the trainer keeps; those that are gone later are known, with their trials.
 
     Args:

@@ -53,10 +53,10 @@ def checkpoints_of(objective: Objective, most: int = MOST_CHECKPOINTS) -> list[S
     names = objective.checkpoint_names
     alone = np.eye(len(names))
     indices = np.unique(np.linspace(0, len(names) - 1, min(most, len(names))).round().astype(int))
-    return [*base_shown(objective), *(Shown(names[index], alone[index]) for index in indices)]
+    return [*_base_shown(objective), *(Shown(names[index], alone[index]) for index in indices)]
 
 
-def base_shown(objective: Objective) -> list[Shown]:
+def _base_shown(objective: Objective) -> list[Shown]:
     """The base model without a LoRA, where the checkpoints are LoRAs; else nothing."""
     coefficients = None if objective.trajectory is None else base_coefficients(objective.trajectory)
     return [] if coefficients is None else [Shown(BASE_MODEL, coefficients)]
@@ -116,7 +116,7 @@ def each_once(models: Iterable[Shown]) -> list[Shown]:
     return list(of_weights.values())
 
 
-def column_titles(sampler: Sampler, count: int) -> list[str]:
+def _column_titles(sampler: Sampler, count: int) -> list[str]:
     """What tells the images apart: their prompts, their classes, or the number of their noise."""
     prompts = prompts_of(sampler, HELD_OUT, 0, count)
     if prompts is not None:
@@ -150,7 +150,7 @@ def grid_of(objective: Objective, models: Sequence[Shown], count: int | None = N
     sampler = objective.sampler
     if sampler is None:
         raise ObjectiveError("this objective scores models without images, so there is nothing to look at")
-    titles = column_titles(sampler, count or default_columns(sampler))
+    titles = _column_titles(sampler, count or default_columns(sampler))
     rows = []
     with progress("images", len(models) * len(titles), after=1.0) as advance:
         for model in models:

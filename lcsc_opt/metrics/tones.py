@@ -53,11 +53,11 @@ class Tones:
             scaled = F.avg_pool2d(wide, min(scale, smaller_side // 2))
             to_the_right = scaled.diff(dim=-1)
             downwards = scaled.diff(dim=-2)
-            parts += [at_places(values).expand(-1, CHANNELS, -1) for values in (scaled, to_the_right, downwards)]
+            parts += [_at_places(values).expand(-1, CHANNELS, -1) for values in (scaled, to_the_right, downwards)]
         return torch.cat(parts, dim=1).flatten(1)
 
 
-def at_places(values: Tensor) -> Tensor:
+def _at_places(values: Tensor) -> Tensor:
     """``[B, C, H, W]`` → ``[B, C, 64]``: the values in the middle of 8 × 8 cells, some the same in smaller images."""
     middles = 2 * torch.arange(GRID, device=values.device) + 1  # in sixteenths of a side
     rows, columns = (middles * side // (2 * GRID) for side in values.shape[-2:])

@@ -69,7 +69,7 @@ class ObjectiveLoader:
         return self._objective
 
 
-def patterns_in(settings: Mapping[str, Any]) -> Sequence[str]:
+def _patterns_in(settings: Mapping[str, Any]) -> Sequence[str]:
     """The paths in the setting ``checkpoints``; none where a user's own objective means something else by it."""
     named = settings.get(CHECKPOINTS)
     if isinstance(named, str):
@@ -84,7 +84,7 @@ def found_checkpoints(spec: ObjectiveSpec, context: BuildContext) -> list[Path]:
 
     None of packed ones, or where something is wrong with them: loading the objective says it.
     """
-    named = patterns_in(spec.settings)
+    named = _patterns_in(spec.settings)
     if not named:
         return []
     key: Any = spec.settings.get("key")
@@ -135,7 +135,7 @@ def known_checkpoints(
     if any(before.get(setting) != now.get(setting) for setting in _CHOOSING):
         return None
     has_moved = before.get(CHECKPOINTS) != now.get(CHECKPOINTS)
-    has_moved = has_moved or not set(moved(directory, stored)).isdisjoint(patterns_in(now))
+    has_moved = has_moved or not set(moved(directory, stored)).isdisjoint(_patterns_in(now))
     return KnownCheckpoints(stored["checkpoints"], tuple(stored["steps"]), has_moved)
 
 

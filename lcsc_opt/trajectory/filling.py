@@ -102,7 +102,7 @@ def _first_metadata(request: PackRequest, sources: Sources, out: Path) -> dict[s
     """
     paths = [*sources.values()]
     first = read_checkpoint(paths[0], key=request.key or searched_key(*paths))
-    size = check_room(out, first, len(paths), request.stored)
+    size = _check_room(out, first, len(paths), request.stored)
     notice(f"packing {len(paths)} checkpoints, once, into {out} ({shown_size(size)})")
     metadata = {"key": first.key, **side_data(paths, first)}
     if first.prefix:
@@ -126,7 +126,7 @@ def finish_packing(out: Path) -> None:
         raise TrajectoryError(f"Cannot rename {partial} to {out}: {error.strerror}.") from error
 
 
-def check_room(out: Path, first: Checkpoint, rows: int, dtype: str) -> int:
+def _check_room(out: Path, first: Checkpoint, rows: int, dtype: str) -> int:
     """The bytes that a trajectory will have, from its first checkpoint.
 
     Raises:

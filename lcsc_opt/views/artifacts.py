@@ -51,7 +51,7 @@ class StoredImage:
 
     @classmethod
     def of_experiment(cls, storage: RDBStorage, name: str, report: Report | None, folder: Path) -> list[StoredImage]:
-        """The images of an experiment, samples as they come first; what :func:`read_png` refuses is left out."""
+        """The images of an experiment, samples as they come first; what :func:`_read_png` refuses is left out."""
         stored = {
             str(found.get("filename")): found for found in StoredExperiment.open(storage, name).record.artifacts()
         }
@@ -67,8 +67,8 @@ class StoredImage:
         named.append((GRID, "grid", None))
         images = []
         for filename, kind, shows in named:
-            path = artifact_path(folder, stored.get(filename, {}).get("artifact_id"))
-            content = None if path is None else read_png(path)
+            path = _artifact_path(folder, stored.get(filename, {}).get("artifact_id"))
+            content = None if path is None else _read_png(path)
             if path is not None and content is not None:
                 images.append(cls(path.name, kind, captions[shows], content, shows, lines.get(shows, "")))
         return images
@@ -87,7 +87,7 @@ class StoredImage:
 def files_of(study: StoredStudy) -> list[Path]:
     """The study's files in the folder of artifacts, some of which may be missing."""
     folder = artifact_directory(study.storage.url)
-    paths = [artifact_path(folder, artifact.get("artifact_id")) for artifact in study.artifacts()]
+    paths = [_artifact_path(folder, artifact.get("artifact_id")) for artifact in study.artifacts()]
     return [path for path in paths if path is not None]
 
 
@@ -99,7 +99,7 @@ def artifact_directory(url: str) -> Path:
     return file.with_suffix(".artifacts")
 
 
-def artifact_path(folder: Path, artifact_id: object) -> Path | None:
+def _artifact_path(folder: Path, artifact_id: object) -> Path | None:
     """The file of an artifact; ``None`` if the id is not a UUID, since a database could name any path."""
     try:
         canonical_id = str(uuid.UUID(str(artifact_id)))
@@ -110,7 +110,7 @@ def artifact_path(folder: Path, artifact_id: object) -> Path | None:
     return folder / canonical_id
 
 
-def read_png(path: Path) -> bytes | None:
+def _read_png(path: Path) -> bytes | None:
     """The bytes of a PNG; ``None`` for a missing file, a link, another kind of file, or one above 32 MiB."""
     try:
         if path.is_symlink() or path.stat().st_size > _LARGEST_IMAGE:

@@ -283,10 +283,10 @@ def _rows(studies: Sequence[Standing]) -> list[Row]:
         name = measured.model.name
         if name in report.had and name not in found and measured.model.key not in known:
             known.add(measured.model.key)
-            had = Row(name, title_in(report, measured.model), "not searched", models=(measured,), report=report)
+            had = Row(name, _title_in(report, measured.model), "not searched", models=(measured,), report=report)
             rows.insert(bisect.bisect_right(rows, had.loss, key=lambda row: row.loss), had)
     answer = report.of_answer
-    title = f"{ANSWER} · {title_in(report, answer.model)}"
+    title = f"{ANSWER} · {_title_in(report, answer.model)}"
     for row in rows:
         if row.only_model is not None and row.only_model.key == answer.model.key:  # it stands nowhere else
             return [dataclasses.replace(row, label=title, verdict=ANSWER), *(one for one in rows if one is not row)]
@@ -312,7 +312,7 @@ def loss_name(studies: Sequence[Standing]) -> str:
     return loss_title(next((study.metric for study in studies if study.metric != "loss"), "loss"))
 
 
-def title_in(report: Report, model: Model) -> str:
+def _title_in(report: Report, model: Model) -> str:
     """All that a model of a report is: ``EMA* = last checkpoint``; with one name, also which average it is."""
     names = names_in(report, model)
     return model.title if names == model.name else names
@@ -328,7 +328,7 @@ def _named(row: Row, report: Report) -> Row:
     """A row whose one model has further names in the report, with all of them."""
     if row.only_model is None or names_in(report, row.only_model) == row.only_model.name:
         return row
-    return dataclasses.replace(row, label=title_in(report, row.only_model))
+    return dataclasses.replace(row, label=_title_in(report, row.only_model))
 
 
 def _of_optimizer(group: Sequence[Standing]) -> Row:

@@ -97,7 +97,7 @@ def _behind(evaluation: Evaluation, best: Evaluation) -> str:
         without = np.subtract(evaluation.without_groups[LOSS], best.without_groups[LOSS])
         width = half_width(standard_error(without.tolist()), GROUPS - 1)
         interval = (difference - width, difference + width)
-    return with_interval(difference, interval, "+.3g")
+    return _with_interval(difference, interval, "+.3g")
 
 
 def _beyond(evaluation: Evaluation, metric: str, yardstick: Yardstick | None) -> str:
@@ -208,7 +208,7 @@ def _comparison_table(
     if any(metric.real_halves is not None for metric in metrics):
         lines.append([_real_images(report), UNKNOWN, *(number(metric.real_halves) for metric in metrics)])
     name_of_loss = loss_name([study for row in rows for study in row.studies])
-    headers = [with_arrow(metric.metric, metric.sign) for metric in metrics]
+    headers = [_with_arrow(metric.metric, metric.sign) for metric in metrics]
     return Table(("model", f"held-out {name_of_loss}", *headers), lines, title, optional=headers)
 
 
@@ -245,7 +245,7 @@ def answers_table(reports: Mapping[str, Report]) -> Table:
         best = report.best_had(report.headline_metric)
         for name in dict.fromkeys((report.answer, report.answer if best is None else best.model.name)):
             rows = _by_metric(report, report.rows(name))
-            texts = [with_interval(rows[one].value, rows[one].interval) if one in rows else UNKNOWN for one in metrics]
+            texts = [_with_interval(rows[one].value, rows[one].interval) if one in rows else UNKNOWN for one in metrics]
             cells = (_column(report, name), _title(report.parts[0]), *texts)
             measured_by.setdefault(cells, []).append(experiment)
     titles = {title for _, title, *_ in measured_by}
@@ -257,7 +257,7 @@ def answers_table(reports: Mapping[str, Report]) -> Table:
             gains = _by_metric(report, of_both)
             texts = [_gain(gains[metric]) for metric in metrics]
             lines.append([experiment, f"gain over {first}'s answer", _title(report.parts[0]), *texts])
-    headers = [with_arrow(metric, answers[0][metric].sign) for metric in metrics]
+    headers = [_with_arrow(metric, answers[0][metric].sign) for metric in metrics]
     if len(titles) > 1:
         return Table(("experiment", "model", "measured", *headers), lines, text=3, optional=headers)
     of_one_kind = [[experiments, model, *texts] for experiments, model, _, *texts in lines]
@@ -266,7 +266,7 @@ def answers_table(reports: Mapping[str, Report]) -> Table:
 
 def _gain(row: MetricRow) -> str:
     """The gain over the baseline with its interval, and whether that is a loss by more than the error."""
-    gain = with_interval(row.gain, row.gain_interval, "+.3g")
+    gain = _with_interval(row.gain, row.gain_interval, "+.3g")
     return f"{gain} {WORSE}" if row.lost else gain
 
 
@@ -314,9 +314,9 @@ def _report_table(report: Report, name: str, part: int) -> Table:
         header.append(_real_images(report))
     texts = []
     for row in rows:
-        cells = [with_arrow(row.metric, row.sign), with_interval(row.value, row.interval)]
+        cells = [_with_arrow(row.metric, row.sign), _with_interval(row.value, row.interval)]
         if against is not None:
-            cells += [with_interval(row.baseline, row.baseline_interval), _gain(row)]
+            cells += [_with_interval(row.baseline, row.baseline_interval), _gain(row)]
         cells += [number(measured.value(row.metric)) for measured in others_shown]
         if has_real_images:
             cells.append(number(row.real_halves))
@@ -364,12 +364,12 @@ def _real_images(report: Report) -> str:
     return f"real images ({only}{count:,})"
 
 
-def with_arrow(metric: str, sign: int | None) -> str:
+def _with_arrow(metric: str, sign: int | None) -> str:
     """``precision ↑``: the metric, and whether lower or higher values are better, as far as that is known."""
     return f"{metric}{_ARROWS[sign]}"
 
 
-def with_interval(value: float | None, interval: Interval | None, form: str = ".4g") -> str:
+def _with_interval(value: float | None, interval: Interval | None, form: str = ".4g") -> str:
     """A number with its 95 % interval, ``2.015 [1.93, 2.1]``, as far as that is known."""
     if value is None or interval is None:
         return number(value, form=form)
