@@ -60,14 +60,13 @@ class NodeObjective:
         if isinstance(trajectory, Trajectory):
             checkpoints = KnownCheckpoints(trajectory.sha256, trajectory.steps, packed=trajectory.path.resolve())
         directory = None if context.directory is None else context.directory.resolve()
-        groups = objective.layer_groups
         return cls(
             spec=spec,
             context=BuildContext(directory, checkpoints, files=context.files.absolute()),
             working_directory=Path.cwd(),
             objective_file=objective_file,
             software=_software(),
-            rows=None if groups is None else groups.rule,
+            rows=objective.row_rule,
             layout=objective.layout,
         )
 

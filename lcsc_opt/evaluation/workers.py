@@ -28,7 +28,6 @@ class Workers:
 
     Args:
         objective: as this process has loaded it.
-        rows: in which it merges.
         newest: the last search of the run: where none is running, its workers are opened.
         context: where files are.
 
@@ -36,13 +35,12 @@ class Workers:
         pool: the worker processes; ``None`` if this process evaluates.
     """
 
-    def __init__(self, objective: Objective, rows: Rule | None, newest: StudySpec, context: BuildContext) -> None:
+    def __init__(self, objective: Objective, newest: StudySpec, context: BuildContext) -> None:
         self.pool: WorkerPool | None = None
         self._objective = objective
-        self._rows = rows
         self._newest = newest
         self._context = context
-        self._opened_with: object = None  # the setting, while workers are open
+        self._opened_with: tuple[object, Rule | None] | None = None  # the setting and the rows, while workers are open
         self._opened = contextlib.ExitStack()
 
     def use(self, spec: StudySpec, rows: Rule | None) -> None:
@@ -53,23 +51,23 @@ class Workers:
             StudySpecError: the Ray cluster has no room; the rows do not fit the objective; or as
                 :func:`check_workers`.
         """
-        if (self._opened_with, self._rows) == (spec.workers, rows):
+        self._objective.merge_in_rows(rows)
+        if self._opened_with == (spec.workers, rows):
             return
         self.close()
-        if rows != self._rows:
-            self._objective.merge_in_rows(rows)
-            self._rows = rows
         if spec.workers != 1:  # else this process evaluates
-            self.pool = self._opened.enter_context(self._processes(spec))
+            self.pool = self._opened.enter_context(self._processes(spec, rows))
         # the rehearsal and the report evaluate one candidate at a time, which all workers share
         self._evaluator = evaluator_of(self._objective, self.pool, in_flight=1)
         self._opened.callback(self._evaluator.close)
-        self._opened_with = spec.workers  # only now: another search must not go on without its workers
+        self._opened_with = (spec.workers, rows)  # only now: another search must not go on without its workers
 
     def use_rows(self, rows: Rule | None) -> None:
         """Have workers for coefficients in these rows, whosever are open; one row can be evaluated in any."""
-        if self._opened_with is None or rows not in (None, self._rows):
+        if self._opened_with is None or rows not in (None, self._opened_with[1]):
             self.use(self._newest, rows)
+        elif rows is not None:
+            self._objective.merge_in_rows(rows)
 
     def evaluate(self, candidate: Candidate, rows: Rule | None) -> Outcome:
         """Evaluate a candidate in these rows, by all workers together if the objective allows it.
@@ -90,7 +88,7 @@ class Workers:
         return functools.partial(load_objective, self._newest.objective, context, rows=rows, layout=layout)
 
     @contextlib.contextmanager
-    def _processes(self, spec: StudySpec) -> Iterator[WorkerPool | None]:
+    def _processes(self, spec: StudySpec, rows: Rule | None) -> Iterator[WorkerPool | None]:
         """A search's worker processes, which start when they are first used; raises as :meth:`use`."""
         check_workers(spec)
         expected = self._objective.key
@@ -108,7 +106,7 @@ class Workers:
                 from lcsc_opt.base import accelerator  # which imports torch
 
                 environments = accelerator.environments(spec.worker_count, spec.devices)
-            loader = self.loader(self._rows)
+            loader = self.loader(rows)
             pool = WorkerPool(loader, spec.worker_count, expected=expected, environments=environments)
             with contextlib.closing(pool):
                 yield pool

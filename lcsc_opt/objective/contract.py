@@ -264,16 +264,24 @@ class Objective(abc.ABC):
             return None
         return self.trajectory.layer_groups
 
+    @property
+    def row_rule(self) -> Rule | None:
+        """The rule by which layers are divided into these groups; ``None`` for one row."""
+        groups = self.layer_groups
+        return None if groups is None else groups.rule
+
     def merge_in_rows(self, rule: Rule | None) -> None:
         """From now on coefficients may be ``[S, K]``, a row for each layer group; ``None`` goes back to one row.
 
         Raises:
             StudySpecError: the objective merges no weights, or the rule does not fit them.
         """
+        if rule == self.row_rule:
+            return
         if self.trajectory is not None:
             # not an assignment: an objective may be a frozen dataclass
             object.__setattr__(self, "trajectory", self.trajectory.in_rows(rule))
-        elif rule is not None:
+        else:
             raise StudySpecError("space.rows: this objective merges no weights; leave the key out")
 
 

@@ -44,7 +44,6 @@ class ObjectiveLoader:
     def __init__(self, context: BuildContext) -> None:
         self.context = context
         self.made_at = time.perf_counter()
-        self._rows: Rule | None = None
         self._objective: Objective | None = None
 
     def load(self, spec: ObjectiveSpec, rows: Rule | None, stored: Attributes | None) -> Objective:
@@ -63,9 +62,8 @@ class ObjectiveLoader:
             context = dataclasses.replace(self.context, checkpoints=checkpoints)
             with said_if_slow(f"loading {spec.file}"):
                 self._objective = load_objective(spec, context, rows=rows)
-        elif self._rows != rows:
+        else:
             self._objective.merge_in_rows(rows)
-        self._rows = rows
         return self._objective
 
 

@@ -12,15 +12,24 @@ from concurrent.futures import CancelledError, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from lcsc_opt.base.accelerator import environments
 from lcsc_opt.base.errors import LcscError, ObjectiveError, StudySpecError, StudyStoreError
 from lcsc_opt.base.machine import cores
+from lcsc_opt.base.paths import BuildContext
+from lcsc_opt.base.records import Candidate, Evaluation
+from lcsc_opt.base.study_file import parse_study_file
+from lcsc_opt.base.study_spec import Rule
 from lcsc_opt.evaluation.pool import ProcessEvaluator, WorkerPool
 from lcsc_opt.evaluation.spread import SpreadEvaluator
 from lcsc_opt.evaluation.worker import READY, Answer
+from lcsc_opt.evaluation.workers import Workers
+from lcsc_opt.experiment.running import searches_of
+from lcsc_opt.objective.contract import Objective
 from lcsc_opt.objective.key import Key
+from lcsc_opt.trajectory import Trajectory
 from tests.evaluation.staged_examples import (
     IMAGES,
     SLOW_SECONDS,
@@ -41,6 +50,7 @@ from tests.evaluation.staged_examples import (
     is_running,
 )
 from tests.processes import forked, wait_until
+from tests.trajectory.trajectory_examples import make_trajectory
 
 
 @pytest.fixture(scope="module")
@@ -315,3 +325,40 @@ def test_a_killed_coordinator_leaves_no_worker_behind(tmp_path: Path) -> None:
     process.kill()
     process.join()
     wait_until(lambda: not is_running(worker))
+
+
+class OfWeights(Objective):
+    """Merges in rows, and scores the sum of what it has merged."""
+
+    def __init__(self, trajectory: Trajectory) -> None:
+        self.trajectory = trajectory
+
+    def evaluate(self, candidate: Candidate) -> Evaluation:
+        assert self.trajectory is not None
+        return Evaluation(sum(float(tensor.sum()) for tensor in self.trajectory.merge(candidate.coefficients).values()))
+
+    def describe(self) -> dict[str, Any]:
+        return {}
+
+
+def test_candidates_are_evaluated_in_their_rows_whoever_has_merged_in_others_meanwhile(tmp_path: Path) -> None:
+    """Pictures of another search's model are made by the same objective, in its rows."""
+    objective = OfWeights(make_trajectory(tmp_path / "run.trajectory"))
+    content = {"name": "e", "objective": {"file": "a.py"}, "optimizers": ["CMA"], "budget": {"evaluations": 9}}
+    [spec] = searches_of([parse_study_file(content, source="test")])
+    workers = Workers(objective, spec, BuildContext())
+
+    def in_rows(rule: Rule) -> Candidate:
+        assert objective.trajectory is not None
+        groups = objective.trajectory.in_rows(rule).layer_groups
+        assert groups is not None
+        count = len(objective.steps)
+        return Candidate(np.full((len(groups), count), 1 / count))
+
+    rules: tuple[Rule, ...] = ("layers", "channels")
+    for other in rules:
+        for rule in rules:
+            workers.use(spec, rule)
+            objective.merge_in_rows(other)
+            assert isinstance(workers.evaluate(in_rows(rule), rule), Evaluation)
+    workers.close()
