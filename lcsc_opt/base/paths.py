@@ -99,26 +99,36 @@ class BuildContext:
     def path(self, path: str) -> Path:
         """A path or glob of the settings, from the root; it is noted in :attr:`found`.
 
-        It is the one in :attr:`places`, if that has it. Otherwise a relative one is looked for next to the study file,
-        then in the working directory. It need not exist; opening it gives the error.
+        It is the one in :attr:`places`, as long as something is there. Otherwise a relative one is looked for next to
+        the study file, then in the working directory. It need not exist; opening it gives the error.
 
         Raises:
             StudySpecError: it is no path.
         """
-        absolute = Path(self.places[path]) if path in self.places else self._looked_for(path).absolute()
+        absolute = self._looked_for(path).absolute()
         self.found[path] = str(absolute)
         return absolute
 
     def _looked_for(self, path: str) -> Path:
-        """The path in the first folder that has something there, else as it is; raises as :meth:`path`."""
+        """The first of its places where something is, else as it was found before or is; raises as :meth:`path`."""
         expanded = expanded_path(path, error=StudySpecError)
+        stored = None
+        if path in self.places:
+            stored = Path(self.places[path])
+            if _is_there(stored):
+                return stored
         if expanded.is_absolute():
             return expanded
         folders = [Path.cwd()]
         if self.directory is not None:
             folders.insert(0, self.directory)
         places = (_place_in(folder, expanded) for folder in folders)
-        return next((place for place in places if place is not None), expanded)
+        return next((place for place in places if place is not None), stored or expanded)
+
+
+def _is_there(path: Path) -> bool:
+    """Whether something is at a whole path, or matches it as a glob."""
+    return path.exists() or _place_in(Path(path.anchor), path.relative_to(path.anchor)) is not None
 
 
 def _place_in(folder: Path, path: Path) -> Path | None:

@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
 from optuna.storages import RDBStorage
 
 from lcsc_opt.base.errors import StudySpecError, StudyStoreError
-from lcsc_opt.base.paths import BuildContext
 from lcsc_opt.base.settings import parse_settings
 from lcsc_opt.base.study_spec import OF_EXPERIMENT, StudySpec
 from lcsc_opt.database.names import split_name
-from lcsc_opt.database.states import Attributes
 from lcsc_opt.database.store import Contents, read_contents
 from lcsc_opt.database.urls import files_directory
+from lcsc_opt.objective.checkpoints_alone import stored_context
 from lcsc_opt.objective.contract import Objective
 from lcsc_opt.objective.of_study import ObjectiveLoader
 
@@ -37,7 +35,7 @@ def objective_of(
     contents = read_contents(storage)
     spec = spec_of(study, contents)
     stored = contents.experiment(spec.experiment)
-    context = dataclasses.replace(context_of(stored, storage.url), functions=functions or {})
+    context = dataclasses.replace(stored_context(stored, files_directory(storage.url)), functions=functions or {})
     return ObjectiveLoader(context).load(spec.objective, spec.space.rows, stored)
 
 
@@ -56,9 +54,3 @@ def spec_of(study: str, contents: Contents) -> StudySpec:
         return parse_settings(StudySpec, {**stored["specification"], **shared}, source="its specification")
     except StudySpecError as error:
         raise StudyStoreError(f"{study}: not a study of lcsc_opt, or of another version ({error})") from error
-
-
-def context_of(experiment: Attributes, url: str) -> BuildContext:
-    """Where the files of a stored experiment are looked for again."""
-    directory = experiment["directory"]
-    return BuildContext(None if directory is None else Path(directory), files=files_directory(url))

@@ -239,3 +239,51 @@ def test_a_score_of_another_model_is_told(task: Any, workplace: Path, capfd: Any
     assert "the start of the search have the same loss" in capfd.readouterr().err
     search(task(), storage=None)
     assert "have the same loss" not in capfd.readouterr().err
+
+
+FILE_OF_CALLER = """
+from pathlib import Path
+from lcsc_opt.base.records import Evaluation
+from lcsc_opt.objective.contract import Objective
+
+class Distance(Objective):
+    steps = (1, 2, 3)
+
+    def __init__(self, target: Path) -> None:
+        self.target = float(target.read_text())
+
+    def evaluate(self, candidate):
+        return Evaluation(float(((candidate.coefficients - self.target) ** 2).sum()))
+
+    def describe(self):
+        return {"target": self.target}
+
+def build(settings, context):
+    return Distance(context.path(settings["target"]))
+"""
+
+
+def test_a_file_of_the_callers_folder_is_found_again_from_another_one(workplace: Path, typed: Typed) -> None:
+    for name, target in (("project", None), ("here", "0.25"), ("there", "7")):
+        (workplace / name).mkdir()
+        if target is not None:
+            (workplace / name / "target.txt").write_text(target)
+    (workplace / "project" / "distance.py").write_text(FILE_OF_CALLER)
+    objective = "objective: {file: distance.py, settings: {target: target.txt}}"
+    (workplace / "project" / "d.yaml").write_text(
+        f"name: d\n{objective}\noptimizers: [CMA]\nbudget: {{evaluations: 4}}\n"
+    )
+    os.chdir(workplace / "here")
+    typed("run", "../project/d.yaml", "--storage", "d.db")
+
+    def target_in(database: Path) -> float:
+        found: Any = lcsc_opt.load_study("d/CMA/0", database).objective
+        return float(found.target)
+
+    os.chdir(workplace / "there")
+    assert target_in(workplace / "here/d.db") == 0.25, "not the file of the same name that lies here"
+    typed("evaluate", "d", "--images", "20", "--storage", str(workplace / "here/d.db"))
+    (workplace / "here").rename(workplace / "moved")
+    (workplace / "moved/d.db").rename(workplace / "d.db")
+    os.chdir(workplace / "moved")
+    assert target_in(workplace / "d.db") == 0.25, "in the folder that was moved"
