@@ -20,7 +20,7 @@ from lcsc_opt.views.figures.comparison import comparison_figure
 from lcsc_opt.views.figures.study import coefficients_figure
 from lcsc_opt.views.figures.theme import Theme, empty_figure
 from lcsc_opt.views.study_status import rate, rate_text, seconds_left
-from lcsc_opt.views.tables import failures_table, report_tables
+from lcsc_opt.views.tables import failures_table, tables_of_study
 
 NOTHING = "No study in this database yet. Start one: lcsc run STUDY_FILE"
 FIGURES = {
@@ -115,8 +115,7 @@ def _best(study: Standing) -> str:
 
 def _metrics(study: Standing) -> Any:
     """What the report of the experiment has of its best trial, if there is one."""
-    name = None if study.found is None else study.found.model.name
-    return [parts.section(table.title, parts.table(table)) for table in report_tables(study.report, name)]
+    return [parts.section(table.title, parts.table(table)) for table in tables_of_study(study)]
 
 
 def _compared(study: Standing, ema: Standing | None) -> list[Standing]:

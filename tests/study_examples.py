@@ -22,7 +22,7 @@ from lcsc_opt.base.records import (
     Noise,
 )
 from lcsc_opt.database.connection import open_storage
-from lcsc_opt.database.experiment import CHOICE, REPORT, StoredExperiment, metrics_to_json
+from lcsc_opt.database.experiment import CHOICE, REPORT, StoredExperiment
 from lcsc_opt.database.measurement import UNSEEN, Measurement, Model, Sample
 from lcsc_opt.database.names import split_name
 from lcsc_opt.database.report import Report
@@ -86,7 +86,6 @@ def write_report(storage: RDBStorage, report: Report, experiment: str = "digits"
             candidate = Candidate(model.coefficients, noise=noise)
             stored.add(CHOICE, model, candidate, Sample(noise, 7), Evaluation(report.sign * loss))
             entrants[name] = model.key
-    stored.set_attribute("metrics", metrics_to_json(report.metrics))
     stored.choose(dataclasses.replace(report, entrants=entrants, rounds=report.rounds or ((7, 0),)), of="")
 
 

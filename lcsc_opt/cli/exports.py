@@ -77,7 +77,7 @@ def export(
     if objective is None or (destination is not None and merging.needs_network(chosen, objective, destination)):
         from lcsc_opt.experiment.stored import objective_of
 
-        objective = objective_of(database, chosen.model.study or chosen.first_study)
+        objective = objective_of(database, chosen.study)
     if destination is None:
         recipe = Recipe.of_chosen(chosen, objective, dtype=dtype)
         write_atomically(out, recipe.as_text(), error=StudyStoreError)
@@ -103,7 +103,7 @@ def export(
         for warning in report.warnings:
             notice(f"{chosen.experiment}: {warning}")
     elif report is not None and trial is None:
-        measured = next((one for one in report.models if one.model.name == chosen.model.name), None)
+        measured = report.measured(chosen.model.name)
         reason = "" if measured is None else f". {why_not_the_answer(report, measured)}"
         notice(
             f"{name} is not the answer, {report.answer} is{reason}; lcsc export {chosen.experiment} writes the answer"

@@ -93,7 +93,7 @@ def compare(
 def _compare_answers(experiments: Mapping[str, Sequence[Standing]], reader: HistoryReader, output: str) -> None:
     """Print the answers of several experiments; raises :class:`StudyStoreError` if one of them has no report."""
     from lcsc_opt.database.store import read_contents
-    from lcsc_opt.objective.key import Key, differences
+    from lcsc_opt.objective.key import Key
     from lcsc_opt.views.answer import first_line
     from lcsc_opt.views.tables import answers_table, comparison_rows
 
@@ -112,7 +112,7 @@ def _compare_answers(experiments: Mapping[str, Sequence[Standing]], reader: Hist
     keys = {name: Key.from_json(contents.experiment(name)["key"]) for name in experiments}
     (first, of_first), *others = keys.items()
     for name, key in others:
-        differ = differences(of_first.given, key.given, of_first.inputs, key.inputs)
+        differ = of_first.changes_to(key, "given")
         line = f"from {first} to {name}: {'; '.join(differ) or 'the same settings and files, but for the searches'}"
         if not key.measures_as(of_first):
             line += ". Distances to other images, and what other code measures, do not compare"

@@ -217,7 +217,7 @@ def _read(studies: str, overrides: Sequence[str], storage: str | None) -> tuple[
         return study_file, path.absolute().parent, storage_url(storage, study_file.storage)
 
     from lcsc_opt.database.store import StoredStudy, read_contents
-    from lcsc_opt.experiment.stored import context_of, spec_of
+    from lcsc_opt.experiment.stored import spec_of
 
     stored = StoredStudy.open(open_database(storage, database_of=studies, write=True), studies)
     contents = read_contents(stored.storage)
@@ -225,7 +225,8 @@ def _read(studies: str, overrides: Sequence[str], storage: str | None) -> tuple[
     content = with_overrides(spec.content(), overrides)
     study_file = parse_study_file(content, source=" ".join([studies, *overrides]))
     url = stored.storage.url
-    return study_file, context_of(contents.experiment(spec.experiment), url).directory, url
+    directory = contents.experiment(spec.experiment)["directory"]
+    return study_file, None if directory is None else Path(directory), url
 
 
 _FIRST_LOOK = "the first, the middle and the last checkpoint, which have to look as they do in your own script"
@@ -302,7 +303,7 @@ def show(
     reader = open_reader(storage, database_of=study)
     standing = reader.read_study(study)
     from lcsc_opt.views.study_status import overview
-    from lcsc_opt.views.tables import grid_table, report_tables
+    from lcsc_opt.views.tables import grid_table, tables_of_study
 
     described = overview(reader, standing)
     if output == "json":
@@ -310,10 +311,8 @@ def show(
         return
     left_out = {name for name in _PRINTED_IF_ANY if not described[name]}.union(_PRINTED_APART)
     shown = {name: value for name, value in described.items() if name not in left_out}
-    found = standing.found
-    measured = report_tables(standing.report, None if found is None else found.model.name)
     of_grid = grid_table(reader, standing)
-    print_tables(described_table(study, shown), *measured, *([] if of_grid is None else [of_grid]))
+    print_tables(described_table(study, shown), *tables_of_study(standing), *([] if of_grid is None else [of_grid]))
     for text in described["tracebacks"].values():
         print_line(f"\n{text.rstrip()}")
 

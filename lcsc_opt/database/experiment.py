@@ -18,8 +18,9 @@ study user attributes  ``about`` (what this study is, for people), ``key`` (what
                        :class:`lcsc_opt.objective.key.Key`), ``keys`` (digest → what trials of it are of, of all whose
                        trials are valid today), ``chosen`` (which model, and when), ``metrics`` (of reports),
                        ``objective`` and ``held_out`` as the study file has them, ``directory``, ``places``,
-                       ``checkpoints``, ``averages``, ``steps``, ``renaming``, ``sampling``, ``maximize``,
-                       ``report_images``, ``holds_out``, ``machine``, ``changes``; ``created``, ``created_by`` and
+                       ``checkpoints``, ``checkpoint_names``, ``averages``, ``steps``, ``renaming``,
+                       ``sampling``, ``samples``, ``maximize``, ``report_images``, ``holds_out``, ``machine``,
+                       ``changes``, ``pictured`` (of which models there are images); ``created``, ``created_by`` and
                        ``schema`` as of a study
 =====================  =======================================================================================
 
@@ -56,6 +57,7 @@ from lcsc_opt.base.records import (
 from lcsc_opt.database.arrays import coefficients_of
 from lcsc_opt.database.history import sign_of
 from lcsc_opt.database.measurement import Measurement, Model, Sample
+from lcsc_opt.database.names import KEYS
 from lcsc_opt.database.report import Part, Report
 from lcsc_opt.database.states import SUCCEEDED, Attributes
 from lcsc_opt.database.store import StoredStudy, candidate_attributes, evaluation_of, read_study, write_together
@@ -65,7 +67,6 @@ ABOUT = (
     "report); lcsc compare shows them, and lcsc delete deletes them with the searches"
 )
 KEY = "key"
-KEYS = "keys"
 CHOSEN = "chosen"
 AVERAGES = "averages"  # the digests of the trainer's own
 YARDSTICK = "yardstick"
@@ -223,12 +224,13 @@ class StoredExperiment:
             self._add(today, evaluation_of(yardstick), compares=False)
 
     def choose(self, report: Report, of: str) -> None:
-        """Store which model was chosen, and when.
+        """Store which model was chosen, and when, and what the metrics of the report are.
 
         Args:
             report: the report.
             of: a digest of what it depends on.
         """
+        self.set_attribute("metrics", as_json(dataclasses.asdict(report.metrics)))
         self.set_attribute(CHOSEN, {"at": time.time(), "of": of, **report.choice_to_json()})
 
 
@@ -330,12 +332,6 @@ def _selection(
     return losses
 
 
-def metrics_to_json(metrics: ReportedMetrics) -> dict[str, Any]:
-    """What is stored of the metrics of reports."""
-    stored: dict[str, Any] = as_json(dataclasses.asdict(metrics))
-    return stored
-
-
 def _metrics_of(stored: Mapping[str, Any]) -> ReportedMetrics:
-    """The inverse of :func:`metrics_to_json`."""
+    """The metrics of reports, as :meth:`StoredExperiment.choose` stores them."""
     return ReportedMetrics(**{**stored, "terms": tuple(stored["terms"]), "judges": tuple(stored["judges"])})

@@ -8,6 +8,7 @@ from lcsc_opt.base.study_spec import EMA_GRID
 
 # attributes of a study
 HOLDER = "holder"  # its last coordinator
+KEYS = "keys"  # only of an experiment's own
 
 EMA = "EMA*"
 LAST_CHECKPOINT = "last checkpoint"  # the baseline that every report has

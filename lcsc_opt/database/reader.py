@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 from optuna.storages import RDBStorage, get_storage
@@ -27,7 +27,7 @@ from lcsc_opt.database.history import Floats, Standing, sign_of
 from lcsc_opt.database.lock import locked
 from lcsc_opt.database.names import BASELINES, HOLDER, split_name
 from lcsc_opt.database.report import Report
-from lcsc_opt.database.states import forgotten_trials, is_ours, shown_trials
+from lcsc_opt.database.states import forgotten_trials, shown_trials
 from lcsc_opt.database.store import Contents, StoredStudy, no_such_study, read_contents
 from lcsc_opt.database.summary import Summary
 
@@ -91,13 +91,13 @@ class HistoryReader:
             StudyStoreError: there is no such experiment, and the message lists all.
         """
         contents = read_contents(self.storage)
-        foreign = contents.foreign(experiment)
-        names_of_experiment = [name for name in contents.of(experiment) if name not in foreign]
+        names_of_experiment = list(contents.searches(experiment))
         if not names_of_experiment:
             experiments = sorted({split_name(name)[0] for name in contents.studies})
             listed = ", ".join(experiments) or "none"
             guess = near_miss(experiment, experiments)
             raise StudyStoreError(f"{experiment}: no such experiment{guess}; the database holds: {listed}")
+        foreign = contents.foreign(experiment)
         if foreign:
             notice(f"{experiment}: of another problem, and in no table: {', '.join(foreign)}")
         return self._read_all(contents, names_of_experiment)
@@ -133,7 +133,7 @@ class HistoryReader:
                 if experiment not in experiments:
                     experiments[experiment] = self._read_experiment(contents, experiment)
                 of_experiment = experiments[experiment]
-                if name in contents.foreign(experiment):
+                if name in of_experiment.foreign:
                     of_experiment = _Experiment({})
                 standings.append(self._read(name, contents.studies[name], of_experiment, is_running=name in running))
         return tuple(standings)
@@ -146,7 +146,8 @@ class HistoryReader:
         study_id = in_database(self.storage, lambda: self.storage.get_study_id_from_name(name))
         stored = in_database(self.storage, lambda: self._cached_storage.get_all_trials(study_id, deepcopy=False))
         trials = shown_trials(stored, sign=sign_of(attributes), forgotten=())
-        return _Experiment(attributes, report_of(attributes, trials), search_yardstick(attributes, trials))
+        report = report_of(attributes, trials)
+        return _Experiment(attributes, report, search_yardstick(attributes, trials), contents.foreign(name).keys())
 
     def read_study(self, name: str) -> Standing:
         """One study as it is now.
@@ -189,24 +190,16 @@ class HistoryReader:
             return study.found.model.coefficients
         if study.chosen is None:
             return None
-        return coefficients_of(self._trial(study, study.chosen))
-
-    def _trial(self, study: Standing, number: int) -> FrozenTrial:
-        """One trial.
-
-        Raises:
-            StudyStoreError: it does not exist, or no search asked it.
-        """
+        number = study.chosen
 
         def read() -> FrozenTrial:
             trial_id = self._cached_storage.get_trial_id_from_study_id_trial_number(study.study_id, number)
             return self._cached_storage.get_trial(trial_id)
 
-        with contextlib.suppress(KeyError):
-            trial = in_database(self.storage, read)
-            if is_ours(trial):
-                return trial
-        raise StudyStoreError(f"{study.study}: has no trial {number} of a search")
+        try:
+            return coefficients_of(in_database(self.storage, read))
+        except KeyError as error:
+            raise StudyStoreError(f"{study.study}: has no trial {number} of a search") from error
 
     def _read(self, name: str, attributes: Mapping[str, Any], experiment: _Experiment, *, is_running: bool) -> Standing:
         """One study as it is now. Its trials are read only while it has no summary.
@@ -255,6 +248,7 @@ class _Experiment:
     attributes: Mapping[str, Any]
     report: Report | None = None
     yardstick: Yardstick | None = None
+    foreign: Collection[str] = ()  # searches of its name that are of another problem
 
 
 def _worker_count(workers: Any) -> int:

@@ -164,6 +164,10 @@ class Report:
             baseline = self.parts[part].measured(against)
         return metric_rows(measured, baseline, reported=self.metrics, sign=self.sign)
 
+    def row(self, metric: str, name: str, against: str | None = None) -> MetricRow | None:
+        """One metric of a model, as :meth:`rows` has it; ``None`` where it has no row of its own."""
+        return next((row for row in self.rows(name, against) if row.metric == metric), None)
+
     @property
     def headline_metric(self) -> str:
         """What a sentence about the answer names: FID in the first features that have it, else the first metric.
@@ -187,9 +191,9 @@ class Report:
             return self.metrics.signs[metric]
         return directions(self.of_answer, self.metrics, self.sign).get(metric) or 1
 
-    def costs(self, name: str, against: str, *, part: int = 0) -> list[MetricRow]:
+    def costs(self, name: str, against: str) -> list[MetricRow]:
         """The metrics, the loss aside, in which a model is worse than another one by more than the error."""
-        return [row for row in self.rows(name, against, part=part)[1:] if row.lost]
+        return [row for row in self.rows(name, against)[1:] if row.lost]
 
     def shown(self, measured: Measurement) -> float:
         """A loss as the user knows it: a maximized score has no minus sign."""
@@ -226,7 +230,3 @@ class ReportPlan:
         if report is None:
             return cls(images, held_out.top)
         return cls(max(images, report.images), max(held_out.top, report.top), report.seeds)
-
-    def is_met(self, report: Report) -> bool:
-        """Whether a report is as large as planned."""
-        return (report.images, report.seeds, report.top) == (self.images, self.seeds, self.top)

@@ -8,7 +8,7 @@ from typing import Any
 
 from optuna.trial import FrozenTrial, TrialState
 
-from lcsc_opt.base.study_spec import StudySpec
+from lcsc_opt.base.study_spec import Rule, StudySpec
 from lcsc_opt.database.names import split_name
 
 Attributes = Mapping[str, Any]
@@ -21,6 +21,19 @@ SUCCEEDED = (TrialState.COMPLETE, TrialState.PRUNED)
 """States of trials that have a loss. Where an optimizer asked for other noise or another number of images, the loss
 does not compare with others. Such a trial ends as pruned, so that no program that reads Optuna's tables considers it
 the best."""
+
+
+def row_rule_of(study: str | None, studies: Mapping[str, Attributes]) -> Rule | None:
+    """The rule of the rows of the search that found a model; ``None`` where no search did, or it has one row.
+
+    Args:
+        study: the search.
+        studies: name → attributes of all searches of the experiment.
+    """
+    if study is None:
+        return None
+    rule: Rule | None = studies[study]["specification"]["space"]["rows"]
+    return rule
 
 
 def is_ours(trial: FrozenTrial) -> bool:

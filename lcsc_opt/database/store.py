@@ -64,7 +64,6 @@ from lcsc_opt.database.urls import masked
 SCHEMA = 3
 """The version of the stored format, as the table above describes it."""
 
-_KEYS = "keys"  # an attribute that only the study of an experiment has
 _ARTIFACT = "artifacts:"  # Optuna's key of a system attribute that describes an artifact
 _SUM_ABS_RANGE = FloatDistribution(1.0, 1e6, log=True)  # the coefficients have no bound
 T = TypeVar("T")
@@ -103,6 +102,11 @@ class Contents:
             "its study file makes it again"
         )
 
+    def searches(self, experiment: str) -> dict[str, dict[str, Any]]:
+        """Name → attributes of its studies, without those that are of another problem."""
+        foreign = self.foreign(experiment)
+        return {name: attributes for name, attributes in self.of(experiment).items() if name not in foreign}
+
     def foreign(self, experiment: str) -> dict[str, dict[str, Any]]:
         """Name → attributes of the studies that have the experiment's name and another key: copies of others."""
         if experiment not in self.experiments:
@@ -124,7 +128,7 @@ def read_contents(storage: RDBStorage) -> Contents:
         if is_ours and names.has_study_form(study.study_name):  # a copy may have any name
             _check_schema(study.study_name, study.user_attrs)
             studies[study.study_name] = study.user_attrs
-        elif is_ours and _KEYS in study.user_attrs:
+        elif is_ours and names.KEYS in study.user_attrs:
             _check_schema(study.study_name, study.user_attrs)
             experiments[study.study_name] = study.user_attrs
     return Contents(studies, experiments)
@@ -269,7 +273,7 @@ class StoredStudy:
             study = cls(storage, name, *read_study(storage, name))
         except KeyError as error:
             raise no_such_study(storage, read_contents(storage), name) from error
-        if _KEYS in study.attributes:  # an experiment, none of its studies
+        if names.KEYS in study.attributes:  # an experiment, none of its studies
             raise no_such_study(storage, read_contents(storage), name)
         if not (_is_made_by_us(study.attributes) and names.has_study_form(name)):
             raise StudyStoreError(f"{name}: is a study of another program; give yours another name, or --storage")

@@ -25,7 +25,7 @@ from lcsc_opt.base.progress import hand_notices_to
 from lcsc_opt.evaluation.base import InProcessEvaluator
 from lcsc_opt.evaluation.pipeline import Pipeline
 from lcsc_opt.objective.contract import Objective, StagedObjective
-from lcsc_opt.objective.key import Key, differences
+from lcsc_opt.objective.key import Key
 
 Kind = Literal["submit", "sample", "vjp"]
 """The names of :class:`Pipeline`'s methods; an objective without stages has ``submit`` only."""
@@ -199,9 +199,7 @@ def load_evaluator(settings: WorkerSettings) -> Pipeline | InProcessEvaluator:
     # now that the objective's libraries are loaded: this limits no others
     threadpool_limits(settings.threads, user_api="blas")
     if settings.expected is not None:
-        changed = differences(
-            settings.expected.decides, objective.key.decides, settings.expected.inputs, objective.key.inputs
-        )
+        changed = settings.expected.changes_to(objective.key)
         if changed:
             raise StudyStoreError(
                 f"a worker process loaded other files than the search began with: {'; '.join(changed)}; restore them, "

@@ -264,11 +264,11 @@ def run(
         objectives = ObjectiveLoader(BuildContext(directory, files=database.files))
         say_found(found_checkpoints(read.objective, objectives.context))
         # these import Nevergrad, which takes seconds: only after the first line is said
-        from lcsc_opt.experiment.outcome import same_call
+        from lcsc_opt.experiment.outcome import SAME_CALL
         from lcsc_opt.experiment.running import experiment_of, run_studies
 
         experiment = experiment_of(read, database, objectives, accept_changes=options.accept_changes)
-        run_studies(experiment, callbacks=options.callbacks, how_to_continue=same_call)
+        run_studies(experiment, callbacks=options.callbacks, how_to_continue=SAME_CALL)
     return [Study(name, url) for name in experiment.specs]
 
 

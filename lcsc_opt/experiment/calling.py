@@ -200,18 +200,18 @@ def search(
         say_found(found)
         if sample is not None:
             call.select_enough(len(found), contents.experiments.get(chosen_name), are_default=optimizers is None)
-        from lcsc_opt.experiment.outcome import repeated_call, resumed_call, same_call
+        from lcsc_opt.experiment.outcome import REPEATED_CALL, RESUMED_CALL, SAME_CALL
         from lcsc_opt.experiment.running import experiment_of, run_studies, searches_of  # and with it Nevergrad
 
         searches_of([study_file])  # refuses what is wrong before any function is called
         call.place_checkpoints(database.files)
         study_file = parse_study_file(content, source="lcsc_opt.search")  # which names checkpoints in memory only now
         experiment = experiment_of(study_file, database, objectives, accept_changes=options.accept_changes)
-        goes_on = same_call
+        goes_on = SAME_CALL
         if temporary is not None:
-            goes_on = repeated_call
+            goes_on = REPEATED_CALL
         elif call.not_importable:
-            goes_on = resumed_call
+            goes_on = RESUMED_CALL
         try:
             run_studies(experiment, callbacks=options.callbacks, how_to_continue=goes_on)
         except KeyboardInterrupt:

@@ -18,7 +18,7 @@ from lcsc_opt.base.records import SEARCH, SELECTION, Noise
 from lcsc_opt.database.measurement import Measurement, Model
 from lcsc_opt.database.names import EMA
 from lcsc_opt.experiment.answer import LOSS, WAY, Gain, best_of, choose, gain, is_vetoed, lowest, on_the_way
-from lcsc_opt.experiment.finalists import AverageName, Searched
+from lcsc_opt.experiment.finalists import Searched
 from lcsc_opt.experiment.measuring import Measurer
 
 ENOUGH_IMAGES = 500  # of each model in the first round: where they cost too much, fewer models are in it
@@ -37,11 +37,10 @@ class Choice:
         answer: the best model that is known.
         had: what the user had, as far as it could be measured.
         found: study → its best model.
-        losses: the name of a model → its loss, in the last round that it was in.
+        measured: the name of a model → what was measured of it, in the last round that it was in.
         equals: the names of what was found and cannot be told from the answer.
         knows_errors: whether images or outcomes tell the error of a difference; of a score that returns one number,
             only the scatter between its repetitions, and between the search's data and those of the choice, does.
-        entrants: the names in ``losses`` → the keys of these models.
         rounds: how many images each model had, and the seed of the noise.
         is_on_path: whether the answer stands on the path of its search, where the latest of several equals is taken.
         gain: of the best that was found, over the best that the user had, when it was last measured; ``None`` if there
@@ -51,8 +50,7 @@ class Choice:
     answer: Model
     had: Sequence[Model]
     found: Mapping[str, Model]
-    losses: Mapping[str, float]
-    entrants: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    measured: Mapping[str, Measurement]
     rounds: tuple[tuple[int, int], ...] = ()
     equals: tuple[str, ...] = ()
     knows_errors: bool = True
@@ -74,23 +72,13 @@ class Race:
         trained: models that the trainer has made.
         measurer: of the report.
         top: how many trials of each search are in it.
-        average_name: what people call the coefficients of a baseline.
     """
 
-    def __init__(
-        self,
-        searches: Sequence[Searched],
-        trained: Sequence[Model],
-        measurer: Measurer,
-        *,
-        top: int,
-        average_name: AverageName,
-    ) -> None:
+    def __init__(self, searches: Sequence[Searched], trained: Sequence[Model], measurer: Measurer, *, top: int) -> None:
         self._searches = searches
         self._trained = trained
         self._measurer = measurer
         self._top = top
-        self._average_name = average_name
         self._judges = measurer.reported.judges
         self._had: list[Measurement] = []
         self._found: dict[str, list[Measurement]] = {}  # study → what is still in the race
@@ -101,27 +89,23 @@ class Race:
             self._way = dict(WAY)
         self._searched = 0  # images, or evaluations of a score
         self._spent = 0  # of the choice, in the same unit
-        self._losses: dict[str, float] = {}
-        self._entrants_by_name: dict[str, str] = {}  # the name of a model → its key
+        self._noted: dict[str, Measurement] = {}  # the name of a model → what the last round with it has measured
         self._rounds: list[tuple[int, int]] = []  # images of each model, and the seed of the noise
 
-    def run(self, name: str) -> Choice:
+    def run(self) -> Choice:
         """Measure and choose.
-
-        Args:
-            name: of the experiment, for progress.
 
         Raises:
             SearchFailedError: none of the best trials can be evaluated.
             ObjectiveError: what losses are relative to cannot be measured.
         """
-        self._first_round(name)
+        self._first_round()
         had = [measured.model for measured in self._had]
         # also of searches whose models will all leave the race
         best = {study: self._best(models).model for study, models in self._found.items()}
         gain_over_had = self._gain()
         if self._is_of_images or not self._knows_errors:  # more images, or repetitions, tell more
-            self._more_rounds(name)
+            self._more_rounds()
         answer = self._answer()
         for study, models in self._found.items():
             if models:
@@ -135,8 +119,7 @@ class Race:
             answer.model,
             had,
             best,
-            self._losses,
-            self._entrants_by_name,
+            self._noted,
             tuple(self._rounds),
             equals,
             knows_errors=LOSS in answer.without_groups,
@@ -188,14 +171,14 @@ class Race:
         """Without models that a judge finds certainly worse than what the user had."""
         return [measured for measured in models if not is_vetoed(measured, self._had, self._judges)]
 
-    def _first_round(self, name: str) -> None:
+    def _first_round(self) -> None:
         """Measure all finalists, the trainer's models, EMA*, and points on the way from it to the best."""
         finalists, images = self._entrants()
-        measurer = self._measurer.with_images(images)
+        measurer = self._measurer.changed(images=images)
         self._rounds.append((images, SELECTION.seed))
         entrants = self._count(finalists)
         self._spent = self._cost_of(images) * entrants
-        with progress(f"{name}: choosing", entrants) as measurer.advance:
+        with progress(f"{self._measurer.experiment.name}: choosing", entrants) as measurer.advance:
             for search in self._searches:
                 measured = self._measured(measurer, finalists[search.study])
                 if measured:
@@ -211,7 +194,7 @@ class Race:
     def _measured(self, measurer: Measurer, models: Sequence[Model]) -> list[Measurement]:
         """On the noise of the first round; where a loss has no error, on the search's noise, too, as trials are."""
         measured = measurer.possible([SELECTION], models)
-        as_searched = self._measurer.with_images(0)
+        as_searched = self._measurer.changed(images=0)
         cost = self._cost_of(as_searched.objective.samples.per_evaluation)
         for index, entrant in enumerate(measured):
             if LOSS in entrant.without_groups or entrant.model.searched is not None:
@@ -263,7 +246,7 @@ class Race:
         for search in self._searches:
             path = search.path_models(top)
             self._path += [model.name for model in path]
-            finalists[search.study] = path or search.best_models(top, self._average_name)
+            finalists[search.study] = path or search.best_models(top, self._measurer.objective.average_name)
         return finalists
 
     def _add_baselines(self) -> None:
@@ -283,8 +266,8 @@ class Race:
         best = min(of_grids, key=lambda measured: measured.loss)  # EMA* is the average of the lowest loss
         ema = dataclasses.replace(best, model=dataclasses.replace(best.model, name=EMA))
         self._had.append(ema)
-        self._losses[EMA] = self._losses.pop(best.model.name)
-        self._entrants_by_name[EMA] = self._entrants_by_name.pop(best.model.name)
+        del self._noted[best.model.name]
+        self._note([ema])
         for study in averages:
             self._found[study] = [ema if measured is best else measured for measured in self._found[study]]
         if self._all_found:
@@ -292,7 +275,7 @@ class Race:
             self._ways = self._measured(measurer, on_the_way(ema.model, target, self._way))
             self._note(self._ways)
 
-    def _more_rounds(self, name: str) -> None:
+    def _more_rounds(self) -> None:
         """Measure what is still in the race again, on more images, or on other seeds of a score that is one number."""
         rounds: dict[str, list[Measurement]] = {}  # name of a model → what each of these rounds has measured
         if not self._is_of_images:  # the first round had as many items
@@ -311,9 +294,10 @@ class Race:
             if not affordable:
                 return
             self._spent += self._cost_of(images) * len(entrants)
-            measurer = self._measurer.with_images(images)
+            measurer = self._measurer.changed(images=images)
             self._rounds.append((images, number))
-            with progress(f"{name}: choosing among {len(entrants)}", len(entrants)) as measurer.advance:
+            title = f"{self._measurer.experiment.name}: choosing among {len(entrants)}"
+            with progress(title, len(entrants)) as measurer.advance:
                 noise = Noise(SELECTION.group, number)
                 measured = measurer.possible([noise], [entrant.model for entrant in entrants])
             if not measured:
@@ -367,7 +351,5 @@ class Race:
             self._found[study] = [remaining[id(entrant)] for entrant in models if id(entrant) in remaining]
 
     def _note(self, measured: Iterable[Measurement]) -> None:
-        """Remember losses, which a later round replaces."""
-        for entrant in measured:
-            self._losses[entrant.model.name] = entrant.loss
-            self._entrants_by_name[entrant.model.name] = entrant.model.key
+        """Remember what was measured, which a later round replaces."""
+        self._noted |= {entrant.model.name: entrant for entrant in measured}

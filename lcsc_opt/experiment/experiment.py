@@ -27,11 +27,12 @@ from lcsc_opt.base.records import SEARCH, Candidate, Coefficients
 from lcsc_opt.base.reproducibility import environment
 from lcsc_opt.base.study_spec import Rule, StudySpec
 from lcsc_opt.database.arrays import coefficients_of
-from lcsc_opt.database.experiment import AVERAGES, CHOSEN, HAD, KEYS, StoredExperiment, metrics_to_json
+from lcsc_opt.database.experiment import AVERAGES, CHOSEN, HAD, StoredExperiment
 from lcsc_opt.database.lock import locked
+from lcsc_opt.database.names import KEYS
 from lcsc_opt.database.opened import Database
 from lcsc_opt.database.report import Report, ReportPlan
-from lcsc_opt.database.states import Attributes, compared_trials, is_searched
+from lcsc_opt.database.states import Attributes, compared_trials, is_searched, row_rule_of
 from lcsc_opt.database.store import StoredStudy, has_succeeded, read_contents
 from lcsc_opt.evaluation.base import Outcome, persistently
 from lcsc_opt.evaluation.workers import Workers, check_workers, evaluator_of
@@ -40,7 +41,7 @@ from lcsc_opt.experiment.looking import write_first_look
 from lcsc_opt.experiment.measuring import Measurer, score_as_trained
 from lcsc_opt.experiment.origin import origin_of, start_of
 from lcsc_opt.experiment.outcome import outcome_of, outcome_of_finished
-from lcsc_opt.experiment.rehearsal import Rehearsal, about, check_functions, rehearse, warning_of_kept_state
+from lcsc_opt.experiment.rehearsal import Rehearsal, check_functions, rehearse, warning_of_kept_state
 from lcsc_opt.experiment.report import make_report
 from lcsc_opt.experiment.sameness import (
     ACCEPT,
@@ -51,7 +52,7 @@ from lcsc_opt.experiment.sameness import (
     check_search,
     is_untouched,
 )
-from lcsc_opt.experiment.timing import evaluations_in, evaluations_within, report_seconds, searches_seconds
+from lcsc_opt.experiment.timing import about, evaluations_in, evaluations_within, report_seconds, searches_seconds
 from lcsc_opt.exports.grid import first_look
 from lcsc_opt.exports.images import attach_images
 from lcsc_opt.objective.checkpoints_alone import checkpoint_changes
@@ -101,7 +102,7 @@ class Experiment:
         self._accept = accept_changes
         contents = database.contents
         self._foreign = contents.foreign(self.name)
-        self.studies = {name: found for name, found in contents.of(self.name).items() if name not in self._foreign}
+        self.studies = contents.searches(self.name)
         self.stored: StoredExperiment | None = None
         if self.name in contents.experiments:
             self.stored = StoredExperiment.open(database.existing(), self.name)
@@ -113,7 +114,6 @@ class Experiment:
         self._until_exit = contextlib.ExitStack()
         self._scored_as_trained = False
         self._has_estimate = False
-        self._held_out = specs[0].held_out
 
     def __enter__(self) -> Experiment:
         self._until_exit.enter_context(short_waits())
@@ -205,7 +205,7 @@ class Experiment:
 
     def _say_reports_change(self, part: str, before: Key, now: Key) -> None:
         """Say how what reports measure differs from what is stored."""
-        changed = differences(getattr(before, part), getattr(now, part), before.inputs, now.inputs)
+        changed = before.changes_to(now, part)
         if changed:
             notice(f"{self.name}: reports change: {'; '.join(changed)}")
 
@@ -270,12 +270,12 @@ class Experiment:
         assert self.stored is not None  # whoever writes has begun
         record = self.stored.record
         try:
-            decides = record.storage.get_study_user_attrs(record.key)["key"]["decides"]
+            stored = record.storage.get_study_user_attrs(record.key)["key"]
         except KeyError as error:
             raise StudyStoreError(f"{self.name}: was deleted meanwhile; run this again") from error
-        now = self.objective.key.decides
-        if decides != now:
-            changed = differences(now, decides)
+        key = self.objective.key
+        if stored["decides"] != key.decides:
+            changed = key.changes_to(Key.from_json(stored))
             raise StudyStoreError(
                 f"{self.name}: another process has continued it with changes: {'; '.join(changed)}; nothing more was "
                 "written from here"
@@ -284,20 +284,13 @@ class Experiment:
     @functools.cached_property
     def _workers(self) -> Workers:
         """Who evaluates."""
-        workers = Workers(self.objective, self._spec.space.rows, self._newest, self._objectives.context)
+        workers = Workers(self.objective, self._newest, self._objectives.context)
         self._until_exit.callback(workers.close)
         return workers
 
     def _evaluate_model(self, candidate: Candidate, study: str | None) -> Outcome:
         """Evaluate a model in the rows of the study that found it; ``None`` without a study."""
-        return self._workers.evaluate(candidate, self._rows_of(study))
-
-    def _rows_of(self, study: str | None) -> Rule | None:
-        """The rule of a study's rows."""
-        if study is None:
-            return None
-        rule: Rule | None = self.studies[study]["specification"]["space"]["rows"]
-        return rule
+        return self._workers.evaluate(candidate, row_rule_of(study, self.studies))
 
     # searches
 
@@ -523,14 +516,14 @@ class Experiment:
         self._scored_as_trained = True
         plan = self._plan()
         images = plan.images if plan is not None else None
-        score_as_trained(self.begin_or_continue(), self.objective, self._measurer.with_images(images or 0), images)
+        score_as_trained(self._measurer, images)
 
     def _plan(self) -> ReportPlan | None:
         """The plan of the report that the study file asks for, by what is stored; ``None`` if there will be none."""
-        if self.stored is None or self._held_out is None or not self.stored.attributes["holds_out"]:
+        if self.stored is None or self._spec.held_out is None or not self.stored.attributes["holds_out"]:
             return None
         return ReportPlan.of(
-            self._held_out,
+            self._spec.held_out,
             self.stored.report,
             own_images=self.stored.attributes["report_images"],
             samples=self.stored.attributes["samples"],
@@ -551,7 +544,7 @@ class Experiment:
         """
         if self.stored is None:
             return None
-        if self._held_out is None:
+        if self._spec.held_out is None:
             return self.stored.report
         if self._is_loaded:
             self.begin_or_continue()  # what is stored is of today then
@@ -610,20 +603,19 @@ class Experiment:
         stored.refresh()
         searches = self._searches(stored.storage)
         while True:
-            report = make_report(stored, searches, self.objective, plan, self._evaluate_model)
-            rows = self._rows_of(report.of_answer.model.study)
+            report = make_report(self._measurer, searches, plan)
+            rows = row_rule_of(report.of_answer.model.study, self.studies)
             if self.rehearsal is not None:
                 report = dataclasses.replace(report, warnings=(*report.warnings, *self.rehearsal.warnings))
             if keep:
                 self._workers.use_rows(rows)
                 attach_images(stored, self.objective, report, self.studies)
-            self._read_again(stored.storage)
+            self.studies = read_contents(stored.storage).searches(self.name)  # others may have begun, or deleted some
             searches = self._searches(stored.storage)
             if {search.study: search.evaluations for search in searches} == dict(report.evaluations):
                 break  # else another process has ended a search meanwhile
         depends_on = self._depends_on(plan, report.evaluations)
         if keep:
-            stored.set_attribute("metrics", metrics_to_json(report.metrics))
             stored.choose(report, depends_on)  # whoever is interrupted before makes it again
         # only now: a machine without memory for two networks kills the process
         warning = None if self.objective.is_random else self._warning_of_new_network(report, rows)
@@ -643,7 +635,7 @@ class Experiment:
         def load_the_same() -> Objective:
             """Raises StudyStoreError if something was written meanwhile: then nothing can be compared."""
             objective = load()
-            changed = differences(self.objective.key.decides, objective.key.decides, None, objective.key.inputs)
+            changed = self.objective.key.changes_to(objective.key)
             if changed:
                 notice(
                     f"{self.name}: while it ran, there were changes: {'; '.join(changed)}; all results are of what it "
@@ -653,12 +645,6 @@ class Experiment:
             return objective
 
         return warning_of_kept_state(answer, lambda candidate: self._workers.evaluate(candidate, rows), load_the_same)
-
-    def _read_again(self, storage: RDBStorage) -> None:
-        """Other processes may have begun searches, or deleted some."""
-        contents = read_contents(storage)
-        foreign = contents.foreign(self.name)
-        self.studies = {name: found for name, found in contents.of(self.name).items() if name not in foreign}
 
     def _searches(self, storage: RDBStorage) -> list[Searched]:
         """All searches that are known, as they are now, but for those that another process runs."""

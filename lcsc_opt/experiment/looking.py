@@ -22,7 +22,8 @@ from lcsc_opt.database.opened import Database
 from lcsc_opt.database.urls import files_directory
 from lcsc_opt.exports.chosen import Chosen
 from lcsc_opt.exports.grid import (
-    OF_EXPERIMENT,
+    ANSWER,
+    FINALISTS,
     Shown,
     checkpoints_of,
     each_once,
@@ -74,10 +75,10 @@ def look_at_experiment(database: Database, name: str, models: Sequence[str] = ()
     if not models:
         shown = [*_checkpoints(objective), *finalists]
     for named in models:
-        if named == OF_EXPERIMENT[1]:
+        if named == FINALISTS:
             shown += finalists
-        elif named == OF_EXPERIMENT[2] or has_study_form(named):
-            chosen = Chosen.of(storage, name if named == OF_EXPERIMENT[2] else named)
+        elif named == ANSWER or has_study_form(named):
+            chosen = Chosen.of(storage, name if named == ANSWER else named)
             shown.append(Shown(chosen.model.title, chosen.model.coefficients, chosen.rows))
         else:
             shown += named_shown([named], objective)

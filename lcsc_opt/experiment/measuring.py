@@ -50,6 +50,7 @@ class Measurer:
         sampler: which of the objective's samplers makes them; searches use the first.
 
     Attributes:
+        experiment: the same.
         objective: the same.
         reported: the metrics of its reports.
         images: of each measurement.
@@ -68,7 +69,7 @@ class Measurer:
     ) -> None:
         self.reported = objective.reported_metrics()
         self.advance: Callable[..., None] = lambda *_, **__: None
-        self._experiment = experiment
+        self.experiment = experiment
         self.objective = objective
         self._evaluate = evaluate
         self.images = images
@@ -76,16 +77,15 @@ class Measurer:
         self._sampler = sampler
         self._sign = experiment.record.sign
 
-    def with_images(self, images: int) -> Measurer:
-        """The same, with another number of images, and its own ``advance`` from now on."""
+    def changed(self, *, images: int | None = None, role: str | None = None, sampler: int | None = None) -> Measurer:
+        """The same with another number of images, role or sampler, and its own ``advance`` from now on."""
         measurer = copy.copy(self)
-        measurer.images = images
-        return measurer
-
-    def with_role(self, role: str) -> Measurer:
-        """The same, whose trials have another role."""
-        measurer = copy.copy(self)
-        measurer.role = role
+        if images is not None:
+            measurer.images = images
+        if role is not None:
+            measurer.role = role
+        if sampler is not None:
+            measurer._sampler = sampler
         return measurer
 
     @property
@@ -106,7 +106,7 @@ class Measurer:
         """
         sample = self._sample(noise)
         needed = self._needed(noise)
-        stored = [found for found in self._experiment.measured(model, sample) if needed <= found.values.keys()]
+        stored = [found for found in self.experiment.measured(model, sample) if needed <= found.values.keys()]
         if stored:
             measurement = stored[-1]
         else:
@@ -120,11 +120,11 @@ class Measurer:
             )
             outcome = self._evaluate(candidate, model.study)
             if isinstance(outcome, Failure):
-                self._experiment.add(self.role, model, candidate, sample, outcome.as_attempt())
+                self.experiment.add(self.role, model, candidate, sample, outcome.as_attempt())
                 raise SearchFailedError(
-                    f"{self._experiment.name}: {model.name} on {noise.group} noise: {outcome.reason}"
+                    f"{self.experiment.name}: {model.name} on {noise.group} noise: {outcome.reason}"
                 )
-            self._experiment.add(self.role, model, candidate, sample, outcome)
+            self.experiment.add(self.role, model, candidate, sample, outcome)
             measurement = Measurement.of(model, outcome, images=sample.images, seed=noise.seed)
         self.advance(note=f"{self._sign * measurement.loss:.4g}")
         return measurement
@@ -167,16 +167,16 @@ class Measurer:
         if average is None:
             return None
         if noise.group == SELECTION.group:
-            return self.with_images(0).yardstick(SEARCH)
+            return self.changed(images=0).yardstick(SEARCH)
         sample = self._sample(noise)
-        stored = self._experiment.yardstick(sample)
+        stored = self.experiment.yardstick(sample)
         if stored is not None:
             return stored
         candidate = Candidate(average, images=self.images or None, noise=noise, sampler=self._sampler)
         yardstick = self._measured_yardstick(candidate, sample)
         if noise == SEARCH:
             values = ", ".join(f"{name} {value:.4g}" for name, value in yardstick.metrics.items())
-            line = f"{self._experiment.name}: losses are relative to an average of the checkpoints: {values}"
+            line = f"{self.experiment.name}: losses are relative to an average of the checkpoints: {values}"
             if yardstick.kept is not None:
                 line += f". keep: {yardstick.kept} may not get worse than {yardstick.bound:.4g}"
                 line += self._reached_by_base(yardstick.kept)
@@ -189,7 +189,7 @@ class Measurer:
         coefficients = None if trajectory is None else base_coefficients(trajectory)
         if coefficients is None or kept != REWARD:
             return ""
-        measurer = self.with_role(HAD)
+        measurer = self.changed(role=HAD)
         measurer.advance = lambda *_, **__: None  # it is none of the models that are being measured
         try:
             base = measurer.on(SEARCH, Model(BASE_MODEL, coefficients))
@@ -210,7 +210,7 @@ class Measurer:
             else:
                 model = Model(YARDSTICK, candidate.coefficients)
                 described = {YARDSTICK: dataclasses.asdict(yardstick)}
-                self._experiment.add(YARDSTICK, model, candidate, sample, outcome, **described)
+                self.experiment.add(YARDSTICK, model, candidate, sample, outcome, **described)
                 return yardstick
         raise ObjectiveError(
             "the loss is relative to an average of the checkpoints (loss: fid is not), which is evaluated first: "
@@ -218,39 +218,37 @@ class Measurer:
         )
 
 
-def trained_models(experiment: StoredExperiment, objective: Objective) -> list[Model]:
+def trained_models(measurer: Measurer) -> list[Model]:
     """The models that the trainer has made itself: the last checkpoint, and the averages that it kept."""
-    count = len(objective.steps)
+    count = len(measurer.objective.steps)
     models = [Model(LAST_CHECKPOINT, last_alone(count))]
-    kept: dict[str, str] = experiment.attributes.get(AVERAGES) or {}
+    kept: dict[str, str] = measurer.experiment.attributes.get(AVERAGES) or {}
     for index, (name, sha256) in enumerate(kept.items()):
         models.append(Model(name, trainer_ema(count, index), weights_sha256=sha256))
     return models
 
 
-def score_as_trained(
-    experiment: StoredExperiment, objective: Objective, measurer: Measurer, images: int | None
-) -> None:
+def score_as_trained(measurer: Measurer, images: int | None) -> None:
     """Score the trainer's models as the report will, and print them: these numbers are also in the trainer's log.
 
     If one cannot be evaluated, that is said, and the search may begin.
 
     Args:
-        experiment: what is going to be searched.
-        objective: of the experiment.
-        measurer: of as many images as the report will have; of 0 without one.
-        images: how many these are, 0 if the objective samples none; ``None`` if there will be no report: then models
-            are scored on the search's noise, as its candidates.
+        measurer: of the experiment that is going to be searched.
+        images: how many the report will have, 0 if the objective samples none; ``None`` if there will be no report:
+            then models are scored on the search's noise, as its candidates.
 
     Raises:
         ObjectiveError: what losses are relative to cannot be measured.
     """
+    experiment, objective = measurer.experiment, measurer.objective
+    measurer = measurer.changed(images=images or 0)
     noise = SEARCH if images is None else HELD_OUT
     size = ""
     if images:
         size = f" on {images:,} {'items' if objective.sampler is None else 'images'}"
     merges_averages = objective.trajectory is not None and objective.trajectory.merges_averages
-    models = trained_models(experiment, objective)
+    models = trained_models(measurer)
     with progress(f"{experiment.name} as trained", len(models)) as measurer.advance:
         for model in models:
             try:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import datetime
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from optuna.storages import RDBStorage
 
@@ -11,6 +11,7 @@ from lcsc_opt.base.study_spec import BudgetSpec
 from lcsc_opt.database.history import as_known
 from lcsc_opt.database.store import StoredStudy
 from lcsc_opt.experiment.finalists import name_of_search
+from lcsc_opt.experiment.timing import about
 
 
 def outcome_of(study: StoredStudy) -> str:
@@ -20,7 +21,7 @@ def outcome_of(study: StoredStudy) -> str:
     best = as_known(summary.loss, study.sign)
     if best is not None:
         line = f"best {best:.4g}"
-    line += f" after {summary.evaluations} evaluations"
+    line += f" after {_evaluations(summary.evaluations)}"
     if summary.failed:
         line += f" ({summary.failed} failed: lcsc show {study.name})"
     ended = study.attributes.get("search_ended") or {}  # none if a callback stopped it
@@ -35,32 +36,20 @@ def outcome_of_finished(study: StoredStudy) -> str:
     return f"finished already, {ended_at:%Y-%m-%d %H:%M}; {outcome_of(study)}"
 
 
-HowToContinue = Callable[[str, str], str]
-"""Name of a study, and a larger budget → what the user types or calls to go on with it."""
+COMMAND = "lcsc run {study} --budget {budget}"
+"""What the user of a terminal types to go on with a search, and a larger budget."""
+
+SAME_CALL = "the same call with budget={budget}"
+"""What goes on from Python, with all searches of the experiment."""
+
+RESUMED_CALL = "the same call with resume=True, budget={budget}"
+"""The same where functions cannot be compared with what they were."""
+
+REPEATED_CALL = f"{SAME_CALL}, from its beginning since storage=None keeps nothing,"
+"""The same where nothing is kept."""
 
 
-def command(study: str, budget: str) -> str:
-    """What the user of a terminal types to go on."""
-    quoted = f"'{budget}'" if " " in budget else budget
-    return f"lcsc run {study} --budget {quoted}"
-
-
-def same_call(study: str, budget: str) -> str:  # noqa: ARG001 - the call has all searches of the experiment
-    """What goes on from Python."""
-    return f"the same call with budget={_literal(budget)}"
-
-
-def resumed_call(study: str, budget: str) -> str:  # noqa: ARG001 - the call has all searches of the experiment
-    """What goes on from Python where functions cannot be compared with what they were."""
-    return f"the same call with resume=True, budget={_literal(budget)}"
-
-
-def repeated_call(study: str, budget: str) -> str:
-    """What searches longer from Python where nothing is kept."""
-    return f"{same_call(study, budget)}, from its beginning since storage=None keeps nothing,"
-
-
-def what_goes_on(storage: RDBStorage, studies: Sequence[str], how_to_continue: HowToContinue = command) -> str:
+def what_goes_on(storage: RDBStorage, studies: Sequence[str], how_to_continue: str = COMMAND) -> str:
     """Whether searches have ended by themselves or were cut, when, and what would go on, with its time.
 
     ``Every search has ended by itself.``; or ``LCSC was cut after 9 evaluations: lcsc run digits/LCSC/0 --budget 18``
@@ -78,10 +67,11 @@ def what_goes_on(storage: RDBStorage, studies: Sequence[str], how_to_continue: H
     for study in cut:
         summary = stored[study].summary
         budget = BudgetSpec(**attributes[study]["budget"])
-        more = f"{2 * budget.total} s" if budget.seconds is not None else str(2 * budget.total)
+        more = f"'{2 * budget.total} s'" if budget.seconds is not None else str(2 * budget.total)
         parts.append(
             f"{name_of_search(study)} was cut after {_evaluations(summary.evaluations)}: "
-            f"{how_to_continue(study, more)} goes on (as much again, about {_duration(summary.cost.seconds)})"
+            f"{how_to_continue.format(study=study, budget=more)} goes on "
+            f"(as much again, {about(summary.cost.seconds)})"
         )
         if ended[study].get("stalled"):
             parts[-1] += ", and may bring little, since its last evaluations have not"
@@ -90,17 +80,3 @@ def what_goes_on(storage: RDBStorage, studies: Sequence[str], how_to_continue: H
 
 def _evaluations(count: int) -> str:
     return "1 evaluation" if count == 1 else f"{count:,} evaluations"
-
-
-def _literal(budget: str) -> str:
-    """A budget as an argument in Python."""
-    return repr(budget) if " " in budget else budget
-
-
-def _duration(seconds: float) -> str:
-    """A time in its largest unit."""
-    if seconds >= 5400:
-        return f"{seconds / 3600:.2g} h"
-    if seconds >= 90:
-        return f"{seconds / 60:.2g} min"
-    return f"{max(seconds, 1):.2g} s"

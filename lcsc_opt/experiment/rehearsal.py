@@ -7,7 +7,6 @@ gradient, features that expect other channels, a missing file. It also says how 
 from __future__ import annotations
 
 import dataclasses
-import datetime
 import math
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -19,7 +18,7 @@ from lcsc_opt.base.errors import ObjectiveError, StudyStoreError
 from lcsc_opt.base.progress import notice, progress
 from lcsc_opt.base.records import HELD_OUT, SELECTION, Candidate, Coefficients, Cost, Evaluation
 from lcsc_opt.evaluation.base import Failure, Outcome, attempt, evaluate_safely
-from lcsc_opt.experiment.timing import Pace, Seconds
+from lcsc_opt.experiment.timing import Pace, Seconds, about
 from lcsc_opt.objective.contract import Objective
 
 NOTICED_SECONDS = 1.0  # the first evaluation in a process takes longer than others
@@ -527,10 +526,3 @@ def _check_failure(name: str, failure: Failure, candidate: Candidate) -> None:
     place = failure.raised_at if failure.retry else ""  # an error of ours says what to do, not where it was raised
     reason = failure.reason.rstrip(".")
     raise ObjectiveError(f"{name}: the first evaluation failed ({what}): {reason}\n{place}".rstrip())
-
-
-def about(seconds: float) -> str:
-    """A duration, for people."""
-    if round(seconds) >= 100:
-        return f"about {datetime.timedelta(seconds=round(seconds))}"
-    return f"about {seconds:.2g} s"

@@ -18,55 +18,46 @@ from collections.abc import Sequence
 from lcsc_opt.base.errors import ObjectiveError, SearchFailedError, StudyStoreError
 from lcsc_opt.base.progress import notice, progress
 from lcsc_opt.base.records import HELD_OUT, Noise
-from lcsc_opt.database.experiment import CHOICE, REPORT, StoredExperiment
+from lcsc_opt.database.experiment import CHOICE, REPORT
 from lcsc_opt.database.report import Part, Report, ReportPlan
 from lcsc_opt.experiment.choice import Choice, Race
 from lcsc_opt.experiment.finalists import Searched
-from lcsc_opt.experiment.measuring import Evaluate, Measurer, trained_models
+from lcsc_opt.experiment.measuring import Measurer, trained_models
 from lcsc_opt.experiment.warnings import warnings_of
-from lcsc_opt.objective.contract import Objective
 
 
-def make_report(
-    experiment: StoredExperiment,
-    searches: Sequence[Searched],
-    objective: Objective,
-    plan: ReportPlan,
-    evaluate: Evaluate,
-) -> Report:
+def make_report(measurer: Measurer, searches: Sequence[Searched], plan: ReportPlan) -> Report:
     """Measure all models of the experiment, and choose the answer.
 
     Each measurement is stored as soon as it is known and never repeated, also after an interruption.
 
     Args:
-        experiment: where they are stored; which model was chosen is not.
+        measurer: of the experiment; which model was chosen is not stored.
         searches: all; those without a comparable trial have nothing to measure.
-        objective: of the experiment.
         plan: how many images, and which noise.
-        evaluate: evaluates one candidate.
 
     Raises:
         StudyStoreError: no search has a comparable trial.
         SearchFailedError: none of the best trials, or not the answer, can be evaluated.
         ObjectiveError: what losses are relative to cannot be measured.
     """
+    experiment, objective = measurer.experiment, measurer.objective
     with_result = [search for search in searches if search.lowest_loss < math.inf]
     if not with_result:
         raise StudyStoreError(f"{experiment.name}: no comparable trial has finished yet; search with a larger budget")
     samplers = objective.samples.samplers
     noises = [Noise(HELD_OUT.group, seed) for seed in plan.seeds]
-    trained = trained_models(experiment, objective)
-    measurer = Measurer(experiment, objective, evaluate, images=plan.images, role=CHOICE)
+    measurer = measurer.changed(images=plan.images, role=CHOICE)
     top = math.ceil(plan.top / len(with_result))  # of each search
-    choice = Race(with_result, trained, measurer, top=top, average_name=objective.average_name).run(experiment.name)
+    choice = Race(with_result, trained_models(measurer), measurer, top=top).run()
     models = choice.models
-    measurer = measurer.with_role(REPORT)
+    measurer = measurer.changed(role=REPORT)
     with progress(f"{experiment.name}: report", len(models) * (len(noises) + len(samplers[1:]))) as measurer.advance:
         parts = [_part(choice, noises, measurer, samplers[0].text if samplers else None)]
         if len(samplers) > 1:
             images = min(plan.images, objective.samples.per_evaluation)  # enough to see whether it is worse there
             try:
-                elsewhere = Measurer(experiment, objective, evaluate, images=images, role=REPORT, sampler=1)
+                elsewhere = measurer.changed(images=images, sampler=1)
                 elsewhere.advance = measurer.advance
                 parts.append(_part(choice, noises[:1], elsewhere, samplers[1].text))
             except (SearchFailedError, ObjectiveError) as error:
@@ -78,10 +69,10 @@ def make_report(
         found={study: model.name for study, model in choice.found.items()},
         evaluations={search.study: search.evaluations for search in searches},
         top=plan.top,
-        selection={name: experiment.record.sign * loss for name, loss in choice.losses.items()},
+        selection={name: experiment.record.sign * one.loss for name, one in choice.measured.items()},
         metrics=measurer.reported,
         sign=experiment.record.sign,
-        entrants=choice.entrants,
+        entrants={name: one.model.key for name, one in choice.measured.items()},
         rounds=choice.rounds,
     )
     warnings = tuple(warnings_of(experiment.name, report, choice, with_result, measurer.yardstick(noises[0])))

@@ -94,7 +94,7 @@ class Result:
         """
         chosen = self._chosen()
         # another call may have found it
-        return dataclasses.replace(self.studies[0], name=chosen.model.study or chosen.first_study)
+        return dataclasses.replace(self.studies[0], name=chosen.study)
 
     @property
     def coefficients(self) -> Coefficients:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 
 from lcsc_opt.base.errors import LcscError, SearchFailedError, StudySpecError
@@ -18,8 +19,9 @@ from lcsc_opt.database.states import Attributes, ended_search
 from lcsc_opt.database.store import StoredStudy
 from lcsc_opt.experiment.defaults import completed
 from lcsc_opt.experiment.experiment import Experiment
-from lcsc_opt.experiment.outcome import HowToContinue, command, outcome_of_finished, what_goes_on
-from lcsc_opt.experiment.stored import context_of, spec_of
+from lcsc_opt.experiment.outcome import COMMAND, outcome_of_finished, what_goes_on
+from lcsc_opt.experiment.stored import spec_of
+from lcsc_opt.objective.checkpoints_alone import stored_context
 from lcsc_opt.objective.contract import Objective
 from lcsc_opt.objective.of_study import ObjectiveLoader
 from lcsc_opt.optimizers.registry import configure
@@ -85,7 +87,7 @@ def run_studies(
     *,
     on_end: Callable[[str], None] = notice,
     callbacks: Sequence[TrialCallback] = (),
-    how_to_continue: HowToContinue = command,
+    how_to_continue: str = COMMAND,
 ) -> None:
     """Run the searches of an experiment, and report it. A search that fails does not stop the others.
 
@@ -97,7 +99,7 @@ def run_studies(
         on_end: called with one line when a search has ended or cannot run, with the answer of the experiment, and with
             what would go on.
         callbacks: as of :meth:`Experiment.search`.
-        how_to_continue: what the user types or calls to go on with a search.
+        how_to_continue: what the user types or calls to go on with a search, with places for ``study`` and ``budget``.
 
     Raises:
         LcscError: the database cannot be opened, the objective cannot be loaded and rehearsed, the only search failed,
@@ -185,16 +187,15 @@ def evaluate_again(
     contents = database.contents
     specs = [spec_of(study, contents) for study in contents.of(name)]
     stored = contents.experiment(name)
-    planned = HeldOutSpec(**(stored.get("held_out") or {}))
-    planned_images = planned.images_with(stored["report_images"])
-    report_images = images or planned_images
-    if keep and stored.get("held_out") is not None and report_images < planned_images:
-        fewer = f"{report_images:,} images are fewer than the {planned_images:,} that the study file asks for"
+    asked = HeldOutSpec(**(stored.get("held_out") or {}))
+    planned = ReportPlan.of(asked, None, own_images=stored["report_images"], samples=stored["samples"])
+    plan = ReportPlan(planned.images, top or planned.top, seeds)
+    if images is not None and stored["samples"]:
+        plan = dataclasses.replace(plan, images=images)
+    if keep and stored.get("held_out") is not None and plan.images < planned.images:
+        fewer = f"{plan.images:,} images are fewer than the {planned.images:,} that the study file asks for"
         raise StudySpecError(f"--keep: {fewer}; increase --images, or leave out --keep for a preview")
-    keep = keep or (stored.get(CHOSEN) is None and report_images >= planned_images)
-    objectives = ObjectiveLoader(context_of(stored, database.url))
+    keep = keep or (stored.get(CHOSEN) is None and plan.images >= planned.images)
+    objectives = ObjectiveLoader(stored_context(stored, database.files))
     with Experiment(specs, database, objectives, accept_changes=accept_changes) as experiment:
-        if not experiment.objective.samples.per_evaluation:  # it samples none, whatever was asked for
-            report_images = 0
-        plan = ReportPlan(report_images, top or planned.top, seeds)
         return experiment.evaluate(plan, keep=keep), keep

@@ -15,8 +15,8 @@ from typing import Any
 from lcsc_opt.base.errors import StudyStoreError, TrajectoryError
 from lcsc_opt.base.records import as_json
 from lcsc_opt.base.study_spec import ObjectiveSpec, StudySpec
-from lcsc_opt.database.experiment import AVERAGES, KEYS
-from lcsc_opt.database.names import split_name
+from lcsc_opt.database.experiment import AVERAGES
+from lcsc_opt.database.names import KEYS, split_name
 from lcsc_opt.database.states import Attributes
 from lcsc_opt.objective.contract import OF_MACHINE, Objective
 from lcsc_opt.objective.key import (
@@ -80,7 +80,7 @@ def accepted_changes(name: str, before: Key, now: Key, *, has_results: bool, acc
     Raises:
         StudyStoreError: losses would not compare with those that are stored.
     """
-    changed = "; ".join(differences(before.decides, now.decides, before.inputs, now.inputs))
+    changed = "; ".join(before.changes_to(now))
     other = {key for key in {*before.decides, *now.decides} if before.decides.get(key) != now.decides.get(key)}
     if CHECKPOINTS in other:
         raise StudyStoreError(

@@ -158,3 +158,16 @@ def _count_averages(objective: Objective) -> int:
     with contextlib.suppress(LcscError):  # of one that was named and is not there, which the run says
         return len(objective.trajectory.averages_sha256)
     return 0
+
+
+def about(seconds: float) -> str:
+    """A duration for people, in its largest unit: ``about 0.12 s``, ``about 1.7 min``, ``about 14 h``."""
+    if seconds >= 5400:
+        return f"about {_two_digits(seconds / 3600)} h"
+    if seconds >= 90:
+        return f"about {_two_digits(seconds / 60)} min"
+    return f"about {_two_digits(seconds)} s"
+
+
+def _two_digits(value: float) -> str:
+    return f"{value:.2g}" if value < 10 else f"{value:,.0f}"

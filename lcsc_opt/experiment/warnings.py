@@ -88,16 +88,16 @@ def _about_lower(report: Report, choice: Choice) -> Iterator[str]:
     decisive = "loss" if report.sign > 0 else "score"
     for name in report.found.values():
         found = report.measured(name)
-        if found is None or name == report.answer or not {name, report.answer} <= choice.losses.keys():
+        if found is None or name == report.answer or not {name, report.answer} <= choice.measured.keys():
             continue
         loss = report.rows(name, report.answer)[0]
         is_ahead = loss.gain is not None and loss.gain > 0
-        if not is_ahead or choice.losses[name] <= choice.losses[report.answer]:
+        if not is_ahead or choice.measured[name].loss <= choice.measured[report.answer].loss:
             continue
         chance = ""
         if loss.gain_may_be_chance:
             chance = ", which may be chance"
-        where_chosen = [f"{report.sign * choice.losses[one]:.4g}" for one in (name, report.answer)]
+        where_chosen = [f"{report.sign * choice.measured[one].loss:.4g}" for one in (name, report.answer)]
         yield (
             f"{found.model.title} has a better {decisive} than the answer here ({loss.value:.4g}, the answer "
             f"{loss.baseline:.4g}{chance}), and had a worse one on the noise of the choice, where the answer was "
@@ -172,8 +172,9 @@ def _about_penalties(report: Report, yardstick: Yardstick) -> Iterator[str]:
     for measured in report.models:
         value = measured.value(kept)
         if measured.model.name in report.had and value is not None and yardstick.excess(value) > 0:
-            row = next(row for row in report.rows(measured.model.name) if row.metric == kept)
-            chance = "" if row.misses(yardstick.bound) else ", perhaps by chance"
+            row = report.row(kept, measured.model.name)
+            is_certain = row is not None and row.misses(yardstick.bound)
+            chance = "" if is_certain else ", perhaps by chance"
             beyond.setdefault(measured.model.key, f"{named(measured.model)} ({kept} {value:.4g}{chance})")
     if beyond:
         yield (

@@ -18,6 +18,7 @@ from lcsc_opt.database.measurement import Model
 from lcsc_opt.database.names import has_study_form, split_name
 from lcsc_opt.database.reader import HistoryReader
 from lcsc_opt.database.report import Report
+from lcsc_opt.database.states import row_rule_of
 from lcsc_opt.database.store import Contents, StoredStudy, read_contents
 from lcsc_opt.database.urls import files_directory
 from lcsc_opt.objective.checkpoints_alone import CheckpointsAlone
@@ -39,8 +40,7 @@ class Chosen:
         stored: the attributes of the experiment.
         rows: the rule of the model's rows of coefficients, such as ``layers``; ``None`` for one row.
         files: the folder beside the database.
-        first_study: the name of the experiment's first study, by which its objective is loaded where no search found
-            the model.
+        study: the name of the search that found the model; where none did, of the experiment's first one.
     """
 
     experiment: str
@@ -50,7 +50,7 @@ class Chosen:
     stored: Mapping[str, Any]
     rows: Rule | None
     files: Path
-    first_study: str
+    study: str
 
     @classmethod
     def of(cls, storage: RDBStorage, name: str, trial: int | None = None) -> Chosen:
@@ -101,12 +101,9 @@ class Chosen:
     ) -> Chosen:
         """This model, with what is stored of its trial, its report and its experiment."""
         measured: dict[str, Any] = {}
-        rows = None
-        if model.study is not None:
-            rows = contents.studies[model.study]["specification"]["space"]["rows"]
-            if model.trial is not None:  # else it lies between two models, and no search measured it
-                trial = StoredStudy.open(storage, model.study).trial(model.trial)
-                measured = {"loss": trial.value, "metrics": trial.user_attrs.get("metrics", {})}
+        if model.study is not None and model.trial is not None:  # else no search measured it
+            trial = StoredStudy.open(storage, model.study).trial(model.trial)
+            measured = {"loss": trial.value, "metrics": trial.user_attrs.get("metrics", {})}
         if report is not None:
             on_held_out = report.measured(model.name)
             if on_held_out is not None:
@@ -115,8 +112,9 @@ class Chosen:
         if stored["sampling"] is not None:
             measured["sampler"] = {name: stored["sampling"][name] for name in _SAMPLING if name in stored["sampling"]}
         files = files_directory(storage.url)
-        first_study = next(iter(contents.of(experiment)))
-        return cls(experiment, model, measured, report, stored, rows, files, first_study)
+        rows = row_rule_of(model.study, contents.studies)
+        study = model.study or next(iter(contents.of(experiment)))
+        return cls(experiment, model, measured, report, stored, rows, files, study)
 
     @property
     def steps(self) -> tuple[int, ...]:

@@ -13,9 +13,8 @@ from lcsc_opt.base.labelled_grid import GridRow, labelled_grid
 from lcsc_opt.base.progress import notice, progress
 from lcsc_opt.base.records import HELD_OUT, Coefficients
 from lcsc_opt.base.study_spec import Rule
-from lcsc_opt.database.measurement import Model
 from lcsc_opt.database.report import Report
-from lcsc_opt.database.states import Attributes
+from lcsc_opt.database.states import Attributes, row_rule_of
 from lcsc_opt.exports.coefficients import average_coefficients
 from lcsc_opt.objective.contract import Objective
 from lcsc_opt.sampling.base import Sampler, fewest_report_images, prompts_of, title_of
@@ -27,8 +26,10 @@ FEWEST_COLUMNS = 4  # by default, of prompts
 MOST_COLUMNS = 12  # by default, of prompts
 MOST_CHECKPOINTS = 16  # by default; of more, evenly spaced ones
 REAL_ROW = "real images, unrelated to the columns"
-OF_EXPERIMENT = ("checkpoints", "finalists", "answer")
-"""Names of models that only an experiment's record gives, but for the first."""
+# names of models
+CHECKPOINTS = "checkpoints"  # all
+FINALISTS = "finalists"  # of an experiment's report
+ANSWER = "answer"  # of an experiment
 
 
 class Shown(NamedTuple):
@@ -70,7 +71,7 @@ def named_shown(names: Iterable[str], objective: Objective) -> list[Shown]:
     """
     shown: list[Shown] = []
     for name in names:
-        if name == OF_EXPERIMENT[0]:
+        if name == CHECKPOINTS:
             shown += checkpoints_of(objective)
         else:
             coefficients = average_coefficients(name, objective.steps)
@@ -86,16 +87,8 @@ def finalists_shown(report: Report, studies: Mapping[str, Attributes]) -> list[S
         title = model.title
         if model.name == report.answer:
             title = f"answer · {title}"
-        shown.append(Shown(title, model.coefficients, rows_of(model, studies)))
+        shown.append(Shown(title, model.coefficients, row_rule_of(model.study, studies)))
     return shown
-
-
-def rows_of(model: Model, studies: Mapping[str, Attributes]) -> Rule | None:
-    """The rule of the rows of the search that found a model; ``None`` where no search did, or it has one row."""
-    if model.study is None:
-        return None
-    rule: Rule | None = studies[model.study]["specification"]["space"]["rows"]
-    return rule
 
 
 def each_once(models: Iterable[Shown]) -> list[Shown]:

@@ -9,11 +9,11 @@ from torch import Tensor
 
 from lcsc_opt.base.contact_sheet import contact_sheet
 from lcsc_opt.base.records import HELD_OUT
-from lcsc_opt.database.experiment import KEYS, StoredExperiment
+from lcsc_opt.database.experiment import StoredExperiment
 from lcsc_opt.database.measurement import Measurement
+from lcsc_opt.database.names import KEYS
 from lcsc_opt.database.report import Report
-from lcsc_opt.database.states import Attributes
-from lcsc_opt.exports.grid import rows_of
+from lcsc_opt.database.states import Attributes, row_rule_of
 from lcsc_opt.objective.contract import Objective
 from lcsc_opt.views.artifacts import FARTHEST, SAMPLES, artifact_directory
 from lcsc_opt.views.pictures import Shows, pair_of, pictured
@@ -51,7 +51,7 @@ def attach_images(
         return
 
     def sampled(role: Shows, measured: Measurement) -> Tensor:
-        rows = rows_of(measured.model, studies)
+        rows = row_rule_of(measured.model.study, studies)
         if rows is not None:  # one row can be merged in any
             objective.merge_in_rows(rows)
         return objective.images(measured.model.coefficients, HELD_OUT, PAIRS if role in pair else SHOWN)

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Literal, TypeVar
 
 import torch
+from torch import Tensor
 
 from lcsc_opt.base import accelerator
 from lcsc_opt.base.accelerator import CPU
@@ -100,6 +101,22 @@ class BatchSizes:
         """
         images_in_last = (last - first - 1) % self.without_graph + 1
         return last - min(images_in_last, self.with_graph)
+
+    def images(self, count: int, sample: Callable[[int, int], Tensor]) -> Tensor:
+        """The first ``count`` images as they are saved, on the CPU: ``[count, C, H, W]`` in [-1, 1].
+
+        Args:
+            count: how many.
+            sample: gives those of a range, ``[first, last)``.
+
+        Raises:
+            torch.OutOfMemoryError: as :meth:`retry_smaller`.
+        """
+
+        def sampled() -> Tensor:
+            return torch.cat([sample(start, stop).cpu() for start, stop in self.batches(0, count)]).clamp(-1, 1)
+
+        return self.retry_smaller(sampled)
 
     def retry_smaller(self, stage: Callable[[], T]) -> T:
         """The result of ``stage``, which is run again with half the batch size whenever memory runs out.

@@ -11,8 +11,24 @@ import torch
 from torch import Tensor
 
 from lcsc_opt.base.errors import ObjectiveError
+from lcsc_opt.base.records import Coefficients
+from lcsc_opt.trajectory import Trajectory
 
 HEADROOM = 4  # the largest gradient in a pixel is scaled below 2**-4, so that sums in half types do not overflow
+
+
+def in_coefficients(
+    weight_gradients: Mapping[str, Tensor], trajectory: Trajectory, coefficients: Coefficients
+) -> Coefficients:
+    """The gradient ``[K]`` or ``[S, K]`` in the coefficients, of their shape, from that in the merged weights.
+
+    Raises:
+        TrajectoryError: the gradients do not fit the trajectory.
+    """
+    product = trajectory.project(weight_gradients)
+    if product.ndim > coefficients.ndim:
+        product = product.sum(axis=0)  # a trajectory in rows, and coefficients that all rows share
+    return product
 
 
 class WeightGradient:

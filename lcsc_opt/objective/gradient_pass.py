@@ -11,7 +11,7 @@ from lcsc_opt.base.records import Candidate, Coefficients, Cost
 from lcsc_opt.metrics.image_metrics import ImageMetrics
 from lcsc_opt.objective.batch_sizes import BatchSizes
 from lcsc_opt.objective.contract import stop_if_told
-from lcsc_opt.objective.gradient import WeightGradient
+from lcsc_opt.objective.gradient import WeightGradient, in_coefficients
 from lcsc_opt.objective.image_stages import FeatureGradients, ImageStages
 from lcsc_opt.objective.stopwatch import Stopwatch
 from lcsc_opt.sampling import DifferentiableSampler
@@ -109,9 +109,7 @@ class GradientPass:
         for start, stop in batch_sizes.batches_with_graph(self._first, start_of_last):
             self._sample_and_add(start, stop, feature_gradients, watch)
         with watch.timing("merge"):
-            product = self._trajectory.project(self._total.sums)
-            if product.ndim > self._candidate.coefficients.ndim:
-                product = product.sum(axis=0)  # a trajectory in rows, and coefficients that all rows share
+            product = in_coefficients(self._total.sums, self._trajectory, self._candidate.coefficients)
         if not np.isfinite(product).all():
             raise MetricError("the gradient is not finite")
 

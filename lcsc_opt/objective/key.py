@@ -63,6 +63,10 @@ class Key:
     asked: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     inputs: Mapping[str, Input] = dataclasses.field(default_factory=dict)
 
+    def changes_to(self, now: Key, part: str = "decides") -> list[str]:
+        """How a part of this key differs from that of another one, in words; empty if it does not."""
+        return differences(getattr(self, part), getattr(now, part), self.inputs, now.inputs)
+
     @classmethod
     def of(cls, spec: ObjectiveSpec, objective: Objective, context: BuildContext, file: Path) -> Key:
         """The key of an objective that was loaded.

@@ -384,13 +384,7 @@ class MergeSampleScore(StagedObjective):
         Coefficients that are all zero are the base model without a LoRA.
         """
         self._load(merged_or_base(self._placed_trajectory, coefficients), coefficients)
-
-        def sampled() -> Tensor:
-            batches = self._batch_sizes.batches(0, count)
-            images = [self._stages[0].sample(noise, start, stop).cpu() for start, stop in batches]
-            return torch.cat(images).clamp(-1, 1)
-
-        return self._batch_sizes.retry_smaller(sampled)
+        return self._batch_sizes.images(count, functools.partial(self._stages[0].sample, noise))
 
     def real_images(self, count: int) -> Tensor | None:
         """Some of those that searches compare with.

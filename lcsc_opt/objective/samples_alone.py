@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -80,11 +81,5 @@ class SamplesAlone(Objective):
         self.sampler.load(merged_or_base(self.trajectory, coefficients))
         if self._batch_norm is not None and not is_saved(coefficients):
             self._batch_norm.estimate()
-
-        def sampled() -> Tensor:
-            batches = self._batch_sizes.batches(0, count)
-            images = [self.sampler.sample(noise, start, stop).cpu() for start, stop in batches]
-            return torch.cat(images).clamp(-1, 1)
-
         with raised_as(ObjectiveError, "sampling"):
-            return self._batch_sizes.retry_smaller(sampled)
+            return self._batch_sizes.images(count, functools.partial(self.sampler.sample, noise))

@@ -10,6 +10,7 @@ from torch import Tensor
 from lcsc_opt.base.records import HELD_OUT, SELECTION, Candidate, Coefficients, Evaluation
 from lcsc_opt.coefficients.profiles import is_saved
 from lcsc_opt.objective.contract import OF_MACHINE, Objective, Role, Samples, stop_if_told
+from lcsc_opt.objective.gradient import in_coefficients
 from lcsc_opt.objective.network_scorer import NetworkScorer
 from lcsc_opt.objective.scorer import Draw
 from lcsc_opt.objective.stopwatch import Stopwatch
@@ -78,10 +79,8 @@ class WeightScore(Objective):
                 weights, draw, varying, as_saved=is_saved(candidate.coefficients)
             )
             if candidate.gradient:
-                coefficient_gradient = self._sign * self.trajectory.project(weight_gradients)
-                if coefficient_gradient.ndim > candidate.coefficients.ndim:
-                    # a trajectory in rows, and coefficients that all rows share
-                    coefficient_gradient = coefficient_gradient.sum(axis=0)
+                gradient = in_coefficients(weight_gradients, self.trajectory, candidate.coefficients)
+                coefficient_gradient = self._sign * gradient
         name, score = next(iter(measured.metrics.items()))  # the first metric is the score
         without_groups: dict[str, list[float]] = {}
         if candidate.noise.group in (SELECTION.group, HELD_OUT.group):  # which have errors; searches need none

@@ -87,8 +87,7 @@ class Plan:
     def parallelism(self) -> dict[str, Any]:
         """How the study asks, also if it continues with other workers.
 
-        ``in_flight``: how many trials may be between ask and tell; ``spread_images``: whether workers share them;
-        ``workers``: for how many the optimizer plans.
+        ``in_flight``: how many trials may be between ask and tell; ``workers``: for how many the optimizer plans.
 
         Workers share the images of a candidate where the optimizer waits for each result. Stages overlap where they
         use different parts of the machine.
@@ -98,14 +97,14 @@ class Plan:
         has_stages = isinstance(self.objective, StagedObjective)
         spread_images = has_stages and optimizer.prefers_sequential_asks and count > 1
         if optimizer.refuses_concurrent_asks and not spread_images:
-            return {"in_flight": 1, "spread_images": False, "workers": 1}
+            return {"in_flight": 1, "workers": 1}
         pipelined = isinstance(self.objective, StagedObjective) and self.objective.overlaps
         # overlapping stages would ask before the last loss is told, and would keep the graphs of two candidates
         if optimizer.prefers_sequential_asks or optimizer.needs_gradient:
             pipelined = False
         independent_workers = 1 if spread_images else count  # workers that share a candidate are as one
         in_flight = most_in_flight(independent_workers, pipelined=pipelined)
-        return {"in_flight": in_flight, "spread_images": spread_images, "workers": min(count, in_flight)}
+        return {"in_flight": in_flight, "workers": min(count, in_flight)}
 
     def check(self) -> None:
         """Refuse an objective that this study cannot search or report, before any weights are read.

@@ -107,8 +107,8 @@ def _better_otherwise(report: Report, best: Measurement) -> str:
         other = report.best_had(row.metric)
         if other is None or other.model.name == best.model.name:
             continue
-        of_best = {one.metric: one for one in report.rows(best.model.name, other.model.name)}[row.metric]
-        if of_best.gain_interval is not None and not of_best.lost:
+        of_best = report.row(row.metric, best.model.name, other.model.name)
+        if of_best is not None and of_best.gain_interval is not None and not of_best.lost:
             continue
         other_value, best_value, own = (value_of(report, one, row.metric) for one in (other, best, answer))
         values = f"{other_value:.4g}, against {best_value:.4g}; the answer has {own:.4g}"
@@ -133,9 +133,9 @@ def _why_although_worse(report: Report, best: Measurement, metric: str) -> str:
         other = best
         if row.is_judge or row.metric == "loss":
             other = report.best_had(row.metric) or best
-        against = {one.metric: one for one in report.rows(answer.model.name, other.model.name)}[row.metric]
+        against = report.row(row.metric, answer.model.name, other.model.name)
         is_named = metric in (row.metric, answer.metric_of_loss if row.metric == "loss" else None)
-        if against.lost and not is_named:
+        if against is not None and against.lost and not is_named:
             whose = "" if other is best else f" (against {named(other.model)})"
             others.append(f"{change(against)}{whose}")
     if not others and not is_worse:
@@ -148,7 +148,7 @@ def _why_although_worse(report: Report, best: Measurement, metric: str) -> str:
 def _unseen(report: Report, best: Measurement, metric: str) -> str:
     """The gain over ``best`` against real images that no search saw, as a sentence; empty unless that was measured."""
     name = f"fid_held_out{metric.removeprefix('fid')}"
-    row = next((row for row in report.rows(report.answer, best.model.name) if row.metric == name), None)
+    row = report.row(name, report.answer, best.model.name)
     if row is None or row.baseline is None or not row.tells:
         return ""
     chance = ""
@@ -170,9 +170,8 @@ def _better_alone(report: Report, metric: str) -> str:
     value = f"{value_of(report, best, metric):.4g}"
     if value == f"{value_of(report, report.of_answer, metric):.4g}":  # no reader could see that it is better
         return ""
-    rows = report.rows(report.answer, best.model.name)
     # a metric that is the loss has no row of its own: the first one is the loss's
-    row = next((row for row in rows if row.metric == metric), rows[0])
+    row = report.row(metric, report.answer, best.model.name) or report.rows(report.answer, best.model.name)[0]
     is_certain = row.lost and row.gain_interval is not None
     chance = "" if is_certain else ", perhaps by chance"
     decisive = "loss" if report.sign > 0 else "score"

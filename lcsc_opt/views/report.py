@@ -38,6 +38,7 @@ from lcsc_opt.views.tables import (
     ranking_table,
     report_tables,
     studies_table,
+    tables_of_study,
 )
 
 _Drawn = dict[str, Any]
@@ -93,7 +94,6 @@ def write_report(storage: RDBStorage, experiment: str, path: Path) -> Path:
 
 def _study(reader: HistoryReader, study: Standing, studies: Sequence[Standing]) -> dict[str, Any]:
     """Of one study: its state, what was measured of its answer, its figures and failures."""
-    found = study.found
     state = f"{study.state}: {count(study.budget_spent, study.budget_total)} {study.budget_unit}"
     if study.summary.failed:
         state += f", {study.summary.failed} trials failed"
@@ -101,7 +101,7 @@ def _study(reader: HistoryReader, study: Standing, studies: Sequence[Standing]) 
     return {
         "name": study.study,
         "state": f"{state}.",
-        "metrics": report_tables(study.report, None if found is None else found.model.name),
+        "metrics": tables_of_study(study),
         "grid": grid_table(reader, study),
         "coefficients": _drawn(coefficients) if coefficients.data else None,
         "failures": failures_table(reader.failures(study)),

@@ -280,18 +280,23 @@ def _by_metric(report: Report, rows: Sequence[MetricRow]) -> dict[str, MetricRow
 # one model
 
 
-def report_tables(report: Report | None, name: str | None) -> list[Table]:
+def tables_of_study(study: Standing) -> list[Table]:
+    """:func:`report_tables` of the best model of a search; none without a report."""
+    if study.report is None or study.found is None:
+        return []
+    return report_tables(study.report, study.found.model.name)
+
+
+def report_tables(report: Report, name: str) -> list[Table]:
     """For each sampler in which a model was measured, its metrics beside those of what the user had and of the answer.
 
     A row for each metric, with 95 % intervals. The gain is that over the best that the user had. The column of real
     images exists if some metric has them.
 
     Args:
-        report: of the experiment; there are no tables without one.
-        name: of the model; ``None`` if there is none.
+        report: of the experiment.
+        name: of the model.
     """
-    if report is None or name is None:
-        return []
     parts = enumerate(report.parts)
     return [_report_table(report, name, index) for index, part in parts if part.measured(name) is not None]
 

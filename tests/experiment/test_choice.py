@@ -70,7 +70,10 @@ class Measuring:
         self.fails_after_first_round = False
         self.judges_from_round = 0
         self.reported = ReportedMetrics()
-        self.objective = SimpleNamespace(sampler=object(), samples=SimpleNamespace(per_evaluation=PER_EVALUATION))
+        self.objective = SimpleNamespace(
+            sampler=object(), samples=SimpleNamespace(per_evaluation=PER_EVALUATION), average_name=NAME
+        )
+        self.experiment = SimpleNamespace(name="small")
         self.error = error
         self.asked: list[tuple[str, int, Noise]] = []
 
@@ -78,7 +81,7 @@ class Measuring:
     def fid_of(model: Model) -> float:
         return 1 + max(float(model.coefficients[0]) - 0.5, 0.0)
 
-    def with_images(self, images: int) -> Any:
+    def changed(self, images: int) -> Any:
         other = copy.copy(self)
         other.images = images
         return other
@@ -102,7 +105,7 @@ class Measuring:
 
 def race(measuring: Measuring, *searches: Searched, top: int = 3) -> Any:
     trained = [Model("last checkpoint", np.array([-0.1, 1.1, 0.0]))]
-    return Race(list(searches), trained, measuring, top=top, average_name=NAME).run("small")  # type: ignore[arg-type]
+    return Race(list(searches), trained, measuring, top=top).run()  # type: ignore[arg-type]
 
 
 def test_what_is_certainly_worse_is_measured_once_and_the_rest_on_more_images() -> None:

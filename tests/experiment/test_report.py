@@ -29,7 +29,7 @@ from lcsc_opt.base.records import (
 from lcsc_opt.base.study_spec import ObjectiveSpec, OptimizerSpec, StudySpec
 from lcsc_opt.cli import run as lcsc
 from lcsc_opt.coefficients.profiles import last_alone
-from lcsc_opt.database.experiment import HAD, StoredExperiment, metrics_to_json
+from lcsc_opt.database.experiment import HAD, StoredExperiment
 from lcsc_opt.database.measurement import Measurement, Model
 from lcsc_opt.database.names import EMA, LAST_CHECKPOINT
 from lcsc_opt.database.opened import Database
@@ -101,10 +101,14 @@ def searches(storage: RDBStorage) -> Callable[[], list[Searched]]:
     return read
 
 
+def measurer_of(objective: Objective, storage: RDBStorage) -> Measurer:
+    return Measurer(stored(storage), objective, evaluating(objective), images=0, role=HAD)
+
+
 @pytest.fixture
 def report(storage: RDBStorage, searches: Callable[[], list[Searched]]) -> Callable[..., Report]:
     def made(objective: Objective, plan: ReportPlan = PLAN) -> Report:
-        return make_report(stored(storage), searches(), objective, plan, evaluating(objective))
+        return make_report(measurer_of(objective, storage), searches(), plan)
 
     return made
 
@@ -256,7 +260,6 @@ def test_a_second_sampler_has_a_part_of_its_own_and_a_warning(
     assert report(objective) == made
     assert len(objective.asked) == count
     experiment = stored(storage)
-    experiment.set_attribute("metrics", metrics_to_json(made.metrics))
     experiment.choose(made, of="")
     assert experiment.report == made
     for command in ("compare", "small"), ("show", STUDY):
@@ -288,7 +291,7 @@ def test_only_trials_that_compare_are_finalists(report: Making, storage: RDBStor
         study.finish(key, Evaluation(0.1), compares=False)
     assert not {"LCSC, trial 5", "LCSC, trial 6"} & report(Measured(), ReportPlan(20, 9)).selection.keys()
     with pytest.raises(StudyStoreError, match="no comparable trial has finished yet"):
-        make_report(stored(storage), [], Measured(), PLAN, evaluating(Measured()))
+        make_report(measurer_of(Measured(), storage), [], PLAN)
 
 
 @pytest.mark.parametrize("images", [20, None])
@@ -296,10 +299,9 @@ def test_the_last_checkpoint_is_scored_first_and_printed(
     storage: RDBStorage, images: int | None, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """As the report will score it, or as the search does where there will be none."""
-    experiment, objective = stored(storage), Measured()
+    objective = Measured()
     for _ in range(2):
-        measurer = Measurer(experiment, objective, evaluating(objective), images=images or 0, role=HAD)
-        score_as_trained(experiment, objective, measurer, images)
+        score_as_trained(measurer_of(objective, storage), images)
         on_what = "search noise" if images is None else "held-out noise on 20 items"
         expected = f"lcsc: small: last checkpoint, step 300, {on_what}: fid 0.625 (lower is better), kid 0.3125; "
         assert expected in capsys.readouterr().err

@@ -52,8 +52,8 @@ def planned(optimizers: list[Any], **changes: Any) -> list[Plan]:
 
 
 def test_durations_are_numbers_as_people_write_them() -> None:
-    shown = [about(seconds) for seconds in (0.123, 9.96, 54.2, 99.4, 99.6, 100)]
-    numbers = ["0.12 s", "10 s", "54 s", "99 s", "0:01:40", "0:01:40"]
+    shown = [about(seconds) for seconds in (0.123, 9.96, 54.2, 89.4, 99.6, 100, 5399, 360_000)]
+    numbers = ["0.12 s", "10 s", "54 s", "89 s", "1.7 min", "1.7 min", "90 min", "100 h"]
     assert shown == [f"about {number}" for number in numbers]
 
 

@@ -76,8 +76,11 @@ def test_why_a_model_that_is_ahead_in_the_report_is_not_the_answer_is_said(
     last = measured(1.1, fid=1.1, name="last checkpoint")
     found = {SEARCH: answer, "digits/LCSCGradient/0": rival}
     made = report_of(found, last, metrics=METRICS, answer="LCSC, trial 9")
-    losses = {"LCSC, trial 9": 0.452, "LCSCGradient, trial 107": of_rival}
-    choice = dataclasses.replace(choice_of(made), losses=losses)
+    on_its_noise = {
+        "LCSC, trial 9": measured(0.452, fid=0.452, trial=9),
+        "LCSCGradient, trial 107": measured(of_rival, fid=of_rival, trial=107),
+    }
+    choice = dataclasses.replace(choice_of(made), measured=on_its_noise)
     said = "\n".join(warnings_of("digits", made, choice, [], None))
     ahead = "has a better loss than the answer here (0.408, the answer 0.479), and had a worse one on the noise of the"
     assert (ahead in said) == is_said

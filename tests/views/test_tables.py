@@ -16,7 +16,15 @@ from lcsc_opt.database.names import EMA, LAST_CHECKPOINT, split_name
 from lcsc_opt.database.report import Part, Report
 from lcsc_opt.views import unbroken
 from lcsc_opt.views.ranking import Row, ranking
-from lcsc_opt.views.tables import BEYOND, WITHOUT_PENALTY, comparison_rows, comparison_tables, grid_table, report_tables
+from lcsc_opt.views.tables import (
+    BEYOND,
+    WITHOUT_PENALTY,
+    comparison_rows,
+    comparison_tables,
+    grid_table,
+    report_tables,
+    tables_of_study,
+)
 from tests.history_examples import history, in_one_report, measured, report_of, trials_of
 
 ANSWER = "LCSC, trial 0"
@@ -113,7 +121,7 @@ def test_a_comparison_begins_with_the_answer_and_has_what_judges_it_precision_an
     [everything] = comparison_tables(rows_of(report), all_metrics=True)
     assert {*everything.header} - {*table.header} == {"kid ↓"}
     assert comparison_tables(rows_of(report_of({"digits/LCSC/0": measured(2.0)}))) == []
-    assert comparison_tables(ranking([history([2.0])])) == report_tables(None, ANSWER) == []
+    assert comparison_tables(ranking([history([2.0])])) == tables_of_study(history([2.0])) == []
 
 
 def test_a_comparison_has_the_metric_that_the_sentence_names_and_a_reward_that_no_search_uses() -> None:
