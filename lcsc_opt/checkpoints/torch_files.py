@@ -185,7 +185,8 @@ def patched(path: Path, tensors: Sequence[tuple[TensorRef, Tensor]]) -> bytes:
         if (start, size) not in storages:
             storages[start, size] = whole[start : start + size].clone()
         view: Any = storages[start, size].untyped_storage()
-        torch.empty(0, dtype=ref.dtype).set_(view, ref.offset, ref.shape, ref.stride).copy_(tensor)
+        replaced = torch.empty(0, dtype=ref.dtype, device="cpu").set_(view, ref.offset, ref.shape, ref.stride)
+        replaced.copy_(tensor)
     for (start, size), storage in storages.items():
         whole[start : start + size] = storage
     return bytes(_with_checksums(content, before))
@@ -245,7 +246,8 @@ def map_tensors(path: Path, refs: Mapping[str, TensorRef | Tensor], *, in_memory
                 else:
                     storages[place] = file[start:stop].clone()
             storage: Any = storages[place]
-            tensors[name] = torch.empty(0, dtype=ref.dtype).set_(storage, ref.offset, ref.shape, ref.stride)
+            empty = torch.empty(0, dtype=ref.dtype, device="cpu")
+            tensors[name] = empty.set_(storage, ref.offset, ref.shape, ref.stride)
     return tensors
 
 

@@ -469,7 +469,7 @@ class Trajectory:
         with self._unchanged():
             beginnings = [spec.of_row(row)[:_COMPARED_BYTES].view(spec.torch_dtype) for spec in specs]
             # torch cannot join no tensors, and perhaps only integers vary
-            return torch.cat([torch.zeros(1, dtype=torch.float64), *beginnings])
+            return torch.cat([torch.zeros(1, dtype=torch.float64, device="cpu"), *beginnings])
 
     def identical(self) -> list[str]:
         """A warning for each set of checkpoints that have the same bytes."""

@@ -56,6 +56,18 @@ def test_packed_in_the_order_of_steps(files, tmp_path):
     assert "run.trajectory.partial" not in names(tmp_path)
 
 
+@pytest.mark.parametrize(("suffix", "save"), [("pt", torch.save), ("safetensors", save_file)])
+def test_files_are_read_on_the_cpu_whatever_the_default_device_is(tmp_path, suffix, save):
+    for step in (1, 2, 3, 4):
+        save({"weight": torch.full((3,), float(step))}, tmp_path / f"m{step}.{suffix}")
+    torch.set_default_device("meta")
+    try:
+        merged = pack(tmp_path / f"*.{suffix}", tmp_path / "t").merge([0.25] * 4)
+    finally:
+        torch.set_default_device(None)
+    assert merged["weight"].tolist() == [2.5] * 3
+
+
 def test_key_of_the_first_is_taken_from_all(tmp_path):
     torch.save({"ema": state_dict(1)}, tmp_path / "m1.pt")
     torch.save({"ema": state_dict(3), "model": state_dict(4)}, tmp_path / "m2.pt")
