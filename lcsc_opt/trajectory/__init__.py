@@ -11,8 +11,8 @@ of a row in the file is its *slot*; rows may be in any order.
   that a study began with; ``packing`` is what the other rooms call.
 """
 
-from lcsc_opt.trajectory.packing import open_or_pack, pack
+from lcsc_opt.trajectory.packing import pack
 from lcsc_opt.trajectory.trajectory import Trajectory
 from lcsc_opt.trajectory.writer import TrajectoryWriter
 
-__all__ = ["Trajectory", "TrajectoryWriter", "open_or_pack", "pack"]
+__all__ = ["Trajectory", "TrajectoryWriter", "pack"]

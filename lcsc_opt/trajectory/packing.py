@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from lcsc_opt.base.errors import TrajectoryError
 from lcsc_opt.base.files import only_process
@@ -59,20 +58,16 @@ def pack(
         return pack_sources(request, request.selected_sources(), out)
 
 
-def open_or_pack(patterns: Patterns, *, folder: Path, **options: Any) -> Trajectory:
+def open_request(request: PackRequest) -> Trajectory:
     """Open a packed trajectory, or pack checkpoints once and open the result from then on.
 
-    It stays in ``folder`` until it is deleted. A second process that asks for the same waits for the first. After an
-    interruption the next call continues where it stopped. The ``options`` are those of :class:`PackRequest`.
+    It stays in the request's folder until it is deleted. A second process that asks for the same waits for the first.
+    After an interruption the next call continues where it stopped. A study that continues gets the checkpoints that it
+    began with.
 
     Raises:
         TrajectoryError: as :func:`pack`; or a packed trajectory was named with options that it does not have.
     """
-    return open_request(PackRequest(as_patterns(patterns), folder, **options))
-
-
-def open_request(request: PackRequest) -> Trajectory:
-    """As :func:`open_or_pack`; a study that continues gets the checkpoints that it began with."""
     if request.study_checkpoints is not None:
         return open_again(request, request.study_checkpoints)
     path = request.packed_path

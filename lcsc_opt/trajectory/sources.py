@@ -23,7 +23,7 @@ Sources = Mapping[int, Path]
 
 @dataclasses.dataclass(frozen=True)
 class PackRequest:
-    """Which checkpoints a user wants, and how to pack them: :func:`~lcsc_opt.trajectory.packing.open_or_pack`.
+    """Which checkpoints a user wants, and how to pack them: :func:`~lcsc_opt.trajectory.packing.open_request`.
 
     Attributes:
         patterns: files, globs, folders, or one packed trajectory, which has its own key, steps and dtype.

@@ -14,9 +14,9 @@ from torch.distributed import checkpoint as distributed
 from lcsc_opt.base.errors import TrajectoryError
 from lcsc_opt.checkpoints.reading import read_checkpoint
 from lcsc_opt.checkpoints.table import table_of
-from lcsc_opt.trajectory.packing import open_or_pack
 from lcsc_opt.trajectory.trajectory import Trajectory
 from tests.checkpoints.checkpoint_examples import saved
+from tests.trajectory.trajectory_examples import open_or_pack
 
 STEPS = (100, 200, 300)
 Weights = dict[str, torch.Tensor]

@@ -9,8 +9,8 @@ import torch
 from lcsc_opt.base.errors import TrajectoryError
 from lcsc_opt.checkpoints.finding import find_checkpoints
 from lcsc_opt.checkpoints.order import checkpoint_steps
-from lcsc_opt.trajectory.packing import open_or_pack
 from tests.checkpoints.checkpoint_examples import saved, write_distributed
+from tests.trajectory.trajectory_examples import open_or_pack
 
 
 def touch(folder: Path, *names: str) -> None:

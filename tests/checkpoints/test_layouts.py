@@ -15,8 +15,8 @@ from lcsc_opt.base.errors import TrajectoryError
 from lcsc_opt.checkpoints.finding import find_checkpoints, find_run
 from lcsc_opt.checkpoints.names import CHECKPOINT_SUFFIXES
 from lcsc_opt.checkpoints.reading import read_checkpoint
-from lcsc_opt.trajectory.packing import open_or_pack
 from tests.checkpoints.checkpoint_examples import saved
+from tests.trajectory.trajectory_examples import open_or_pack
 
 STEPS = (100, 200, 300)
 

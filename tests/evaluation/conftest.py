@@ -44,13 +44,11 @@ def own_files(folder: Path) -> Path:
     own, module = folder / "own", f"ray_own_module_{next(MODULES)}"
     own.mkdir()
     (own / "ray_own_objective.py").write_text(
-        "from lcsc_opt.trajectory import open_or_pack\n"
+        "from lcsc_opt.objective.settings import CheckpointSettings\n"
         f"import {module}\n\n\n"
         "def build(settings, context):\n"
         f"    made = {module}.Own(settings['number'])\n"
-        "    path = context.path(settings['checkpoints'])\n"
-        "    checkpoints = context.checkpoints\n"
-        "    made.trajectory = open_or_pack(path, folder=context.files, study_checkpoints=checkpoints)\n"
+        "    made.trajectory = CheckpointSettings(checkpoints=settings['checkpoints']).trajectory(context)\n"
         "    return made\n"
     )
     (own / f"{module}.py").write_text(

@@ -23,11 +23,10 @@ from tests.commands import Typed
 from tests.model_studies import OBJECTIVE, state_dict
 
 STEPS = (10, 20, 30)
-IMPORTS = "from lcsc_opt.trajectory import open_or_pack\n"
+IMPORTS = "from lcsc_opt.objective.settings import CheckpointSettings\n"
 OPENING = """
 def build(settings, context):
-    path = context.path(settings["checkpoints"])
-    trajectory = open_or_pack([path], folder=context.files, study_checkpoints=context.checkpoints)
+    trajectory = CheckpointSettings(checkpoints=settings["checkpoints"]).trajectory(context)
     return Model(trajectory, 0.0, None)
 """
 OBJECTIVE_HERE = IMPORTS + OBJECTIVE.replace("Trajectory.open(path)", "path").partition("def build(")[0] + OPENING

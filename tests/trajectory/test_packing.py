@@ -20,7 +20,7 @@ from tqdm import tqdm
 from lcsc_opt.base.errors import TrajectoryError
 from lcsc_opt.base.paths import KnownCheckpoints
 from lcsc_opt.checkpoints.finding import Selection
-from lcsc_opt.trajectory import Trajectory, filling, open_or_pack, pack
+from lcsc_opt.trajectory import Trajectory, filling, pack
 from lcsc_opt.trajectory.continuing import changes_at
 from lcsc_opt.trajectory.neighbours import check_neighbours
 from lcsc_opt.trajectory.packing import open_request
@@ -32,6 +32,7 @@ from tests.trajectory.trajectory_examples import (
     assert_whole,
     interrupt,
     make_trajectory,
+    open_or_pack,
     same_bits,
     state_dict,
 )

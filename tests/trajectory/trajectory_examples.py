@@ -10,7 +10,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from lcsc_opt.checkpoints.finding import Patterns, as_patterns
 from lcsc_opt.trajectory import Trajectory, TrajectoryWriter
+from lcsc_opt.trajectory.packing import open_request
+from lcsc_opt.trajectory.sources import PackRequest
 
 STEPS = (100, 200, 300, 400, 500)
 COMBINED = ("weight", "bias", "scale", "double", "bfloat", "half")
@@ -53,6 +56,11 @@ def append(path: Path, *steps: int, weights: Callable[[int], Any] = state_dict, 
 def make_trajectory(path: Path, steps: Iterable[int] = STEPS, **options: Any) -> Trajectory:
     append(path, *steps, **options)
     return Trajectory.open(path)
+
+
+def open_or_pack(patterns: Patterns, folder: Path, **options: Any) -> Trajectory:
+    """The packed trajectory of checkpoints, in ``folder``; the ``options`` are those of a request."""
+    return open_request(PackRequest(as_patterns(patterns), folder, **options))
 
 
 def assert_whole(path: Path, steps: Iterable[int]) -> None:
