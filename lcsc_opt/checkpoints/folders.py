@@ -48,6 +48,11 @@ class FolderWeights(NamedTuple):
     alternatives: tuple[str, ...] = ()
 
     @property
+    def outer(self) -> str:
+        """What keys in this folder begin with, before those inside of the file."""
+        return f"{self.key}." if self.key else ""
+
+    @property
     def raw_and_average(self) -> tuple[str | None, str | None]:
         """The keys of the raw weights and of their average; both are ``None`` where there are not both."""
         raw = self.key.removesuffix("_ema")
@@ -103,12 +108,23 @@ def file_of_weights(path: Path, key: str | None) -> Path:
     return path
 
 
+def in_file(path: Path, key: str) -> tuple[Path, str, str]:
+    """The file of a checkpoint's weights under ``key``, what is before the key in that file, and that key.
+
+    Raises:
+        TrajectoryError: the folder has no such weights.
+    """
+    if not path.is_dir():
+        return path, "", key
+    weights = find_weights(path, key)
+    return weights.file, weights.outer, weights.rest or ""
+
+
 def place_in_file(path: Path, key: str) -> tuple[Path, str]:
     """The file of a checkpoint's weights, and the key inside of it; ``path`` itself where that is not known."""
-    if path.is_dir():
-        with contextlib.suppress(TrajectoryError):
-            weights = find_weights(path, key)
-            return weights.file, weights.rest or ""
+    with contextlib.suppress(TrajectoryError):
+        file, _, inner = in_file(path, key)
+        return file, inner
     return path, key
 
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from lcsc_opt.base.errors import TrajectoryError
 from lcsc_opt.base.progress import notice
 from lcsc_opt.checkpoints.distributed import METADATA, ShardedRef, read_distributed
-from lcsc_opt.checkpoints.folders import find_weights, has_keys
+from lcsc_opt.checkpoints.folders import find_weights, has_keys, in_file
 from lcsc_opt.checkpoints.inventory import CHOOSE, COLLECTED, Inventory, Role
 from lcsc_opt.checkpoints.matching import unwrapped, without_data_parallel
 from lcsc_opt.checkpoints.modules import init_arguments_of
@@ -206,8 +206,7 @@ def raw_and_averages(path: Path) -> tuple[str | None, list[str]]:
             raw, averages = _raw_and_averages_in(weights.file)
         if raw is None:
             return None, []
-        outer = f"{weights.key}." if weights.key else ""
-        return f"{outer}{raw}", [f"{outer}{average}" for average in averages]
+        return f"{weights.outer}{raw}", [f"{weights.outer}{average}" for average in averages]
 
 
 def _raw_and_averages_in(file: Path) -> tuple[str | None, list[str]]:
@@ -227,7 +226,7 @@ def keys_of_averages(path: Path, key: str) -> list[tuple[str, str]]:
         raw, average = find_weights(path, None).raw_and_average
         if average is not None and raw == key:
             return [(average, "")]
-    file, outer, inner = _in_file(path, key)
+    file, outer, inner = in_file(path, key)
     if not has_keys(file):
         return []
     return [(outer + average.key, average.rate) for average in Inventory(read_value(file)).averages_of(inner)]
@@ -239,19 +238,10 @@ def keys_alike(path: Path, key: str) -> list[str]:
     Raises:
         TrajectoryError: it cannot be read.
     """
-    file, outer, inner = _in_file(path, key)
+    file, outer, inner = in_file(path, key)
     if not has_keys(file):
         return []
     return [outer + other.key for other in Inventory(read_value(file)).alike(inner)]
-
-
-def _in_file(path: Path, key: str) -> tuple[Path, str, str]:
-    """The file of the weights under a key of a checkpoint, what is before the key in that file, and that key."""
-    if not path.is_dir():
-        return path, "", key
-    weights = find_weights(path, key)
-    outer = f"{weights.key}." if weights.key else ""
-    return weights.file, outer, weights.rest or ""
 
 
 def _moved(paths: Sequence[Path], key: str) -> float | None:

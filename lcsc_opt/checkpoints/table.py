@@ -13,7 +13,7 @@ from typing import Any
 from lcsc_opt.base.errors import TrajectoryError
 from lcsc_opt.checkpoints.averages import Kept, trainers_averages
 from lcsc_opt.checkpoints.finding import Patterns, RunFiles, find_run
-from lcsc_opt.checkpoints.folders import find_weights
+from lcsc_opt.checkpoints.folders import in_file
 from lcsc_opt.checkpoints.inventory import Container, Inventory, Role
 from lcsc_opt.checkpoints.order import checkpoint_steps
 from lcsc_opt.checkpoints.reading import naming, read_checkpoint, read_value, searched_weights
@@ -109,14 +109,11 @@ def _steps(found: RunFiles) -> list[int]:
 def _held(last: Path, key: str, kept: Kept) -> Iterator[Held]:
     """The state dicts of the last checkpoint, and the averages beside it."""
     rows = dict(zip([(average.path, average.key) for average in kept.averages], kept.names, strict=True))
-    file, outer = last, ""
-    if last.is_dir():
-        weights = find_weights(last, key)
-        file = weights.file
-        outer = f"{weights.key}." if weights.key else ""
+    file, outer, inner = in_file(last, key)
     with naming(file):
         inventory = Inventory(read_value(file))
     containers = inventory.containers or [Container("", read_checkpoint(last, key=key).tensors)]
+    alike = inventory.alike(inner)
     for container in containers:
         place = (outer + container.key).rstrip(".")
         row = rows.pop((last, place), None)
@@ -124,7 +121,7 @@ def _held(last: Path, key: str, kept: Kept) -> Iterator[Held]:
         if place == key:
             use = COMBINED
         what = _what(container)
-        if place != key and any(container is other for other in inventory.alike(key.removeprefix(outer))):
+        if place != key and any(container is other for other in alike):
             what = "of the model's names and shapes, but called no average"
         yield Held(file.name, place, what, container.rate, len(container.tensors), use)
     for average in kept.averages:
