@@ -17,7 +17,6 @@ from lcsc_opt.base.paths import MANIFEST, KnownCheckpoints, expanded_path
 from lcsc_opt.base.progress import notice
 from lcsc_opt.checkpoints.finding import find_checkpoints
 from lcsc_opt.trajectory.filling import pack_once, read_row
-from lcsc_opt.trajectory.layout import EXACT, stored_dtype
 from lcsc_opt.trajectory.manifest import Manifest
 from lcsc_opt.trajectory.sources import PackRequest, Sources
 from lcsc_opt.trajectory.trajectory import Trajectory
@@ -115,7 +114,7 @@ def _have_same_bytes(request: PackRequest, sources: Sources, packed: Trajectory)
     if request.path_of(sources) == packed.path:  # none has another size or time
         return True
     key = packed.metadata.get("key", "")
-    stored = stored_dtype(packed.stored or EXACT)
+    stored = packed.stored
     digests = Digests(request.folder)
 
     def digest_of_row(path: Path) -> str:

@@ -26,7 +26,7 @@ from lcsc_opt.checkpoints.finding import is_packed
 from lcsc_opt.checkpoints.reading import Checkpoint, read_checkpoint, searched_key
 from lcsc_opt.checkpoints.watched import FileState
 from lcsc_opt.checkpoints.weights import completed
-from lcsc_opt.trajectory.layout import Layout, stored_dtype
+from lcsc_opt.trajectory.layout import EXACT, Layout
 from lcsc_opt.trajectory.manifest import PACKED, PREFIX, Manifest, foreign_files
 from lcsc_opt.trajectory.matrix import MatrixWriter, row_sha256
 from lcsc_opt.trajectory.neighbours import check_distinct, check_neighbours
@@ -78,8 +78,8 @@ def pack_sources(request: PackRequest, sources: Sources, out: Path) -> Trajector
     else:
         metadata = {PACKED: fingerprint, **_first_metadata(request, sources, out)}
     key = metadata["key"]
-    with contextlib.closing(MatrixWriter(partial, metadata=metadata, dtype=request.stored)) as writer:
-        _write_rows(writer, sources, key, stored_dtype(request.stored))
+    with contextlib.closing(MatrixWriter(partial, metadata=metadata, dtype=request.dtype or EXACT)) as writer:
+        _write_rows(writer, sources, key, request.stored)
         _write_averages(writer, sources, key)
     try:
         manifest = Manifest.load(partial)
@@ -126,13 +126,13 @@ def finish_packing(out: Path) -> None:
         raise TrajectoryError(f"Cannot rename {partial} to {out}: {error.strerror}.") from error
 
 
-def _check_room(out: Path, first: Checkpoint, rows: int, dtype: str) -> int:
+def _check_room(out: Path, first: Checkpoint, rows: int, stored: str | None) -> int:
     """The bytes that a trajectory will have, from its first checkpoint.
 
     Raises:
         TrajectoryError: the disk does not have so much.
     """
-    layout = Layout.of(first.tensors, stored_dtype(dtype))
+    layout = Layout.of(first.tensors, stored)
     needed = layout.row_bytes * rows
     # folders that are not there yet are made when it is written
     existing_parent = next(folder for folder in out.absolute().parents if folder.exists())

@@ -15,7 +15,7 @@ from lcsc_opt.base.progress import notice
 from lcsc_opt.checkpoints.finding import Selection, find_checkpoints, is_packed
 from lcsc_opt.checkpoints.order import checkpoint_steps
 from lcsc_opt.checkpoints.watched import size_and_time
-from lcsc_opt.trajectory.layout import EXACT
+from lcsc_opt.trajectory.layout import EXACT, stored_dtype
 
 Sources = Mapping[int, Path]
 """Training step → checkpoint that is not packed yet, in this order."""
@@ -45,9 +45,9 @@ class PackRequest:
     study_checkpoints: KnownCheckpoints | None = None
 
     @property
-    def stored(self) -> str:
-        """How rows are stored where they are packed now."""
-        return self.dtype or EXACT
+    def stored(self) -> str | None:
+        """What weights are rounded to where they are packed now; ``None`` keeps every bit."""
+        return stored_dtype(self.dtype or EXACT)
 
     @property
     def packed_path(self) -> Path | None:
@@ -97,7 +97,7 @@ class PackRequest:
         """
         described = [(step, str(path.resolve()), *size_and_time(path)) for step, path in sources.items()]
         content: list[object] = [described, self.key]
-        if self.stored != EXACT:
+        if self.stored is not None:
             content.append(self.stored)
         return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
