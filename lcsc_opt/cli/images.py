@@ -80,9 +80,7 @@ def images(
     elif Path(shown).suffix in (".yaml", ".yml"):
         looked = looking.look_at_study_file(find("studies", shown), settings, url, names)
     else:
-        files = [Path(shown), *further]
-        if steps is not None:
-            files = in_order_of(steps, files)
+        files = in_order_of(steps, [Path(shown), *further])
         looked = looking.look_at_checkpoints(kind, files, assignments(settings), url, steps=steps, models=names)
     picture = grid_of(looked.objective, looked.models, count)
     path = out or Path(f"{looked.name}-{'models' if is_stored else 'images'}.png")

@@ -52,12 +52,14 @@ Steps = Annotated[
 PathType = TypeVar("PathType", str, Path)
 
 
-def in_order_of(steps: Sequence[int], paths: Sequence[PathType]) -> list[PathType]:
-    """The files, in the order in which ``steps`` were given.
+def in_order_of(steps: Sequence[int] | None, paths: Sequence[PathType]) -> list[PathType]:
+    """The files, in the order in which ``steps`` were given; ``None`` leaves them as they are.
 
     A shell expands ``epoch*.pt`` to 1, 10, 2. Where steps ascend they are meant for 1, 2, 10. Where they do not, or the
     files are in any other order than a shell's, each step is meant for the file in its place.
     """
+    if steps is None:
+        return list(paths)
     names = [str(path) for path in paths]
     is_order_of_shell = names == sorted(names)
     if not is_order_of_shell or list(steps) != sorted(steps):

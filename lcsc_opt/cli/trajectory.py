@@ -44,11 +44,8 @@ def pack(
     from lcsc_opt.trajectory import packing
 
     chosen = parse_settings(Selection, assignments(select or ()), source="--select")
-    if steps is not None:
-        checkpoints = in_order_of(steps, checkpoints)
-    trajectory = packing.pack(
-        checkpoints, out, steps=steps, key=key, selection=chosen, overwrite=overwrite, dtype=dtype
-    )
+    paths = in_order_of(steps, checkpoints)
+    trajectory = packing.pack(paths, out, steps=steps, key=key, selection=chosen, overwrite=overwrite, dtype=dtype)
     size = shown_size(trajectory.nbytes)
     say(f"{out}: {len(trajectory)} checkpoints, of {trajectory.parameters:,} parameters in {size}")
 
