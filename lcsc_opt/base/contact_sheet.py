@@ -33,14 +33,22 @@ def contact_sheet(images: npt.ArrayLike) -> bytes:
     return content.getvalue()
 
 
+def rgb_levels(images: npt.NDArray[np.floating]) -> npt.NDArray[np.uint8]:
+    """``[..., C, H, W]`` in [-1, 1] → ``[..., H, W, 3]`` in [0, 255].
+
+    What has neither one nor three channels is grey, by the mean of its channels.
+    """
+    if images.shape[-3] != 3:
+        images = images.mean(axis=-3, keepdims=True)
+    levels = np.clip(np.rint((images + 1) * 127.5), 0, 255).astype(np.uint8)
+    pixels = np.moveaxis(levels, -3, -1)
+    return np.broadcast_to(pixels, (*pixels.shape[:-1], 3))  # gray → three equal colours
+
+
 def _pixels(images: npt.NDArray[np.float64]) -> npt.NDArray[np.uint8]:
     """``[n, C, H, W]`` in [-1, 1] → ``[n, H', W', 3]`` in [0, 255].
 
     Small images are enlarged by a whole factor, until the longer side has :data:`SMALLEST` pixels.
     """
-    if images.shape[1] != 3:
-        images = images.mean(axis=1, keepdims=True)
-    levels = np.clip(np.rint((images + 1) * 127.5), 0, 255).astype(np.uint8)
-    factor = math.ceil(SMALLEST / max(levels.shape[2:]))  # at least 1
-    pixels = levels.transpose(0, 2, 3, 1).repeat(factor, axis=1).repeat(factor, axis=2)
-    return np.broadcast_to(pixels, (*pixels.shape[:3], 3))  # gray → three equal colours
+    factor = math.ceil(SMALLEST / max(images.shape[2:]))  # at least 1
+    return rgb_levels(images).repeat(factor, axis=1).repeat(factor, axis=2)

@@ -17,6 +17,8 @@ import numpy.typing as npt
 import pydantic
 from PIL import Image, ImageDraw, ImageFont, ImageOps, PngImagePlugin
 
+from lcsc_opt.base.contact_sheet import rgb_levels
+
 SMALLEST = 96  # pixels of a cell; smaller images are enlarged, each pixel to a square
 LARGEST = 320  # pixels of a cell; larger images are made smaller
 FONT_SIZE = 15
@@ -119,17 +121,11 @@ def _information(bands: Sequence[GridBand]) -> PngImagePlugin.PngInfo:
 
 def _cell(image: npt.NDArray[np.float32]) -> Image.Image:
     """``[C, H, W]`` in [-1, 1] as a picture of at most :data:`LARGEST` pixels, and of about :data:`SMALLEST`."""
-    if len(image) != 3:
-        image = image.mean(axis=0, keepdims=True).repeat(3, axis=0)
-    levels = np.clip(np.rint((image + 1) * 127.5), 0, 255).astype(np.uint8).transpose(1, 2, 0)
-    picture = Image.fromarray(np.ascontiguousarray(levels))
+    picture = Image.fromarray(np.ascontiguousarray(rgb_levels(image)))
     longest = max(picture.size)
     if longest > LARGEST:
-        share = LARGEST / longest
-        smaller = (round(picture.width * share), round(picture.height * share))
-        return picture.resize(smaller, Image.Resampling.LANCZOS)
-    factor = math.ceil(SMALLEST / longest)
-    return picture.resize((picture.width * factor, picture.height * factor), Image.Resampling.NEAREST)
+        return ImageOps.contain(picture, (LARGEST, LARGEST), Image.Resampling.LANCZOS)
+    return ImageOps.scale(picture, math.ceil(SMALLEST / longest), Image.Resampling.NEAREST)
 
 
 def _wrapped(title: str, font: Any, width: int) -> str:
