@@ -14,9 +14,9 @@ from lcsc_opt.coefficients.profiles import normalize
 class _Perturb(Optimizer):  # type: ignore[misc]
     """One running search; :class:`Perturb` configures it."""
 
-    def __init__(self, *arguments: Any, config: Perturb | None = None, **options: Any) -> None:
-        super().__init__(*arguments, **options)
-        self._options = (config or Perturb()).config()
+    def __init__(self, *, config: Perturb, **options: Any) -> None:
+        super().__init__(**options)
+        self._options = config.config()
 
     def _internal_ask_candidate(self) -> ng.p.Parameter:
         best = self.recommend().value  # [K] coefficients, or [S, K]

@@ -27,9 +27,9 @@ _SMALLEST_SUM = 0.1  # a child with a smaller sum is drawn again: the division w
 class _LCSC(Optimizer):  # type: ignore[misc]
     """One running search; :class:`LCSC` configures it."""
 
-    def __init__(self, *arguments: Any, config: LCSC | None = None, **options: Any) -> None:
-        super().__init__(*arguments, **options)
-        self._options = (config or LCSC()).config()
+    def __init__(self, *, config: LCSC, **options: Any) -> None:
+        super().__init__(**options)
+        self._options = config.config()
         steps = steps_of(self.parametrization)
         rates = self._options["rates"] or window_ema_rates(steps)
         self._initial = [*ema_profiles(steps, rates)]  # line 2

@@ -143,9 +143,9 @@ class _LCSCGradient(Optimizer):  # type: ignore[misc]
     needs_gradient = True
     asks_one_at_a_time = True
 
-    def __init__(self, *arguments: Any, config: LCSCGradient | None = None, **options: Any) -> None:
-        super().__init__(*arguments, **options)
-        self._options = (config or LCSCGradient()).config()
+    def __init__(self, *, config: LCSCGradient, **options: Any) -> None:
+        super().__init__(**options)
+        self._options = config.config()
         start = start_of(self.parametrization)
         self._space = space_of(self.parametrization) or AffineSpace(steps_of(self.parametrization), start)
         self.check_next = False

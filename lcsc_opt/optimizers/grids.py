@@ -98,11 +98,10 @@ lists ``[K]`` coefficients."""
 class _Grid(Optimizer):  # type: ignore[misc]
     """Asks the points of its configuration in their order; then it is finished, and asks the best of them again."""
 
-    def __init__(self, *arguments: Any, config: Any = None, **options: Any) -> None:
-        super().__init__(*arguments, **options)
-        grid = config or ProfileGrid()
-        self._to_ask = deque(grid.points(steps_of(self.parametrization)))
-        self._with_error = isinstance(grid, ProfileGrid)  # people compare its few models, as the epochs of a LoRA
+    def __init__(self, *, config: ProfileGrid | PlaneGrid, **options: Any) -> None:
+        super().__init__(**options)
+        self._to_ask = deque(config.points(steps_of(self.parametrization)))
+        self._with_error = isinstance(config, ProfileGrid)  # people compare its few models, as the epochs of a LoRA
 
     @property
     def finished(self) -> bool:

@@ -215,9 +215,9 @@ class _Asked:
 class _LCSCQuadratic(Optimizer):  # type: ignore[misc]
     """One running search; :class:`LCSCQuadratic` configures it."""
 
-    def __init__(self, *arguments: Any, config: LCSCQuadratic | None = None, **options: Any) -> None:
-        super().__init__(*arguments, **options)
-        self._options = (config or LCSCQuadratic()).config()
+    def __init__(self, *, config: LCSCQuadratic, **options: Any) -> None:
+        super().__init__(**options)
+        self._options = config.config()
         self._origin = start_of(self.parametrization)  # [K] or [S, K]
         self._best_told = math.inf  # of candidates that it did not ask
         self._noise = Noise(NOISE_GROUP, int(self._rng.randint(2**31 - 1)))

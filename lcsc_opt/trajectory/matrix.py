@@ -301,15 +301,15 @@ def _check_numbers(row: Tensor, step: int, manifest: Manifest, *, varying: Colle
                 _check_finite(spec.of_row(row), spec, step, manifest.stored, varies=spec.name in varying)
 
 
-def _check_finite(content: Tensor, spec: TensorSpec, step: int, stored: str | None, *, varies: bool = True) -> None:
+def _check_finite(content: Tensor, spec: TensorSpec, step: int, stored: str | None, *, varies: bool) -> None:
     """Refuse NaN and infinity in the bytes of a tensor.
 
     A constant may hold infinity, as a causal mask does, unless it was rounded: infinity may come from that.
     """
-    # merged is what has a dtype for it; a constant may be among these
-    if not spec.merged or _is_finite(content.view(spec.torch_dtype)):
+    numbers = content.view(spec.torch_dtype)
+    if _is_finite(numbers):
         return
-    if not varies and stored is None and not content.view(spec.torch_dtype).isnan().any():
+    if not varies and stored is None and not numbers.isnan().any():
         return
     rounded = ""
     if stored is not None:
