@@ -54,7 +54,7 @@ class ImageSets:
             path = _path(source)
             if path is None:
                 self._sets[source] = ImageSet.of_dataset(source, root=self.folder / "datasets")
-            elif path.is_dir() or path.suffix.lower() == ".zip":
+            elif _is_set(path):
                 self._sets[source] = ImageSet.of_files(path, folder=self.folder)
             else:
                 self._sets[source] = None
@@ -129,9 +129,7 @@ class ReferenceSettings(FrozenModel):
             MetricError: the file cannot be read.
         """
         path = _path(self.train)
-        if path is None or path.is_dir() or path.suffix.lower() == ".zip":
-            return True
-        return path.suffix.lower() == ".npz" and has_images(path)
+        return path is None or _is_set(path) or has_images(path)
 
     def is_set_of_images(self, most: int, sets: ImageSets) -> bool:
         """Whether ``train`` is at most so many images, and no ``.npz``."""
@@ -224,9 +222,14 @@ def _path(source: str) -> Path | None:
         if source.lower() in DATASETS:
             return None
         raise MetricError(f"reference: {path} does not exist, and is not a data set; known: {', '.join(DATASETS)}")
-    if not (path.is_dir() or path.suffix.lower() in (".zip", SUFFIX)):
+    if not _is_set(path) and path.suffix.lower() != SUFFIX:
         raise MetricError(f"{path}: is not a reference; expected a folder or .zip of images, or {CONTENT}")
     return path
+
+
+def _is_set(path: Path) -> bool:
+    """Whether this is a folder or a zip file, whose images are files."""
+    return path.is_dir() or path.suffix.lower() == ".zip"
 
 
 @dataclasses.dataclass(frozen=True)
