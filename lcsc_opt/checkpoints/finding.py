@@ -457,6 +457,13 @@ def shown_steps(steps: Sequence[int]) -> str:
     return ", ".join(texts) or "none"
 
 
+def span_of(steps: Sequence[int]) -> str:
+    """How many checkpoints these are, and their steps: ``3 checkpoints, steps 100 to 300``."""
+    if len(steps) == 1:
+        return f"1 checkpoint, step {steps[0]}"
+    return f"{len(steps)} checkpoints, steps {steps[0]} to {steps[-1]}"
+
+
 def _nearest_to_grid(steps: Sequence[int], interval: int) -> list[int]:
     """For every multiple of ``interval``, counted back from the last step, the step that is nearest to it.
 

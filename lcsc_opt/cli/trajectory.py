@@ -87,6 +87,7 @@ def _print_packed(described: dict[str, Any], output: str) -> None:
 
 def _print_run(path: Path, key: str | None, output: str) -> None:
     """Print the table of a run that is not packed."""
+    from lcsc_opt.checkpoints.finding import span_of
     from lcsc_opt.checkpoints.left_out import shown_left_out
     from lcsc_opt.checkpoints.table import table_of
 
@@ -95,10 +96,7 @@ def _print_run(path: Path, key: str | None, output: str) -> None:
         print_json(table.to_json())
         return
     steps = list(table.checkpoints)
-    span = f"1 checkpoint, step {steps[0]}"
-    if len(steps) > 1:
-        span = f"{len(steps)} checkpoints, steps {steps[0]} to {steps[-1]}"
-    print_line(f"{path}: {span}")
+    print_line(f"{path}: {span_of(steps)}")
     rows = [(held.file, held.key or "–", held.what, held.rate or "–", held.tensors, held.use) for held in table.held]
     title = f"\nin {table.checkpoints[steps[-1]]}"
     header = ("file", "key", "what it seems to be", "rate", "tensors", "use")

@@ -19,7 +19,7 @@ from lcsc_opt.base.errors import ObjectiveError, StudySpecError, TrajectoryError
 from lcsc_opt.base.settings import dump_yaml, parse_yaml
 from lcsc_opt.base.study_file import FILL_IN
 from lcsc_opt.base.study_spec import ModelKind, experiment_name
-from lcsc_opt.checkpoints.finding import is_packed
+from lcsc_opt.checkpoints.finding import is_packed, span_of
 from lcsc_opt.checkpoints.lora import ADAPTER_CONFIG, lora_flavour
 from lcsc_opt.checkpoints.reading import read_checkpoint, read_init_arguments, searched_key
 from lcsc_opt.objective.of_study import ENOUGH_CHECKPOINTS, MANY_CHECKPOINTS, SELECT
@@ -105,7 +105,7 @@ def draft(
     if "reward" in given and "keep" not in given and not isinstance(given.get("loss"), Mapping):
         facts["keep"] = "reward"  # else nothing would be searched by it
     text = (_TEMPLATES / f"{template}.yaml").read_text(encoding="utf-8")
-    return _filled(text, facts), _in_words(run.steps)
+    return _filled(text, facts), span_of(run.steps)
 
 
 def kind_of(checkpoints: Sequence[Path], *, key: str | None, steps: Sequence[int] | None) -> ModelKind:
@@ -149,13 +149,6 @@ def _find_run(checkpoints: Sequence[Path], key: str | None, steps: Sequence[int]
     last = [*sources.values()][-1]
     read_checkpoint(last, key=key or searched_key(last))
     return _Run(tuple(sources), last, [place for place in (folder, last, last.parent) if place.is_dir()])
-
-
-def _in_words(steps: Sequence[int]) -> str:
-    """Their number and their steps: ``3 checkpoints, steps 100 to 300``."""
-    if len(steps) == 1:
-        return f"1 checkpoint, step {steps[0]}"
-    return f"{len(steps)} checkpoints, steps {steps[0]} to {steps[-1]}"
 
 
 def _facts(kind: ModelKind, run: _Run) -> tuple[str, Facts]:
