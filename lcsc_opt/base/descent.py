@@ -53,10 +53,10 @@ def descend(
 
 
 @contextlib.contextmanager
-def torch_threads(count: int) -> Iterator[None]:
-    """Let torch use ``count`` threads while this is open: gradients are sums over threads, so it decides last bits."""
+def one_torch_thread() -> Iterator[None]:
+    """Let torch use one thread while this is open: gradients are sums over threads, so it decides last bits."""
     before = torch.get_num_threads()
-    torch.set_num_threads(count)
+    torch.set_num_threads(1)
     try:
         yield
     finally:

@@ -110,12 +110,12 @@ class _TerminalHandler(logging.Handler):
 
 
 @contextlib.contextmanager
-def messages_on_stderr(level: int = logging.INFO) -> Iterator[None]:
-    """While this is open, messages of this level and above are printed on stderr as ``lcsc: MESSAGE``."""
+def messages_on_stderr() -> Iterator[None]:
+    """While this is open, messages are printed on stderr as ``lcsc: MESSAGE``, those for debugging aside."""
     handler = _TerminalHandler()
     handler.setFormatter(logging.Formatter("lcsc: %(message)s"))
     level_before = log.level
-    log.setLevel(level)
+    log.setLevel(logging.INFO)
     with contextlib.ExitStack() as opened:
         opened.callback(log.setLevel, level_before)
         if not any(isinstance(attached, _TerminalHandler) for attached in log.handlers):

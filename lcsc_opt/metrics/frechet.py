@@ -357,25 +357,27 @@ def effective_dimension(cov: Array) -> float:
     return float(np.trace(cov)) ** 2 / trace_of_square
 
 
-def check_covariance(cov: npt.ArrayLike, name: str) -> None:
+def check_covariance(cov: npt.ArrayLike) -> None:
     """Check that ``cov`` ``[D, D]`` is symmetric and has no negative eigenvalue, up to float32 rounding.
+
+    It is the array ``sigma`` of a file, as messages call it.
 
     Raises:
         MetricError: it is not, or it is not finite.
     """
-    array = _checked(cov, name, None, None)
+    array = _checked(cov, "sigma", None, None)
     dimension = len(array)
-    symmetric = _covariance(array, dimension, name)
+    symmetric = _covariance(array, dimension, "sigma")
     rounding = COVARIANCE_ROUNDING * float(np.linalg.norm(array))
     if np.abs(array - symmetric).max() > rounding:
-        raise MetricError(f"{name}: is not symmetric, so it is not a covariance; write the statistics again")
+        raise MetricError("sigma: is not symmetric, so it is not a covariance; write the statistics again")
     try:
         # much faster than eigenvalues; fails if one of them is below -rounding; tiny is for zeros, whose rounding is 0
         np.linalg.cholesky(symmetric + (rounding + np.finfo(np.float64).tiny) * np.eye(dimension))
     except np.linalg.LinAlgError as error:
         values = np.linalg.eigvalsh(symmetric)
         raise MetricError(
-            f"{name}: is not a covariance, since its smallest eigenvalue is {values[0]:.3g} and the largest "
+            f"sigma: is not a covariance, since its smallest eigenvalue is {values[0]:.3g} and the largest "
             f"{values[-1]:.3g}; write the statistics again"
         ) from error
 

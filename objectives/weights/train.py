@@ -26,7 +26,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from lcsc_opt.base.catalog import load_file
-from lcsc_opt.base.descent import descend, torch_threads
+from lcsc_opt.base.descent import descend, one_torch_thread
 from lcsc_opt.base.reproducibility import derive_seed
 from lcsc_opt.metrics.bundled_images import MNIST, MNIST_TRAINED_ON, SIDE, bundled_images
 from lcsc_opt.metrics.extractors.bundled import (
@@ -89,7 +89,7 @@ def train(shipped: Path) -> None:
         batch: Tensor = model.RECIPE.loss(Batch(images[chosen], step, STEPS, network, network, generator))
         return batch
 
-    with torch_threads(1), contextlib.closing(MatrixWriter(shipped, dtype="bfloat16")) as writer:
+    with one_torch_thread(), contextlib.closing(MatrixWriter(shipped, dtype="bfloat16")) as writer:
 
         @torch.no_grad()
         def save(step: int) -> None:
@@ -134,7 +134,7 @@ def classifier(settings: ClassifierSettings) -> Classifier:
 
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     description = f"training the {settings.name} extractor"
-    with torch_threads(1):  # small layers gain nothing from more
+    with one_torch_thread():  # small layers gain nothing from more
         descend(loss, optimizer, steps=steps, schedule=schedule, description=description)
     return network.eval().requires_grad_(requires_grad=False)
 

@@ -22,7 +22,7 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lcsc_opt.base.descent import descend, torch_threads
+from lcsc_opt.base.descent import descend, one_torch_thread
 from lcsc_opt.base.imports import allow_mismatched_torchvision
 from lcsc_opt.base.libraries import quiet_libraries
 from lcsc_opt.metrics.bundled_images import bundled_images
@@ -398,7 +398,7 @@ def train(
     for seed in seeds:
         last = folder / f"lora-{seed}" / f"checkpoint-{lora_steps // every * every}"
         parts.append((last, functools.partial(distill, folder, steps=lora_steps, every=every, seed=seed)))
-    with torch_threads(1):
+    with one_torch_thread():
         for result, make in parts:
             if not result.exists():
                 make()

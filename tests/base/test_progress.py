@@ -155,8 +155,10 @@ def test_the_command_line_says_each_line_once_whatever_the_users_code_logs(workp
 
 def test_silenced_messages_take_the_bar_with_them(monkeypatch: pytest.MonkeyPatch) -> None:
     terminal = become_a_terminal(monkeypatch)
-    with messages_on_stderr(logging.ERROR), progress("search", 1) as advance:
-        notice("something")
+    with messages_on_stderr():
+        module.log.setLevel(logging.ERROR)
+        with progress("search", 1) as advance:
+            notice("something")
         advance()
     assert terminal.getvalue() == ""
 

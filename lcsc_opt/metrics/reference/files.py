@@ -94,5 +94,5 @@ def _statistics(arrays: Mapping[str, Any]) -> Statistics:
     if "extractor" in arrays:
         extractor = str(arrays["extractor"])
     gaussian = FrechetReference(arrays["mu"], arrays["sigma"])
-    check_covariance(arrays["sigma"], "sigma")
+    check_covariance(arrays["sigma"])
     return Statistics(gaussian, count, extractor)
