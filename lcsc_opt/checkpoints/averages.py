@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import filecmp
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -15,7 +14,7 @@ from lcsc_opt.base.digests import stamp_of
 from lcsc_opt.base.errors import TrajectoryError
 from lcsc_opt.base.records import TRAINER_EMA
 from lcsc_opt.checkpoints.folders import file_of_weights
-from lcsc_opt.checkpoints.inventory import COLLECTED, Inventory, Role, is_average, number_of
+from lcsc_opt.checkpoints.inventory import COLLECTED, Inventory, Role, is_average, number_of, rate_in
 from lcsc_opt.checkpoints.matching import counterparts, named_averages
 from lcsc_opt.checkpoints.names import OBJECTS_OF_ACCELERATE, TORCH_SUFFIXES, has_weights_suffix, read_names
 from lcsc_opt.checkpoints.pickles import shown
@@ -226,9 +225,7 @@ def _averages_in(file: Path, weights: Mapping[str, Tensor]) -> list[Average]:
         names = counterparts(candidate.tensors, weights)
         if names is not None:
             renamed = {names[name]: tensor for name, tensor in candidate.tensors.items()}
-            # others count parameters with decimals: the largest below one is the rate
-            in_name = max(re.findall(r"0\.[0-9]+", file.name), key=float, default="")
-            averages.append(candidate._replace(tensors=renamed, rate=in_name or candidate.rate))
+            averages.append(candidate._replace(tensors=renamed, rate=rate_in(file.name) or candidate.rate))
     return averages
 
 

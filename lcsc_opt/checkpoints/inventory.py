@@ -425,7 +425,7 @@ class _Part(NamedTuple):
                 continue
             is_state = isinstance(name, str) and name not in GUESSED_KEYS and _STATES.fullmatch(name) is not None
             key = f"{self.key}.{name}".lstrip(".")
-            its_rate = _rate_in(str(name)) or rate
+            its_rate = rate_in(str(name)) or rate
             inner = _Part(key, entry, its_rate, self.is_in_state or is_state, whole or self.inside)
             if isinstance(entry, (list, tuple)) and not all(map(_is_any_tensor, entry[:_MAX_ELEMENTS])):
                 same = next((each for each in rates if isinstance(each, (list, tuple)) and len(each) == len(entry)), ())
@@ -456,8 +456,11 @@ def _has_parts(whole: Container, entries: Mapping[Any, Any]) -> bool:
     return _word_of(whole.key) is Role.AVERAGE and len(parts) > 1 and not whole.is_module and not whole.is_shadow
 
 
-def _rate_in(name: str) -> str:
-    """The rate in a name, ``0.9999`` of ``ema_0.9999``: the largest decimal below one; empty without one."""
+def rate_in(name: str) -> str:
+    """The rate in a name, ``0.9999`` of ``ema_0.9999``: the largest decimal below one; empty without one.
+
+    Other decimals may count parameters.
+    """
     return max(re.findall(r"(?<![0-9])0\.[0-9]+", name), key=float, default="")
 
 

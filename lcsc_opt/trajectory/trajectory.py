@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
-import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -34,6 +33,7 @@ from lcsc_opt.coefficients.layer_groups import LayerGroups
 from lcsc_opt.coefficients.profiles import check_coefficients, index_of_trainer_ema
 from lcsc_opt.trajectory.layout import Layout, TensorSpec
 from lcsc_opt.trajectory.manifest import Manifest
+from lcsc_opt.trajectory.matrix import row_sha256
 from lcsc_opt.trajectory.merge import Merger, StateDict
 from lcsc_opt.trajectory.placement import ColumnsInMemory, ColumnSource, Placement, place
 
@@ -528,8 +528,7 @@ class Trajectory:
         """
         with progress("verify", len(self._manifest.rows)) as advance:
             for saved in self._manifest.rows:
-                row = self._rows[saved.slot].numpy()
-                if hashlib.sha256(row.data).hexdigest() != saved.sha256:
+                if row_sha256(self._rows[saved.slot]) != saved.sha256:
                     self._check()  # a row that a writer has used again is not damaged
                     raise TrajectoryError(
                         f"{self.path}: the weights of step {saved.step} are damaged: remove the folder and pack again."
