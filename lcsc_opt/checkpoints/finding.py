@@ -201,11 +201,11 @@ def _numbered_folders(entries: Sequence[Path], key: str | None) -> tuple[list[Pa
     One alone is called so: ``checkpoint-500``, ``epoch_3``, ``1000``. Of several, the number differs.
     """
     possible = [path for path in entries if has_step(path.name) and not path.is_file()]  # a broken link is named later
-    named = zip(possible, read_names(possible), strict=True)
-    sizes = Counter(name.series for name in read_names(possible))
+    names = read_names(possible)
+    sizes = Counter(name.series for name in names)
     reasons = {}
     checkpoints = []
-    for path, name in named:
+    for path, name in zip(possible, names, strict=True):
         is_called_so = is_numbered_folder(path.name)
         if not is_called_so and (sizes[name.series] < 2 or not path.exists()):
             continue

@@ -79,8 +79,8 @@ def table_of(patterns: Patterns, *, key: str | None = None) -> RunTable:
         TrajectoryError: there is no checkpoint, or what a run would refuse, too.
     """
     found = find_run(patterns, key=key)
-    steps = _steps(found)
-    paths = [path for _, path in sorted(zip(steps, found.checkpoints, strict=True))]
+    by_step = sorted(zip(_steps(found), found.checkpoints, strict=True))
+    paths = [path for _, path in by_step]
     said: list[str] = []
     if key is None:
         searched = searched_weights(*paths)
@@ -93,16 +93,16 @@ def table_of(patterns: Patterns, *, key: str | None = None) -> RunTable:
         kept = trainers_averages(last, key, paths[-2])
         said += kept.said
     held = [*_held(last, key, kept)]
-    return RunTable(dict(sorted(zip(steps, found.checkpoints, strict=True))), held, found.left_out, said)
+    return RunTable(dict(by_step), held, found.left_out, said)
 
 
 def _steps(found: RunFiles) -> list[int]:
     """The steps of the checkpoints; of one alone that has none, 0."""
-    if len(found.checkpoints) > 1:
-        return checkpoint_steps(found.checkpoints)
     try:
         return checkpoint_steps(found.checkpoints)
     except TrajectoryError:
+        if len(found.checkpoints) > 1:
+            raise
         return [0]
 
 
