@@ -295,7 +295,7 @@ def read_init_arguments(path: str | Path, *, key: str = "ema") -> dict[str, Any]
         return arguments
 
 
-def module_weights(module: nn.Module) -> dict[str, Tensor]:
+def weights_of_module(module: nn.Module) -> dict[str, Tensor]:
     """The state dict of a module, without the prefixes of wrappers.
 
     Of a module that averages a model, such as ``AveragedModel`` of torch and ``EMA`` of ema-pytorch, these are the

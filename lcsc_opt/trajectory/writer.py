@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from lcsc_opt.base.accelerator import asynchronous, recorded, wait_for
 from lcsc_opt.base.errors import TrajectoryError
 from lcsc_opt.base.progress import notice
-from lcsc_opt.checkpoints.reading import module_weights
+from lcsc_opt.checkpoints.reading import weights_of_module
 from lcsc_opt.checkpoints.weights import check_weights
 from lcsc_opt.trajectory.background import Background
 from lcsc_opt.trajectory.layout import Layout
@@ -220,7 +220,7 @@ def _named_tensors(weights: object) -> Mapping[str, Tensor]:
         TrajectoryError: it is neither a module nor a state dict.
     """
     if isinstance(weights, nn.Module):
-        weights = module_weights(weights)
+        weights = weights_of_module(weights)
     if not isinstance(weights, Mapping):
         raise TrajectoryError(
             f"A checkpoint is a module or a state dict, not {type(weights).__name__}: pass the model."
