@@ -571,9 +571,8 @@ class Experiment:
             plan: of the report.
             evaluations: study → how many of its trials have ended.
         """
-        stored = self.begin_or_continue() if self._is_loaded else self.stored
-        assert stored is not None  # whoever asks has one
-        attributes = stored.attributes
+        assert self.stored is not None  # whoever asks has begun or continued it
+        attributes = self.stored.attributes
         averages = attributes.get(AVERAGES)
         today = next(iter(attributes[KEYS]))
         asked = attributes["key"]["asked"]

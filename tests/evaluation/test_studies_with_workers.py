@@ -132,7 +132,7 @@ def test_a_search_goes_on_with_other_workers_as_if_it_had_not_ended(
     began = begun_with(f"e/{optimizer}/0")
     file = study_file(folder, **study, workers=continued_on, budget={"evaluations": 14})
     said = typed("run", file).err
-    assert f"continues with other workers; candidates are still asked {began[0]} at a time" in said
+    assert f"continues with other workers; candidates are still asked {began} at a time" in said
     assert begun_with(f"e/{optimizer}/0") == began
     found, expected = asked(f"e/{optimizer}/0"), asked(f"whole/{optimizer}/0")
     assert len(found) == 14
