@@ -12,7 +12,7 @@ import typer
 from lcsc_opt.base.catalog import find
 from lcsc_opt.base.errors import StudySpecError
 from lcsc_opt.base.overrides import with_overrides
-from lcsc_opt.base.paths import from_here
+from lcsc_opt.base.paths import BuildContext, from_here
 from lcsc_opt.base.progress import notice
 from lcsc_opt.base.settings import parse_yaml
 from lcsc_opt.base.study_file import StudyFile, lines_to_fill_in, parse_study_file, read_study_file
@@ -159,12 +159,11 @@ def run(
 
     A stored study, as digits/LCSC/0, needs no study file. With name=NEW, its settings begin another one.
     """
-    study_file, directory, url = _read(studies, overrides or (), storage)
+    study_file, context, url = _read(studies, overrides or (), storage)
 
     from lcsc_opt.base.machine import collector_resting
-    from lcsc_opt.base.paths import BuildContext
     from lcsc_opt.database.opened import Database
-    from lcsc_opt.database.urls import files_directory, masked
+    from lcsc_opt.database.urls import masked
 
     if "torch" not in sys.modules:  # it takes seconds, as Nevergrad does
         notice("importing torch")
@@ -174,7 +173,7 @@ def run(
     study_file = study_file.with_choices(optimizers=optimizer or None, seeds=seed or None, budget=budget)
     if ray is not None:
         study_file = study_file.on_ray(ray)
-    objectives = ObjectiveLoader(BuildContext(directory, files=files_directory(url)))
+    objectives = ObjectiveLoader(context)
     found = found_checkpoints(study_file.objective, objectives.context)
     say_found(found)
     if not found and "nevergrad" not in sys.modules:
@@ -202,22 +201,21 @@ def _next_of(study_file: StudyFile) -> str:
     return line
 
 
-def _read(studies: str, overrides: Sequence[str], storage: str | None) -> tuple[StudyFile, Path | None, str]:
-    """A study file, or what asks for a stored study alone, with its folder and the URL of the database.
-
-    The folder is ``None`` for a stored study without a study file.
-    """
+def _read(studies: str, overrides: Sequence[str], storage: str | None) -> tuple[StudyFile, BuildContext, str]:
+    """A study file, or what asks for a stored study alone; where its files are; and the URL of the database."""
     from lcsc_opt.database.names import has_study_form
-    from lcsc_opt.database.urls import storage_url
+    from lcsc_opt.database.urls import files_directory, storage_url
 
     if not has_study_form(studies) or Path(studies).exists():
         path = find("studies", studies)
         # before torch is imported: what is to be filled in is said at once
         study_file = read_study_file(path, overrides)
-        return study_file, path.absolute().parent, storage_url(storage, study_file.storage)
+        url = storage_url(storage, study_file.storage)
+        return study_file, BuildContext(path.absolute().parent, files=files_directory(url)), url
 
     from lcsc_opt.database.store import StoredStudy, read_contents
     from lcsc_opt.experiment.stored import spec_of
+    from lcsc_opt.objective.checkpoints_alone import stored_context
 
     stored = StoredStudy.open(open_database(storage, database_of=studies, write=True), studies)
     contents = read_contents(stored.storage)
@@ -225,8 +223,7 @@ def _read(studies: str, overrides: Sequence[str], storage: str | None) -> tuple[
     content = with_overrides(spec.content(), overrides)
     study_file = parse_study_file(content, source=" ".join([studies, *overrides]))
     url = stored.storage.url
-    directory = contents.experiment(spec.experiment)["directory"]
-    return study_file, None if directory is None else Path(directory), url
+    return study_file, stored_context(contents.experiment(spec.experiment), files_directory(url)), url
 
 
 _FIRST_LOOK = "the first, the middle and the last checkpoint, which have to look as they do in your own script"

@@ -283,6 +283,7 @@ def test_a_file_of_the_callers_folder_is_found_again_from_another_one(workplace:
     os.chdir(workplace / "there")
     assert target_in(workplace / "here/d.db") == 0.25, "not the file of the same name that lies here"
     typed("evaluate", "d", "--images", "20", "--storage", str(workplace / "here/d.db"))
+    typed("run", "d/CMA/0", "--budget", "6", "--storage", str(workplace / "here/d.db"))
     (workplace / "here").rename(workplace / "moved")
     (workplace / "moved/d.db").rename(workplace / "d.db")
     os.chdir(workplace / "moved")
