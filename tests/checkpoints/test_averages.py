@@ -12,6 +12,7 @@ import torch
 from torch.distributed import checkpoint as distributed
 
 from lcsc_opt.base.errors import TrajectoryError
+from lcsc_opt.checkpoints.inventory import rate_in
 from lcsc_opt.checkpoints.reading import read_checkpoint
 from lcsc_opt.checkpoints.table import table_of
 from lcsc_opt.trajectory.trajectory import Trajectory
@@ -175,6 +176,13 @@ def test_a_model_that_is_the_average_bit_for_bit_is_said_to_be(tmp_path, caplog,
     assert "'model' is bit for bit the average 'ema', which is combined: the files hold no other weights" in caplog.text
     assert "using the raw weights" not in caplog.text
     assert trajectory.averages == ()
+
+
+@pytest.mark.parametrize(
+    ("name", "rate"), [("net-1.3b-0.9999.pt", "0.9999"), ("net-0.5b-0.99.pt", "0.99"), ("net-10.9b-ema.pt", "")]
+)
+def test_the_rate_in_a_name_is_its_largest_decimal_below_one(name, rate):
+    assert rate_in(name) == rate
 
 
 def test_what_has_the_models_names_and_no_averages_name_is_said(tmp_path, caplog):
