@@ -53,9 +53,9 @@ def test_the_commands_of_the_page_look_at_epochs_and_choose_one(place: Path, typ
     said = [one.out for one in typed_lines]
     assert "next: lcsc report epochs (one page about it), lcsc export epochs -o best" in typed_lines[1].err
     assert "load it as you load your checkpoints, with a weight of 1" in typed_lines[-1].err
-    assert re.search(r"Grid, trial \d \((step \d+, hat-\d+|last checkpoint)\)|best of the grid \(", said[2]), (
-        "the epoch is named, and its file"
-    )
+    assert re.search(
+        r"Grid, trial \d \(step \d+, hat-\d+\)|last checkpoint (= Grid|\))|best of the grid \(", said[2]
+    ), "the epoch is named, and its file"
     epochs, with_answer = (
         [row.title for row in bands_of((place / name).read_bytes())]
         for name in ("lora-images.png", "epochs-models.png")

@@ -62,11 +62,16 @@ def absolute_url(url: str) -> str:
 
 
 def url_of_file(file: Path | str) -> str:
-    """The URL of an SQLite database whose file has this name, as the installed SQLAlchemy reads it."""
-    url = f"sqlite:///{file}"
-    if sa.make_url(url).database != str(file):
-        url = f"sqlite:///{urllib.parse.quote(str(file))}"
-    return url
+    """The URL of an SQLite database whose file has this name, as the installed SQLAlchemy reads it.
+
+    Raises:
+        StudyStoreError: no URL of it can: before version 2.1 a question mark ends a name.
+    """
+    for name in (str(file), urllib.parse.quote(str(file))):
+        url = f"sqlite:///{name}"
+        if sa.make_url(url).database == str(file):
+            return url
+    raise StudyStoreError(f"{file}: SQLAlchemy {sa.__version__} opens no database of this name; give it another one")
 
 
 def is_there(url: str) -> bool:

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import sqlalchemy
 import torch
 from safetensors.torch import load_file
 from torch import nn
@@ -218,6 +219,10 @@ def test_a_result_whose_studies_were_deleted_says_so(search: Any) -> None:
 
 def test_a_database_may_have_any_file_name(search: Any, workplace: Path) -> None:
     name = "a?seed=1%41{x}#1 é.db"
+    if sqlalchemy.__version__ < "2.1":  # it would make a file of another name
+        with pytest.raises(lcsc_opt.LcscError, match="opens no database of this name; give it another one"):
+            search(states(), score=without_graph, optimizers="CMA", storage=name)
+        name = name.replace("?", "")
     search = functools.partial(search, states(), score=without_graph, optimizers="CMA", storage=name)
     first = search()
     again = search(resume=True)
