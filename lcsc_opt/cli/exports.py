@@ -133,8 +133,7 @@ def apply(
     from lcsc_opt.exports.writing import Destination
     from lcsc_opt.trajectory.sources import PackRequest
 
-    if steps is not None:
-        checkpoints = in_order_of(steps, checkpoints)
+    checkpoints = in_order_of(steps, checkpoints)
     # packed beside the model: a system's temporary folder may be too small for checkpoints
     request = PackRequest(checkpoints, out.absolute().parent, key=key, steps=steps)
     if is_average(recipe):

@@ -80,9 +80,7 @@ def init(
     settings = assignments([text for text in more if text not in further])
     if key is not None:
         settings["key"] = key
-    files = [Path(first), *map(Path, further)]
-    if steps is not None:
-        files = in_order_of(steps, files)
+    files = in_order_of(steps, [Path(first), *map(Path, further)])
     if out.exists():
         raise StudySpecError(f"{out}: exists already; delete it, or give another name with -o")
     if kind is None:
