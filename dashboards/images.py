@@ -16,7 +16,7 @@ from lcsc_opt.database.reader import HistoryReader
 from lcsc_opt.views.answer import first_line
 from lcsc_opt.views.artifacts import StoredImage, artifact_directory
 from lcsc_opt.views.dashboard import parts
-from lcsc_opt.views.pictures import why_no_images
+from lcsc_opt.views.pictures import FARTHEST_NOTE, why_no_images
 
 ZOOM = (100, 600)  # percent of the pane's width
 
@@ -132,11 +132,7 @@ def _farthest(name: str, images: Sequence[StoredImage]) -> list[Any]:
     """The pairs that differ most; nothing without them."""
     if not images:
         return []
-    note = (
-        "Of 250 samples of both from the same noise, those whose features differ most: they show how two models "
-        "differ, not how good one of them is."
-    )
-    return [html.H2("Pairs that differ most"), *parts.panes(_served(name, images), note)]
+    return [html.H2("Pairs that differ most"), *parts.panes(_served(name, images), FARTHEST_NOTE)]
 
 
 def _served(name: str, images: Sequence[StoredImage]) -> list[parts.ServedImage]:

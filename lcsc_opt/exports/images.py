@@ -16,10 +16,9 @@ from lcsc_opt.database.report import Report
 from lcsc_opt.database.states import Attributes, row_rule_of
 from lcsc_opt.objective.contract import Objective
 from lcsc_opt.views.artifacts import FARTHEST, SAMPLES, artifact_directory
-from lcsc_opt.views.pictures import Shows, pair_of, pictured
+from lcsc_opt.views.pictures import PAIRS, Shows, pair_of, pictured
 
 _PICTURED = "pictured"  # an attribute of the experiment: whose images are stored
-PAIRS = 250  # images drawn from either model of a pair
 SHOWN = 40  # of them, the first, and those that differ most
 
 

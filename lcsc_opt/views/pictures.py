@@ -17,6 +17,14 @@ Shows = Literal["before", "answer", "found", "real"]
 nobody, since they are real."""
 ROLES: tuple[Shows, ...] = ("before", "answer", "found", "real")
 
+PAIRS = 250
+"""How many images are drawn from either model of a pair."""
+
+FARTHEST_NOTE = (
+    f"Of {PAIRS} samples of both from the same noise, those whose features differ most: they show how two models "
+    "differ, not how good one of them is."
+)
+
 _TITLES: dict[Shows, str] = {
     "before": "The best you had",
     "answer": "The answer",

@@ -29,7 +29,7 @@ from lcsc_opt.views.curves import AXES, default_axis
 from lcsc_opt.views.figures.comparison import comparison_figure
 from lcsc_opt.views.figures.study import coefficients_figure
 from lcsc_opt.views.figures.theme import CONFIG, template
-from lcsc_opt.views.pictures import why_no_images
+from lcsc_opt.views.pictures import FARTHEST_NOTE, why_no_images
 from lcsc_opt.views.ranking import ranking
 from lcsc_opt.views.tables import (
     comparison_tables,
@@ -86,6 +86,7 @@ def write_report(storage: RDBStorage, experiment: str, path: Path) -> Path:
         templates={name: template(name).to_plotly_json() for name in ("light", "dark")},
         config=CONFIG,
         plotly=get_plotlyjs(),
+        farthest_note=FARTHEST_NOTE,
         narrow=_NARROW.read_text(encoding="utf-8"),
     )
     write_atomically(path, page, error=LcscError)
