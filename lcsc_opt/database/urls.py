@@ -67,10 +67,13 @@ def url_of_file(file: Path | str) -> str:
     Raises:
         StudyStoreError: no URL of it can: before version 2.1 a question mark ends a name.
     """
-    for name in (str(file), urllib.parse.quote(str(file))):
-        url = f"sqlite:///{name}"
-        if sa.make_url(url).database == str(file):
-            return url
+    name = str(file)
+    url = f"sqlite:///{name}"
+    if sa.make_url(url).database == name:  # also one that is not UTF-8, which nothing can quote
+        return url
+    url = f"sqlite:///{urllib.parse.quote(name)}"
+    if sa.make_url(url).database == name:
+        return url
     raise StudyStoreError(f"{file}: SQLAlchemy {sa.__version__} opens no database of this name; give it another one")
 
 
