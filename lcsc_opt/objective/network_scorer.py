@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import itertools
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -51,7 +50,8 @@ class NetworkScorer:
         name: the names of the network and of the functions that decide the score.
         held_out_name: the name of ``held_out``.
         model_files: of a network that a folder's files describe: their names with their digests.
-        repeats: how often the function is called for a score, which is the mean of what it returns.
+        repeats: how often the function is called for a score, which is the mean of what it returns; for each item,
+            where it returns single outcomes.
 
     Attributes:
         device: where the network is.
@@ -145,17 +145,21 @@ class NetworkScorer:
     def _metrics(self, draw: Draw) -> Scored:
         """What the function returns, as metrics, without a gradient."""
         with self._network.arithmetic():
-            returned = self._call(draw)
-            if isinstance(returned, Iterator):
-                batches: list[Floats] = []
-                for batch in returned:
-                    stop_if_told()
-                    batches.append(outcomes(self._metric, batch))
-                returned = _joined(batches)
+            calls = [self._outcomes(returned) for returned in self._calls(draw)]
             stop_if_told()
         if self._halves_held_out(draw):
-            return self._half(returned, draw)
-        return Scored.of(returned, self._metric)
+            return self._half(calls, draw)
+        return Scored.of(_over_calls(calls), self._metric)
+
+    def _outcomes(self, returned: Any) -> dict[Any, Floats]:
+        """What one call has returned: name → outcomes; of a generator those of all batches."""
+        if isinstance(returned, Iterator):
+            batches: list[Floats] = []
+            for batch in returned:
+                stop_if_told()
+                batches.append(outcomes(self._metric, batch))
+            returned = _joined(batches)
+        return {entry: outcomes(str(entry), value) for entry, value in named_entries(returned, self._metric).items()}
 
     def _halves_held_out(self, draw: Draw) -> bool:
         """Whether the outcomes of ``held_out`` are divided among the choice of the answer and its report.
@@ -166,44 +170,51 @@ class NetworkScorer:
             return False
         return draw.group in (SELECTION.group, HELD_OUT.group)
 
-    def _half(self, returned: Any, draw: Draw) -> Scored:
+    def _half(self, calls: Sequence[Mapping[Any, Floats]], draw: Draw) -> Scored:
         """Every other outcome of ``held_out``: one half is for the choice of the answer, the other for its report.
 
-        Too few outcomes, or numbers, are not divided: the report has them all, and the search's data choose.
+        Too few outcomes, or numbers, are not divided: the report has them all, and the search's data choose. Metrics
+        beside the score that have another number of outcomes are not divided, either.
         """
-        entries = named_entries(returned, self._metric)
-        columns = {entry: outcomes(str(entry), value) for entry, value in entries.items()}
-        if min(map(len, columns.values())) < 2 * FEWEST_OUTCOMES:
+        columns = _over_calls(calls)
+        score = next(iter(columns))
+        if min(len(call[score]) for call in calls) < 2 * FEWEST_OUTCOMES:
             if draw.group == SELECTION.group:
                 notice(
                     f"held_out: returned fewer than {2 * FEWEST_OUTCOMES} single outcomes, so the answer is chosen by "
                     "the data of the search; return more, and every other one chooses it"
                 )
                 return self._metrics(Draw.of(SEARCH, draw.size))
-            return Scored.of(returned, self._metric)
+            return Scored.of(columns, self._metric)
         first = 0 if draw.group == SELECTION.group else 1
-        return Scored.of({entry: values[first::2] for entry, values in columns.items()}, self._metric)
+        size = len(columns[score])
+        halves = {entry: values[first::2] if len(values) == size else values for entry, values in columns.items()}
+        return Scored.of(halves, self._metric)
 
     @torch.inference_mode(mode=False)  # whatever mode the caller is in
     @torch.enable_grad()
     def _metrics_and_gradient(self, draw: Draw, varying: Collection[str]) -> tuple[Scored, Mapping[str, Tensor]]:
         """As :meth:`measure`, with the weights that are in the network. One batch has a graph at a time."""
         weights = self._network.weights.differentiable(varying)
+        calls: list[dict[Any, Floats]] = []
         with contextlib.closing(WeightGradient(weights)) as total, self._network.arithmetic():
-            returned = self._call(draw)
-            batches: list[Floats] = []
-            for score in _scores_in(returned):
-                stop_if_told()
-                if not _has_graph(score):
-                    raise ObjectiveError(f"a gradient was asked for, and {self._metric} returned {_no_graph(score)}")
-                batches.append(outcomes(self._metric, score))
-                total.add(score, torch.ones_like(score), lifts=_LIFTS.get(self._network.settings.dtype, (0,)))
-        values = _joined(batches)
-        if isinstance(returned, Iterator):
-            returned = values
+            for returned in self._calls(draw):
+                batches: list[Floats] = []
+                for score in _scores_in(returned):
+                    stop_if_told()
+                    if not _has_graph(score):
+                        raise ObjectiveError(
+                            f"a gradient was asked for, and {self._metric} returned {_no_graph(score)}"
+                        )
+                    batches.append(outcomes(self._metric, score))
+                    total.add(score, torch.ones_like(score), lifts=_LIFTS.get(self._network.settings.dtype, (0,)))
+                scores = _joined(batches)
+                entries = {self._metric: scores} if isinstance(returned, Iterator) else self._outcomes(returned)
+                calls.append(entries)
         # total has the sums over all outcomes, and the score is their mean
-        gradients = {name: gradient / len(values) for name, gradient in total.sums.items()}
-        return Scored.of(returned, self._metric), gradients
+        count = sum(len(next(iter(call.values()))) for call in calls)
+        gradients = {name: gradient / count for name, gradient in total.sums.items()}
+        return Scored.of(_over_calls(calls), self._metric), gradients
 
     @torch.inference_mode(mode=False)
     @torch.enable_grad()
@@ -228,7 +239,7 @@ class NetworkScorer:
                 self._network.weights.differentiable(varying),
                 self._network.arithmetic(),
             ):
-                score = next(_scores_in(self._call(draw)), None)
+                score = next(_scores_in(next(self._calls(draw))), None)
         except (LcscError, torch.OutOfMemoryError):  # the second says nothing about the function
             raise
         except RAISED_BY_USERS as error:
@@ -269,34 +280,14 @@ class NetworkScorer:
         """The name of the held-out function, which decides the choice of the answer and its report."""
         return {"held_out": self._held_out_name}
 
-    def _call(self, draw: Draw) -> Any:
-        """What the function for this draw returns: ``held_out`` or the score, perhaps several times."""
+    def _calls(self, draw: Draw) -> Iterator[Any]:
+        """What the function for this draw returns, ``held_out`` or the score: once, or each of several times."""
         function = self._function
         if self._held_out is not None and (draw.group == HELD_OUT.group or self._halves_held_out(draw)):
             function = self._held_out
         draws = {"draw": draw} if takes_draw(function) else {}
-        if self.repeats == 1:
-            return function(self._network.module, **draws)
-        return self._repeated(lambda: function(self._network.module, **draws))
-
-    def _repeated(self, score: Callable[[], Any]) -> Any:
-        """What a random score returns, one call after the other: the mean of each call is one outcome.
-
-        Without names of metrics it is a generator, so that the graph of a call is used and freed before the next call.
-        With names, only the first metric, which is the score, keeps its graphs.
-        """
-        first = score()
-        if isinstance(first, Mapping):
-            calls = [first, *(score() for _ in range(self.repeats - 1))]
-            means: dict[Any, Any] = {
-                entry: [float(outcomes(str(entry), call[entry]).mean()) for call in calls] for entry in first
-            }
-            score_name = next(iter(first), None)
-            if score_name is not None and _has_graph(first[score_name]):
-                means[score_name] = torch.stack([_mean_of(call[score_name], str(score_name)) for call in calls])
-            return means
-        rest = (score() for _ in range(self.repeats - 1))
-        return (_mean_of(returned, self._metric) for returned in itertools.chain([first], rest))
+        for _ in range(self.repeats):
+            yield function(self._network.module, **draws)
 
     def _passes(self, function: Callable[..., Any]) -> Callable[[], None]:
         """The user's function of batch normalization, without arguments."""
@@ -333,20 +324,23 @@ def _joined(batches: list[Floats]) -> Floats:
     return np.concatenate(batches)
 
 
-def _mean_of(returned: Any, name: str) -> Tensor:
-    """The mean of what one call of a score returned: a number, single outcomes, or a generator of them.
+def _over_calls(calls: Sequence[Mapping[Any, Floats]]) -> dict[Any, Floats]:
+    """The outcomes of each entry of a score that was called once or several times.
 
-    Raises:
-        ObjectiveError: it is none of these.
+    Those of single items are their means over the calls. Where a call has given one number, each is an outcome; and
+    where all were the same, they are one number, which tells no error. All outcomes count where calls had other numbers
+    of items.
     """
-    batches: list[Tensor] = []
-    for batch in _scores_in(returned):
-        values = torch.from_numpy(outcomes(name, batch))
-        if _has_graph(batch):
-            values = batch.reshape(-1)
-        batches.append(values)
-    joined = torch.cat(batches)
-    return joined.to(torch.promote_types(joined.dtype, torch.float32)).mean()  # half precision could overflow
+    joined = {}
+    for entry in calls[0]:
+        of_calls = [call[entry] for call in calls]
+        sizes = {len(values) for values in of_calls}
+        if sizes == {1} or len(sizes) > 1:
+            values = np.concatenate(of_calls)
+            joined[entry] = values if np.ptp(values) > 0 else values[:1]
+        else:
+            joined[entry] = np.mean(of_calls, axis=0)
+    return joined
 
 
 def _has_graph(value: Any) -> bool:

@@ -78,7 +78,7 @@ class Scored(NamedTuple):
             metrics[key] = float(values.mean())
             if len(values) > 1:
                 metrics[f"{key}{STANDARD_ERROR}"] = float(values.std(ddof=1) / np.sqrt(len(values)))
-            if len(values) >= GROUPS and np.ptp(values) > 0:  # equal ones, as of needless repeats, tell no error
+            if len(values) >= GROUPS:  # also equal ones: a model that solves all items is certainly better than another
                 groups = group_of_each(len(values))
                 without_groups[key] = [float(values[groups != group].mean()) for group in range(GROUPS)]
         for key, number in metrics.items():

@@ -294,6 +294,26 @@ def test_half_of_what_held_out_returns_chooses_and_the_other_half_is_reported(ov
 
 
 @pytest.mark.usefixtures("workplace")
+@pytest.mark.parametrize("maximize", [False, True])
+def test_a_model_that_alone_solves_every_item_is_certainly_better(maximize: bool) -> None:
+    """Where all items have the same outcome, they tell an error: none."""
+    target = torch.linspace(-1, 1, 12)
+    states = {step: {"weight": target[None] * step / 3, "bias": torch.zeros(1)} for step in (1, 2)}
+
+    def score(net: nn.Module) -> Any:
+        distances = (net.weight[0] - target).square()
+        return -distances if maximize else distances
+
+    def held_out(net: nn.Module) -> Any:
+        is_solved = (net.weight[0] - target).abs() < 0.05
+        return (is_solved if maximize else ~is_solved).float().repeat(3)
+
+    options = {"budget": 40, "optimizers": ["LCSCQuadratic"], "maximize": maximize}
+    found = search(states, score=score, held_out=held_out, **options)
+    assert str(found).startswith("The answer is LCSCQuadratic")
+
+
+@pytest.mark.usefixtures("workplace")
 def test_a_held_out_number_cannot_choose_and_that_is_said(capfd: pytest.CaptureFixture[str]) -> None:
     search(trained(), held_out=lambda net: squared(net, UNSEEN).mean(), budget=5)
     assert "held_out: returned fewer than 20 single outcomes, so the answer is chosen by" in capfd.readouterr().err

@@ -18,7 +18,7 @@ import lcsc_opt
 from lcsc_opt.base.errors import LcscError, MetricError, ObjectiveError, StudySpecError
 from lcsc_opt.base.jackknife import GROUPS, group_of_each
 from lcsc_opt.base.paths import BuildContext
-from lcsc_opt.base.records import HELD_OUT, Candidate, Noise
+from lcsc_opt.base.records import HELD_OUT, SELECTION, Candidate, Noise
 from lcsc_opt.base.study_spec import ObjectiveSpec
 from lcsc_opt.cli import run as lcsc
 from lcsc_opt.objective.loading import load_objective
@@ -74,6 +74,12 @@ def named(model: nn.Module, draw: Draw) -> dict[str, Any]:
     return {"cross_entropy": losses(model, draw), "items": 40}
 
 
+def items_and_worst(model: nn.Module) -> dict[str, Tensor]:
+    inputs, labels = items(5, 60)
+    values = F.cross_entropy(model(inputs), labels, reduction="none")
+    return {"losses": values, "worst": values.max()}
+
+
 def in_a_list(model: nn.Module, draw: Draw) -> list[Tensor]:
     return list(losses(model, draw))
 
@@ -122,11 +128,32 @@ def test_scores_with_a_graph_keep_the_contract(place: Path, score: str) -> None:
     assert one.gradient == pytest.approx(whole.gradient, rel=1e-10)
 
 
-def test_repeats_keep_the_gradient_of_a_mapping_and_equal_ones_tell_no_error(place: Path) -> None:
+@pytest.mark.parametrize("score", ["losses", "named", "batches"])
+def test_repeats_are_means_of_each_item(place: Path, score: str) -> None:
+    """Twenty calls on the same forty items do not tell how much forty other items would differ."""
     candidate = Candidate(MIX, noise=HELD_OUT, images=40, gradient=True)
-    repeated = build(place, "named", repeats=20).evaluate(candidate)
-    assert repeated.gradient == pytest.approx(build(place, "losses").evaluate(candidate).gradient)
-    assert not repeated.without_groups
+    repeated, once = (build(place, score, repeats=count).evaluate(candidate) for count in (20, 1))
+    assert repeated.gradient == pytest.approx(once.gradient)
+    assert repeated.metrics == pytest.approx(once.metrics)
+    assert repeated.without_groups.keys() == once.without_groups.keys() != set()
+    for name, values in once.without_groups.items():
+        assert repeated.without_groups[name] == pytest.approx(values)
+
+
+def test_equal_numbers_of_repeated_calls_tell_no_error(place: Path) -> None:
+    candidate = Candidate(MIX, noise=HELD_OUT, images=40)
+    repeated, once = (build(place, "loss", repeats=count).evaluate(candidate) for count in (20, 1))
+    assert (repeated.metrics, repeated.without_groups) == (once.metrics, {})
+
+
+def test_held_out_items_are_divided_and_numbers_beside_them_are_not(place: Path) -> None:
+    objective = build(place, "losses", held_out=f"{OWN}:items_and_worst")
+    chosen, reported = (objective.evaluate(Candidate(MIX, noise=noise)).metrics for noise in (SELECTION, HELD_OUT))
+    model = loaded(place, MIX)
+    values = items_and_worst(model)["losses"].detach()
+    means = [values[first::2].mean().item() for first in (0, 1)]
+    assert [chosen["losses"], reported["losses"]] == pytest.approx(means)
+    assert chosen["worst"] == reported["worst"] == pytest.approx(values.max().item())
 
 
 def test_a_list_of_tensors_is_outcomes_without_a_gradient(place: Path) -> None:
