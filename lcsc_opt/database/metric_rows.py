@@ -95,7 +95,7 @@ def metric_rows(
             value=_mean(model, metric),
             real_halves=reported.real_halves.get(metric),
             cross_check=metric == reported.cross_check,
-            interval=_interval(model, metric),
+            interval=_interval(model, metric, is_of_same_data=_is_of_same_data(model, metric)),
             tells=not (_is_to_held_out(metric) and 0 < reported.real_count < FEWEST_HELD_OUT),
         )
         for metric, direction in directions(model, reported, sign).items()
@@ -164,16 +164,19 @@ def _against(row: MetricRow, baseline: Measurement, difference: Measurement) -> 
     if metric not in baseline.values:
         return row
     value = _mean(baseline, metric)
+    is_of_same_data = _is_of_same_data(baseline, metric)
     row = dataclasses.replace(
         row,
         against=baseline.model.name,
         baseline=value,
-        baseline_interval=_interval(baseline, metric),
+        baseline_interval=_interval(baseline, metric, is_of_same_data=is_of_same_data),
     )
     if row.sign is None:
         return row
     gain = row.sign * (value - row.value)
-    interval = _interval(difference, metric)
+    # of a model whose groups differ, the difference is of as many
+    is_of_same_data = is_of_same_data and _is_of_same_data(difference, metric)
+    interval = _interval(difference, metric, is_of_same_data=is_of_same_data)
     if interval is None:
         is_worse = gain < 0
     else:
@@ -192,19 +195,26 @@ def _mean(measured: Measurement, metric: str) -> float:
     return statistics.fmean(measured.values[metric])
 
 
-def _interval(measured: Measurement, metric: str) -> Interval | None:
+def _is_of_same_data(measured: Measurement, metric: str) -> bool:
+    """Whether all groups of noise have given the same: a score without a draw measures on the same data each time."""
+    return len(set(measured.values[metric])) == 1 and len(set(measured.without_groups.get(metric, ()))) <= 1
+
+
+def _interval(measured: Measurement, metric: str, *, is_of_same_data: bool) -> Interval | None:
     """The 95 % interval of the mean; ``None`` for one group of noise of which nothing else is known.
 
-    It is that of the jackknife, else of the standard error that was measured, else of the spread over groups of noise.
+    Groups of noise count as one where they are of the same data. The interval is that of the jackknife, else of the
+    standard error that was measured, else of the spread over groups of noise.
     """
     values = measured.values[metric]
-    groups = len(measured.seeds)
+    columns = measured.without_groups.get(metric, ())
+    groups = 1 if is_of_same_data else len(measured.seeds)
     error_of_one = measured.value(metric + STANDARD_ERROR)
-    if metric in measured.without_groups:
-        width = half_width(error_of_mean(measured.without_groups[metric]), groups * (GROUPS - 1))
+    if columns:
+        width = half_width(error_of_mean(columns[:groups]), groups * (GROUPS - 1))
     elif error_of_one is not None:  # a normal interval: of how many samples it is, is not known
         width = half_width(error_of_one / math.sqrt(groups), math.inf)
-    elif len(values) > 1:
+    elif groups > 1:
         width = half_width(statistics.stdev(values) / math.sqrt(groups), groups - 1)
     else:
         return None

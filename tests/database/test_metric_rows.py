@@ -136,13 +136,13 @@ def test_a_metric_is_lost_if_the_interval_of_its_gain_is_below_zero(change: floa
 
 def test_groups_of_noise_make_the_interval_narrower() -> None:
     without = [2.0 + 0.1 * number for number in range(10)]
-    groups = [resampled(2.5, without)] * 4
+    groups = [resampled(2.5 + shift, [value + shift for value in without]) for shift in (-0.1, 0.1, -0.2, 0.2)]
     [loss] = metric_rows(on_groups(groups), reported=NOTHING)
     assert loss.interval is not None
     low, high = loss.interval
     error = statistics.pstdev(without) * 3 / 2
     assert high - low == pytest.approx(2 * 2.028094 * error), "36 degrees of freedom"
-    groups[1] = Evaluation(2.6)
+    groups = [resampled(2.5, without), Evaluation(2.6), *[resampled(2.5, without)] * 2]
     [loss] = metric_rows(on_groups(groups), reported=NOTHING)
     assert loss.interval == pytest.approx((2.525 - 3.182446 * 0.025, 2.525 + 3.182446 * 0.025)), "of four groups"
 
@@ -201,3 +201,19 @@ def test_a_grey_level_more_outside_is_not_called_worse(levels: float, expected: 
 def test_features_and_real_images_that_no_search_saw_are_judges(metric: str) -> None:
     found = metric_rows(model([1.0], **{metric: [3.0]}), reported=ReportedMetrics(signs={metric: 1}, cross_check=CLIP))
     assert [row.is_judge for row in found] == [False, True]
+
+
+@pytest.mark.parametrize("of_outcomes", ["columns", "errors", "nothing"])
+def test_the_same_data_under_several_seeds_are_no_more_data(of_outcomes: str) -> None:
+    """A score without a draw gives the same outcomes in each group of noise."""
+    values = np.random.default_rng(0).normal(5.0, 1.0, 200)
+    groups = group_of_each(len(values))
+    columns = [float(values[groups != group].mean()) for group in range(GROUPS)]
+    error = float(values.std(ddof=1) / np.sqrt(len(values)))
+    metrics = {"score": float(values.mean())} | ({"score_stderr": error} if of_outcomes == "errors" else {})
+    without = {"loss": columns} if of_outcomes == "columns" else {}
+    evaluation = Evaluation(metrics["score"], metrics, without_groups=without)
+    once, often = (on_groups([evaluation] * count) for count in (1, 16))
+    [of_one], [of_many] = (metric_rows(found, reported=NOTHING)[:1] for found in (once, often))
+    assert of_many.interval == of_one.interval
+    assert (of_many.interval is None) == (of_outcomes == "nothing")
