@@ -272,8 +272,9 @@ def _rows(studies: Sequence[Standing]) -> list[Row]:
         groups.setdefault(study.optimizer, []).append(study)
     rows = sorted(map(_of_optimizer, groups.values()), key=_order)
     best = next((row for row in rows if row.models), None)
-    rows = [_judged(row, best) for row in rows]
     report = studies[0].report
+    losses_had = [] if report is None else [one.loss for one in report.models if one.model.name in report.had]
+    rows = [_judged(row, best, min(losses_had, default=math.inf)) for row in rows]
     if report is None:
         return rows
     known = {row.only_model.key for row in rows if row.only_model is not None}
@@ -350,12 +351,17 @@ def _order(row: Row) -> tuple[float, float]:
     return row.loss, math.inf if searched is None else searched.mean
 
 
-def _judged(row: Row, best: Row | None) -> Row:
-    """A row, compared with that of the best optimizer, which is ``None`` without held-out losses."""
+def _judged(row: Row, best: Row | None, lowest_had: float) -> Row:
+    """A row, compared with that of the best optimizer, which is ``None`` without held-out losses.
+
+    ``lowest_had`` is the loss of the best model that the user had.
+    """
     if best is None or not row.models:
         return row
     sign = row.studies[0].sign
     if row is best:  # which need not be the answer
+        if lowest_had < row.loss:
+            return dataclasses.replace(row, verdict="best search")
         return dataclasses.replace(row, verdict="lowest loss" if sign > 0 else "highest score")
     difference = Difference.of(_losses_beside(row, best), _losses_beside(best, row))
     if difference.low is None and row.only_model is not None and best.only_model is not None and row.report is not None:

@@ -187,6 +187,8 @@ def test_the_last_checkpoint_has_its_place_among_the_optimizers(last: float, pla
     rows = ranking(in_one_report(studies, *had, measured(1.5, name=TRAINER_EMA)))
     names = [row.optimizer for row in rows if row.optimizer != LAST_CHECKPOINT]
     assert names == [TRAINER_EMA, "LCSC", "EMAGrid"]
+    [of_search] = [row for row in rows if row.optimizer == "LCSC"]
+    assert of_search.verdict == "best search", "not the lowest loss: the trainer's average has that"
 
 
 def test_a_model_stands_once_with_all_that_it_is() -> None:
