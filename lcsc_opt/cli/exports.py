@@ -60,7 +60,6 @@ def export(
     from lcsc_opt.database.names import has_study_form
     from lcsc_opt.exports import merging, writing
     from lcsc_opt.exports.chosen import Chosen
-    from lcsc_opt.exports.recipe import Recipe
     from lcsc_opt.views.pictures import why_not_the_answer
 
     destination = None
@@ -79,7 +78,7 @@ def export(
 
         objective = objective_of(database, chosen.study)
     if destination is None:
-        recipe = Recipe.of_chosen(chosen, objective, dtype=dtype)
+        recipe = merging.recipe_of(chosen, objective, dtype=dtype)
         write_atomically(out, recipe.as_text(), error=StudyStoreError)
     else:
         recipe = merging.export(chosen, objective, destination)

@@ -61,20 +61,30 @@ def export(chosen: Chosen, objective: Objective, to: Destination) -> Recipe:
         StudyStoreError: the checkpoints are not those of the experiment, or the file cannot be written.
         TrajectoryError: the checkpoints are damaged.
     """
-    recipe = Recipe.of_chosen(chosen, objective, dtype=to.dtype)
+    recipe = recipe_of(chosen, objective, dtype=to.dtype)
     trajectory = packed_trajectory(objective)
     config = _found_config(to, trajectory, _named_folders(chosen)) or _network_config(to, objective.sampler)
-    changes: dict[str, Any] = {}
     if to.form == "lora":
         # those of the study's settings, else what was packed
         alphas = getattr(objective.sampler, "alphas", None) or trajectory.lora_alphas()
-        changes["lora"] = _lora_naming(objective.sampler, alphas)
-    statistics = objective.statistics(np.array(recipe.coefficients, dtype=np.float64))
-    if statistics:
-        named = {trajectory.renaming.undone(name): tensor for name, tensor in statistics.items()}
-        changes["statistics"] = save(_cast(named, to.dtype)).hex()
-    recipe = recipe.model_copy(update=changes)
+        recipe = recipe.model_copy(update={"lora": _lora_naming(objective.sampler, alphas)})
     return _write(trajectory, recipe, to, config)
+
+
+def recipe_of(chosen: Chosen, objective: Objective, *, dtype: str | None = None) -> Recipe:
+    """The recipe of a model of an experiment, with the tensors that no merge gives, which ``lcsc apply`` needs, too.
+
+    Raises:
+        ObjectiveError: the objective has no weights.
+        StudyStoreError: the checkpoints are not those of the experiment.
+    """
+    recipe = Recipe.of_chosen(chosen, objective, dtype=dtype)
+    statistics = objective.statistics(np.array(recipe.coefficients, dtype=np.float64))
+    if not statistics:
+        return recipe
+    renaming = packed_trajectory(objective).renaming
+    named = {renaming.undone(name): tensor for name, tensor in statistics.items()}
+    return recipe.model_copy(update={"statistics": save(_cast(named, dtype)).hex()})
 
 
 def needs_network(chosen: Chosen, objective: Objective, to: Destination) -> bool:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -447,3 +448,27 @@ def test_a_gradient_in_half_precision_is_not_rounded_to_zero(place: Path, dtype:
 
     exact = gradient("fp32")
     assert np.linalg.norm(gradient(dtype) - exact) < 0.05 * np.linalg.norm(exact)
+
+
+def test_a_recipe_has_the_statistics_that_no_merge_gives(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, typed: Typed
+) -> None:
+    monkeypatch.chdir(folder)
+    for step in (10, 20, 30):
+        torch.manual_seed(step)
+        trained = normalized()
+        passes(trained)
+        torch.save(trained.state_dict(), folder / f"model{step}.pt")
+    names = {name: f"{OWN}:{name}" for name in ("losses", "passes", "normalized")}
+    settings = {"checkpoints": "model*.pt", "model": names["normalized"], "score": names["losses"], "device": "cpu"}
+    objective = {"file": "score.py", "settings": {**settings, "batch_norm": names["passes"]}}
+    study = {"name": "s", "objective": objective, "budget": {"evaluations": 4}, "optimizers": ["LCSC"]}
+    (folder / "s.yaml").write_text(json.dumps({**study, "space": {"rows": None}}))
+    typed("run", "s.yaml")
+    for out in ("s.json", "s.safetensors"):
+        typed("export", "s/LCSC/0", "--trial", "3", "-o", out)
+    typed("apply", "s.json", *(f"model{step}.pt" for step in (10, 20, 30)), "-o", "again.safetensors")
+    expected, again = (load_file(folder / name) for name in ("s.safetensors", "again.safetensors"))
+    assert again.keys() == expected.keys()
+    for name, tensor in expected.items():
+        torch.testing.assert_close(again[name], tensor, msg=name)
