@@ -190,9 +190,31 @@ class ReferenceSettings(FrozenModel):
             unseen_images = sets.of(self.held_out)
             if unseen_images is None:  # an .npz
                 return seen.with_unseen(builder.of(self.held_out, None, features=True))
+            if images is not None:
+                unseen_images = self._not_seen(unseen_images, images)
         if not held_out or unseen_images is None:
             return seen
         return builder.with_unseen(seen, unseen_images)
+
+    def _not_seen(self, held_out: ImageSet, train: ImageSet) -> ImageSet:
+        """The held-out images without those that the loss sees, too; a notice says how many these are.
+
+        Raises:
+            MetricError: it sees all.
+        """
+        rest = held_out.without(train)
+        shared = held_out.count - rest.count
+        if shared == held_out.count:
+            raise MetricError(
+                f"reference: train has all images of held_out ({self.held_out}), so searches would see them; give "
+                "other real images, or held_out_fraction in its place"
+            )
+        if shared:
+            notice(
+                f"reference: {shared:,} of the {held_out.count:,} images of {self.held_out} are in {self.train}, too, "
+                "and are left out of those that are held out"
+            )
+        return rest
 
     def _fraction(self, images: ImageSet | None) -> float:
         """The fraction of ``train`` that is held out: the setting, else a fifth of many images; none of an ``.npz``."""

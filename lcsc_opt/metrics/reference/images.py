@@ -156,6 +156,17 @@ class ImageSet:
         indices = chosen if self.chosen is None else self.chosen[chosen]
         return dataclasses.replace(self, content=content, hash_prefixes=mixed, chosen=indices)
 
+    def without(self, other: ImageSet) -> ImageSet:
+        """The images that ``other`` does not have, by their hashes; all where no more are alike than by chance."""
+        is_shared = np.isin(self.hash_prefixes, other.hash_prefixes)
+        by_chance = self.count * other.count / 2**32
+        if is_shared.sum() <= 10 * by_chance:
+            return self
+        [rest] = np.nonzero(~is_shared)
+        content = hashlib.sha256(f"{self.content}\nwithout {other.content}".encode()).hexdigest()
+        indices = rest if self.chosen is None else self.chosen[rest]
+        return dataclasses.replace(self, content=content, hash_prefixes=self.hash_prefixes[rest], chosen=indices)
+
     def batches(self, batch_size: int) -> Iterator[Tensor]:
         """The images in order, in parts ``[B, C, H, W]`` in [−1, 1]. Raises MetricError for a broken file."""
         rows = self._rows()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +57,20 @@ def test_two_folders(tmp_path: Path) -> None:
     assert (len(found.known_features), len(unseen_rows(found))) == (60, 20)
     assert not rows(found) & unseen_rows(found)
     assert build({"train": str(train), "held_out": str(other)}, tmp_path, held_out=False).held_out is None
+
+
+def test_held_out_images_that_the_loss_sees_are_left_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A copy of the folder, one with further images, and one with a few of them."""
+    train = write(tmp_path / "a")
+    shutil.copytree(train, tmp_path / "copy")
+    with pytest.raises(MetricError, match="train has all images of held_out"):
+        build({"train": str(train), "held_out": str(tmp_path / "copy")}, tmp_path)
+    write(tmp_path / "more", 20, seed=1)
+    for number, path in enumerate(sorted(train.iterdir())[:15]):
+        shutil.copy(path, tmp_path / "more" / f"of_a_{number}.png")
+    found = build({"train": str(train), "held_out": str(tmp_path / "more")}, tmp_path)
+    assert (len(unseen_rows(found)), unseen_rows(found) & rows(found)) == (20, set())
+    assert "15 of the 35 images of" in capsys.readouterr().err
 
 
 def test_a_fraction_is_chosen_by_content_wherever_the_files_lie(tmp_path: Path) -> None:
