@@ -41,7 +41,7 @@ from lcsc_opt.experiment.looking import write_first_look
 from lcsc_opt.experiment.measuring import Measurer, score_as_trained
 from lcsc_opt.experiment.origin import origin_of, start_of
 from lcsc_opt.experiment.outcome import outcome_of, outcome_of_finished
-from lcsc_opt.experiment.rehearsal import Rehearsal, check_functions, rehearse, warning_of_kept_state
+from lcsc_opt.experiment.rehearsal import Rehearsal, check_again, rehearse, warning_of_kept_state
 from lcsc_opt.experiment.report import make_report
 from lcsc_opt.experiment.sameness import (
     ACCEPT,
@@ -81,7 +81,8 @@ class Experiment:
         stored: what is stored of it; ``None`` before it begins.
         studies: name → attributes of its stored studies, as far as this process knows them.
         rehearsal: what this run has rehearsed; ``None`` before, and where all searches have results.
-        refused: why the objective cannot be loaded or rehearsed, so that no search can run; ``None`` otherwise.
+        refused: why the objective cannot be loaded or rehearsed, or is another one, so that no search can run; else
+            ``None``.
     """
 
     def __init__(
@@ -135,6 +136,11 @@ class Experiment:
             return False
         check_search(self.specs[name], self.studies)
         return self._is_same
+
+    @property
+    def reads_by_itself(self) -> bool:
+        """Whether what is stored is of a score or another function, which may read data that no key knows."""
+        return self.stored is not None and self.stored.attributes["sampling"] is None
 
     @functools.cached_property
     def _is_same(self) -> bool:
@@ -429,8 +435,7 @@ class Experiment:
         self._workers.use(plan.spec, spec.space.rows)
         if self.rehearsal is None and not self._has_result(name):
             self._rehearse(plan)
-        if self._objectives.context.functions and self.stored is not None and not self._has_tried:
-            self._try_functions(self._objectives.context.functions)
+        self._try_again(self._objectives.context.functions)
         self._workers.use(plan.spec, spec.space.rows)
         planned = None
         if before is None and spec.budget.seconds is not None and self.rehearsal is not None:
@@ -445,13 +450,16 @@ class Experiment:
         with contextlib.suppress(Exception):  # of a sampler that fails, the rehearsal says why
             self.objective.layout = self.objective.fastest_layout(gradient=follows_gradient)
 
-    def _try_functions(self, functions: Collection[str]) -> None:
-        """Evaluate a stored candidate again: the objective calls functions that nobody can compare.
+    def _try_again(self, functions: Collection[str]) -> None:
+        """Evaluate a stored candidate again, once: nobody can compare functions that were handed over, nor what a score
+        reads by itself.
 
         Raises:
             StudyStoreError: it has another loss, or cannot be evaluated.
         """
-        if self.objective.is_random:
+        if self.stored is None or self._has_tried or self.objective.is_random:
+            return
+        if not functions and (self._accept or not self.reads_by_itself):
             return
         for name in self.studies:
             trials = compared_trials(StoredStudy.open(self.database.existing(), name).trials())
@@ -459,7 +467,11 @@ class Experiment:
                 continue
             outcome = self._evaluate_model(self._candidate(coefficients_of(trials[-1])), name)
             self._has_tried = True
-            check_functions(f"{name}: trial {trials[-1].number}", trials[-1].value or 0.0, outcome, functions)
+            try:
+                check_again(f"{name}: trial {trials[-1].number}", trials[-1].value or 0.0, outcome, functions)
+            except StudyStoreError as error:  # no other search may go on, either
+                self.refused = error
+                raise
             return
 
     def _rehearse(self, plan: Plan) -> None:

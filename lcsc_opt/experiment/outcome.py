@@ -30,10 +30,14 @@ def outcome_of(study: StoredStudy) -> str:
     return line
 
 
-def outcome_of_finished(study: StoredStudy) -> str:
-    """The same of a search that had ended before this run, and when, so that nobody takes the result for a new one."""
+def outcome_of_finished(study: StoredStudy, *, reads_by_itself: bool = False) -> str:
+    """The same of a search that had ended before this run, and when, so that nobody takes the result for a new one.
+
+    ``reads_by_itself`` is for an objective whose data nobody has compared in this run.
+    """
     ended_at = datetime.datetime.fromtimestamp(study.attributes["search_ended"]["at"])
-    return f"finished already, {ended_at:%Y-%m-%d %H:%M}; {outcome_of(study)}"
+    of_then = ", with the data of then" if reads_by_itself else ""
+    return f"finished already, {ended_at:%Y-%m-%d %H:%M}{of_then}; {outcome_of(study)}"
 
 
 COMMAND = "lcsc run {study} --budget {budget}"

@@ -18,6 +18,7 @@ from lcsc_opt.base.errors import ObjectiveError, StudyStoreError
 from lcsc_opt.base.progress import notice, progress
 from lcsc_opt.base.records import HELD_OUT, SELECTION, Candidate, Coefficients, Cost, Evaluation
 from lcsc_opt.evaluation.base import Failure, Outcome, attempt, evaluate_safely
+from lcsc_opt.experiment.sameness import ACCEPT, ANEW
 from lcsc_opt.experiment.timing import Pace, Seconds, about
 from lcsc_opt.objective.contract import Objective
 
@@ -361,28 +362,38 @@ def _check_score(
     )
 
 
-def check_functions(trial: str, before: float, again: Outcome, functions: Collection[str]) -> None:
-    """Compare the loss of a stored trial with what it has now: nobody can compare functions that were handed over.
+def check_again(trial: str, before: float, again: Outcome, functions: Collection[str]) -> None:
+    """Compare the loss of a stored trial with what it has now.
+
+    Nobody can compare functions that were handed over, nor what a score reads by itself, such as its data.
 
     Args:
         trial: which one, for messages.
         before: its stored loss.
         again: what it was evaluated to now.
-        functions: their names.
+        functions: the names of those that were handed over.
 
     Raises:
-        StudyStoreError: it has another loss, or cannot be evaluated.
+        StudyStoreError: it has another loss; or it cannot be evaluated, and functions were handed over.
     """
+    named = ", ".join(functions)
     if isinstance(again, Failure):
-        raise StudyStoreError(
-            f"{trial} could not be evaluated again, so nobody knows whether a function has changed "
-            f"({', '.join(functions)}): {again.reason}"
-        )
-    if not _is_one_score(again.loss, before):
-        raise StudyStoreError(
-            f"{trial} had the loss {before:.6g}, and has another one now ({again.loss:.6g}): a function has changed "
-            f"({', '.join(functions)}). Leave out resume, or give the new search another name"
-        )
+        if functions:
+            raise StudyStoreError(
+                f"{trial} could not be evaluated again, so nobody knows whether a function has changed ({named}): "
+                f"{again.reason}"
+            )
+        return
+    if _is_one_score(again.loss, before):
+        return
+    reason = "what the score reads has changed, such as its data"
+    advice = f"Put that back, or give the new search another name: {ANEW}; {ACCEPT}"
+    if functions:
+        reason = f"a function has changed ({named})"
+        advice = "Leave out resume, or give the new search another name"
+    raise StudyStoreError(
+        f"{trial} had the loss {before:.6g}, and has another one now ({again.loss:.6g}): {reason}. {advice}"
+    )
 
 
 def _is_one_score(first: float, second: float) -> bool:

@@ -115,7 +115,8 @@ def run_studies(
         for name in specs:
             try:
                 if experiment.is_finished(name):
-                    outcome = outcome_of_finished(StoredStudy.open(database.existing(), name))
+                    study = StoredStudy.open(database.existing(), name)
+                    outcome = outcome_of_finished(study, reads_by_itself=experiment.reads_by_itself)
                 else:
                     outcome = experiment.search(name, callbacks)
             except LcscError as error:

@@ -22,6 +22,7 @@ from tests.commands import Typed
 
 TASK = """
 import os, torch
+import numpy as np
 FACTOR = 1.0
 
 def build():
@@ -288,3 +289,29 @@ def test_a_file_of_the_callers_folder_is_found_again_from_another_one(workplace:
     (workplace / "moved/d.db").rename(workplace / "d.db")
     os.chdir(workplace / "moved")
     assert target_in(workplace / "d.db") == 0.25, "in the folder that was moved"
+
+
+@pytest.mark.parametrize("optimizers", [["LCSC"], ["LCSC", "CMA"]])
+def test_a_search_goes_on_only_with_the_data_that_its_score_has_read(
+    task: Any, workplace: Path, optimizers: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Nobody can tell what a function reads. A search, and another one of the experiment, begin with a stored trial."""
+    module = task("global FACTOR; FACTOR = float(np.loadtxt('data.txt'))")
+    write_project(workplace)
+    data = workplace / "data.txt"
+    data.write_text("1.0")
+    first = search(module, name="e", storage="e.db")
+    data.write_text("2.0")
+    said = r"e/LCSC/0: trial 7 had the loss .*: what the score reads has changed, such as its data\. Put that back"
+    longer = {"name": "e", "storage": "e.db", "budget": 12, "optimizers": optimizers}
+    with pytest.raises(StudyStoreError, match=said):
+        search(module, **longer)
+    assert len(first.studies[0].trials) == 8
+    search(module, name="e", storage="e.db")
+    assert "finished already" in (finished := capsys.readouterr().err)
+    assert "with the data of then" in finished
+    data.write_text("1.0")
+    goes_on = search(module, **longer)
+    assert [len(study.trials) for study in goes_on.studies] == [12] * len(optimizers)
+    data.write_text("2.0")
+    search(module, **{**longer, "budget": 14}, accept_changes=True)
