@@ -96,7 +96,9 @@ def have_same_bits(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> bo
 
 
 def completed(averages: Mapping[str, Tensor], model: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A trainer's averages, in the dtypes of the model that they are of, with what they lack of it, such as buffers.
+    """A trainer's averages, with what they lack of the model that they are of, such as buffers.
+
+    They keep every bit: mixed precision has averages in float32 of weights in bfloat16.
 
     Raises:
         TrajectoryError: they are of another model.
@@ -104,7 +106,19 @@ def completed(averages: Mapping[str, Tensor], model: Mapping[str, Tensor]) -> di
     differs = difference({**model, **averages}, model)
     if differs is not None:
         raise TrajectoryError(f"the trainer's average does not fit the checkpoints: its model {differs}.")
-    return {name: averages.get(name, tensor).to(tensor.dtype) for name, tensor in model.items()}
+    weights: dict[str, Tensor] = {}
+    for name, tensor in model.items():
+        average = averages.get(name, tensor)
+        weights[name] = average.to(_dtype_of_both(average.dtype, tensor.dtype))
+    return weights
+
+
+def _dtype_of_both(average: torch.dtype, weights: torch.dtype) -> torch.dtype:
+    """The dtype in which an average loses nothing and is not narrower than the weights; other numbers have theirs."""
+    # torch widens no float8
+    if all(dtype.is_floating_point and dtype.itemsize > 1 for dtype in (average, weights)):
+        return torch.promote_types(average, weights)
+    return weights
 
 
 class RunningStatistics(NamedTuple):

@@ -138,8 +138,8 @@ def _write_averages(writer: MatrixWriter, trajectory: Trajectory) -> None:
     for index, name in enumerate(trajectory.averages):
         average = trajectory.trainer_ema(index)
         if average is not None:
-            row = writer.check(average).row_of(average)
-            writer.write_trainer_ema(row, source=trajectory.sources[-1], name=name)
+            layout = writer.layout_of_average(average)
+            writer.write_trainer_ema(layout, layout.row_of(average), source=trajectory.sources[-1], name=name)
 
 
 def _in_words(count: int) -> str:

@@ -269,9 +269,10 @@ def _write_averages(writer: MatrixWriter, sources: Sources, key: str) -> None:
         try:
             file = FileState(average.path)
             weights = completed(average.tensors, read_checkpoint(last, key=key).tensors)
-            row = writer.check(weights).row_of(weights, copy=file.copy)
+            layout = writer.layout_of_average(weights)
+            row = layout.row_of(weights, copy=file.copy)
             file.check()
-            writer.write_trainer_ema(row, source=_as_text(average.path), name=name)
+            writer.write_trainer_ema(layout, row, source=_as_text(average.path), name=name)
         except TrajectoryError as error:
             notice(f"{last}: the {name} is left out: {error}")
             continue

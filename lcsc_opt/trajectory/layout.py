@@ -90,12 +90,12 @@ class TensorSpec:
 
         Args:
             content: in the dtype of the row.
-            widened: whether rows were rounded: then tensors that are merged come in float32.
+            widened: whether rows were rounded: then tensors that are merged come in float32 or better.
         """
         tensor = torch.empty(self.shape, dtype=self.torch_dtype, device="cpu")
         tensor.reshape(-1).view(torch.uint8).copy_(content)
         if widened and self.merged:
-            return tensor.float()
+            return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
         return tensor
 
 

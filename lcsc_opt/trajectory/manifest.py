@@ -47,15 +47,48 @@ class SavedRow(pydantic.BaseModel):
     source: str
     sha256: Annotated[str, pydantic.StringConstraints(pattern="^[0-9a-f]{64}$")]
 
+    @property
+    def end(self) -> int:
+        """The first slot behind it."""
+        return self.slot + 1
+
 
 class SavedAverage(SavedRow):
     """A row that is no checkpoint, but an average that the trainer kept of the weights at its step.
 
     Attributes:
         name: how reports call it.
+        slots: how many it takes: several where its numbers are wider than those of the checkpoints.
+        dtypes: name → dtype, of the tensors that have another one than in the checkpoints.
     """
 
     name: str
+    slots: Annotated[int, pydantic.Field(ge=1, lt=2**63)] = 1
+    dtypes: dict[str, str] = {}
+
+    @property
+    def end(self) -> int:
+        """The first slot behind it."""
+        return self.slot + self.slots
+
+    def layout(self, checkpoints: Layout) -> Layout:
+        """Where its tensors lie in its slots.
+
+        Args:
+            checkpoints: the layout of the checkpoints' rows.
+
+        Raises:
+            ValueError: it has an unknown tensor or dtype, or more bytes than its slots.
+        """
+        if not (self.dtypes.keys() <= checkpoints.shapes.keys() and DTYPES.keys() >= set(self.dtypes.values())):
+            raise ValueError(f"{self.name!r} has an unknown tensor or dtype")
+        arranged = Layout.arranged(
+            (spec.name, spec.shape, self.dtypes.get(spec.name, spec.dtype)) for spec in checkpoints.tensors
+        )
+        row_bytes = self.slots * checkpoints.row_bytes
+        if arranged.row_bytes > row_bytes:
+            raise ValueError(f"{self.name!r} has more bytes than its slots")
+        return Layout(arranged.tensors, row_bytes)
 
 
 class Manifest(pydantic.BaseModel):
@@ -106,9 +139,10 @@ class Manifest(pydantic.BaseModel):
         names = {spec.name for spec in self.tensors}
         if len(names) < len(self.tensors) or not set(self.varying) <= names:
             raise ValueError("a tensor is listed twice, or 'varying' names an unknown one")
-        slots = {saved.slot for saved in self.rows}
-        if len(slots) < len(self.rows):
+        if any(later.slot < earlier.end for earlier, later in itertools.pairwise(self._rows_by_slot())):
             raise ValueError("two rows share a slot")
+        for average in self.averages:
+            average.layout(self.layout)  # refuses what does not fit
         if any(later.step <= earlier.step for earlier, later in itertools.pairwise(self.checkpoints)):
             raise ValueError("steps do not increase")
         return self
@@ -159,10 +193,18 @@ class Manifest(pydantic.BaseModel):
         all_varying = tuple(sorted({*self.varying, *varying}))
         return self.model_copy(update={"checkpoints": checkpoints, "varying": all_varying})
 
-    def free_slot(self) -> int:
-        """The first slot that no row has: one of a dropped checkpoint, or the next one after all rows."""
-        used = {saved.slot for saved in self.rows}
-        return next(slot for slot in range(len(used) + 1) if slot not in used)
+    def free_slot(self, count: int = 1) -> int:
+        """The first of ``count`` slots that no row has: of dropped checkpoints, or the next ones after all rows."""
+        slot = 0
+        for saved in self._rows_by_slot():
+            if saved.slot - slot >= count:
+                break
+            slot = saved.end
+        return slot
+
+    def _rows_by_slot(self) -> list[SavedRow]:
+        """All rows, in the order of the file."""
+        return sorted(self.rows, key=lambda saved: saved.slot)
 
     def sha256_of(self, steps: Collection[int]) -> str:
         """The identity of its checkpoints of these steps, as :attr:`Trajectory.sha256`."""
@@ -174,7 +216,7 @@ class Manifest(pydantic.BaseModel):
         Raises:
             TrajectoryError: the file is shorter, or cannot be mapped.
         """
-        slots = 1 + max((saved.slot for saved in self.rows), default=-1)  # some of them may be free
+        slots = max((saved.end for saved in self.rows), default=0)  # some of them may be free
         return _map_bytes(path / WEIGHTS, slots * self.row_bytes).view(slots, self.row_bytes)
 
 

@@ -19,7 +19,7 @@ from lcsc_opt.base.errors import TrajectoryError
 from lcsc_opt.base.files import is_pending, remove, sync, try_lock
 from lcsc_opt.base.paths import MANIFEST, WEIGHTS
 from lcsc_opt.base.records import TRAINER_EMA
-from lcsc_opt.trajectory.layout import EXACT, UNMERGEABLE, Layout, TensorSpec, stored_dtype
+from lcsc_opt.trajectory.layout import EXACT, UNMERGEABLE, Layout, TensorSpec, aligned, stored_dtype
 from lcsc_opt.trajectory.manifest import LOCK, Manifest, SavedAverage, SavedRow, foreign_files
 
 
@@ -101,6 +101,18 @@ class MatrixWriter:
         manifest.layout.check(tensors, manifest.stored)
         return manifest.layout
 
+    def layout_of_average(self, tensors: Mapping[str, Tensor]) -> Layout:
+        """The layout of an average of the trainer's, whose tensors keep their dtypes, in whole slots.
+
+        Args:
+            tensors: with the names and shapes of the checkpoints.
+
+        Raises:
+            TrajectoryError: there is no checkpoint yet, or a tensor cannot be stored.
+        """
+        layout = Layout.of(tensors)
+        return Layout(layout.tensors, aligned(layout.row_bytes, self._begun().row_bytes))
+
     def truncate(self, last: int) -> int:
         """Drop the checkpoints that come after step ``last``, all at once; gives how many they were.
 
@@ -162,31 +174,55 @@ class MatrixWriter:
             _check_same_bytes(manifest, step, sha256)
             return
         saved = SavedRow(step=step, slot=manifest.free_slot(), source=source, sha256=sha256)
-        newly_varying = self._write_row(saved, row, manifest)
+        newly_varying = self._newly_varying(row, manifest)
+        varying = {*manifest.varying, *newly_varying}
+        _check_numbers(row, layout, step, varying=varying, stored=manifest.stored)
+        self._write_row(row, saved.slot * manifest.row_bytes)
         added = manifest.with_checkpoint(saved, newly_varying, keep_last=self._keep_last)
         self._written = added.model_copy(update={"metadata": manifest.metadata | self._metadata})
 
-    def write_trainer_ema(self, row: Tensor, *, source: str, name: str = TRAINER_EMA) -> None:
+    def write_trainer_ema(self, layout: Layout, row: Tensor, *, source: str, name: str = TRAINER_EMA) -> None:
         """Write an average of the trainer's at the last step, as one more row, for :meth:`commit`.
 
-        One of the same name is replaced; ``name`` is how reports call it.
+        One of the same name is replaced.
+
+        Args:
+            layout: from :meth:`layout_of_average`; or from :meth:`check`, rounded as the checkpoints are.
+            row: from :meth:`Layout.row_of` of this layout.
+            source: the file that it was read from.
+            name: how reports call it.
 
         Raises:
             TrajectoryError: there is no checkpoint yet, a weight is not finite, or the disk refuses.
         """
-        manifest = self._current()
-        if manifest is None:
-            raise TrajectoryError(f"{self.path} holds no checkpoint yet: append one first.")
-        others = tuple(saved for saved in manifest.averages if saved.name != name)
+        manifest = self._begun()
+        step = manifest.checkpoints[-1].step
+        _check_numbers(row, layout, step, varying=manifest.varying)
+        dtype_of = {spec.name: spec.dtype for spec in manifest.tensors}
+        slots = layout.row_bytes // manifest.row_bytes
         average = SavedAverage(
-            step=manifest.checkpoints[-1].step,
-            slot=manifest.free_slot(),
+            step=step,
+            slot=manifest.free_slot(slots),
             source=source,
             sha256=row_sha256(row),
             name=name,
+            slots=slots,
+            dtypes={spec.name: spec.dtype for spec in layout.tensors if spec.dtype != dtype_of[spec.name]},
         )
-        self._write_row(average, row, manifest)
+        self._write_row(row, average.slot * manifest.row_bytes)
+        others = tuple(saved for saved in manifest.averages if saved.name != name)
         self._written = manifest.model_copy(update={"averages": (*others, average)})
+
+    def _begun(self) -> Manifest:
+        """The manifest with all rows that were written.
+
+        Raises:
+            TrajectoryError: there is none.
+        """
+        manifest = self._current()
+        if manifest is None:
+            raise TrajectoryError(f"{self.path} holds no checkpoint yet: append one first.")
+        return manifest
 
     def commit(self) -> None:
         """Sync the rows that were written to the disk, then name them in the manifest.
@@ -215,17 +251,14 @@ class MatrixWriter:
             self._failed = False
         return self._written
 
-    def _write_row(self, saved: SavedRow, row: Tensor, manifest: Manifest) -> list[str]:
-        """Check a row and write it into its slot; it is not synced. Gives what :meth:`_newly_varying` gives."""
-        newly_varying = self._newly_varying(row, manifest)
-        _check_numbers(row, saved.step, manifest, varying={*manifest.varying, *newly_varying})
+    def _write_row(self, row: Tensor, offset: int) -> None:
+        """Write a row that was checked from byte ``offset`` of the file; it is not synced."""
         remaining = row.numpy().data
         with self._as_trajectory_error():
-            os.lseek(self._weights, saved.slot * manifest.row_bytes, os.SEEK_SET)
+            os.lseek(self._weights, offset, os.SEEK_SET)
             while remaining:  # the system may take only a part at a time
                 written = os.write(self._weights, remaining)
                 remaining = remaining[written:]
-        return newly_varying
 
     def _newly_varying(self, row: Tensor, manifest: Manifest) -> list[str]:
         """The names of tensors that were the same in all checkpoints so far, and are not in this row.
@@ -283,22 +316,25 @@ def _check_same_bytes(manifest: Manifest, step: int, sha256: str) -> None:
         )
 
 
-def _check_numbers(row: Tensor, step: int, manifest: Manifest, *, varying: Collection[str]) -> None:
+def _check_numbers(
+    row: Tensor, layout: Layout, step: int, *, varying: Collection[str], stored: str | None = None
+) -> None:
     """Refuse NaN and infinity in the tensors that are merged, which are looked at together: most rows have none.
 
     Args:
         row: ``[row_bytes]`` uint8.
+        layout: of the row.
         step: of the row.
-        manifest: says what it holds.
         varying: the names of tensors that are not the same in all checkpoints, this one included.
+        stored: what weights were rounded to; ``None`` if every bit was kept.
     """
-    merged = [spec for spec in manifest.tensors if spec.merged]
+    merged = [spec for spec in layout.tensors if spec.merged]
     for dtype, neighbours in itertools.groupby(merged, key=lambda spec: spec.torch_dtype):
         specs = list(neighbours)
         numbers = row[specs[0].offset : specs[-1].end].view(dtype)
         if not _is_finite(numbers):
             for spec in specs:
-                _check_finite(spec.of_row(row), spec, step, manifest.stored, varies=spec.name in varying)
+                _check_finite(spec.of_row(row), spec, step, stored, varies=spec.name in varying)
 
 
 def _check_finite(content: Tensor, spec: TensorSpec, step: int, stored: str | None, *, varies: bool) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -32,7 +32,7 @@ from lcsc_opt.checkpoints.weights import Renaming, completed, difference, renami
 from lcsc_opt.coefficients.layer_groups import LayerGroups
 from lcsc_opt.coefficients.profiles import check_coefficients, index_of_trainer_ema
 from lcsc_opt.trajectory.layout import Layout, TensorSpec
-from lcsc_opt.trajectory.manifest import Manifest
+from lcsc_opt.trajectory.manifest import Manifest, SavedRow
 from lcsc_opt.trajectory.matrix import row_sha256
 from lcsc_opt.trajectory.merge import Merger, StateDict
 from lcsc_opt.trajectory.placement import ColumnsInMemory, ColumnSource, Placement, place
@@ -314,13 +314,13 @@ class Trajectory:
         Raises:
             TrajectoryError: the checkpoint has been overwritten since opening.
         """
-        return self._row(self._merger.slots[index])
+        return self._copied(self.tensors, self._rows[self._merger.slots[index]])
 
-    def _row(self, slot: int) -> StateDict:
-        """A copy of the row in a slot, as :meth:`checkpoint` gives it."""
+    def _copied(self, tensors: Iterable[TensorSpec], row: Tensor) -> StateDict:
+        """A copy of these tensors of a row, as :meth:`checkpoint` gives it."""
         widened = self.stored is not None
         with self._unchanged():
-            return {spec.name: spec.copy_from(spec.of_row(self._rows[slot]), widened=widened) for spec in self.tensors}
+            return {spec.name: spec.copy_from(spec.of_row(row), widened=widened) for spec in tensors}
 
     @property
     def merges_averages(self) -> bool:
@@ -341,7 +341,8 @@ class Trajectory:
     def trainer_ema(self, index: int = -1) -> StateDict | None:
         """One of the trainer's own :attr:`averages`, on the CPU; ``None`` where there is none of this index.
 
-        Tensors that it lacks, such as buffers, are the last checkpoint's.
+        Tensors that it lacks, such as buffers, are the last checkpoint's. The others keep their own dtype where that is
+        wider: mixed precision has averages in float32 of weights in bfloat16.
 
         Raises:
             TrajectoryError: :attr:`trainer_ema_at` is not there, or of another model.
@@ -352,8 +353,9 @@ class Trajectory:
         if self.trainer_ema_at is None:
             if self._kept is not None:
                 return completed(self._renamed(self._kept.averages[index].tensors), self.checkpoint(-1))
-            slots = {saved.name: saved.slot for saved in self._manifest.averages}
-            return self._row(slots[names[index]])
+            [saved] = [saved for saved in self._manifest.averages if saved.name == names[index]]
+            tensors = saved.layout(self.packed_layout).tensors
+            return self._renamed(self._copied(tensors, self._bytes_of(saved)))
         if Path(self.trainer_ema_at).exists():
             averages = read_checkpoint(self.trainer_ema_at).tensors
         else:
@@ -416,7 +418,8 @@ class Trajectory:
         when this returns. float64 is accumulated in float64, every other dtype in float32 and rounded once. Tensors
         that are the same in all checkpoints are copied. Integers and bools come from the checkpoint with the largest
         coefficient, the first of those that tie. In one row, a single coefficient of exactly 1 gives that checkpoint
-        bit for bit. ``[0, …, 0, 1]`` of K + 1 numbers is the first of :attr:`averages`, of K + 2 the second.
+        bit for bit. ``[0, …, 0, 1]`` of K + 1 numbers is the first of :attr:`averages`, of K + 2 the second, as
+        :meth:`trainer_ema` gives it.
 
         With ``wide``, sums stay in float32 where the checkpoints have half types.
 
@@ -528,12 +531,16 @@ class Trajectory:
         """
         with progress("verify", len(self._manifest.rows)) as advance:
             for saved in self._manifest.rows:
-                if row_sha256(self._rows[saved.slot]) != saved.sha256:
+                if row_sha256(self._bytes_of(saved)) != saved.sha256:
                     self._check()  # a row that a writer has used again is not damaged
                     raise TrajectoryError(
                         f"{self.path}: the weights of step {saved.step} are damaged: remove the folder and pack again."
                     )
                 advance()
+
+    def _bytes_of(self, saved: SavedRow) -> Tensor:
+        """A row, ``[n]`` uint8, which may have several slots; not copied."""
+        return self._rows[saved.slot : saved.end].view(-1)
 
     @contextlib.contextmanager
     def _unchanged(self) -> Iterator[None]:

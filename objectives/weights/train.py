@@ -104,8 +104,8 @@ def train(shipped: Path) -> None:
 
         descend(loss, optimizer, steps=STEPS, description="training on MNIST", after=save)
         weights = average.state_dict()
-        row = writer.check(weights).row_of(weights)
-        writer.write_trainer_ema(row, source="objectives/weights/train.py")
+        layout = writer.check(weights)  # in bfloat16, too
+        writer.write_trainer_ema(layout, layout.row_of(weights), source="objectives/weights/train.py")
         writer.commit()
 
 

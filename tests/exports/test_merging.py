@@ -163,21 +163,28 @@ def test_weights_too_large_for_the_dtype_are_refused(tmp_path: Path) -> None:
         merge(trajectory, recipe(trajectory, half, "float16"))
 
 
-def with_average(folder: Path, *steps: int) -> Trajectory:
-    """Files in which the trainer kept an average beside the weights, packed."""
+def with_average(folder: Path, *steps: int, dtype: torch.dtype = torch.float32) -> Trajectory:
+    """Files in which the trainer kept an average beside the weights, which have a ``dtype`` of their own, packed."""
     folder.mkdir()
     files = []
     for step in steps:
         files.append(folder / f"model{step:06d}.pt")
-        torch.save({"model": state_dict(step), "ema": state_dict(step + 1)}, files[-1])
+        weights = state_dict(step)
+        rounded = {
+            name: weight.to(dtype) if weight.dtype == torch.float32 else weight for name, weight in weights.items()
+        }
+        torch.save({"model": rounded, "ema": state_dict(step + 1)}, files[-1])
     return pack(files, folder / "packed.trajectory", key="model")
 
 
-def test_the_trainers_average_is_that_of_the_recipes_last_checkpoint_and_of_no_other(tmp_path: Path) -> None:
-    trajectory = with_average(tmp_path / "run", 100, 200)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_the_trainers_average_is_that_of_the_recipes_last_checkpoint_and_of_no_other(
+    tmp_path: Path, dtype: torch.dtype
+) -> None:
+    trajectory = with_average(tmp_path / "run", 100, 200, dtype=dtype)
     kept = Recipe.of(trajectory, np.array([0.0, 1.0]), study="tests", trainer_ema="trainer's EMA")
     assert same_bits(merge(trajectory, kept), state_dict(201))
     with pytest.raises(TrajectoryError, match="leave out the checkpoints after step 200"):
-        merge(with_average(tmp_path / "longer", 100, 200, 300), kept)
+        merge(with_average(tmp_path / "longer", 100, 200, 300, dtype=dtype), kept)
     with pytest.raises(TrajectoryError, match="missing: 200"):
-        merge(with_average(tmp_path / "shorter", 50, 100), kept)
+        merge(with_average(tmp_path / "shorter", 50, 100, dtype=dtype), kept)

@@ -114,6 +114,21 @@ def test_what_is_no_adapter_or_not_of_one_base_is_refused(tmp_path: Path) -> Non
         opened(tmp_path / "zero", folder=tmp_path / "files")
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_the_average_that_a_trainer_kept_of_an_adapter_keeps_its_digits(tmp_path: Path, dtype: torch.dtype) -> None:
+    generator = torch.Generator().manual_seed(0)
+    for step in (100, 200):
+        average = {
+            "unet.to_q.lora_A.weight": torch.randn(2, 8, generator=generator),
+            "unet.to_q.lora_B.weight": torch.randn(8, 2, generator=generator),
+        }
+        weights = {name: (factor + step).to(dtype) for name, factor in average.items()}
+        torch.save({"model": weights, "ema": average}, tmp_path / f"lora_{step}.pt")
+    trajectory = opened(tmp_path / "lora_*.pt", folder=tmp_path)
+    assert trajectory.steps == (0, 100, 200)
+    torch.testing.assert_close(trajectory.trainer_ema(), average, rtol=0, atol=0)
+
+
 def test_a_grid_of_strengths_has_each_epoch_with_each_and_names_them() -> None:
     steps = (0, 100, 200)
     points = ProfileGrid("strength").points(steps)

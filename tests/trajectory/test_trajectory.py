@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 import os
 import pickle
 import shutil
@@ -207,6 +208,82 @@ def test_a_trainers_average_is_packed_with_the_checkpoints(tmp_path):
         file.write(b"?")
     with pytest.raises(TrajectoryError, match="the weights of step 2 are damaged"):
         longer.verify()
+
+
+@pytest.mark.parametrize("stored", ["exact", "bfloat16"])
+@pytest.mark.parametrize(
+    ("of_weights", "of_average", "expected"),
+    [
+        (torch.bfloat16, torch.float32, torch.float32),
+        (torch.float16, torch.float32, torch.float32),
+        (torch.float32, torch.float64, torch.float64),
+        (torch.float32, torch.bfloat16, torch.float32),
+        (torch.bfloat16, torch.float16, torch.float32),
+    ],
+)
+def test_a_trainers_average_keeps_its_digits_where_they_are_more_than_those_of_the_weights(
+    tmp_path, of_weights, of_average, expected, stored
+):
+    generator = torch.Generator().manual_seed(0)
+    for step in (1, 2):
+        weights = torch.randn(70, 3, generator=generator).to(of_weights)
+        average = torch.randn(70, 3, generator=generator, dtype=torch.float64).to(of_average)
+        content = {"net.w": weights, "net.rank": torch.tensor(step), "vae.b": torch.ones(9)}
+        torch.save({"model": content, "ema": {**content, "net.w": average}}, tmp_path / f"m{step}.pt")
+    trajectory = pack(sorted(tmp_path.glob("m*.pt")), tmp_path / "t", dtype=stored)
+    for path in tmp_path.glob("m*.pt"):
+        path.unlink()
+    trajectory.verify()
+    rows = torch.float32 if stored == "bfloat16" else of_weights
+    merged = trajectory.merge([0.5, 0.5])
+    assert (merged["net.w"].dtype, trajectory.checkpoint(0)["net.w"].dtype) == (rows, rows)
+    expected_state = {"net.w": average.to(expected), "net.rank": torch.tensor(2), "vae.b": torch.ones(9)}
+    append(trajectory.path, 3, weights=lambda step: {**content, "net.w": content["net.w"] * 2})
+    assert same_bits(Trajectory.open(trajectory.path).checkpoint(1), trajectory.checkpoint(1))
+    reopened = Trajectory.open(trajectory.path, steps=[1, 2])
+    for opened in (trajectory, reopened, pickle.loads(pickle.dumps(reopened)), trajectory.on("cpu")):
+        assert same_bits(opened.trainer_ema() or {}, expected_state)
+        assert same_bits(opened.merge([0, 0, 1]), expected_state)
+    fitting = reopened.fitting({"w": torch.zeros(70, 3), "rank": torch.tensor(0)})
+    assert same_bits(fitting.trainer_ema() or {}, {"w": average.to(expected), "rank": torch.tensor(2)})
+
+
+def test_averages_of_several_dtypes_lie_beside_the_checkpoints_and_each_other(tmp_path):
+    average = {0.9: torch.float32, 0.99: torch.float64, 0.999: torch.bfloat16}
+    for step in (1, 2):
+        weights = {name: torch.full((70,), step + number, dtype=torch.bfloat16) for number, name in enumerate("abc")}
+        torch.save(weights, tmp_path / f"model_{step}.pt")
+        for rate, dtype in average.items():
+            torch.save(
+                {name: tensor.to(dtype) + rate / step for name, tensor in weights.items()},
+                tmp_path / f"ema_{rate}_{step}.pt",
+            )
+    trajectory = pack(tmp_path / "model_*.pt", tmp_path / "t")
+    expected = {rate: torch.load(tmp_path / f"ema_{rate}_2.pt") for rate in average}
+    trajectory.verify()
+    for path in tmp_path.glob("*.pt"):
+        path.unlink()
+    packed = Trajectory.open(trajectory.path)
+    assert packed.averages == ("trainer's EMA 0.9", "trainer's EMA 0.99", "trainer's EMA 0.999")
+    for index, rate in enumerate(average):
+        assert same_bits(packed.trainer_ema(index) or {}, expected[rate])
+
+
+@pytest.mark.parametrize("number", [math.inf, math.nan])
+def test_an_average_that_is_not_finite_is_left_out(tmp_path, caplog, number):
+    for step in (1, 2):
+        weights = {"w": torch.full((4,), float(step), dtype=torch.bfloat16)}
+        torch.save({"model": weights, "ema": {"w": torch.full((4,), number)}}, tmp_path / f"m{step}.pt")
+    assert pack(tmp_path / "m*.pt", tmp_path / "t").trainer_ema() is None
+
+
+def test_an_average_may_have_the_infinity_of_a_mask(tmp_path):
+    mask = torch.tensor([0.0, -math.inf])
+    for step in (1, 2):
+        weights = {"w": torch.full((4,), float(step), dtype=torch.bfloat16), "mask": mask.bfloat16()}
+        average = {"w": torch.full((4,), step - 0.1), "mask": mask}
+        torch.save({"model": weights, "ema": average}, tmp_path / f"m{step}.pt")
+    assert same_bits(pack(tmp_path / "m*.pt", tmp_path / "t").trainer_ema() or {}, average)
 
 
 @pytest.mark.parametrize("write", [1, 3], ids=["first row", "average"])
