@@ -35,6 +35,8 @@ _RATES = re.compile(r"(ema_?)?(decay|rate|beta|momentum)|sigma_rel|std", re.IGNO
 _LISTS_OF_RATES = re.compile(f"({_RATES.pattern})s", re.IGNORECASE)  # beside a list of them
 _COMPANIONS = ("model_ema2", "current_model_state")  # which their trainers do not sample with
 _ONLY = "0."  # the only module of a list, as imagen-pytorch keeps the averages of its U-Nets
+ONLINE_MODEL = "online_model"  # beside the average in a module of ema-pytorch: the model that it averages
+STARTED = "initted"  # in such a module: whether it has begun
 _SETTINGS = ("decay", "num_updates")  # of LitEma, among its averages
 _DDIM_LIST = ("model", "optimizer", "epoch", "step", "ema")  # torch.save([...]) of DDIM's code
 _MAX_PARTS = 1000  # that are looked at
@@ -70,9 +72,9 @@ _SWAPS = (  # keys of trainers that save their average as the model
 )
 _SPLITS = (  # prefixes of modules that have both in one state dict
     _Place(("model_ema.num_updates",), "model_ema", "model"),  # CompVis' LitEma
-    _Place(("ema_model.", "initted"), "ema_model", "online_model"),  # ema-pytorch
-    _Place(("ema_model.", "online_model."), "ema_model", "online_model"),
-    _Place(("n_averaged", "module."), "module", "online_model"),  # torch.optim.swa_utils.AveragedModel
+    _Place(("ema_model.", STARTED), "ema_model", ONLINE_MODEL),  # ema-pytorch
+    _Place(("ema_model.", f"{ONLINE_MODEL}."), "ema_model", ONLINE_MODEL),
+    _Place(("n_averaged", "module."), "module", ONLINE_MODEL),  # torch.optim.swa_utils.AveragedModel
 )
 
 
@@ -663,7 +665,7 @@ def _give_roles(containers: Sequence[Container], entries: Mapping[Any, Any]) -> 
             container.role = Role.OTHER
         if container.key in averages_by_swap:
             container.role = Role.AVERAGE
-        elif container.key in ("", *raws_by_swap) or container.key.endswith("online_model"):
+        elif container.key in ("", *raws_by_swap) or container.key.endswith(ONLINE_MODEL):
             container.role = Role.WEIGHTS
     raws = [
         container

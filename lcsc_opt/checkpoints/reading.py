@@ -18,7 +18,7 @@ from lcsc_opt.base.errors import TrajectoryError
 from lcsc_opt.base.progress import notice
 from lcsc_opt.checkpoints.distributed import METADATA, ShardedRef, read_distributed
 from lcsc_opt.checkpoints.folders import find_weights, has_keys, in_file
-from lcsc_opt.checkpoints.inventory import CHOOSE, COLLECTED, Inventory, Role
+from lcsc_opt.checkpoints.inventory import CHOOSE, COLLECTED, ONLINE_MODEL, STARTED, Inventory, Role
 from lcsc_opt.checkpoints.matching import unwrapped, without_data_parallel
 from lcsc_opt.checkpoints.modules import init_arguments_of
 from lcsc_opt.checkpoints.names import CHECKPOINT_SUFFIXES, TORCH_SUFFIXES, is_plain_name
@@ -298,17 +298,36 @@ def read_init_arguments(path: str | Path, *, key: str = "ema") -> dict[str, Any]
 def weights_of_module(module: nn.Module) -> dict[str, Tensor]:
     """The state dict of a module, without the prefixes of wrappers.
 
-    Of a module that averages a model, such as ``AveragedModel`` of torch and ``EMA`` of ema-pytorch, these are the
-    averaged weights under the model's names.
+    Of a module that does nothing but average a model, as ``AveragedModel`` of torch and ``EMA`` of ema-pytorch, these
+    are the averaged weights under the model's names. One that has an average among its parts is saved whole.
     """
     bare = module
     while _is_data_parallel(bare):
         bare = bare.module  # type: ignore[assignment]
-    inventory = Inventory(bare.state_dict())
-    tensors = unwrapped(inventory.state_dict(inventory.guess()))
+    state = bare.state_dict()
+    inventory = Inventory(state)
+    key = inventory.guess()
+    if not _is_all_of_an_average(state, key):
+        key = ""
+    tensors = unwrapped(inventory.state_dict(key))
     # without such a wrapper, ``module`` is the network's own name of a part
     is_wrapped = any(map(_is_data_parallel, bare.modules()))
     return without_data_parallel(tensors)[0] if is_wrapped else tensors
+
+
+def _is_all_of_an_average(state: Mapping[str, Any], key: str) -> bool:
+    """Whether a module has nothing but the average under a key, the model that it averages, and counters."""
+    outer = key.removesuffix(key.rpartition(".")[2])
+    parts = (f"{key}.", f"{outer}{ONLINE_MODEL}.")
+    others = {name: tensor for name, tensor in state.items() if not name.startswith(parts)}
+    return all(name.startswith(outer) and _is_counter(name[len(outer) :], tensor) for name, tensor in others.items())
+
+
+def _is_counter(name: str, tensor: Any) -> bool:
+    """Whether a tensor of a module that averages is a single whole number, or tells whether it has begun."""
+    if not isinstance(tensor, Tensor) or tensor.numel() != 1:
+        return False
+    return name == STARTED or not tensor.dtype.is_floating_point  # which older versions have as a float
 
 
 def _is_data_parallel(module: nn.Module) -> bool:

@@ -137,7 +137,8 @@ class TrajectoryWriter:
                 resumed training may reach it again.
             weights: a state dict or a module, on any device, contiguous or not, with or without gradients. A state dict
                 keeps its names. Of a module, prefixes of DataParallel and ``torch.compile`` are removed, and of torch's
-                ``AveragedModel`` or ema-pytorch's ``EMA`` the average is saved.
+                ``AveragedModel`` or ema-pytorch's ``EMA`` the average is saved. A module that holds an average beside
+                other parts is saved whole.
             wait: until it is on the disk. Otherwise this returns when the weights are copied, on a GPU when the copy is
                 queued; then they may change, and the rest happens in the background. There is memory for one copy:
                 this waits until the previous one is written. :meth:`flush` waits until all is on the disk.

@@ -38,6 +38,70 @@ def test_of_an_average_its_weights_are_saved_under_the_models_names(tmp_path, av
     assert same_bits(Trajectory.open(tmp_path / "t").checkpoint(0), model.state_dict())
 
 
+class LitEma(nn.Module):
+    """As CompVis' average: buffers whose names lack their dots."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.register_buffer("decay", torch.tensor(0.9))
+        self.register_buffer("num_updates", torch.tensor(0, dtype=torch.int))
+        for name, weight in model.named_parameters():
+            self.register_buffer(name.replace(".", ""), torch.zeros_like(weight))
+
+
+class Training(nn.Module):
+    """As a module of Lightning: parts by their names, and a buffer for each number."""
+
+    def __init__(self, parts: dict[str, nn.Module], numbers: dict[str, float]) -> None:
+        super().__init__()
+        for name, part in parts.items():
+            self.add_module(name, part)
+        for name, number in numbers.items():
+            self.register_buffer(name, torch.tensor(number))
+
+
+def compvis() -> dict[str, nn.Module]:
+    model = nn.Sequential(nn.Linear(2, 1))
+    return {"model": model, "model_ema": LitEma(model)}
+
+
+def linear(*names: str) -> dict[str, nn.Module]:
+    return {name: nn.Linear(2, 1) for name in names}
+
+
+@pytest.mark.parametrize(
+    "module",
+    [
+        Training({**compvis(), "first_stage_model": nn.Linear(3, 3)}, {}),
+        Training(compvis(), {"scale_factor": 0.2}),
+        Training(linear("ema_model", "online_model", "vae"), {"initted": 1.0}),
+        Training(linear("ema_model", "unet"), {"initted": True, "step": 3}),
+        Training(linear("ema_model", "online_model"), {"scale_factor": 0.2}),
+        Training(linear("module", "vae"), {"n_averaged": 1}),
+    ],
+)
+def test_a_module_that_holds_an_average_beside_other_parts_is_saved_whole(tmp_path, module):
+    with TrajectoryWriter(tmp_path / "t") as writer:
+        writer.append(1, nn.DataParallel(module))
+    assert same_bits(Trajectory.open(tmp_path / "t").checkpoint(0), module.state_dict())
+
+
+@pytest.mark.parametrize(
+    "module",
+    [
+        Training(linear("ema_model"), {"initted": 1.0, "step": 3}),
+        Training(linear("ema_model", "online_model"), {"initted": True, "step": 3}),
+        Training(linear("ema_model", "online_model"), {}),
+        nn.ModuleList([Training(linear("ema_model", "online_model"), {"initted": True, "step": 3})]),
+    ],
+)
+def test_a_module_that_does_nothing_but_average_is_saved_as_its_average(tmp_path, module):
+    with TrajectoryWriter(tmp_path / "t") as writer:
+        writer.append(1, module)
+    averaging = module[0] if isinstance(module, nn.ModuleList) else module
+    assert same_bits(Trajectory.open(tmp_path / "t").checkpoint(0), averaging.ema_model.state_dict())
+
+
 @pytest.mark.parametrize(
     ("step", "weights", "message"),
     [
