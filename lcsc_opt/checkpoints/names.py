@@ -20,8 +20,22 @@ TORCH_SUFFIXES = (".pt", ".pth", ".ckpt", ".bin", ".pkl", ".pth.tar", ".pt.tar",
 CHECKPOINT_SUFFIXES = (".safetensors", *TORCH_SUFFIXES)
 OBJECTS_OF_ACCELERATE = "custom_checkpoint"  # how its files of objects begin that a trainer has registered
 
+# a power of ten, where it makes the number a whole one: 1e4, 1e+04, 1.5e4
+_POWERS = "|".join(
+    rf"{decimals}[eE]\+?(?:0?[{places}-9]|1[0-2])"
+    for places, decimals in enumerate(("", *(rf"\.[0-9]{{{count}}}" for count in range(1, 7))))
+)
+_SCIENTIFIC = rf"[1-9][0-9]{{0,2}}(?:{_POWERS})(?=step|iter|[^A-Za-z0-9]|$)(?![.,][0-9])"
+_WITH_COMMAS = r"[1-9][0-9]{0,2}(?:,[0-9]{3}){1,5}(?![0-9]|[.,][0-9])"  # 10,000
+# a letter before 1e4 may be the word of another number, as in v1e4
+_AFTER_STEP_OR_NO_LETTER = "|".join(
+    ("(?<![A-Za-z])", *(f"(?<={word})" for word in ("step", "steps", "iter", "iters", "iteration", "iterations")))
+)
 # 20000, 1.5M, 10ksteps
-_NUMBER = r"(?P<digits>[0-9]{1,12}(?:\.[0-9]{1,9})?[kKmM](?=step|iter|[^A-Za-z0-9]|$)|[0-9]{1,18}(?![0-9]|\.[0-9]))"
+_NUMBER = (
+    rf"(?P<digits>(?:{_AFTER_STEP_OR_NO_LETTER}){_SCIENTIFIC}|(?<![0-9],){_WITH_COMMAS}|"
+    r"[0-9]{1,12}(?:\.[0-9]{1,9})?[kKmM](?=step|iter|[^A-Za-z0-9]|$)|[0-9]{1,18}(?![0-9]|\.[0-9]))"
+)
 # "removed" is what a series' name does not have
 _STEP_WITH_WORD = re.compile(rf"(?P<removed>(?:step|iter|iteration)s?[=_-]?{_NUMBER})", re.IGNORECASE)
 _WHOLE_NUMBER = re.compile(rf"(?<![0-9])(?P<removed>{_NUMBER})")
@@ -29,14 +43,14 @@ _SETTING = r"[A-Za-z_/]*=-?[0-9.]+(?:e-?[0-9]+)?"  # epoch=3, val_loss=0.25
 _EPOCH = r"(?<![A-Za-z])(?:epochs?|ep)[=_-]?[0-9]+"
 _METRIC = (
     r"(?<![A-Za-z])(?:fid|kid|loss|acc|accuracy|top[15]|psnr|ssim|lpips|mse|mae|rmse|bleu|ppl|auc|miou|iou|f1|"
-    r"reward|wer|cer)[=_-]?-?[0-9.]+[kKmM]?"
+    r"reward|wer|cer)[=_-]?-?[0-9.]+(?:e[-+][0-9]+|[kKmM])?"
 )
 _DATE = (
     r"(?<![0-9])20[0-9]{2}(?P<dash>[-_.]?)(?:0[1-9]|1[0-2])(?P=dash)(?:0[1-9]|[12][0-9]|3[01])"
     r"(?:[-_T +]*[0-9]{2}[-_.:]?[0-9]{2}[-_.:]?[0-9]{2}(?:\+[0-9]{2})?)?(?![0-9])"
 )
 _PRECISION = r"(?:fp|bf|float)[0-9]+"
-_DECIMAL = r"[0-9]+\.[0-9]+(?![0-9kKmM])"  # 0.9999
+_DECIMAL = rf"(?!{_SCIENTIFIC})[0-9]+\.[0-9]+(?![0-9kKmM])"  # 0.9999
 _NO_STEP = re.compile(f"{_METRIC}|{_DATE}|{_PRECISION}|{_DECIMAL}", re.IGNORECASE)
 _RUN = r"(?<![A-Za-z])(?:run|seed|version|fold|exp|experiment|trial|rank|worker|part|v)[-_=]?[0-9]+"  # of a folder
 _OF_A_RUN = re.compile(f"{_NO_STEP.pattern}|{_RUN}", re.IGNORECASE)
@@ -320,9 +334,10 @@ def _blanked(name: str, pattern: re.Pattern[str]) -> str:
 
 
 def _value(digits: str) -> int:
-    """The number that is meant by ``012345``, ``20k`` or ``1.5M``."""
+    """The number that is meant by ``012345``, ``20k``, ``1.5M``, ``1e4`` or ``10,000``."""
     thousands = {"k": 1, "m": 2}.get(digits[-1].lower(), 0)
-    return int(Decimal(digits.rstrip("kKmM")) * 1000**thousands)
+    number = digits.rstrip("kKmM").replace(",", "")
+    return int(Decimal(number) * 1000**thousands)
 
 
 def without_suffix(name: str) -> str:
