@@ -107,7 +107,11 @@ def _compare_answers(experiments: Mapping[str, Sequence[Standing]], reader: Hist
             raise StudyStoreError(f"{name}: has no report to compare. {first_line(studies)}")
         reports[name] = report
         say(f"{name}: {first_line(studies)}")
-    print_tables(answers_table(reports))
+    table = answers_table(reports)
+    if table is None:
+        say("no metric was measured of all of them, so their answers stand in no table")
+    else:
+        print_tables(table)
     contents = read_contents(reader.storage)
     keys = {name: Key.from_json(contents.experiment(name)["key"]) for name in experiments}
     (first, of_first), *others = keys.items()

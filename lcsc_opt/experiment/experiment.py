@@ -63,6 +63,7 @@ from lcsc_opt.objective.of_study import ObjectiveLoader
 from lcsc_opt.study.loop import TrialCallback
 from lcsc_opt.study.opening import Search
 from lcsc_opt.study.planning import Plan
+from lcsc_opt.views.artifacts import lacks_files
 
 
 class Experiment:
@@ -568,7 +569,9 @@ class Experiment:
         report = self.stored.report
         chosen = self.stored.attributes.get(CHOSEN)
         if report is not None and chosen is not None and chosen["of"] == self._depends_on(plan, self._evaluations()):
-            return report
+            if not lacks_files(self.stored.record):
+                return report
+            notice(f"{self.name}: the images of its report are not beside the database, and are made again")
         return self.evaluate(plan)
 
     @property

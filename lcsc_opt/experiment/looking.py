@@ -35,7 +35,7 @@ from lcsc_opt.objective.checkpoints_alone import stored_context
 from lcsc_opt.objective.contract import Objective
 from lcsc_opt.objective.loading import load_objective
 from lcsc_opt.objective.starting import draft, kind_of
-from lcsc_opt.views.artifacts import GRID, artifact_directory
+from lcsc_opt.views.artifacts import GRID, GRID_OF, artifact_directory
 
 
 class Looked(NamedTuple):
@@ -166,7 +166,10 @@ def keep_grid(database: Database, experiment: str, content: bytes) -> None:
     storage = database.existing()
     folder = artifact_directory(storage.url)
     folder.mkdir(parents=True, exist_ok=True)
-    StoredExperiment.open(storage, experiment).record.attach(folder, GRID, content)
+    stored = StoredExperiment.open(storage, experiment)
+    stored.record.attach(folder, GRID, content)
+    report = stored.report
+    stored.set_attribute(GRID_OF, None if report is None else report.of_answer.model.key)
 
 
 def write_first_look(content: bytes, name: str, files: Path) -> Path:

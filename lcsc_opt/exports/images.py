@@ -15,7 +15,7 @@ from lcsc_opt.database.names import KEYS
 from lcsc_opt.database.report import Report
 from lcsc_opt.database.states import Attributes, row_rule_of
 from lcsc_opt.objective.contract import Objective
-from lcsc_opt.views.artifacts import FARTHEST, SAMPLES, artifact_directory
+from lcsc_opt.views.artifacts import FARTHEST, SAMPLES, artifact_directory, lacks_files
 from lcsc_opt.views.pictures import PAIRS, Shows, pair_of, pictured
 
 _PICTURED = "pictured"  # an attribute of the experiment: whose images are stored
@@ -46,7 +46,7 @@ def attach_images(
     pair = pair_of(report)
     today = next(iter(experiment.attributes[KEYS].values()))
     of = {role: measured.model.key for role, measured in pictured(report).items()} | {"search": today["search"]}
-    if experiment.attributes.get(_PICTURED) == of:
+    if experiment.attributes.get(_PICTURED) == of and not lacks_files(experiment.record):
         return
 
     def sampled(role: Shows, measured: Measurement) -> Tensor:

@@ -121,7 +121,8 @@ def read_prompts(path: Path) -> tuple[str, ...]:
     if path.suffix in _NO_LINES_OF_TEXT:
         raise ObjectiveError(f"prompts: {path} is no text file of one prompt a line; write one, or a list in its place")
     try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
+        # not splitlines, which also ends a line at characters that an editor shows inside of it
+        lines = path.read_text(encoding="utf-8-sig").split("\n")
     except FileNotFoundError as error:
         raise ObjectiveError(
             f"prompts: there is no file {path}; expected a text file of one prompt a line, or a list, as "

@@ -24,6 +24,7 @@ SAMPLES: dict[Shows, str] = {role: f"samples_{role}.png" for role in ROLES}
 FARTHEST: dict[Shows, str] = {role: f"images_{role}.png" for role in ROLES}
 """Of many samples, the pairs that differ most."""
 GRID = "grid.png"  # of :mod:`lcsc_opt.base.labelled_grid`
+GRID_OF = "grid_of"  # an attribute of an experiment: the key of the answer when its grid was made
 _LARGEST_IMAGE = 32 * 2**20  # bytes
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 
@@ -52,13 +53,14 @@ class StoredImage:
     @classmethod
     def of_experiment(cls, storage: RDBStorage, name: str, report: Report | None, folder: Path) -> list[StoredImage]:
         """The images of an experiment, samples as they come first; what :func:`_read_png` refuses is left out."""
-        stored = {
-            str(found.get("filename")): found for found in StoredExperiment.open(storage, name).record.artifacts()
-        }
+        experiment = StoredExperiment.open(storage, name)
+        stored = {str(found.get("filename")): found for found in experiment.record.artifacts()}
         named: list[tuple[str, Kind, Shows | None]] = []
         captions: dict[Shows | None, str] = {None: "All rows; open it to see it in full"}
         lines: dict[Shows | None, str] = {}
         if report is not None:
+            if experiment.attributes.get(GRID_OF) not in (None, report.of_answer.model.key):
+                captions[None] = f"Made before the present answer: lcsc images {name} makes it again"
             for role, caption in captions_of(report).items():
                 captions[role] = caption
                 named.append((SAMPLES[role], "samples", role))
@@ -91,12 +93,20 @@ def files_of(study: StoredStudy) -> list[Path]:
     return [path for path in paths if path is not None]
 
 
+def lacks_files(study: StoredStudy) -> bool:
+    """Whether an image that a report has stored is not in the folder of artifacts: the database alone was moved."""
+    folder = artifact_directory(study.storage.url)
+    of_report = [artifact for artifact in study.artifacts() if artifact.get("filename") != GRID]
+    paths = [_artifact_path(folder, artifact.get("artifact_id")) for artifact in of_report]
+    return any(path is not None and not path.is_file() for path in paths)
+
+
 def artifact_directory(url: str) -> Path:
     """The artifacts folder of a study database: next to an SQLite file, else in the working directory."""
     file = sqlite_file(sa.make_url(url))
     if file is None:
         return Path("lcsc.artifacts")
-    return file.with_suffix(".artifacts")
+    return file.with_name(f"{file.name}.artifacts")  # the whole name: a copy, as studies.bak, has pictures of its own
 
 
 def _artifact_path(folder: Path, artifact_id: object) -> Path | None:

@@ -103,4 +103,7 @@ def why_no_images(study: Standing, folder: Path) -> str:
         return "No report yet. Images are stored with it, when all searches have ended, or by lcsc evaluate EXPERIMENT."
     if report.parts[0].sampler is None:
         return "There are no images: the objective scores models without sampling any."
-    return f"No images are in {folder}, which was left where the searches ran: copy it, too."
+    return (
+        f"No images are in {folder}, which was left where the searches ran: copy it, too, or run the same command "
+        "again, which makes them anew."
+    )

@@ -227,7 +227,7 @@ def _marked(spread: Spread | None, *, lost: bool) -> str:
     return f"{text} {WORSE}" if lost else text
 
 
-def answers_table(reports: Mapping[str, Report]) -> Table:
+def answers_table(reports: Mapping[str, Report]) -> Table | None:
     """The answer of each experiment, and the best that its user had, in the metrics that all of them have.
 
     A loss that is no metric is left out where there are metrics, since experiments may have others. A model that
@@ -236,11 +236,16 @@ def answers_table(reports: Mapping[str, Report]) -> Table:
 
     Args:
         reports: experiment → its report.
+
+    Returns:
+        ``None`` where no metric was measured of all of them, as of several scores.
     """
     measured_by: dict[tuple[str, ...], list[str]] = {}  # the cells of a model → the experiments that have it
     answers = [_by_metric(report, report.rows(report.answer)) for report in reports.values()]
     shared = [metric for metric in answers[0] if all(metric in rows for rows in answers)]
     metrics = [metric for metric in shared if metric != "loss"] or shared
+    if not metrics:
+        return None
     for experiment, report in reports.items():
         best = report.best_had(report.headline_metric)
         for name in dict.fromkeys((report.answer, report.answer if best is None else best.model.name)):
@@ -333,7 +338,9 @@ def _report_table(report: Report, name: str, part: int) -> Table:
 def _title(part: Part) -> str:
     """On what the models of a part were measured."""
     first = part.models[0]
-    title = f"{_HELD_OUT}, {first.images:,} images" if first.images else _HELD_OUT
+    title = _HELD_OUT
+    if first.images:
+        title += f", {first.images:,} {'items' if part.sampler is None else 'images'}"
     if len(first.seeds) > 1:
         title += f", noise groups {', '.join(map(str, first.seeds))}"
     return title if part.sampler is None else f"{title}, {part.sampler}"

@@ -315,6 +315,10 @@ def test_prompts_are_the_lines_of_a_file(tmp_path: Path) -> None:
     path = tmp_path / "prompts.txt"
     path.write_text("a cat\n\n  über \n", encoding="utf-8")
     assert read_prompts(path) == ("a cat", "über")
+    path.write_bytes(
+        "a cat\r\nan owl\u2028in a tree\r\na café\x85 at night\x0b\n".encode()
+    )  # as of captions of the web
+    assert read_prompts(path) == ("a cat", "an owl\u2028in a tree", "a café\x85 at night")
     path.write_bytes(b"\xff\xfe")
     with pytest.raises(ObjectiveError, match="as UTF-8"):
         read_prompts(path)

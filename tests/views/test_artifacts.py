@@ -3,13 +3,15 @@ from __future__ import annotations
 import base64
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 
 from lcsc_opt.database.connection import open_storage
+from lcsc_opt.database.experiment import StoredExperiment
 from lcsc_opt.database.names import LAST_CHECKPOINT
-from lcsc_opt.views.artifacts import SAMPLES, StoredImage, artifact_directory
+from lcsc_opt.views.artifacts import GRID, GRID_OF, SAMPLES, StoredImage, artifact_directory, lacks_files
 from lcsc_opt.views.pictures import pair_of, pictured
 from tests.history_examples import measured, report_of
 from tests.study_examples import PNG, attach, write_experiment, write_images
@@ -70,7 +72,7 @@ def test_an_id_in_the_database_cannot_leave_the_folder(url: str, tmp_path: Path,
 
 
 def test_artifacts_lie_next_to_an_sqlite_file() -> None:
-    assert artifact_directory("sqlite:////data/studies.db") == Path("/data/studies.artifacts")
+    assert artifact_directory("sqlite:////data/studies.db") == Path("/data/studies.db.artifacts")
     assert {artifact_directory(url) for url in ("sqlite://", "postgresql://me@host/studies")} == {
         Path("lcsc.artifacts")
     }
@@ -88,3 +90,25 @@ def test_the_best_of_a_grid_is_nothing_that_a_search_found() -> None:
     assert list(pictured(report_of({"digits/Grid/0": found["digits/Grid/0"]}, last, answer="last checkpoint"))) == [
         "answer"
     ]
+
+
+def test_a_copy_of_a_database_has_a_folder_of_its_own_and_knows_that_its_pictures_are_not_there(tmp_path: Path) -> None:
+    storage = open_storage(f"sqlite:///{tmp_path / 'studies.db'}", write=True)
+    write_images(storage)
+    attach(storage, GRID).unlink()
+    shutil.copy(tmp_path / "studies.db", tmp_path / "studies.bak")
+    copy = open_storage(f"sqlite:///{tmp_path / 'studies.bak'}", write=True)
+    assert artifact_directory(copy.url) != artifact_directory(storage.url)
+    of_both = [StoredExperiment.open(database, "digits").record for database in (storage, copy)]
+    assert [lacks_files(record) for record in of_both] == [False, True], "a grid is made by lcsc images alone"
+
+
+@pytest.mark.parametrize("is_of_answer", [True, False])
+def test_a_grid_that_was_made_before_the_answer_says_so(url: str, is_of_answer: bool) -> None:
+    storage = open_storage(url, write=True)
+    report = report_of({"digits/LCSC/0": measured(2.0, trial=1)}, measured(9.0, name=LAST_CHECKPOINT))
+    folder = attach(storage, GRID).parent
+    key = report.of_answer.model.key if is_of_answer else "0123456789abcdef"
+    StoredExperiment.open(storage, "digits").set_attribute(GRID_OF, key)
+    [grid] = StoredImage.of_experiment(storage, "digits", report, folder)
+    assert ("Made before the present answer: lcsc images digits" in grid.caption) != is_of_answer

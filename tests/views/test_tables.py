@@ -19,6 +19,7 @@ from lcsc_opt.views.ranking import Row, ranking
 from lcsc_opt.views.tables import (
     BEYOND,
     WITHOUT_PENALTY,
+    answers_table,
     comparison_rows,
     comparison_tables,
     grid_table,
@@ -193,3 +194,10 @@ def test_a_grid_lists_all_that_it_tried_the_best_first_by_the_names_of_their_fil
     assert "a kept metric adds a penalty to the loss" in table.title
     assert grid_table(reader, dataclasses.replace(study, optimizer="LCSC")) is None
     assert grid_table(SimpleNamespace(trials=lambda _study: []), study) is None  # type: ignore[arg-type]
+
+
+def test_scores_of_different_names_stand_in_no_table() -> None:
+    one = report_of({"one/LCSC/0": measured(2.0, accuracy=2.0)})
+    other = report_of({"other/LCSC/0": measured(2.0, percent=2.0)})
+    assert answers_table({"one": one, "again": one}) is not None
+    assert answers_table({"one": one, "other": other}) is None
