@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -103,3 +104,22 @@ def test_the_same_experiment_exports_one_model_whatever_was_added_when(run: Run)
         again = exported()
         assert again.keys() == model.keys()
         assert all(torch.equal(again[name], model[name]) for name in model), way
+
+
+def test_a_database_that_was_moved_alone_gets_its_pictures_again(
+    run: Run, workplace: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """And where the checkpoints are gone, too, the answer stays what it was."""
+    expected = run("CMA")
+    folder = workplace / "studies.db.artifacts"
+    pictures = sorted(path.name for path in folder.iterdir())
+    shutil.rmtree(folder)
+    (workplace / "real.npz").rename(workplace / "elsewhere.npz")
+    assert run("CMA") == expected
+    assert "they cannot be made: " in capsys.readouterr().err
+    (workplace / "elsewhere.npz").rename(workplace / "real.npz")
+    assert run("CMA") == expected
+    assert sorted(path.name for path in folder.iterdir()) == pictures
+    assert "are made again" in capsys.readouterr().err
+    run("CMA")
+    assert "are made again" not in capsys.readouterr().err
