@@ -128,7 +128,7 @@ class BuildContext:
 
 def _is_there(path: Path) -> bool:
     """Whether something is at a whole path, or matches it as a glob."""
-    return path.exists() or _place_in(Path(path.anchor), path.relative_to(path.anchor)) is not None
+    return _place_in(Path(path.anchor), path.relative_to(path.anchor)) is not None
 
 
 def _place_in(folder: Path, path: Path) -> Path | None:

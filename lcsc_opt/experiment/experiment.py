@@ -456,7 +456,7 @@ class Experiment:
         reads by itself.
 
         Raises:
-            StudyStoreError: it has another loss, or cannot be evaluated.
+            StudyStoreError: it has another loss; or it cannot be evaluated, and functions were handed over.
         """
         if self.stored is None or self._has_tried or self.objective.is_random:
             return
@@ -520,7 +520,10 @@ class Experiment:
 
     def _candidate(self, coefficients: Coefficients, *, rehearsal: bool = False) -> Candidate:
         """A candidate of a search: its loss is relative to what theirs are."""
-        return Candidate(coefficients, rehearsal=rehearsal, yardstick=self._measurer.yardstick(SEARCH))
+        yardstick = None
+        if self.objective.fixed_average is not None:
+            yardstick = self._measurer.yardstick(SEARCH)
+        return Candidate(coefficients, rehearsal=rehearsal, yardstick=yardstick)
 
     def _score_as_trained(self) -> None:
         """Score what the trainer has made, before the first search."""
@@ -569,15 +572,18 @@ class Experiment:
         report = self.stored.report
         chosen = self.stored.attributes.get(CHOSEN)
         if report is not None and chosen is not None and chosen["of"] == self._depends_on(plan, self._evaluations()):
-            if not lacks_files(self.stored.record):
-                return report
-            notice(f"{self.name}: the images of its report are not beside the database, and are made again")
-            try:
-                return self.evaluate(plan)
-            except LcscError as error:  # such as checkpoints that are gone: the answer is known all the same
-                notice(f"{self.name}: they cannot be made: {error}")
-                return report
+            if lacks_files(self.stored.record, report):
+                self._make_images_again(report)
+            return report
         return self.evaluate(plan)
+
+    def _make_images_again(self, report: Report) -> None:
+        """Store the images of a report anew; where that is not possible, its answer is known all the same."""
+        notice(f"{self.name}: the images of its report are not beside the database, and are made again")
+        try:
+            attach_images(self.begin_or_continue(), self.objective, report, self.studies)
+        except (LcscError, OSError) as error:  # such as checkpoints that are gone, or a disk that refuses
+            notice(f"{self.name}: they cannot be made: {error}")
 
     @property
     def _is_loaded(self) -> bool:

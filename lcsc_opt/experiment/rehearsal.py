@@ -386,7 +386,7 @@ def check_again(trial: str, before: float, again: Outcome, functions: Collection
         return
     if _is_one_score(again.loss, before):
         return
-    reason = "what the score reads has changed, such as its data"
+    reason = "what the score reads has changed, such as its data, or this machine computes it otherwise"
     advice = f"Put that back, or give the new search another name: {ANEW}; {ACCEPT}"
     if functions:
         reason = f"a function has changed ({named})"

@@ -46,7 +46,7 @@ def attach_images(
     pair = pair_of(report)
     today = next(iter(experiment.attributes[KEYS].values()))
     of = {role: measured.model.key for role, measured in pictured(report).items()} | {"search": today["search"]}
-    if experiment.attributes.get(_PICTURED) == of and not lacks_files(experiment.record):
+    if experiment.attributes.get(_PICTURED) == of and not lacks_files(experiment.record, report):
         return
 
     def sampled(role: Shows, measured: Measurement) -> Tensor:

@@ -287,6 +287,7 @@ class NetworkScorer:
             function = self._held_out
         draws = {"draw": draw} if takes_draw(function) else {}
         for _ in range(self.repeats):
+            stop_if_told()
             yield function(self._network.module, **draws)
 
     def _passes(self, function: Callable[..., Any]) -> Callable[[], None]:

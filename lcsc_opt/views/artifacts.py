@@ -93,10 +93,16 @@ def files_of(study: StoredStudy) -> list[Path]:
     return [path for path in paths if path is not None]
 
 
-def lacks_files(study: StoredStudy) -> bool:
-    """Whether an image that a report has stored is not in the folder of artifacts: the database alone was moved."""
+def lacks_files(study: StoredStudy, report: Report) -> bool:
+    """Whether an image of this report was stored and is not beside the database's file, which was moved alone.
+
+    A server's lie in the working directory, which may be another one each time: then nothing is lacking.
+    """
+    if sqlite_file(sa.make_url(study.storage.url)) is None:
+        return False
     folder = artifact_directory(study.storage.url)
-    of_report = [artifact for artifact in study.artifacts() if artifact.get("filename") != GRID]
+    names = {SAMPLES[role] for role in captions_of(report)} | {FARTHEST[role] for role in pair_of(report)}
+    of_report = [artifact for artifact in study.artifacts() if artifact.get("filename") in names]
     paths = [_artifact_path(folder, artifact.get("artifact_id")) for artifact in of_report]
     return any(path is not None and not path.is_file() for path in paths)
 

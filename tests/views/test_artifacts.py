@@ -94,13 +94,15 @@ def test_the_best_of_a_grid_is_nothing_that_a_search_found() -> None:
 
 def test_a_copy_of_a_database_has_a_folder_of_its_own_and_knows_that_its_pictures_are_not_there(tmp_path: Path) -> None:
     storage = open_storage(f"sqlite:///{tmp_path / 'studies.db'}", write=True)
+    report = report_of({"digits/LCSC/0": measured(2.0, trial=1)}, measured(9.0, name=LAST_CHECKPOINT))
     write_images(storage)
-    attach(storage, GRID).unlink()
+    for of_no_report in (GRID, SAMPLES["found"]):
+        attach(storage, of_no_report).unlink()
     shutil.copy(tmp_path / "studies.db", tmp_path / "studies.bak")
     copy = open_storage(f"sqlite:///{tmp_path / 'studies.bak'}", write=True)
     assert artifact_directory(copy.url) != artifact_directory(storage.url)
     of_both = [StoredExperiment.open(database, "digits").record for database in (storage, copy)]
-    assert [lacks_files(record) for record in of_both] == [False, True], "a grid is made by lcsc images alone"
+    assert [lacks_files(record, report) for record in of_both] == [False, True]
 
 
 @pytest.mark.parametrize("is_of_answer", [True, False])
