@@ -343,7 +343,7 @@ def test_commands_print_the_report(workplace: Path, typed: Typed) -> None:
     assert f"small: The answer is {made.answer}, with fid {made.of_answer.loss:.4g}: " in said
     look = ["evaluate", "small", "--images", "30", "--groups", "3"]
     printed = typed(*look).out
-    assert "30 images, noise groups 0, 1, 2" in printed
+    assert "30 items, noise groups 0, 1, 2" in printed
     assert all(text in printed for text in ("loss", "kid", "95 %", "["))
     [header, *_] = [line for line in printed.splitlines() if line.startswith("model ")]
     assert header.split() == ["model", "selection"], "a race has other numbers of images than the report"
