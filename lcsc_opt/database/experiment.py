@@ -20,8 +20,9 @@ study user attributes  ``about`` (what this study is, for people), ``key`` (what
                        ``objective`` and ``held_out`` as the study file has them, ``directory``, ``places``,
                        ``checkpoints``, ``checkpoint_names``, ``averages``, ``steps``, ``renaming``,
                        ``sampling``, ``samples``, ``maximize``, ``report_images``, ``holds_out``, ``machine``,
-                       ``changes``, ``pictured`` (of which models there are images); ``created``, ``created_by`` and
-                       ``schema`` as of a study
+                       ``changes``, ``pictured`` (of which models there are images), ``grid_of`` (which model was the
+                       answer when ``lcsc images`` drew the grid); ``created``, ``created_by`` and ``schema`` as of a
+                       study
 =====================  =======================================================================================
 
 Several processes may search one experiment. Each adds trials of its own, so none takes anything from another. Deleted,

@@ -14,7 +14,7 @@ import contextlib
 import dataclasses
 import functools
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -436,7 +436,7 @@ class Experiment:
         self._workers.use(plan.spec, spec.space.rows)
         if self.rehearsal is None and not self._has_result(name):
             self._rehearse(plan)
-        self._try_again(self._objectives.context.functions)
+        self._try_again()
         self._workers.use(plan.spec, spec.space.rows)
         planned = None
         if before is None and spec.budget.seconds is not None and self.rehearsal is not None:
@@ -451,7 +451,7 @@ class Experiment:
         with contextlib.suppress(Exception):  # of a sampler that fails, the rehearsal says why
             self.objective.layout = self.objective.fastest_layout(gradient=follows_gradient)
 
-    def _try_again(self, functions: Collection[str]) -> None:
+    def _try_again(self) -> None:
         """Evaluate a stored candidate again, once: nobody can compare functions that were handed over, nor what a score
         reads by itself.
 
@@ -460,6 +460,7 @@ class Experiment:
         """
         if self.stored is None or self._has_tried or self.objective.is_random:
             return
+        functions = self._objectives.context.functions
         if not functions and (self._accept or not self.reads_by_itself):
             return
         for name in self.studies:

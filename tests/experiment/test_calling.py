@@ -319,7 +319,8 @@ def test_functions_of_a_module_make_a_study_file_that_continues(search: Any, mod
     assert len(result.studies[0].trials) == 6
     assert len(search(jobs=2, name="jobs").studies[0].trials) == 4
     made_anew = typed("evaluate", result.name, "--images", "100", "--keep").out
-    assert "preview" not in made_anew, "a score samples no images, however many are asked for"
+    assert "preview" not in made_anew
+    assert "100 items" not in made_anew, "a score samples none, however many are asked for"
 
 
 def test_a_study_file_of_a_temporary_database_needs_checkpoints_that_stay(search: Any, module: Any) -> None:
